@@ -1,0 +1,59 @@
+"""The entry point: answers what needs no torch at once, and hands the rest to LightningCLI."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+
+from litpeft import __version__
+from litpeft.errors import UserError
+
+TRAINER_VERBS = {
+    "fit": "train a model, and leave a record of what it cost and gave",
+    "validate": "measure a finished run on its validation rows",
+    "test": "measure a finished run on its test rows, and add that to its record",
+    "predict": "write a finished run's predictions to a file",
+}
+COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the same name
+    "configs": "list, print or copy the configurations that come with the package",
+    "demo": "fine-tune a small real model on real text, from what pip can bring",
+}
+HELP = f"""usage: litpeft VERB [options]
+
+What does each way to fine-tune cost in memory and time, what does it give, and is the difference real?
+
+{{verbs}}
+
+  litpeft fit --config sst2 --config lora --model.model_name roberta-base
+  litpeft VERB --help            all options of a verb
+  litpeft --version              {__version__}
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line; the exit code is 2 for a mistake of the user's, 1 for a run that failed."""
+    words = sys.argv[1:] if arguments is None else arguments
+    verb = words[0] if words else "--help"
+    if verb in ("-h", "--help"):
+        verbs = TRAINER_VERBS | COMMANDS
+        print(HELP.format(verbs="\n".join(f"  {name:10} {text}" for name, text in verbs.items())))
+        return 0
+    if verb == "--version":
+        print(f"litpeft {__version__}")
+        return 0
+    try:
+        if verb in COMMANDS:
+            return importlib.import_module(f"litpeft.commands.{verb}").main(words[1:])
+        if verb in TRAINER_VERBS:
+            return importlib.import_module("litpeft.cli").main(words)
+        close = difflib.get_close_matches(verb, [*TRAINER_VERBS, *COMMANDS], n=1)
+        guess = f" (did you mean {close[0]}?)" if close else ""
+        raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")
+    except UserError as error:
+        print(f"litpeft: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The contract of an adapter: how a base model is made trainable.
+
+To add one: derive from `Adapter` in a file of its own, implement `adapt`, and import the class in `__init__.py`.
+A minimal one that trains nothing but biases (BitFit, https://arxiv.org/abs/2106.10199):
+
+    class BitFit(Adapter):
+        name = "bitfit"
+
+        def adapt(self, model):
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad = name.endswith("bias")
+
+Everything else (what is saved, what the optimizer gets, what is counted) follows from `requires_grad`.
+An adapter knows nothing of Lightning: it works on any `nn.Module`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from litpeft.errors import UserError
+
+
+class Adapter:
+    """How a base model is made trainable. Sub-classes implement `adapt`, and `merge` if they add tensors.
+
+    Attributes:
+        name: what lists, tables and file names call the strategy.
+        autocast: whether the trainable weights are the base's own. They are then held in fp32 and computed in the base's
+            dtype by autocast; otherwise the adapter casts its few fp32 tensors itself and no autocast is needed.
+        default_lr: learning rate used where no optimizer is named.
+    """
+
+    name: str
+    autocast: bool = False
+    default_lr: float = 3e-4
+
+    def adapt(self, model: nn.Module) -> None:
+        """Replace layers in place and set `requires_grad`, on a model in which all is frozen."""
+        raise NotImplementedError
+
+    def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
+        """Freeze the model, replace layers in place, and leave only what is to be trained with `requires_grad`.
+
+        Every trainable tensor is fp32 afterwards, whatever the dtype of the base.
+
+        Args:
+            model: the base model.
+            head: names of modules at the model's end that are trained whole whatever the adapter, such as a classifier.
+                They compute in fp32.
+            new: names of parameters inside the base that no checkpoint holds (a pooler, say), trained likewise; their
+                modules' outputs are cast back to the base's dtype.
+
+        Raises:
+            UserError: the adapter matches nothing in this model.
+        """
+        head = tuple(head)
+        dtype = next(model.parameters()).dtype
+        model.requires_grad_(False)
+        self.adapt(model)
+        for name in head:
+            _train_whole(model.get_submodule(name), dtype, cast_back=False)
+        for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
+            if not any(f"{name}.".startswith(f"{h}.") for h in head):
+                _train_whole(model.get_submodule(name), dtype, cast_back=True)
+        for parameter in trainable(model).values():
+            parameter.data = parameter.data.float()
+        if not trainable(model):
+            raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Trainable parameters only, in the form that optimizers take.
+
+        Biases and norms (1-D tensors) get no weight decay, as in the reference implementations of BERT and GPT-2.
+        A group may carry `lr_scale`, a factor on the learning rate that the task applies (LoRA+).
+        """
+        tensors = trainable(model).values()
+        groups = [
+            {"params": [p for p in tensors if p.ndim > 1]},
+            {"params": [p for p in tensors if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """The trainable tensors by name: all that a checkpoint has to hold beside the base."""
+        return {name: parameter.detach() for name, parameter in trainable(model).items()}
+
+    def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        """Copy `state` into the trainable tensors.
+
+        Raises:
+            UserError: a tensor is missing, unexpected or of another shape; nothing is copied then.
+        """
+        own = trainable(model)
+        wrong = {f"missing {name}" for name in own.keys() - state.keys()}
+        wrong |= {f"unexpected {name}" for name in state.keys() - own.keys()}
+        wrong |= {
+            f"{name} of shape {tuple(state[name].shape)} where this model has {tuple(own[name].shape)}"
+            for name in own.keys() & state.keys()
+            if own[name].shape != state[name].shape
+        }
+        if wrong:
+            listed = "; ".join(sorted(wrong)[:3]) + ("; ..." if len(wrong) > 3 else "")
+            raise UserError(
+                f"the checkpoint does not fit this model and adapter ({len(wrong)} tensors: {listed}); "
+                "use the model, adapter and rank that it was trained with."
+            )
+        with torch.no_grad():
+            for name, parameter in own.items():
+                parameter.copy_(state[name])
+
+    def merge(self, model: nn.Module) -> None:
+        """Fold what was added into plain layers, in place. Nothing to do where nothing was added."""
+
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """Counts and bytes for the record.
+
+        Returns:
+            `trainable_params` and `total_params` (the adapter's included, tied weights once), `adapter_bytes` (the
+            trainable tensors: what a checkpoint holds) and `model_bytes` (all parameters and buffers as they are held).
+        """
+        tensors = list(model.parameters())
+        kept = trainable(model).values()
+        return {
+            "trainable_params": sum(p.numel() for p in kept),
+            "total_params": sum(p.numel() for p in tensors),
+            "adapter_bytes": sum(p.nbytes for p in kept),
+            "model_bytes": sum(t.nbytes for t in [*tensors, *model.buffers()]),
+        }
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters with `requires_grad`, by name; tied ones once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _train_whole(module: nn.Module, base_dtype: torch.dtype, *, cast_back: bool) -> None:
+    """Train a module in fp32 within a model of another dtype: inputs are cast on the way in, outputs may be back."""
+    module.requires_grad_(True)
+    module.float()
+    if base_dtype != torch.float32:
+        module.register_forward_pre_hook(_cast_inputs)
+        if cast_back:
+            module.register_forward_hook(partial(_cast_output, base_dtype))
+
+
+def _cast_inputs(module: nn.Module, inputs: tuple) -> tuple:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def _cast_output(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+    return output.to(dtype)

@@ -1,0 +1,19 @@
+"""Callbacks: what is measured, written and saved while a task runs.
+
+One that measures has a method `measured() -> dict` with names of `litpeft.records.FIELDS`; `RunRecorder` collects them.
+"""
+
+from litpeft.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
+from litpeft.callbacks.memory import MemoryRecorder
+from litpeft.callbacks.predictions import PredictionWriter
+from litpeft.callbacks.run_record import RunRecorder
+from litpeft.callbacks.throughput import ThroughputRecorder
+
+__all__ = [
+    "Checkpoint",
+    "FolderCheckpointIO",
+    "MemoryRecorder",
+    "PredictionWriter",
+    "RunRecorder",
+    "ThroughputRecorder",
+]

@@ -1,0 +1,145 @@
+"""Checkpoints: the trainable tensors and the loop's state, in folders that are whole or not there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
+from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from safetensors.torch import load_file, save_file
+
+from litpeft.errors import UserError
+
+FOLDER = "checkpoints"
+TENSORS, LOOP = "trainable.safetensors", "loop.pt"
+
+
+class FolderCheckpointIO(TorchCheckpointIO):
+    """A checkpoint is a folder: `trainable.safetensors`, and `loop.pt` with the state of loops, optimizer and callbacks.
+
+    It is written under another name, flushed to the disk and renamed: a killed process leaves no half of one.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        scratch = path.with_name(f".{path.name}.{os.getpid()}")
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            rest = dict(checkpoint)
+            tensors = {name: tensor.contiguous() for name, tensor in rest.pop("state_dict").items()}
+            save_file(tensors, str(scratch / TENSORS), metadata={"format": "pt"})
+            torch.save(rest, scratch / LOOP)
+            for file in (scratch / TENSORS, scratch / LOOP):
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+            if path.exists():  # the same step again, after a resume: never a moment without a whole one
+                path.rename(path.with_name(f".{path.name}.old"))
+            scratch.rename(path)
+            shutil.rmtree(path.with_name(f".{path.name}.old"), ignore_errors=True)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        path = Path(path)
+        if not (path / TENSORS).is_file() or not (path / LOOP).is_file():
+            raise UserError(f"{path} is no checkpoint: it lacks {TENSORS} or {LOOP}.")
+        try:
+            rest = torch.load(path / LOOP, map_location=map_location or "cpu", weights_only=True)
+            return rest | {"state_dict": load_file(path / TENSORS)}
+        except Exception as error:  # what damaged bytes raise is of many kinds
+            raise UserError(f"the checkpoint {path} cannot be read, it may be damaged: {error}.") from error
+
+    def remove_checkpoint(self, path: Any) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+class Checkpoint(LightningCheckpoint):
+    """Save after each validation, at the end, and every n optimizer steps if asked.
+
+    Args:
+        every_n_steps: also save every so many optimizer steps.
+        keep: the weights that the run stands for. `last`: those after the last step. `best`: those with the best
+            validation metric of the task; beside them the newest are kept to resume from.
+    """
+
+    def __init__(self, every_n_steps: int | None = None, keep: Literal["last", "best"] = "last") -> None:
+        if every_n_steps is not None and every_n_steps < 1:
+            raise UserError(f"checkpoint.every_n_steps must be at least 1, got {every_n_steps}.")
+        self.every_n_steps, self.keep = every_n_steps, keep
+        self.last: str | None = None  # names within the run folder
+        self.best: str | None = None
+        self.best_metrics: dict[str, float] = {}
+        self._monitor: tuple[str, str] = ("val_loss", "min")
+        self._saved_step = -1
+        self._rng: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._monitor = pl_module.monitor
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._rng is not None:  # not earlier: making the loader's iterator draws random numbers
+            _set_rng_states(self._rng)
+            self._rng = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if self.every_n_steps and step != self._saved_step and step and step % self.every_n_steps == 0:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metric, mode = self._monitor
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        if self.keep == "best" and metric in metrics:
+            sign = 1 if mode == "max" else -1
+            if not self.best_metrics or sign * metrics[metric] > sign * self.best_metrics[metric]:
+                self.best, self.best_metrics = _name(trainer.global_step), metrics
+        self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Save, and only then remove what is neither this one nor the best."""
+        self.last, self._saved_step = _name(trainer.global_step), trainer.global_step
+        root = Path(trainer.default_root_dir)
+        trainer.save_checkpoint(root / self.last)
+        if trainer.is_global_zero:
+            for old in (root / FOLDER).iterdir():
+                if f"{FOLDER}/{old.name}" not in (self.last, self.best):
+                    shutil.rmtree(old, ignore_errors=True)
+
+    def measured(self) -> dict[str, Any]:
+        """Figures for the record: with `keep: best`, those of the best weights replace those of the last."""
+        if self.keep == "best" and self.best:
+            return {"checkpoint": self.best, "selection": f"best {self._monitor[0]}"} | self.best_metrics
+        return {"checkpoint": self.last, "selection": "last"}
+
+    def state_dict(self) -> dict[str, Any]:
+        states = _collect_rng_states(include_cuda=torch.cuda.is_available())
+        name, keys, *rest = states["numpy"]
+        states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]  # weights_only reads no arrays
+        return {"best": self.best, "best_metrics": self.best_metrics, "rng": states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.best_metrics = state_dict["best"], state_dict["best_metrics"]
+        name, keys, *rest = state_dict["rng"]["numpy"]
+        self._rng = state_dict["rng"] | {"numpy": (name, keys.numpy().astype("uint32"), *rest)}
+
+
+def _name(step: int) -> str:
+    return f"{FOLDER}/step-{step:06d}"
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the most steps in a run folder."""
+    return max((run_dir / FOLDER).glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), default=None)

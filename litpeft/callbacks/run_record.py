@@ -1,0 +1,184 @@
+"""Write the run folder: the resolved configuration, the record, and the HParams tab of TensorBoard."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from litpeft.environment import git_state, machine, packages
+from litpeft.optim.build import live_settings
+from litpeft.records import new_record, read_record, write_atomically, write_record
+
+HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
+METRICS = (
+    *("train_loss", "val_loss", "val_accuracy", "val_f1", "trainable_params", "adapter_bytes", "model_bytes"),
+    *("peak_allocated_bytes", "peak_rss_bytes", "train_seconds", "train_tokens_per_second", "step_seconds_p50"),
+)
+
+
+class RunRecorder(Callback):
+    """Write `config.yaml` and `record.json` into `trainer.default_root_dir`, also when the run fails or is interrupted.
+
+    Args:
+        config: the resolved configuration, kept with the record.
+        experiment: name under which runs are grouped.
+        run_name: what this run varies.
+        stale: files of an earlier run in the folder, removed when this one has read its data and begins.
+        resuming: the run goes on from a checkpoint; nothing is written before it has been loaded.
+    """
+
+    def __init__(
+        self,
+        config: dict[str, Any] | None = None,
+        experiment: str | None = None,
+        run_name: str | None = None,
+        stale: Iterable[Path] = (),
+        resuming: bool = False,
+    ) -> None:
+        self.record = new_record() | {"config": config, "experiment": experiment, "run_name": run_name}
+        self._stale, self._resuming = list(stale), resuming
+        self._begun = time.perf_counter()
+        self._started = False  # whether the folder is ours to write into
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        self._begun = time.perf_counter()
+        self.record["started_at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        if not self._resuming:
+            self._begin(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        if self._resuming:
+            self._begin(trainer, pl_module)
+        self._describe(trainer, pl_module)
+        write_record(Path(trainer.default_root_dir), self.record)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._gather(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # after the last checkpoint, which is written in on_train_end
+            self._gather(trainer, measure=False)
+            self._close(trainer, "ok", None)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn != "fit" or not trainer.is_global_zero or (self._stale or self._resuming) and not self._started:
+            return
+        if not self._started:  # the data could not be read, say
+            self._begin(trainer, pl_module)
+        self._gather(trainer)
+        self._close(trainer, *_status(exception))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the test figures to the record of the run that was tested."""
+        folder = Path(trainer.default_root_dir)
+        if trainer.is_global_zero and (folder / "record.json").is_file():
+            write_record(folder, read_record(folder) | _metrics(trainer, "test_"))
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the folder: what an earlier run left is removed, and from now on it tells of this one."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in self._stale:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self._started = True
+        adapter = pl_module.adapter
+        self.record |= {
+            "adapter": adapter.name,
+            "adapter_options": {k: v for k, v in vars(adapter).items() if not k.startswith("_")},
+            "task": type(pl_module).__name__,
+            "model_name": pl_module.model_name,
+            "data": type(trainer.datamodule).__name__,
+            "precision": pl_module.dtype_name,
+            "seed": self._seed(),
+            "packages": packages(),
+            "machine": machine(pl_module.device),
+            "git": git_state(),
+        }
+        if self.record["config"] is not None:
+            write_atomically(folder / "config.yaml", yaml.safe_dump(self.record["config"], sort_keys=False))
+        write_record(folder, self.record)
+
+    def _seed(self) -> int | None:
+        return (self.record["config"] or {}).get("seed_everything")
+
+    def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What is known once the model, the data and the optimizer are there."""
+        counts = pl_module.adapter.describe(pl_module.backbone)
+        sizes = {name: counts.pop(name) for name in ("trainable_params", "total_params", "adapter_bytes", "model_bytes")}
+        optimizer = trainer.optimizers[0]
+        schedules = trainer.lr_scheduler_configs
+        data = trainer.datamodule
+        self.record |= sizes | {
+            "adapter_summary": counts,
+            "data_summary": data.describe(),
+            "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
+            "optimizer_settings": live_settings(optimizer),
+            "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
+            "load_seconds": pl_module.load_seconds,
+            "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        }
+
+    def _gather(self, trainer: Trainer, measure: bool = True) -> None:
+        """What is known so far: metrics of the curves, and what the other callbacks have measured."""
+        if measure:
+            train_loss = trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics.get("train_loss_step"))
+            self.record |= _metrics(trainer, "val_") | {
+                "train_loss": float(train_loss) if train_loss is not None else None,
+                "steps": trainer.global_step,
+                "epochs": trainer.fit_loop.epoch_progress.current.completed,
+            }
+            for callback in trainer.callbacks:
+                self.record |= callback.measured() if hasattr(callback, "measured") else {}
+        else:
+            self.record |= trainer.checkpoint_callback.measured() if trainer.checkpoint_callback else {}
+        self.record["wall_seconds"] = time.perf_counter() - self._begun
+
+    def _close(self, trainer: Trainer, status: str, error: str | None) -> None:
+        self.record |= {"status": status, "error": error}
+        write_record(Path(trainer.default_root_dir), self.record)
+        options = {f"adapter.{k}": v for k, v in (self.record["adapter_options"] or {}).items()}
+        settings = {name: self.record[name] for name in HPARAMS} | options
+        settings["lr"] = self.record["optimizer_settings"][0]["lr"] if self.record["optimizer_settings"] else None
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
+                logger.log_hyperparams({k: _plain(v) for k, v in settings.items() if v is not None}, metrics)
+
+
+def _metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str, bool)) else str(value)
+
+
+def _status(exception: BaseException) -> tuple[str, str]:
+    """(status, sentence) of a run that ended with this exception."""
+    sentence = " ".join(str(exception).split()) or type(exception).__name__
+    if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
+        return "interrupted", f"{type(exception).__name__}"
+    if is_out_of_memory(exception):
+        return "oom", sentence
+    return "failed", sentence
+
+
+def is_out_of_memory(exception: BaseException) -> bool:
+    """Whether memory ran out, on a GPU or on the host (whose allocator raises a plain RuntimeError)."""
+    return isinstance(exception, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(exception)
+

@@ -1,0 +1,246 @@
+"""`litpeft fit|validate|test|predict`: LightningCLI over tasks, adapters, data sets and recorders."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Optional
+
+import datasets
+import transformers
+import yaml
+from jsonargparse import ActionYesNo, Namespace
+from lightning import Trainer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from rich.console import Console
+from rich.table import Table
+
+import litpeft.adapters
+import litpeft.optim
+import litpeft.tasks
+from litpeft.callbacks import (
+    Checkpoint,
+    FolderCheckpointIO,
+    MemoryRecorder,
+    PredictionWriter,
+    RunRecorder,
+    ThroughputRecorder,
+)
+from litpeft.callbacks.checkpoint import newest_checkpoint
+from litpeft.callbacks.run_record import is_out_of_memory
+from litpeft.data import FineTuneData
+from litpeft.errors import UserError
+from litpeft.parser import OneLineParser
+from litpeft.records import FILE_NAME, read_record, summary
+from litpeft.run_folder import CONFIG, changed_options, claim, run_names, saved_config
+from litpeft.shipped import find_config
+from litpeft.tasks import FineTuner
+
+NOT_SAVED = ("run_dir", "experiment", "resume", "overwrite", "ckpt_path", "weights_only")  # of one command, not of the run
+
+
+class LitPeftCLI(LightningCLI):
+    """LightningCLI with one folder a run, recorders that are always on, and the tokenizer taken from the model.
+
+    Args:
+        verb: fit, validate, test or predict.
+        words: what was typed after it.
+    """
+
+    def __init__(self, verb: str, words: list[str]) -> None:
+        self.verb, self.words = verb, words
+        super().__init__(
+            FineTuner,
+            FineTuneData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,  # RunRecorder writes it, into the run folder
+            seed_everything_default=0,
+            parser_class=OneLineParser,
+            parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False},
+            args=[verb, *_with_configs(verb, words)],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one verb that runs: each parser takes most of a second to build."""
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
+
+    def add_arguments_to_parser(self, parser: OneLineParser) -> None:
+        parser.add_argument("--run_dir", type=Optional[str], help="folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN")
+        if self.verb == "fit":
+            parser.add_argument("--experiment", type=Optional[str], help="name under which runs are grouped; by default the first config's")
+            parser.add_argument("--resume", action=ActionYesNo, default=False, help="go on from the newest checkpoint in run_dir")
+            parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="replace the run that run_dir holds")
+        parser.add_lightning_class_args(ThroughputRecorder, "throughput")
+        parser.add_lightning_class_args(MemoryRecorder, "memory")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what depends on several options, and decide on the run folder before anything is loaded."""
+        options = self.config[self.verb]
+        trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
+        if trainer.precision not in (None, "32-true", "32", 32):
+            raise UserError(
+                f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
+                "leave it out and give --model.dtype bf16 or fp32."
+            )
+        if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+            trainer.max_epochs = 1  # Lightning's own default is 1000
+        if data.tokenizer is None:
+            data.tokenizer = model.model_name
+        if self.verb == "fit":
+            self._fit_folder(options)
+        else:
+            self._finished_folder(options)
+
+    def _fit_folder(self, options: Namespace) -> None:
+        adapter = options.model.init_args.adapter
+        name = _class(adapter.class_path).name if adapter else litpeft.adapters.Full.name
+        experiment, run_name = run_names(self.words, name, options.data.class_path.rpartition(".")[2])
+        experiment = options.experiment or experiment
+        seed = options.seed_everything
+        self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
+        stale = claim(self.run_dir, options.resume, options.overwrite)
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.verb]
+        config = {key: value for key, value in config.items() if key not in NOT_SAVED}
+        self.checkpoint = None
+        if options.resume:
+            self.checkpoint = newest_checkpoint(self.run_dir)
+            _check_unchanged(saved_config(self.run_dir), config, self.run_dir)
+        self.recorder = RunRecorder(config, experiment, run_name, stale, options.resume)
+
+    def _finished_folder(self, options: Namespace) -> None:
+        """Where a finished run lies, which of its checkpoints it stands for, and how its labels were called."""
+        self.recorder = RunRecorder()
+        self.checkpoint = options.ckpt_path
+        if options.run_dir is None:
+            if self.checkpoint is None:
+                raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a finished run.")
+            self.run_dir = Path(self.checkpoint).resolve().parent.parent
+        else:
+            self.run_dir = Path(options.run_dir)
+        if self.checkpoint is None:
+            record = read_record(self.run_dir)
+            self.checkpoint = self.run_dir / record["checkpoint"] if record["checkpoint"] else newest_checkpoint(self.run_dir)
+            if self.checkpoint is None:
+                raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
+            names = (record["data_summary"] or {}).get("label_names")
+            if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
+                options.data.init_args.label_names = names
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise UserError(" ".join(str(error).split())) from error
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Recorders stand before other callbacks, so that their clocks stop before the others work."""
+        given = self.config_init[self.verb]
+        settings = {**given.trainer, **options}
+        if settings["logger"] in (None, True):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+        theirs = settings["callbacks"] or []
+        theirs = theirs if isinstance(theirs, list) else [theirs]
+        if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
+            theirs = [*theirs, RichProgressBar()]
+        settings["callbacks"] = [given.throughput, given.memory, *theirs, given.predictions, self.recorder, given.checkpoint]
+        plugins = settings["plugins"] or []
+        settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
+        return Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+
+    def after_fit(self) -> None:
+        """Show the figures that one looks at first."""
+        table = Table(title=f"{self.run_dir}/{FILE_NAME}", title_justify="left", show_header=False)
+        for name, value in summary(self.recorder.record):
+            table.add_row(name, value)
+        Console().print(table)
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the checkpoint to the verb; a folder, so LightningCLI does not read options out of it."""
+        self.config_init[self.verb]["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
+
+
+def main(words: list[str]) -> int:
+    """Run one verb; the exit code is 0, 1 (the run failed), 130 or 143 (interrupted). Mistakes raise `UserError`."""
+    _quieten()
+    sys.path.insert(0, os.getcwd())  # a console script lacks it, and classes of one's own lie here
+    try:
+        LitPeftCLI(words[0], words[1:])
+    except UserError:
+        raise
+    except MisconfigurationException as error:
+        raise UserError(" ".join(str(error).split())) from error
+    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM, and the record is written
+        if isinstance(stop, SystemExit) and not stop.code:
+            return 0  # --help, --print_config
+        print("litpeft: interrupted; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
+        return 143 if isinstance(stop, SIGTERMException) else 130
+    except (OSError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            hint = "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
+            print(f"litpeft: error: out of memory; {hint}.", file=sys.stderr)
+        elif isinstance(error, OSError) and error.errno is not None:
+            print(f"litpeft: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
+        else:
+            raise
+        return 1
+    return 0
+
+
+def _with_configs(verb: str, words: list[str]) -> list[str]:
+    """The words with bare names of configurations replaced by files, and a finished run's own configuration before them."""
+    out = []
+    for place, word in enumerate(words):
+        if place and words[place - 1] in ("--config", "-c"):
+            word = find_config(word)
+        elif word.startswith("--config="):
+            word = f"--config={find_config(word.removeprefix('--config='))}"
+        out.append(word)
+    if any(word.startswith(("--config", "-c")) for word in words) or verb == "fit" and "--resume" not in words:
+        return out
+    run_dir = next((b for a, b in itertools.pairwise(words) if a == "--run_dir"), None)
+    run_dir = next((word.removeprefix("--run_dir=") for word in words if word.startswith("--run_dir=")), run_dir)
+    if run_dir is None:
+        return out
+    saved_config(Path(run_dir))  # says in a sentence what is missing
+    return [f"--config={Path(run_dir) / CONFIG}", *out]
+
+
+def _check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+    changed = changed_options(before, now)
+    for name, (old, new) in changed.items():
+        if not name.startswith("trainer."):
+            raise UserError(f"--resume: {name} is {new}, but {run_dir} was begun with {old}; resume with the same, or give another --run_dir.")
+    for name, (old, new) in changed.items():
+        print(f"litpeft: resuming with another {name}: {old} -> {new}")
+
+
+def _class(path: str) -> Any:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _quieten() -> None:
+    """Leave the screen to progress, results and errors."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (".*args parameter is intended.*", ".*does not have many workers.*", ".*Checkpoint directory.*", ".*removed in v5.0.0.*", ".*treespec.*", ".*will be removed in.*"):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -1,0 +1,149 @@
+"""Read rows from a local table, and say which line of which file is wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from litpeft.errors import UserError
+
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+
+
+def read_rows(
+    path: str | Path,
+    required: Sequence[str],
+    columns: Sequence[str] | None = None,
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a file, each with the words that name its place (`train.tsv line 7`).
+
+    Args:
+        path: a .tsv (never quoted), .csv (quoted where needed), .jsonl, .json (a list of objects) or .parquet file.
+        required: names of columns that there must be.
+        columns: names for the columns of a .tsv or .csv file without a header. A first row that holds all `required`
+            names is taken for a header all the same.
+        delimiter: what separates the columns of a .tsv or .csv file; by default what the suffix says.
+        encoding: of a text file. A byte-order mark is skipped.
+
+    Raises:
+        UserError: no such file, unknown suffix, broken encoding or syntax, a missing column, no rows.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file.")
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise UserError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}.")
+    if suffix == ".parquet":
+        rows = _parquet(path)
+    elif suffix in (".tsv", ".csv"):
+        rows = _separated(path, _text(path, encoding), required, columns, delimiter or "\t,"[suffix == ".csv"])
+    else:
+        rows = _json(path, _text(path, encoding), lines=suffix == ".jsonl")
+    place = None
+    for place, row in rows:
+        for name in required:
+            if name not in row:
+                raise UserError(
+                    f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} "
+                    "(see data.text_column, data.label_column and, for a file without a header, data.columns)."
+                )
+        yield place, row
+    if place is None:
+        raise UserError(f"{path}: the file has no rows.")
+
+
+def has_header(path: str | Path, required: Sequence[str], delimiter: str | None = None, encoding: str = "utf-8") -> bool:
+    """Whether the first row of a .tsv or .csv file holds the `required` names; true for other files, which always do."""
+    path = Path(path)
+    if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
+        return True
+    with open(path, encoding=_skipping_mark(encoding), errors="replace", newline="") as file:
+        first = next(csv.reader(file, delimiter=delimiter or "\t,"[path.suffix.lower() == ".csv"]), [])
+    return set(required) <= set(first)
+
+
+def _skipping_mark(encoding: str) -> str:
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
+def _text(path: Path, encoding: str) -> str:
+    raw = path.read_bytes()
+    try:
+        return raw.decode(_skipping_mark(encoding))
+    except LookupError as error:
+        raise UserError(f"data.encoding {encoding}: Python knows no such encoding.") from error
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path} line {line}: not {encoding}; give data.encoding (latin-1, say).") from error
+
+
+def _separated(
+    path: Path, text: str, required: Sequence[str], columns: Sequence[str] | None, delimiter: str
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    csv.field_size_limit(sys.maxsize)
+    quoting = csv.QUOTE_NONE if path.suffix.lower() == ".tsv" else csv.QUOTE_MINIMAL
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    names: Sequence[str] | None = None
+    start = 1
+    try:
+        for fields in reader:
+            place, start = f"{path} line {start}", reader.line_num + 1
+            if not fields:
+                continue
+            if names is None:
+                header = columns is None or set(required) <= set(fields)
+                names = fields if header else columns
+                if header:
+                    continue
+            if len(fields) != len(names):
+                raise UserError(f"{place}: {len(fields)} columns where there should be {len(names)} ({', '.join(names)}).")
+            yield place, dict(zip(names, fields, strict=True))
+    except csv.Error as error:
+        raise UserError(f"{path} line {reader.line_num}: {error}.") from error
+
+
+def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    place = f"{path}"
+    try:
+        if lines:
+            for number, line in enumerate(text.split("\n"), 1):
+                place = f"{path} line {number}"
+                if line.strip():
+                    yield place, _object(place, json.loads(line))
+        else:
+            items = json.loads(text) if text.strip() else []
+            if not isinstance(items, list):
+                raise UserError(f"{path}: a .json file must hold a list of objects (one object a line is .jsonl).")
+            for number, item in enumerate(items, 1):
+                yield f"{path} item {number}", _object(f"{path} item {number}", item)
+    except (json.JSONDecodeError, RecursionError) as error:
+        where = place if lines else f"{path} line {getattr(error, 'lineno', 1)}"
+        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}.") from error
+
+
+def _object(place: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{place}: an object with named columns is needed, not {type(value).__name__}.")
+    return value
+
+
+def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        number = 0
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path} row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable Parquet file: {str(error).splitlines()[0]}.") from error

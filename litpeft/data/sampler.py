@@ -1,0 +1,103 @@
+"""Which rows make a batch, in an order that depends on the seed and the epoch alone, and that can be taken up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+WINDOW = 50  # batches whose rows are sorted together: near-equal lengths in a batch, and still a new mix every epoch
+
+
+class LengthGroupedBatches(Sampler[list[int]]):
+    """Batches of rows of similar length.
+
+    Shuffled, the order comes from a generator of its own, seeded by (seed, epoch): whatever else draws random numbers
+    (an adapter's initial values, dropout), every run with this seed sees the same batches. The batch with the longest
+    row comes first, so that one that does not fit into memory fails at once. Not shuffled, rows go from longest to shortest.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows in a batch; the last may be smaller.
+        seed: of the shuffle.
+        shuffle: whether to.
+        rank, world_size: this process and how many there are; each gets every `world_size`-th batch. When shuffled, all
+            get the same number, and what is left over is dropped from this epoch.
+    """
+
+    def __init__(
+        self, lengths: np.ndarray, batch_size: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.start = 0  # batches of this epoch to skip, after a resume
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this at the start of each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        batches = -(-len(self.lengths) // self.batch_size)
+        return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        mine = self._batches()[self.rank :: self.world_size][: len(self)]
+        start, self.start = self.start, 0
+        yield from mine[start:]
+
+    def _batches(self) -> list[list[int]]:
+        size = self.batch_size
+        if not self.shuffle:
+            order = np.argsort(-self.lengths, kind="stable")
+            return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(len(self.lengths))
+        batches: list[np.ndarray] = []
+        for i in range(0, len(order), WINDOW * size):
+            window = order[i : i + WINDOW * size]
+            window = window[np.argsort(-self.lengths[window], kind="stable")]
+            batches += [window[j : j + size] for j in range(0, len(window), size)]
+        batches = [batches[i] for i in generator.permutation(len(batches))]
+        longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i]].max(), default=0)
+        batches[:1], batches[longest : longest + 1] = batches[longest : longest + 1], batches[:1]
+        return [batch.tolist() for batch in batches]
+
+
+class ResumableLoader(DataLoader):
+    """A DataLoader over whole batches that Lightning can save and put back at the batch where it was.
+
+    Attributes:
+        requested_at: `time.perf_counter()` when the last batch was asked for, so that waiting for data can be timed.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: LengthGroupedBatches, **options: Any) -> None:
+        # a generator of its own: otherwise each epoch would draw a seed from the global one, and dropout would depend on it
+        super().__init__(dataset, batch_size=None, sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
+        self.requested_at = 0.0
+        self._served = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self._served = self.sampler.start
+        batches = super().__iter__()
+        return self._counting(batches)
+
+    def _counting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            self.requested_at = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self._served += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.sampler.epoch, "batches": self._served}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.sampler.epoch, self.sampler.start = state["epoch"], state["batches"]

@@ -1,0 +1,27 @@
+"""SST-2: sentiment of sentences from film reviews (Socher et al. 2013, https://aclanthology.org/D13-1170, through GLUE)."""
+
+from typing import Any
+
+from litpeft.data.text_classification import TextClassification
+
+
+class SST2(TextClassification):
+    """SST-2, from the hub (67,349 training phrases, 872 validation sentences) or from GLUE's TSV files.
+
+    The hub's test set has no labels (all -1): it can be predicted, not tested.
+
+    Args:
+        dataset: hub id.
+        text_column: name of the column with the text, or several to be joined by a space.
+        label_names: names of the classes, in the order of their numbers.
+        options: files and the rest, as in `TextClassification`.
+    """
+
+    def __init__(
+        self,
+        dataset: str | None = "stanfordnlp/sst2",
+        text_column: str | list[str] = "sentence",
+        label_names: list[str] | None = ["negative", "positive"],  # noqa: B006 (shown by --help)
+        **options: Any,
+    ) -> None:
+        super().__init__(dataset=dataset, text_column=text_column, label_names=label_names, **options)

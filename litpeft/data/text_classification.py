@@ -1,0 +1,221 @@
+"""One text, one label: anybody's own files, or any such set on the hub. SST2 and AGNews are presets of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from litpeft.data.base import FineTuneData, Split
+from litpeft.data.cache import file_fingerprint
+from litpeft.data.files import read_rows
+from litpeft.errors import UserError
+from litpeft.hub import asking_hub
+
+HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
+BATCH = 1000  # texts that the tokenizer is given at once
+
+
+class TextClassification(FineTuneData):
+    """Texts with a class each, from local files or the hub.
+
+    Labels are numbers (from `label_offset` on) or names. Number and names of the classes come from `label_names`, else
+    from the hub's description of the set, else from the training rows.
+
+    Args:
+        train_file: .tsv, .csv, .jsonl, .json or .parquet; the hub is not asked where a file is given.
+        val_file: likewise; without it, validation rows are cut from the training rows.
+        test_file: likewise.
+        predict_file: texts to predict, labels not needed; without it, the test rows, else the validation rows.
+        dataset: hub id of a set, used where no `train_file`, `val_file` or `test_file` is given.
+        text_column: name of the column with the text, or several to be joined by a space.
+        label_column: name of the column with the label.
+        label_names: names of the classes, in the order of their numbers.
+        label_offset: the number of the first class in the files (1 where they count from one).
+        columns: names of the columns of .tsv and .csv files that have no header.
+        delimiter: between columns; a tab in .tsv (which is never quoted), a comma in .csv.
+        encoding: of text files.
+        options: batch size, limits and the rest, as in `FineTuneData`.
+    """
+
+    def __init__(
+        self,
+        train_file: str | None = None,
+        val_file: str | None = None,
+        test_file: str | None = None,
+        predict_file: str | None = None,
+        dataset: str | None = None,
+        text_column: str | list[str] = "text",
+        label_column: str = "label",
+        label_names: list[str] | None = None,
+        label_offset: int = 0,
+        columns: list[str] | None = None,
+        delimiter: str | None = None,
+        encoding: str = "utf-8",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
+        self.dataset = None if any((train_file, val_file, test_file)) else dataset
+        self.text_columns = [text_column] if isinstance(text_column, str) else list(text_column)
+        self.label_column, self.label_offset, self._label_names = label_column, label_offset, label_names
+        self.columns, self.delimiter, self.encoding = columns, delimiter, encoding
+        if label_names is not None and len(set(label_names)) < max(2, len(label_names)):
+            raise UserError(f"data.label_names needs two or more different names, got {label_names}.")
+        if not any(self.files.values()) and dataset is None:
+            raise UserError(f"{type(self).__name__} needs data.train_file (a local file) or data.dataset (a hub id).")
+
+    @property
+    def label_names(self) -> list[str]:
+        """The classes' names in the order of their numbers."""
+        return self._label_names or self._hub_label_names() or self.table("train")[1]["label_names"]
+
+    def source(self, split: Split) -> dict[str, Any] | None:
+        split = self._origin(split)
+        how: dict[str, Any] = {"text": self.text_columns, "label": self.label_column}
+        if split != "train":
+            how["names"] = self.label_names  # what is checked against them must not be found again under others
+        elif self._label_names:
+            how["names"] = self._label_names
+        if path := self.files[split]:
+            try:
+                digest = file_fingerprint(path)
+            except OSError as error:
+                raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
+            layout = self.layout(path)
+            return how | layout | {"split": split, "file": digest, "suffix": path[-8:].rpartition(".")[2]}
+        if self.dataset and (rows := self._hub_rows(split)) is not None:
+            return how | {"split": split, "hub": rows._fingerprint, "offset": self.label_offset}
+        return None
+
+    def layout(self, path: str) -> dict[str, Any]:
+        """How to read a file: `columns`, `text_column`, `label_offset`, `delimiter`, `encoding`."""
+        return {
+            "columns": self.columns,
+            "text_column": self.text_columns,
+            "label_offset": self.label_offset,
+            "delimiter": self.delimiter,
+            "encoding": self.encoding,
+        }
+
+    def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
+        labelled, origin = split != "predict", self._origin(split)
+        places, texts, labels = [], [], []
+        for place, text, label in self._read(origin, labelled):
+            places.append(place), texts.append(text), labels.append(label)
+        names = self._label_names or self._hub_label_names()
+        if split not in ("train", "predict"):
+            names = self.label_names
+        offset = self.layout(self.files[origin])["label_offset"] if self.files[origin] else self.label_offset
+        ids, names = _numbered(labels, places, names, offset) if labelled else ([-1] * len(texts), names)
+        encoded, cut = self._encode(texts)
+        columns = {"input_ids": pa.array(encoded, pa.list_(pa.int32())), "label": ids, "text": texts}
+        return datasets.Dataset(pa.table(columns)), {"label_names": names, "total_rows": len(texts), "truncated_rows": cut}
+
+    def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
+        """Token ids, and how many texts were cut to `max_length`."""
+        encoded: list[list[int]] = []
+        cut = 0
+        for start in range(0, len(texts), BATCH):
+            ids = self.tokenizer(texts[start : start + BATCH], verbose=False)["input_ids"]
+            long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
+            if long:  # the tokenizer keeps the closing special token when it cuts
+                again = self.tokenizer([texts[start + i] for i in long], truncation=True, max_length=self.max_length)
+                for i, row in zip(long, again["input_ids"], strict=True):
+                    ids[i] = row
+            cut += len(long)
+            encoded += ids
+        return encoded, cut
+
+    def _origin(self, split: Split) -> Split:
+        """The split whose rows are read: `predict` falls back to test, then to validation, then to training rows."""
+        if split != "predict" or self.files["predict"]:
+            return split
+        for other in ("test", "val"):
+            if self.files[other] or (self.dataset and self._hub_rows(other) is not None):
+                return other
+        return "train"
+
+    def _read(self, split: Split, labelled: bool) -> Iterator[tuple[str, str, Any]]:
+        """(place, text, label) of each row; the place is what an error message names."""
+        if path := self.files[split]:
+            layout = self.layout(path)
+            text_columns = layout["text_column"]
+            required = [*text_columns, *([self.label_column] if labelled else [])]
+            rows = read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
+        else:
+            text_columns = self.text_columns
+            hub = self._hub_rows(split)
+            required = [*text_columns, *([self.label_column] if labelled else [])]
+            for name in required:
+                if name not in hub.column_names:
+                    raise UserError(
+                        f"data.dataset {self.dataset}: no column {name!r}; it has: {', '.join(hub.column_names)} "
+                        "(see data.text_column, data.label_column)."
+                    )
+            rows = ((f"{self.dataset} {split} row {i}", row) for i, row in enumerate(hub, 1))
+        for place, row in rows:
+            parts = [row[name] for name in text_columns]
+            for name, part in zip(text_columns, parts, strict=True):
+                if not isinstance(part, str):
+                    raise UserError(f"{place}: column {name!r} holds {type(part).__name__}, not text (see data.text_column).")
+            text = " ".join(parts)
+            if not text.strip():
+                raise UserError(f"{place}: the text is empty; remove the row, or see data.text_column.")
+            yield place, text, row[self.label_column] if labelled else None
+
+    @cached_property
+    def _hub_set(self) -> datasets.DatasetDict:
+        assert self.dataset is not None
+        with asking_hub(self.dataset, "data.dataset", "local files (data.train_file, data.val_file)"):
+            return datasets.load_dataset(self.dataset)
+
+    def _hub_rows(self, split: Split) -> datasets.Dataset | None:
+        return next((self._hub_set[name] for name in HUB_SPLITS[split] if name in self._hub_set), None)
+
+    def _hub_label_names(self) -> list[str] | None:
+        rows = self._hub_rows("train") if self.dataset else None
+        feature = rows.features.get(self.label_column) if rows is not None else None
+        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+
+    def describe(self) -> dict[str, Any]:
+        return super().describe() | {"label_names": self.label_names}
+
+
+def _numbered(
+    labels: list[Any], places: list[str], names: list[str] | None, offset: int
+) -> tuple[list[int], list[str]]:
+    """Class numbers from 0, and the classes' names; `names` are checked where given and found where not."""
+    numbers = [_number(label) for label in labels]
+    if names is None and None not in numbers:
+        for place, number in zip(places, numbers, strict=True):
+            if number < offset:
+                raise UserError(f"{place}: label {number} is below data.label_offset {offset}.")
+        names = [str(i) for i in range(offset, max(numbers) + 1)]
+    elif names is None:
+        names = sorted({str(label) for label in labels})
+    if len(names) < 2:
+        raise UserError(f"{places[0]} and all other rows have the same label, {labels[0]}; two classes are needed.")
+    by_name = {name: i for i, name in enumerate(names)}
+    ids = []
+    for place, label, number in zip(places, labels, numbers, strict=True):
+        index = by_name.get(label) if isinstance(label, str) else None
+        if number is not None and (index is None or offset):
+            index = number - offset
+        if index is None or not 0 <= index < len(names):
+            raise UserError(
+                f"{place}: label {label!r} is none of {', '.join(names)} (numbers {offset} to {offset + len(names) - 1}); "
+                "see data.label_names, data.label_offset and data.label_column."
+            )
+        ids.append(index)
+    return ids, names
+
+
+def _number(label: Any) -> int | None:
+    if isinstance(label, int):
+        return int(label)
+    text = str(label).strip()
+    return int(text) if text.removeprefix("-").isdecimal() else None

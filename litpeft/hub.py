@@ -1,0 +1,106 @@
+"""Where models and data sets come from: a local folder, an installed package, or the Hugging Face hub.
+
+A hub that cannot be reached costs one short look-up and ends in one sentence, not in minutes of retries.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from litpeft.errors import UserError
+
+_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror", "ConnectError", "ConnectTimeout"}
+_UNKNOWN = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "GatedRepoError"}
+
+
+def model_source(name: str) -> str:
+    """What `from_pretrained` is to be given for `model.model_name`.
+
+    Args:
+        name: a hub id (`roberta-base`), a local folder with a `config.json`, or `package:NAME`, an installed Python
+            package that carries such a folder.
+
+    Raises:
+        UserError: a folder or package was named and is not there, or holds no model.
+    """
+    if name.startswith("package:"):
+        return str(_folder_in_package(name.removeprefix("package:")))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"model.model_name {name}: the folder has no config.json, so it is no transformers model.")
+        return str(path)
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.exists():
+        raise UserError(f"model.model_name {name}: there is no such folder.")
+    return name
+
+
+def _folder_in_package(package: str) -> Path:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"model.model_name package:{package}: no such package is installed (pip install it first).")
+    root = Path(next(iter(spec.submodule_search_locations)))
+    found = [config.parent for config in sorted(root.rglob("config.json")) if any(config.parent.glob("*.safetensors"))]
+    if len(found) != 1:
+        raise UserError(
+            f"model.model_name package:{package}: the package holds {len(found)} folders with config.json and "
+            "*.safetensors, not one; give the folder itself."
+        )
+    return found[0]
+
+
+@contextmanager
+def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
+    """Within, what hub libraries raise about `name` becomes one sentence that names `option` and what to give `instead`."""
+    if not os.path.isdir(name):
+        _go_offline_if_unreachable()
+    try:
+        yield
+    except Exception as error:
+        kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
+        if kinds & _UNKNOWN:
+            raise UserError(f"{option} {name}: the hub has no such repository, or it needs a login; give {instead}.") from error
+        if kinds & _UNREACHABLE:
+            raise UserError(
+                f"{option} {name}: the hub cannot be reached and it is not in the local cache; give {instead}."
+            ) from error
+        if isinstance(error, (OSError, ValueError)):
+            sentence = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+            raise UserError(f"{option} {name} cannot be loaded: {sentence}.") from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+@cache
+def _go_offline_if_unreachable() -> None:
+    """One connection, three seconds at most, once a process; without it the libraries retry for 23 to 46 s a call.
+
+    Offline, they still use what is in their caches. Skipped behind a proxy, which only the libraries know how to use.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
+        return
+    address = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
+    except OSError:
+        import datasets
+
+        constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True

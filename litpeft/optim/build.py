@@ -1,0 +1,65 @@
+"""From the factories that the command line injects to an optimizer and a schedule stepped once an optimizer step."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from litpeft.errors import UserError
+
+
+def build_optimizer(factory: Callable[..., Optimizer] | None, groups: list[dict[str, Any]], default_lr: float) -> Optimizer:
+    """The optimizer over these groups; AdamW at `default_lr` where none is named.
+
+    A group's `lr_scale` becomes a factor on the learning rate that the optimizer was given (LoRA+).
+
+    Raises:
+        UserError: the optimizer refuses its arguments.
+    """
+    scales = [group.pop("lr_scale", 1.0) for group in groups]
+    if factory is None:
+        optimizer: Optimizer = torch.optim.AdamW(groups, lr=default_lr, weight_decay=0.01, fused=True)
+    else:
+        try:
+            optimizer = factory(groups)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"model.optimizer cannot be made: {error}.") from error
+    for group, scale in zip(optimizer.param_groups, scales, strict=True):
+        group["lr"] *= scale
+    return optimizer
+
+
+def build_scheduler(factory: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int | None) -> dict[str, Any] | None:
+    """What Lightning is told of the schedule, with `total_steps` filled in where it is taken and was not given.
+
+    Raises:
+        UserError: the schedule refuses its arguments, or needs a number of steps that is not known.
+    """
+    if factory is None:
+        return None
+    given = getattr(factory, "keywords", None)  # the command line injects a partial that holds every argument
+    if given is None:
+        parameters = inspect.signature(factory).parameters
+        given = {"total_steps": None} if "total_steps" in parameters else {}
+    fill = {"total_steps": total_steps} if "total_steps" in given and given["total_steps"] is None else {}
+    try:
+        scheduler = factory(optimizer, **fill)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"model.scheduler cannot be made: {error}.") from error
+    told = {"scheduler": scheduler, "interval": "step"}
+    if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau: there is a metric only after validation
+        told |= {"monitor": scheduler.monitor, "interval": "epoch", "strict": True}
+    return told
+
+
+def live_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What the optimizer really runs with, group by group: for the record, since configurations can leak."""
+    return [
+        {"params": sum(p.numel() for p in group["params"])}
+        | {k: v for k, v in group.items() if k != "params" and isinstance(v, (int, float, str, bool, tuple, list, type(None)))}
+        for group in optimizer.param_groups
+    ]

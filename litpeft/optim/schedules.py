@@ -1,0 +1,79 @@
+"""Learning-rate schedules, stepped once an optimizer step.
+
+Classes, since the command line can give arguments to a class and not to a function. Each starts at
+1/(warm-up + 1) of the learning rate, not at zero, so that the first step is not wasted.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from litpeft.errors import UserError
+
+
+class _Warmup(LambdaLR):
+    """A factor on the learning rate of each group, whatever their ratio: it rises during warm-up, then `after` decides."""
+
+    def __init__(self, optimizer: Optimizer, warmup: float, floor: float, total_steps: int | None) -> None:
+        if total_steps is None:
+            raise UserError(f"model.scheduler {type(self).__name__} needs to know total_steps; give model.scheduler.total_steps.")
+        if warmup < 0 or not 0 <= floor <= 1:
+            raise UserError(
+                f"model.scheduler {type(self).__name__}: warmup must not be negative and floor be in [0, 1], "
+                f"got warmup {warmup}, floor {floor}."
+            )
+        self.warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
+        self.floor, self.total_steps = floor, total_steps
+        super().__init__(optimizer, self._factor)
+
+    def _factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        left = max(1, self.total_steps - self.warmup_steps)
+        share = min(1.0, (step - self.warmup_steps) / left)  # 0 at the end of warm-up; 1 after the last step
+        return self.floor + (1 - self.floor) * self.after(share)
+
+    def after(self, share: float) -> float:
+        """The factor, from 1 down to 0, at this share of the steps after warm-up."""
+        raise NotImplementedError
+
+
+class WarmupLinear(_Warmup):
+    """Rises, then falls in a straight line to `floor`.
+
+    Args:
+        optimizer: given by the task.
+        warmup: below 1 a share of all steps, otherwise a number of steps.
+        floor: share of the learning rate at which it ends.
+        total_steps: optimizer steps of the whole run; filled in by the task.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup: float = 0.06, floor: float = 0.0, total_steps: int | None = None
+    ) -> None:
+        super().__init__(optimizer, warmup, floor, total_steps)
+
+    def after(self, share: float) -> float:
+        return 1 - share
+
+
+class WarmupCosine(_Warmup):
+    """Rises, then falls along half a cosine to `floor` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
+
+    Args:
+        optimizer: given by the task.
+        warmup: below 1 a share of all steps, otherwise a number of steps.
+        floor: share of the learning rate at which it ends.
+        total_steps: optimizer steps of the whole run; filled in by the task.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup: float = 0.06, floor: float = 0.0, total_steps: int | None = None
+    ) -> None:
+        super().__init__(optimizer, warmup, floor, total_steps)
+
+    def after(self, share: float) -> float:
+        return (1 + math.cos(math.pi * share)) / 2

@@ -1,0 +1,168 @@
+"""The record of a run: one flat JSON file whose names, units and definitions are here. No torch is needed to read it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from litpeft.errors import UserError
+
+VERSION = 1
+FILE_NAME = "record.json"
+
+# name -> what it is. Bytes and seconds are raw; what is not known is null.
+FIELDS = {
+    "version": "of this list of names",
+    "status": "ok, oom (out of memory), failed, or interrupted (also what a killed process leaves)",
+    "error": "the sentence that the run ended with, where status is not ok",
+    "started_at": "when, UTC, ISO 8601",
+    "experiment": "name under which runs are grouped",
+    "run_name": "what this run varies",
+    # what was run
+    "adapter": "name of the strategy: none, frozen, lora, ...",
+    "adapter_options": "its options",
+    "adapter_summary": "what it did to this model: layers adapted, by name",
+    "task": "class of the task",
+    "model_name": "as given",
+    "data": "class of the data set",
+    "data_summary": "rows used, rows cut to the greatest length, names of labels, fingerprints of the tables",
+    "optimizer": "class of the optimizer",
+    "optimizer_settings": "what it really ran with, group by group, read from the live optimizer at the start",
+    "scheduler": "class of the learning-rate schedule; null is a constant rate",
+    "seed": "seed_everything",
+    "precision": "what frozen weights are held in and products computed in: bf16 or fp32",
+    "effective_batch_size": "rows an optimizer step: batch size x accumulated batches x processes",
+    # sizes
+    "trainable_params": "numbers that train, head included",
+    "total_params": "numbers in the model, adapter included",
+    "adapter_bytes": "bytes of the trainable tensors: what a checkpoint holds of the model",
+    "model_bytes": "bytes of all parameters and buffers as they are held",
+    # memory
+    "peak_allocated_bytes": "most that CUDA's allocator had handed out at once during the fit; null without CUDA",
+    "peak_reserved_bytes": "most that CUDA's allocator had taken from the device; null without CUDA",
+    "peak_rss_bytes": "most host memory that the process has held since it started",
+    "memory_phases": "allocated and reserved peaks by phase: load, first_step, train, validate; null without CUDA",
+    # time
+    "load_seconds": "reading the model and putting the adapter in",
+    "train_seconds": "all optimizer steps: waiting for data, forward, backward, update; no validation, no checkpoints",
+    "wall_seconds": "the whole fit, loading, validation and checkpoints included",
+    "epochs": "passes over the training rows that were finished",
+    "steps": "optimizer steps",
+    "warmup_steps_left_out": "first steps of this process that the following figures leave out",
+    "step_seconds_p50": "median seconds an optimizer step",
+    "step_seconds_p95": "95th percentile of the same",
+    "train_samples_per_second": "rows a second of train_seconds",
+    "train_tokens_per_second": "real tokens a second, padding not counted",
+    "padded_tokens_per_second": "tokens a second, padding counted",
+    "trained_tokens_per_second": "positions that carry loss a second (one a row in classification)",
+    # quality
+    "train_loss": "mean over the last epoch, in training mode (dropout on)",
+    "val_loss": "mean over the validation rows, of the weights in `checkpoint`",
+    "val_accuracy": "share of validation rows that are right, of the weights in `checkpoint`",
+    "val_f1": "mean of the classes' F1 on the validation rows, of the weights in `checkpoint`",
+    "test_loss": "as val_loss on the test rows, after `litpeft test`",
+    "test_accuracy": "as val_accuracy on the test rows, after `litpeft test`",
+    "test_f1": "as val_f1 on the test rows, after `litpeft test`",
+    "checkpoint": "folder of the weights that the run stands for, within the run folder",
+    "selection": "how they were chosen: `last`, or `best` and the metric",
+    # surroundings
+    "config": "the whole resolved configuration",
+    "packages": "versions",
+    "machine": "processor, threads, accelerator, system",
+    "git": "commit and state of the working directory; null where there is none",
+}
+
+
+def new_record() -> dict[str, Any]:
+    """A record in which nothing is known yet. Until it is said otherwise, the run counts as interrupted."""
+    return dict.fromkeys(FIELDS) | {"version": VERSION, "status": "interrupted"}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write `record.json`; it is never seen half-written.
+
+    Raises:
+        KeyError: the record holds a name that `FIELDS` does not define.
+    """
+    if unknown := record.keys() - FIELDS.keys():
+        raise KeyError(f"not in records.FIELDS: {', '.join(sorted(unknown))}")
+    write_atomically(folder / FILE_NAME, json.dumps(_finite(record), indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The record of a run folder.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    path = folder / FILE_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(record, dict) or record.get("version") != VERSION:
+        raise UserError(f"{path} is no run record of version {VERSION}.")
+    return record
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write beside the file, flush to the disk, and put it in place by renaming."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(scratch, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures that one looks at first, in words and units: (name, value) pairs without the unknown."""
+    trainable, total = record["trainable_params"], record["total_params"]
+    rows = [
+        ("status", record["status"]),
+        ("adapter", record["adapter"]),
+        ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if total else None),
+        ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
+        ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),
+        ("peak host memory", _bytes(record["peak_rss_bytes"])),
+        ("steps", f"{record['steps']:,} in {record['train_seconds']:.1f} s" if record["train_seconds"] else None),
+        ("median step", _with_unit(record["step_seconds_p50"], ".3f", "s")),
+        ("samples a second", _with_unit(record["train_samples_per_second"], ",.0f")),
+        ("tokens a second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
+        ("train loss", _with_unit(record["train_loss"], ".4f")),
+        ("val loss", _with_unit(record["val_loss"], ".4f")),
+        ("val accuracy", _with_unit(record["val_accuracy"], ".2%")),
+        ("test accuracy", _with_unit(record["test_accuracy"], ".2%")),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _with_unit(value: float | None, form: str, unit: str = "") -> str | None:
+    return None if value is None else f"{value:{form}} {unit}".rstrip()
+
+
+def _bytes(count: int | None) -> str | None:
+    if count is None:
+        return None
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024
+    return None
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: null, as all that is not known."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

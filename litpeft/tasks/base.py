@@ -1,0 +1,125 @@
+"""The LightningModule that every task derives from: a backbone, an adapter, an optimizer and a schedule.
+
+To add one: derive from `FineTuner` in a file of its own, implement `load` and the steps, import it in `__init__.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from litpeft.adapters import Adapter, Full
+from litpeft.errors import UserError
+from litpeft.optim import build_optimizer, build_scheduler
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+Batch = dict[str, Tensor]
+
+
+class FineTuner(L.LightningModule):
+    """A pretrained model made trainable by an adapter.
+
+    The backbone is loaded in `configure_model`, when the data is known, and is then `self.backbone`.
+
+    Args:
+        model_name: hub id, local folder, or `package:NAME` for an installed package that carries a model.
+        adapter: how the model is made trainable; everything trains (`Full`) by default.
+        dtype: what frozen weights are held in and products computed in. Trainable tensors are fp32 either way.
+        optimizer: any optimizer class; AdamW at the adapter's own learning rate by default.
+        scheduler: any learning-rate scheduler class, stepped once an optimizer step; constant by default.
+    """
+
+    monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # the metric that tells which weights are better
+
+    def __init__(
+        self,
+        model_name: str,
+        adapter: Adapter | None = None,
+        dtype: Literal["bf16", "fp32"] = "bf16",
+        # None and not AdamW: arguments of a default class would leak into whichever other class is named
+        optimizer: OptimizerCallable | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.backbone: nn.Module | None = None
+        self.load_seconds: float | None = None
+
+    def load(self, dtype: torch.dtype) -> tuple[nn.Module, list[str], list[str]]:
+        """The pretrained model; the names of the modules that are its head; the names of parameters that no file held."""
+        raise NotImplementedError
+
+    def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
+        """What a batch counts for: `samples`, `tokens` (real), `padded` (with padding), `trained` (that carry loss)."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Load the backbone and make it trainable. Lightning calls this when data and device are known."""
+        if self.backbone is not None:
+            return
+        begun = time.perf_counter()
+        # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
+        model, head, new = self.load(torch.float32 if self.adapter.autocast else DTYPES[self.dtype_name])
+        self.adapter.apply(model, head, new)
+        model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
+        self.backbone = model
+        self.load_seconds = time.perf_counter() - begun
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Within, products are computed in the task's dtype, also where the adapter holds its weights in fp32."""
+        wanted = self.adapter.autocast and self.dtype_name != "fp32"
+        with torch.autocast(self.device.type, DTYPES[self.dtype_name], enabled=wanted):
+            yield
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        optimizer = build_optimizer(self.optimizer, self.adapter.param_groups(self.backbone), self.adapter.default_lr)
+        scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps())
+        return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
+
+    def total_steps(self) -> int | None:
+        """Optimizer steps of the whole run; None if it has no end.
+
+        Counted from the data and not with `trainer.estimated_stepping_batches`, which builds the loader before a resumed
+        run has put its state back (Lightning #20550).
+        """
+        trainer = self.trainer
+        if trainer.max_steps > 0 and (trainer.max_epochs or -1) < 0:
+            return trainer.max_steps
+        batches = trainer.datamodule.num_train_batches
+        limit = trainer.limit_train_batches
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
+        if steps < 0:
+            return None
+        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Stop at a loss that is no number, before it spoils the weights. On a GPU, look only when metrics are logged."""
+        if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
+            loss = self.trainer.callback_metrics.get("train_loss_step", torch.zeros(()))
+            if not torch.isfinite(loss):
+                rate = optimizer.param_groups[0]["lr"]
+                raise UserError(
+                    f"the training loss is {loss.item()} at step {self.trainer.global_step} (learning rate {rate:g}); "
+                    "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
+                )
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The trainable tensors only; see `Adapter.state_dict`."""
+        return self.adapter.state_dict(self.backbone) if self.backbone is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
+        """Strict over the trainable tensors, whatever `strict` says; see `Adapter.load_state_dict`."""
+        self.adapter.load_state_dict(self.backbone, state_dict)

@@ -38,7 +38,7 @@ from litpeft.callbacks.checkpoint import newest_checkpoint
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError
-from litpeft.parser import OneLineParser
+from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
 from litpeft.run_folder import CONFIG, changed_options, claim, run_names, saved_config
 from litpeft.shipped import find_config
@@ -143,7 +143,7 @@ class LitPeftCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            raise UserError(" ".join(str(error).split())) from error
+            raise UserError(sentence(str(error))) from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
         """Recorders stand before other callbacks, so that their clocks stop before the others work."""
@@ -209,10 +209,13 @@ def _with_configs(verb: str, words: list[str]) -> list[str]:
         elif word.startswith("--config="):
             word = f"--config={find_config(word.removeprefix('--config='))}"
         out.append(word)
-    if any(word.startswith(("--config", "-c")) for word in words) or verb == "fit" and "--resume" not in words:
+    named = any(word.partition("=")[0] in ("--config", "-c", "--model") for word in words)
+    if named or verb == "fit" and "--resume" not in words:
         return out
     run_dir = next((b for a, b in itertools.pairwise(words) if a == "--run_dir"), None)
     run_dir = next((word.removeprefix("--run_dir=") for word in words if word.startswith("--run_dir=")), run_dir)
+    if run_dir is None and verb != "fit" and "--help" not in words and "-h" not in words:
+        raise UserError(f"litpeft {verb} needs --run_dir, the folder of a finished run.")
     if run_dir is None:
         return out
     saved_config(Path(run_dir))  # says in a sentence what is missing

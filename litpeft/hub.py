@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from litpeft.errors import UserError
 
-_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror", "ConnectError", "ConnectTimeout"}
+_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror", "ConnectError", "ConnectionError"}
 _UNKNOWN = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "GatedRepoError"}
 
 

@@ -3,14 +3,37 @@
 from __future__ import annotations
 
 import difflib
+import importlib
+import inspect
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
+from litpeft.adapters import Adapter
+from litpeft.data import FineTuneData
 from litpeft.errors import UserError
+from litpeft.tasks import FineTuner
 
-PATIENCE = 0.6  # of difflib: how like a known name a mistyped one must be to be suggested
+# options that name a class -> what the class must derive from
+CLASSES: dict[str, type] = {
+    "model": FineTuner,
+    "model.adapter": Adapter,
+    "model.optimizer": Optimizer,
+    "model.scheduler": LRScheduler,
+    "data": FineTuneData,
+    "trainer.callbacks": Callback,
+    "trainer.logger": Logger,
+}
+# what jsonargparse lists beside the reason: the alternatives that it tried, and what it was given
+NOISE = re.compile(
+    r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class '(NoneType|list)'>"
+)
 
 
 class OneLineParser(LightningArgumentParser):
@@ -21,21 +44,71 @@ class OneLineParser(LightningArgumentParser):
         super().__init__(*args, allow_abbrev=False, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # a parser within the parser: the outer one knows the option's whole name
+            super().error(message, ex)
         parser = getattr(ex, "subcommand_parser", None) or self
-        raise UserError(_sentence(message, parser)) from ex
-
-    def option_names(self) -> list[str]:
-        """The options that the parser knows, with their dashes."""
-        return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+        options = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
+        raise UserError(sentence(message, options)) from ex
 
 
-def _sentence(message: str, parser: LightningArgumentParser) -> str:
-    text = " ".join(message.split())
-    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", text):
-        return f"unknown option {match[1]}{_guess(match[1].split('=')[0], parser.option_names())}."
-    return text
+def sentence(message: str, options: Iterable[str] = ()) -> str:
+    """The reason in what jsonargparse says, as one sentence that names the option.
+
+    Args:
+        message: its text, of many lines where it tried alternatives.
+        options: known options, with their dashes.
+    """
+    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+        known = [*options, *(f"--{path}.{name}" for path, kind in CLASSES.items() for name in _arguments(kind))]
+        return f"unknown option {match[1]}{_guess(match[1].split('=')[0], known)}."
+    keys, reasons = [], []
+    for line in message.splitlines():
+        line = line.strip().removeprefix("- ")
+        while match := re.match(r'Parser key "([^"]+)":\s*', line):
+            keys.append(match[1])
+            line = line[match.end() :].removeprefix("- ")
+        if line and not NOISE.match(line):
+            reasons.append(line)
+    path = ".".join(dict.fromkeys(keys))
+    return _said(path, reasons[0] if reasons else " ".join(message.split()))
 
 
-def _guess(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=PATIENCE)
+def _said(path: str, reason: str) -> str:
+    """One of jsonargparse's reasons in our words."""
+    if match := re.match(r"Expected a dot import path string: (.*)", reason):
+        names = sorted({kind.__name__ for kind in _derived(CLASSES[path])}) if path in CLASSES else []
+        listed = f"; known: {', '.join(names)}" if 0 < len(names) < 10 else ""
+        return f"{path}: no class named {match[1]!r}{_guess(match[1], names)}{listed}."
+    if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason):
+        names = [f"{match[1]}.{name}" for name in vars(importlib.import_module(match[1]))]
+        return f"{path}: there is no {match[1]}.{match[2]}{_guess(f'{match[1]}.{match[2]}', names)}."
+    if match := re.search(r"Option '([^']+)' is not accepted", reason):
+        return f"{path} has no option {match[1]!r}{_guess(match[1], _arguments(CLASSES.get(path)))}."
+    if match := re.match(r"Expected an? (?:typing\.)?(.+?)\.? Got value: (.*)", reason):
+        wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])
+        wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted)
+        return f"{path} must be {wanted}, got {match[2]}."
+    if match := re.match(r"the following arguments are required: (.*)", reason):
+        names = [name.partition(".")[2] if name.startswith(("fit.", "test.", "validate.", "predict.")) else name for name in match[1].split(", ")]
+        return f"required: {', '.join(f'--{path}.{name}' if path else f'--{name}' for name in names)}."
+    prefix = f"{path}: " if path and not reason.startswith(("model.", "data.", "trainer.", "checkpoint.")) else ""
+    return f"{prefix}{reason.rstrip('.')}."
+
+
+def _derived(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _derived(child)
+
+
+def _arguments(kind: type | None) -> set[str]:
+    """Names of all arguments that the classes below `kind` take."""
+    if kind is None:
+        return set()
+    classes = [kind, *_derived(kind)]
+    return {name for cls in classes for name in inspect.signature(cls.__init__).parameters if name not in ("self", "options")}
+
+
+def _guess(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, sorted(known), n=1)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -45,7 +45,7 @@ def match_targets(model: nn.Module, targets: Sequence[str] | str, kinds: tuple[t
             pattern = re.compile(targets) if isinstance(targets, str) else _pattern(targets)
         except re.error as error:
             raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
-        names = [n for n, m in modules.items() if pattern.fullmatch(n) and not list(m.children())]
+        names = [n for n, m in modules.items() if pattern.fullmatch(n) and list(m.parameters(recurse=False))]
     if not names:
         leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if isinstance(m, kinds))
         listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())

@@ -83,6 +83,9 @@ class Checkpoint(LightningCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._monitor = pl_module.monitor
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved_step = trainer.global_step  # a resumed run holds this step already
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._rng is not None:  # not earlier: making the loader's iterator draws random numbers
             _set_rng_states(self._rng)

@@ -21,9 +21,10 @@ def main(arguments: list[str]) -> int:
     elif options.name:
         print(files[options.name].read_text(encoding="utf-8"), end="")
     else:
+        width = max(map(len, files))
         for name, path in files.items():
             command = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
-            print(f"{name:14} {command}")
+            print(f"{name:{width}}  {command}")
     return 0
 
 

@@ -68,23 +68,36 @@ class LengthGroupedBatches(Sampler[list[int]]):
         return [batch.tolist() for batch in batches]
 
 
-class ResumableLoader(DataLoader):
-    """A DataLoader over whole batches that Lightning can save and put back at the batch where it was.
+class ResumableLoader:
+    """Whole batches from a DataLoader, that Lightning can save and take up again at the batch where it was.
+
+    It is no DataLoader itself, so that Lightning does not make another one out of its parts (as it does for `predict`).
+
+    Args:
+        dataset: indexed with a list of rows, gives a batch.
+        sampler: makes the lists.
+        options: of the DataLoader.
 
     Attributes:
         requested_at: `time.perf_counter()` when the last batch was asked for, so that waiting for data can be timed.
     """
 
+    batch_sampler = None  # Lightning asks for it beside `sampler`, which makes the batches
+
     def __init__(self, dataset: Dataset, sampler: LengthGroupedBatches, **options: Any) -> None:
+        self.dataset, self.sampler = dataset, sampler
         # a generator of its own: otherwise each epoch would draw a seed from the global one, and dropout would depend on it
-        super().__init__(dataset, batch_size=None, sampler=sampler, generator=torch.Generator().manual_seed(0), **options)
+        options["generator"] = torch.Generator().manual_seed(0)
+        self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.requested_at = 0.0
         self._served = 0
 
+    def __len__(self) -> int:
+        return len(self.sampler)
+
     def __iter__(self) -> Iterator[Any]:
         self._served = self.sampler.start
-        batches = super().__iter__()
-        return self._counting(batches)
+        return self._counting(iter(self._loader))
 
     def _counting(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
@@ -100,4 +113,7 @@ class ResumableLoader(DataLoader):
         return {"epoch": self.sampler.epoch, "batches": self._served}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.sampler.epoch, self.sampler.start = state["epoch"], state["batches"]
+        epoch, batches = state["epoch"], state["batches"]
+        if batches >= len(self.sampler):  # saved after the last batch of an epoch: the next one is due, from its start
+            epoch, batches = epoch + 1, 0
+        self.sampler.epoch, self.sampler.start = epoch, batches

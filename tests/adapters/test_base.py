@@ -1,0 +1,159 @@
+"""The contract that every adapter keeps, on plain modules with no Lightning."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from litpeft.adapters import Adapter, Frozen, Full, LoRA, base
+from litpeft.adapters.base import trainable
+from litpeft.errors import UserError
+
+ADAPTERS = {"none": Full, "frozen": Frozen, "lora": lambda: LoRA(rank=3, dropout=0.1)}
+
+
+def bert(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    return BertForSequenceClassification(config).to(dtype).eval()
+
+
+IDS = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 9, 3, 0]])
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_model_is_the_same_right_after_an_adapter_is_applied(name: str, dtype: torch.dtype) -> None:
+    model = bert(dtype)
+    before = model(IDS).logits.float()
+    adapter = ADAPTERS[name]()
+    adapter.apply(model, head=["classifier"])
+    with torch.autocast("cpu", torch.bfloat16, enabled=adapter.autocast and dtype == torch.bfloat16):
+        after = model(IDS).logits.float()
+    exact = dtype == torch.float32
+    torch.testing.assert_close(after, before, rtol=0 if exact else 2e-2, atol=0 if exact else 5e-3)
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_only_what_is_trainable_changes_and_the_base_stays_bit_stable(name: str) -> None:
+    model = bert(torch.bfloat16)
+    adapter = ADAPTERS[name]()
+    adapter.apply(model, head=["classifier"])
+    model.train()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    optimizer = torch.optim.SGD(adapter.param_groups(model), lr=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=adapter.autocast):
+            model(IDS, labels=torch.tensor([0, 2])).loss.backward()
+        optimizer.step()
+    names = set(trainable(model))
+    for key, tensor in model.state_dict().items():
+        if key not in names:
+            assert torch.equal(tensor, before[key]), key
+    still = {key for key in names if trainable(model)[key].grad.abs().max() == 0}
+    assert not still
+    assert not torch.equal(model.classifier.weight, before["classifier.weight"])
+
+
+def test_each_adapter_trains_what_it_says() -> None:
+    counts = {}
+    for name, make in ADAPTERS.items():
+        model = bert()
+        adapter = make()
+        adapter.apply(model, head=["classifier"])
+        counts[name] = adapter.describe(model)["trainable_params"]
+    everything = sum(p.numel() for p in bert().parameters())
+    head = 3 * 16 + 3
+    assert counts == {"none": everything, "frozen": head, "lora": head + 2 * 2 * 3 * (16 + 16)}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_trainable_tensors_are_fp32_and_counted_as_they_are_held(name: str) -> None:
+    model = bert(torch.bfloat16)
+    adapter = ADAPTERS[name]()
+    adapter.apply(model, head=["classifier"])
+    kept = trainable(model).values()
+    assert {p.dtype for p in kept} == {torch.float32}
+    told = adapter.describe(model)
+    assert told["adapter_bytes"] == 4 * told["trainable_params"]
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    buffers = sum(b.numel() * b.element_size() for b in model.buffers())
+    assert told["model_bytes"] == 4 * told["trainable_params"] + 2 * frozen + buffers
+    assert told["total_params"] == told["trainable_params"] + frozen
+
+
+def test_tensors_that_no_file_held_are_trained_within_a_bf16_base() -> None:
+    model = bert(torch.bfloat16)
+    adapter = Frozen()
+    adapter.apply(model, head=["classifier"], new=["bert.encoder.layer.0.output.dense.weight", "classifier.bias"])
+    assert {name.rpartition(".")[0] for name in trainable(model)} == {"classifier", "bert.encoder.layer.0.output.dense"}
+    logits = model(IDS).logits
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert model.bert.encoder.layer[0].output.dense.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_state_goes_to_another_model_and_back(name: str) -> None:
+    first, second = bert(), bert()
+    one, two = ADAPTERS[name](), ADAPTERS[name]()
+    one.apply(first, head=["classifier"])
+    two.apply(second, head=["classifier"])
+    with torch.no_grad():
+        for tensor in trainable(first).values():
+            tensor.add_(torch.randn_like(tensor))
+    two.load_state_dict(second, one.state_dict(first))
+    assert torch.equal(first.eval()(IDS).logits, second.eval()(IDS).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda s: s.pop("classifier.weight"), "missing classifier.weight"),
+        (lambda s: s.update(foreign=torch.zeros(1)), "unexpected foreign"),
+        (lambda s: s.update({"classifier.bias": torch.zeros(7)}), "classifier.bias of shape (7,) where this model has (3,)"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(change, said: str) -> None:
+    model = bert()
+    adapter = LoRA(rank=2)
+    adapter.apply(model, head=["classifier"])
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state = {key: torch.ones_like(tensor) for key, tensor in adapter.state_dict(model).items()}
+    change(state)
+    with pytest.raises(UserError, match=re.escape(said)):
+        adapter.load_state_dict(model, state)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_biases_and_norms_get_no_weight_decay() -> None:
+    model = bert()
+    adapter = Full()
+    adapter.apply(model, head=["classifier"])
+    decayed, spared = adapter.param_groups(model)
+    assert "weight_decay" not in decayed
+    assert spared["weight_decay"] == 0.0
+    assert {p.ndim for p in decayed["params"]} == {2}
+    assert {p.ndim for p in spared["params"]} == {1}
+    assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
+
+
+def test_leaving_nothing_to_train_is_an_error() -> None:
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        Frozen().apply(bert())
+
+
+def test_the_example_of_a_new_adapter_runs() -> None:
+    code = re.search(r"\n    class BitFit.*?\n\n(?=Everything)", base.__doc__, re.DOTALL)[0]
+    scope = {"Adapter": Adapter}
+    exec("\n".join(line[4:] for line in code.splitlines()), scope)
+    model = bert()
+    scope["BitFit"]().apply(model, head=["classifier"])
+    assert {name for name in trainable(model) if not name.endswith("bias")} == {"classifier.weight"}

@@ -1,0 +1,68 @@
+"""Which layers targets and presets mean, on the real architectures without weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from litpeft.adapters.targets import match_targets
+from litpeft.errors import UserError
+
+BUILD = {
+    "bert": lambda: tf.BertForSequenceClassification(tf.BertConfig(num_hidden_layers=2)),
+    "roberta": lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(num_hidden_layers=2)),
+    "distilbert": lambda: tf.DistilBertForSequenceClassification(tf.DistilBertConfig(n_layers=2)),
+    "llama": lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(num_hidden_layers=2)),
+    "t5": lambda: tf.T5ForSequenceClassification(tf.T5Config(num_layers=2, num_decoder_layers=2)),
+    "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(num_hidden_layers=2)),
+    "gpt2": lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(n_layer=2)),
+}
+# layers that each preset means, in a model of two layers (T5: two in the encoder, two with cross-attention in the decoder)
+EXPECTED = {
+    "bert": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 1, "all-linear": 13},
+    "roberta": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 2, "all-linear": 12},
+    "distilbert": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 2, "all-linear": 12},
+    "llama": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 6, "head": 1, "all-linear": 14},
+    "t5": {"query": 6, "key": 6, "value": 6, "projection": 6, "mlp": 8, "head": 2, "all-linear": 32},
+    "vit": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 1, "all-linear": 12},
+    "gpt2": {"query": 2, "projection": 2, "mlp": 4, "head": 1, "all-linear": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[str, nn.Module]:
+    with torch.device("meta"):
+        return {name: build() for name, build in BUILD.items()}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_presets_mean_the_same_layers_in_every_architecture(models: dict[str, nn.Module], name: str) -> None:
+    kinds = (nn.Linear, Conv1D)
+    found = {preset: len(match_targets(models[name], [preset], kinds)) for preset in EXPECTED[name]}
+    assert found == EXPECTED[name]
+
+
+def test_a_suffix_matches_whole_parts_only(models: dict[str, nn.Module]) -> None:
+    names = match_targets(models["bert"], ["output.dense"], (nn.Linear,))
+    assert len(names) == 4  # attention.output.dense and output.dense
+    with pytest.raises(UserError):
+        match_targets(models["bert"], ["utput.dense"], (nn.Linear,))
+
+
+def test_a_string_is_a_regular_expression_over_whole_names(models: dict[str, nn.Module]) -> None:
+    assert match_targets(models["bert"], r".*layer\.1.*query", (nn.Linear,)) == ["bert.encoder.layer.1.attention.self.query"]
+    with pytest.raises(UserError, match="not a regular expression"):
+        match_targets(models["bert"], "(", (nn.Linear,))
+
+
+def test_what_matches_nothing_is_told_with_what_there_is(models: dict[str, nn.Module]) -> None:
+    with pytest.raises(UserError, match=r"\['c_attn'\] matches no layer of BertFor.*attention.self.query \(2\)"):
+        match_targets(models["bert"], ["c_attn"], (nn.Linear,))
+
+
+def test_a_layer_of_another_kind_is_told(models: dict[str, nn.Module]) -> None:
+    with pytest.raises(UserError, match=r"matches transformer.h.0.attn.c_attn, a Conv1D, but this adapter acts on: Linear"):
+        match_targets(models["gpt2"], ["c_attn"], (nn.Linear,))

@@ -1,0 +1,98 @@
+"""Small real things to test with: a BERT of 60 thousand numbers, its tokenizer, and sentences that can be learned."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test may wait for a network
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+SHARED = Path(__file__).parents[2] / "shared"
+GOOD = ["good", "great", "lovely", "superb", "fine"]
+BAD = ["bad", "awful", "dull", "poor", "weak"]
+REST = ["the", "film", "was", "a", "story", "and", "plot", "of", "it", "very"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    os.environ["LITPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    torch.set_num_threads(1)  # two busy threads spin against each other on a shared machine
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a two-layer BERT with random weights and a whole-word tokenizer."""
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: i for i, word in enumerate([*specials, *REST, *GOOD, *BAD])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = [("[CLS]", vocabulary["[CLS]"]), ("[SEP]", vocabulary["[SEP]"])]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), specials, strict=True))
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
+    )
+    model = BertForSequenceClassification(config)
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")}
+    model.save_pretrained(folder, state_dict=state)  # as a pretrained model comes: without a head
+    return str(folder)
+
+
+def write_sentences(path: Path, rows: int, seed: int = 0) -> str:
+    """A TSV of sentences whose label is whether a good or a bad word stands in them; lengths vary."""
+    draw = random.Random(seed)
+    lines = ["sentence\tlabel"]
+    for i in range(rows):
+        words = draw.choices(REST, k=draw.randint(1, 12))
+        words.insert(draw.randint(0, len(words)), draw.choice((BAD, GOOD)[i % 2]))
+        lines.append(f"{' '.join(words)}\t{i % 2}")
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Files of 96 training and 32 validation sentences."""
+    folder = tmp_path_factory.mktemp("sentences")
+    return {"train": write_sentences(folder / "train.tsv", 96), "val": write_sentences(folder / "val.tsv", 32, seed=1)}
+
+
+@pytest.fixture(scope="session")
+def words(tiny_model: str, sentences: dict[str, str]) -> list[str]:
+    """A command line that fits the tiny model, but for the run folder."""
+    return [
+        *("fit", "--model", "SequenceClassification", "--model.model_name", tiny_model, "--model.dtype", "fp32"),
+        *("--data", "SST2", "--data.train_file", sentences["train"], "--data.val_file", sentences["val"]),
+        *("--data.batch_size", "8", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
+    ]
+
+
+def litpeft(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The real command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "litpeft", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+    )
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data sets, where they lie beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("no folder ../shared with real data beside this checkout")
+    return SHARED

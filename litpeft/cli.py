@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import datasets
 import transformers
@@ -44,7 +44,14 @@ from litpeft.run_folder import CONFIG, changed_options, claim, run_names, saved_
 from litpeft.shipped import find_config
 from litpeft.tasks import FineTuner
 
-NOT_SAVED = ("run_dir", "experiment", "resume", "overwrite", "ckpt_path", "weights_only")  # of one command, not of the run
+NOT_SAVED = (
+    "run_dir",
+    "experiment",
+    "resume",
+    "overwrite",
+    "ckpt_path",
+    "weights_only",
+)  # of one command, not of the run
 
 
 class LitPeftCLI(LightningCLI):
@@ -76,11 +83,21 @@ class LitPeftCLI(LightningCLI):
         return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def add_arguments_to_parser(self, parser: OneLineParser) -> None:
-        parser.add_argument("--run_dir", type=Optional[str], help="folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN")
+        parser.add_argument(
+            "--run_dir", type=str | None, help="folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN"
+        )
         if self.verb == "fit":
-            parser.add_argument("--experiment", type=Optional[str], help="name under which runs are grouped; by default the first config's")
-            parser.add_argument("--resume", action=ActionYesNo, default=False, help="go on from the newest checkpoint in run_dir")
-            parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="replace the run that run_dir holds")
+            parser.add_argument(
+                "--experiment",
+                type=str | None,
+                help="name under which runs are grouped; by default the first config's",
+            )
+            parser.add_argument(
+                "--resume", action=ActionYesNo, default=False, help="go on from the newest checkpoint in run_dir"
+            )
+            parser.add_argument(
+                "--overwrite", action=ActionYesNo, default=False, help="replace the run that run_dir holds"
+            )
         parser.add_lightning_class_args(ThroughputRecorder, "throughput")
         parser.add_lightning_class_args(MemoryRecorder, "memory")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -95,6 +112,8 @@ class LitPeftCLI(LightningCLI):
                 f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
                 "leave it out and give --model.dtype bf16 or fp32."
             )
+        if trainer.default_root_dir is not None:
+            raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
         if data.tokenizer is None:
@@ -132,7 +151,9 @@ class LitPeftCLI(LightningCLI):
             self.run_dir = Path(options.run_dir)
         if self.checkpoint is None:
             record = read_record(self.run_dir)
-            self.checkpoint = self.run_dir / record["checkpoint"] if record["checkpoint"] else newest_checkpoint(self.run_dir)
+            self.checkpoint = (
+                self.run_dir / record["checkpoint"] if record["checkpoint"] else newest_checkpoint(self.run_dir)
+            )
             if self.checkpoint is None:
                 raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
             names = (record["data_summary"] or {}).get("label_names")
@@ -156,7 +177,14 @@ class LitPeftCLI(LightningCLI):
         theirs = theirs if isinstance(theirs, list) else [theirs]
         if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
             theirs = [*theirs, RichProgressBar()]
-        settings["callbacks"] = [given.throughput, given.memory, *theirs, given.predictions, self.recorder, given.checkpoint]
+        settings["callbacks"] = [
+            given.throughput,
+            given.memory,
+            *theirs,
+            given.predictions,
+            self.recorder,
+            given.checkpoint,
+        ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
         return Trainer(**settings | {"default_root_dir": str(self.run_dir)})
@@ -184,13 +212,16 @@ def main(words: list[str]) -> int:
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM, and the record is written
-        if isinstance(stop, SystemExit) and not stop.code:
+        asked_to = isinstance(stop, SIGTERMException)
+        if isinstance(stop, SystemExit) and not stop.code and not asked_to:
             return 0  # --help, --print_config
         print("litpeft: interrupted; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 143 if isinstance(stop, SIGTERMException) else 130
+        return 143 if asked_to else 130
     except (OSError, RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            hint = "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
+            hint = (
+                "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
+            )
             print(f"litpeft: error: out of memory; {hint}.", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno is not None:
             print(f"litpeft: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
@@ -201,16 +232,16 @@ def main(words: list[str]) -> int:
 
 
 def _with_configs(verb: str, words: list[str]) -> list[str]:
-    """The words with bare names of configurations replaced by files, and a finished run's own configuration before them."""
+    """The words with configurations' bare names replaced by files, and a finished run's own configuration before them."""
     out = []
     for place, word in enumerate(words):
         if place and words[place - 1] in ("--config", "-c"):
-            word = find_config(word)
+            word = _checked(find_config(word))
         elif word.startswith("--config="):
-            word = f"--config={find_config(word.removeprefix('--config='))}"
+            word = f"--config={_checked(find_config(word.removeprefix('--config=')))}"
         out.append(word)
     named = any(word.partition("=")[0] in ("--config", "-c", "--model") for word in words)
-    if named or verb == "fit" and "--resume" not in words:
+    if named or (verb == "fit" and "--resume" not in words):
         return out
     run_dir = next((b for a, b in itertools.pairwise(words) if a == "--run_dir"), None)
     run_dir = next((word.removeprefix("--run_dir=") for word in words if word.startswith("--run_dir=")), run_dir)
@@ -222,11 +253,27 @@ def _with_configs(verb: str, words: list[str]) -> list[str]:
     return [f"--config={Path(run_dir) / CONFIG}", *out]
 
 
+def _checked(config: str) -> str:
+    """The file's name, if it is YAML: what jsonargparse says of a broken one names neither file nor line."""
+    try:
+        yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        raise UserError(
+            f"--config {config}{place}: not valid YAML: {getattr(error, 'problem', None) or error}."
+        ) from error
+    return config
+
+
 def _check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
     changed = changed_options(before, now)
     for name, (old, new) in changed.items():
         if not name.startswith("trainer."):
-            raise UserError(f"--resume: {name} is {new}, but {run_dir} was begun with {old}; resume with the same, or give another --run_dir.")
+            raise UserError(
+                f"--resume: {name} is {new}, but {run_dir} was begun with {old}; "
+                "resume with the same, or give another --run_dir."
+            )
     for name, (old, new) in changed.items():
         print(f"litpeft: resuming with another {name}: {old} -> {new}")
 
@@ -241,7 +288,14 @@ def _quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (".*args parameter is intended.*", ".*does not have many workers.*", ".*Checkpoint directory.*", ".*removed in v5.0.0.*", ".*treespec.*", ".*will be removed in.*"):
+    for message in (
+        ".*args parameter is intended.*",
+        ".*does not have many workers.*",
+        ".*Checkpoint directory.*",
+        ".*removed in v5.0.0.*",
+        ".*treespec.*",
+        ".*will be removed in.*",
+    ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     transformers.utils.logging.set_verbosity_error()

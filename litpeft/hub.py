@@ -20,48 +20,49 @@ _UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror", "
 _UNKNOWN = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "GatedRepoError"}
 
 
-def model_source(name: str) -> str:
-    """What `from_pretrained` is to be given for `model.model_name`.
+def local_or_hub(name: str, option: str, must_hold: str = "config.json") -> str:
+    """What `from_pretrained` is to be given: the folder that `name` means, or the hub id that it is.
 
     Args:
-        name: a hub id (`roberta-base`), a local folder with a `config.json`, or `package:NAME`, an installed Python
-            package that carries such a folder.
+        name: a hub id (`roberta-base`), a local folder, or `package:NAME`, an installed package that carries one.
+        option: what it was given by, for the error message.
+        must_hold: a file that the folder must have.
 
     Raises:
         UserError: a folder or package was named and is not there, or holds no model.
     """
     if name.startswith("package:"):
-        return str(_folder_in_package(name.removeprefix("package:")))
+        return str(_folder_in_package(name, option, must_hold))
     path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"model.model_name {name}: the folder has no config.json, so it is no transformers model.")
+        if not (path / must_hold).is_file():
+            raise UserError(f"{option} {name}: the folder has no {must_hold}.")
         return str(path)
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or path.exists():
-        raise UserError(f"model.model_name {name}: there is no such folder.")
+        raise UserError(f"{option} {name}: there is no such folder.")
     return name
 
 
-def _folder_in_package(package: str) -> Path:
+def _folder_in_package(name: str, option: str, must_hold: str) -> Path:
     try:
-        spec = importlib.util.find_spec(package)
+        spec = importlib.util.find_spec(name.removeprefix("package:"))
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"model.model_name package:{package}: no such package is installed (pip install it first).")
+        raise UserError(f"{option} {name}: no such package is installed (pip install it first).")
     root = Path(next(iter(spec.submodule_search_locations)))
-    found = [config.parent for config in sorted(root.rglob("config.json")) if any(config.parent.glob("*.safetensors"))]
+    found = [file.parent for file in sorted(root.rglob(must_hold)) if any(file.parent.glob("*.safetensors"))]
     if len(found) != 1:
         raise UserError(
-            f"model.model_name package:{package}: the package holds {len(found)} folders with config.json and "
-            "*.safetensors, not one; give the folder itself."
+            f"{option} {name}: the package holds {len(found)} folders with {must_hold} and *.safetensors, not one; "
+            "give the folder itself."
         )
     return found[0]
 
 
 @contextmanager
 def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
-    """Within, what hub libraries raise about `name` becomes one sentence that names `option` and what to give `instead`."""
+    """Within, what hub libraries raise about `name` becomes a sentence with the `option` and what to give `instead`."""
     if not os.path.isdir(name):
         _go_offline_if_unreachable()
     try:
@@ -69,7 +70,9 @@ def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
     except Exception as error:
         kinds = {kind.__name__ for cause in _causes(error) for kind in type(cause).__mro__}
         if kinds & _UNKNOWN:
-            raise UserError(f"{option} {name}: the hub has no such repository, or it needs a login; give {instead}.") from error
+            raise UserError(
+                f"{option} {name}: the hub has no such repository, or it needs a login; give {instead}."
+            ) from error
         if kinds & _UNREACHABLE:
             raise UserError(
                 f"{option} {name}: the hub cannot be reached and it is not in the local cache; give {instead}."

@@ -32,7 +32,8 @@ CLASSES: dict[str, type] = {
 }
 # what jsonargparse lists beside the reason: the alternatives that it tried, and what it was given
 NOISE = re.compile(
-    r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value|Expected a <class '(NoneType|list)'>"
+    r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
+    r"|Expected a <class '(NoneType|list)'>"
 )
 
 
@@ -89,7 +90,10 @@ def _said(path: str, reason: str) -> str:
         wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted)
         return f"{path} must be {wanted}, got {match[2]}."
     if match := re.match(r"the following arguments are required: (.*)", reason):
-        names = [name.partition(".")[2] if name.startswith(("fit.", "test.", "validate.", "predict.")) else name for name in match[1].split(", ")]
+        names = [
+            name.partition(".")[2] if name.startswith(("fit.", "test.", "validate.", "predict.")) else name
+            for name in match[1].split(", ")
+        ]
         return f"required: {', '.join(f'--{path}.{name}' if path else f'--{name}' for name in names)}."
     prefix = f"{path}: " if path and not reason.startswith(("model.", "data.", "trainer.", "checkpoint.")) else ""
     return f"{prefix}{reason.rstrip('.')}."
@@ -106,9 +110,15 @@ def _arguments(kind: type | None) -> set[str]:
     if kind is None:
         return set()
     classes = [kind, *_derived(kind)]
-    return {name for cls in classes for name in inspect.signature(cls.__init__).parameters if name not in ("self", "options")}
+    return {
+        name
+        for cls in classes
+        for name in inspect.signature(cls.__init__).parameters
+        if name not in ("self", "options")
+    }
 
 
 def _guess(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, sorted(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
+    names = {name.lower(): name for name in sorted(known)}
+    close = difflib.get_close_matches(word.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""

@@ -1,4 +1,4 @@
-"""The record of a run: one flat JSON file whose names, units and definitions are here. No torch is needed to read it."""
+"""The record of a run: one flat JSON file whose names, units and definitions are here. Reading it needs no torch."""
 
 from __future__ import annotations
 

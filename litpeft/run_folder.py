@@ -61,7 +61,9 @@ def claim(run_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
     stale = [path for pattern in OURS for path in run_dir.glob(pattern)]
     if resume:
         if not any((run_dir / "checkpoints").glob("step-*")):
-            raise UserError(f"--resume: {run_dir} has no checkpoint to resume from; leave --resume out to start afresh.")
+            raise UserError(
+                f"--resume: {run_dir} has no checkpoint to resume from; leave --resume out to start afresh."
+            )
         return []
     if not overwrite and (run_dir / "checkpoints").is_dir():
         raise UserError(f"{run_dir} already holds a run; give --resume, --overwrite, or another --run_dir.")
@@ -92,4 +94,6 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tu
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(config, dict):
         return {prefix: config}
-    return {name: value for key, item in config.items() for name, value in _flat(item, f"{prefix}.{key}".strip(".")).items()}
+    return {
+        name: value for key, item in config.items() for name, value in _flat(item, f"{prefix}.{key}".strip(".")).items()
+    }

@@ -30,4 +30,7 @@ def find_config(name: str) -> str:
         return str(files[name])
     close = difflib.get_close_matches(name, files, n=1)
     guess = f" (did you mean {close[0]}?)" if close else ""
-    raise UserError(f"--config {name}: no such file, and no shipped configuration of that name{guess}; `litpeft configs` lists them.")
+    raise UserError(
+        f"--config {name}: no such file, and no shipped configuration of that name{guess}; "
+        "`litpeft configs` lists them."
+    )

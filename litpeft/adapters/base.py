@@ -31,8 +31,8 @@ class Adapter:
 
     Attributes:
         name: what lists, tables and file names call the strategy.
-        autocast: whether the trainable weights are the base's own. They are then held in fp32 and computed in the base's
-            dtype by autocast; otherwise the adapter casts its few fp32 tensors itself and no autocast is needed.
+        autocast: whether the trainable weights are the base's own. They are then held in fp32 and computed in the
+            task's dtype by autocast; otherwise the adapter casts its few fp32 tensors itself and no autocast is needed.
         default_lr: learning rate used where no optimizer is named.
     """
 

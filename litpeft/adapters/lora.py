@@ -17,8 +17,8 @@ from litpeft.errors import UserError
 class LoRALinear(nn.Module):
     """y = x Wᵀ + b + s · (dropout(x) Aᵀ) Bᵀ, equation 3 of the paper with s = alpha / rank.
 
-    Takes over the weight and bias of the layer that it replaces, under the same names. A is (rank, in), B is (out, rank);
-    both fp32, cast to the input's dtype when used, so that no fp32 copy of the activations is made. B starts at zero:
+    Takes over the weight and bias of the layer that it replaces, under the same names. A is (rank, in) and B
+    (out, rank), both fp32 and cast to the input's dtype when used, so that no fp32 copy of the activations is made. B starts at zero:
     the layer then equals the one that it replaces.
     """
 
@@ -68,8 +68,8 @@ class LoRA(Adapter):
         rank: inner dimension r of the product BA.
         alpha: the product is scaled by alpha / rank; twice the rank where it is not given.
         dropout: share of the adapter's input that is zeroed in training; the frozen path sees all of it.
-        targets: the layers to adapt: module-name suffixes and presets in a list (presets: query, key, value, projection,
-            mlp, head), or `all-linear`, or one regular expression over whole names.
+        targets: the layers to adapt: module-name suffixes and presets in a list (presets: query, key, value,
+            projection, mlp, head), or `all-linear`, or one regular expression over whole names.
     """
 
     name = "lora"

@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter acts on: suffixes, a regular expression, or presets that hold across architectures."""
+"""Which layers of a model an adapter acts on: suffixes, a regular expression, or presets for all architectures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import nn
 
 from litpeft.errors import UserError
 
-# One pattern a preset, searched at the end of a module's dotted name. The spellings of BERT, RoBERTa and ViT; DistilBERT;
-# Llama, Mistral and Qwen; T5 (`q k v o wi wo`); GPT-2 has query, key and value in one `c_attn`.
+# One pattern a preset, searched at the end of a module's dotted name. The spellings of BERT, RoBERTa and ViT;
+# DistilBERT; Llama, Mistral and Qwen; T5 (`q k v o wi wo`); GPT-2 has query, key and value in one `c_attn`.
 PRESETS = {
     "query": r"query|q_proj|q_lin|(SelfAttention|EncDecAttention|attention)\.q|c_attn",
     "key": r"key|k_proj|k_lin|(SelfAttention|EncDecAttention|attention)\.k|c_attn",

@@ -21,7 +21,7 @@ TENSORS, LOOP = "trainable.safetensors", "loop.pt"
 
 
 class FolderCheckpointIO(TorchCheckpointIO):
-    """A checkpoint is a folder: `trainable.safetensors`, and `loop.pt` with the state of loops, optimizer and callbacks.
+    """A checkpoint is a folder: `trainable.safetensors`, and `loop.pt`, the state of loops, optimizer and callbacks.
 
     It is written under another name, flushed to the disk and renamed: a killed process leaves no half of one.
     """

@@ -76,7 +76,11 @@ class RunRecorder(Callback):
             self._close(trainer, "ok", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn != "fit" or not trainer.is_global_zero or (self._stale or self._resuming) and not self._started:
+        if (
+            trainer.state.fn != "fit"
+            or not trainer.is_global_zero
+            or ((self._stale or self._resuming) and not self._started)
+        ):
             return
         if not self._started:  # the data could not be read, say
             self._begin(trainer, pl_module)
@@ -119,7 +123,9 @@ class RunRecorder(Callback):
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is known once the model, the data and the optimizer are there."""
         counts = pl_module.adapter.describe(pl_module.backbone)
-        sizes = {name: counts.pop(name) for name in ("trainable_params", "total_params", "adapter_bytes", "model_bytes")}
+        sizes = {
+            name: counts.pop(name) for name in ("trainable_params", "total_params", "adapter_bytes", "model_bytes")
+        }
         optimizer = trainer.optimizers[0]
         schedules = trainer.lr_scheduler_configs
         data = trainer.datamodule
@@ -136,7 +142,9 @@ class RunRecorder(Callback):
     def _gather(self, trainer: Trainer, measure: bool = True) -> None:
         """What is known so far: metrics of the curves, and what the other callbacks have measured."""
         if measure:
-            train_loss = trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics.get("train_loss_step"))
+            train_loss = trainer.callback_metrics.get(
+                "train_loss_epoch", trainer.callback_metrics.get("train_loss_step")
+            )
             self.record |= _metrics(trainer, "val_") | {
                 "train_loss": float(train_loss) if train_loss is not None else None,
                 "steps": trainer.global_step,
@@ -181,4 +189,3 @@ def _status(exception: BaseException) -> tuple[str, str]:
 def is_out_of_memory(exception: BaseException) -> bool:
     """Whether memory ran out, on a GPU or on the host (whose allocator raises a plain RuntimeError)."""
     return isinstance(exception, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(exception)
-

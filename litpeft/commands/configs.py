@@ -12,8 +12,12 @@ from litpeft.shipped import find_config, shipped_files
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="litpeft configs", description=__doc__)
-    parser.add_argument("name", nargs="?", help="print this one; without it, all are listed with the command that runs them")
-    parser.add_argument("--copy", metavar="FOLDER", help="copy it (or all, where none is named) into a folder, to be changed")
+    parser.add_argument(
+        "name", nargs="?", help="print this one; without it, all are listed with the command that runs them"
+    )
+    parser.add_argument(
+        "--copy", metavar="FOLDER", help="copy it (or all, where none is named) into a folder, to be changed"
+    )
     options = parser.parse_args(arguments)
     files = {options.name: Path(find_config(options.name))} if options.name else shipped_files()
     if options.copy:

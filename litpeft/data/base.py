@@ -29,7 +29,7 @@ from litpeft.data.cache import cached_table, default_cache_dir, fingerprint, tok
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
 from litpeft.errors import UserError
-from litpeft.hub import asking_hub, model_source
+from litpeft.hub import asking_hub, local_or_hub
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -99,10 +99,11 @@ class FineTuneData(L.LightningDataModule):
         if name is None:
             raise UserError("data.tokenizer is not given, and there is no model to take it from.")
         with asking_hub(name, "data.tokenizer", "a local folder (data.tokenizer, or model.model_name)"):
-            tokenizer = AutoTokenizer.from_pretrained(model_source(name))
+            tokenizer = AutoTokenizer.from_pretrained(local_or_hub(name, "data.tokenizer", "tokenizer_config.json"))
         if self.max_length > tokenizer.model_max_length:
             raise UserError(
-                f"data.max_length {self.max_length} is more than the {tokenizer.model_max_length} tokens that {name} takes."
+                f"data.max_length {self.max_length} is more than the {tokenizer.model_max_length} tokens "
+                f"that {name} takes."
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
@@ -120,7 +121,7 @@ class FineTuneData(L.LightningDataModule):
             self.rows[split] = EncodedRows(self.table(split)[0], rows, self.tokenizer.pad_token_id)
 
     def table(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
-        """All rows of a split, tokenised, and the facts about them; a validation split cut from train is train's table."""
+        """All rows of a split, tokenised, and facts about them; a validation split cut from train is train's table."""
         source = self.source(split)
         if source is None and split == "val":
             return self.table("train")
@@ -144,14 +145,15 @@ class FineTuneData(L.LightningDataModule):
             cut = self.samples["val"] or max(1, min(VAL_MOST, int(VAL_SHARE * len(order))))
             if cut >= len(order):
                 raise UserError(
-                    f"data.val_samples {cut} leaves nothing of the {len(order)} training rows that validation is cut from."
+                    f"data.val_samples {cut} leaves nothing of the {len(order)} training rows "
+                    "that validation is cut from."
                 )
             order, limit = (order[:cut], None) if split == "val" else (order[cut:], limit)
         return np.sort(order[:limit])
 
     @property
     def num_train_batches(self) -> int:
-        """Batches of one epoch on one process. Known after `setup`; asking does not touch the state of a resumed loader."""
+        """Batches of an epoch on one process. Known after `setup`; asking leaves a resumed loader's state alone."""
         return len(self._sampler("train"))
 
     def _sampler(self, split: Split) -> LengthGroupedBatches:

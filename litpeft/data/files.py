@@ -60,8 +60,10 @@ def read_rows(
         raise UserError(f"{path}: the file has no rows.")
 
 
-def has_header(path: str | Path, required: Sequence[str], delimiter: str | None = None, encoding: str = "utf-8") -> bool:
-    """Whether the first row of a .tsv or .csv file holds the `required` names; true for other files, which always do."""
+def has_header(
+    path: str | Path, required: Sequence[str], delimiter: str | None = None, encoding: str = "utf-8"
+) -> bool:
+    """Whether the first row of a .tsv or .csv file holds the `required` names; true for other files, which all do."""
     path = Path(path)
     if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
         return True
@@ -104,7 +106,9 @@ def _separated(
                 if header:
                     continue
             if len(fields) != len(names):
-                raise UserError(f"{place}: {len(fields)} columns where there should be {len(names)} ({', '.join(names)}).")
+                raise UserError(
+                    f"{place}: {len(fields)} columns where there should be {len(names)} ({', '.join(names)})."
+                )
             yield place, dict(zip(names, fields, strict=True))
     except csv.Error as error:
         raise UserError(f"{path} line {reader.line_num}: {error}.") from error

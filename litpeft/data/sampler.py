@@ -18,7 +18,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     Shuffled, the order comes from a generator of its own, seeded by (seed, epoch): whatever else draws random numbers
     (an adapter's initial values, dropout), every run with this seed sees the same batches. The batch with the longest
-    row comes first, so that one that does not fit into memory fails at once. Not shuffled, rows go from longest to shortest.
+    row comes first, so that one that does not fit into memory fails at once. Not shuffled, rows go from longest to
+    shortest.
 
     Args:
         lengths: tokens of each row.
@@ -30,7 +31,13 @@ class LengthGroupedBatches(Sampler[list[int]]):
     """
 
     def __init__(
-        self, lengths: np.ndarray, batch_size: int, seed: int = 0, shuffle: bool = True, rank: int = 0, world_size: int = 1
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
@@ -86,7 +93,7 @@ class ResumableLoader:
 
     def __init__(self, dataset: Dataset, sampler: LengthGroupedBatches, **options: Any) -> None:
         self.dataset, self.sampler = dataset, sampler
-        # a generator of its own: otherwise each epoch would draw a seed from the global one, and dropout would depend on it
+        # a generator of its own: each epoch would draw a seed from the global one, and dropout would depend on it
         options["generator"] = torch.Generator().manual_seed(0)
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.requested_at = 0.0

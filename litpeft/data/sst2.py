@@ -1,4 +1,4 @@
-"""SST-2: sentiment of sentences from film reviews (Socher et al. 2013, https://aclanthology.org/D13-1170, through GLUE)."""
+"""SST-2: sentiment of sentences from film reviews (Socher et al. 2013, https://aclanthology.org/D13-1170)."""
 
 from typing import Any
 

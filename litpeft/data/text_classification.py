@@ -113,7 +113,11 @@ class TextClassification(FineTuneData):
         ids, names = _numbered(labels, places, names, offset) if labelled else ([-1] * len(texts), names)
         encoded, cut = self._encode(texts)
         columns = {"input_ids": pa.array(encoded, pa.list_(pa.int32())), "label": ids, "text": texts}
-        return datasets.Dataset(pa.table(columns)), {"label_names": names, "total_rows": len(texts), "truncated_rows": cut}
+        return datasets.Dataset(pa.table(columns)), {
+            "label_names": names,
+            "total_rows": len(texts),
+            "truncated_rows": cut,
+        }
 
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
         """Token ids, and how many texts were cut to `max_length`."""
@@ -161,7 +165,9 @@ class TextClassification(FineTuneData):
             parts = [row[name] for name in text_columns]
             for name, part in zip(text_columns, parts, strict=True):
                 if not isinstance(part, str):
-                    raise UserError(f"{place}: column {name!r} holds {type(part).__name__}, not text (see data.text_column).")
+                    raise UserError(
+                        f"{place}: column {name!r} holds {type(part).__name__}, not text (see data.text_column)."
+                    )
             text = " ".join(parts)
             if not text.strip():
                 raise UserError(f"{place}: the text is empty; remove the row, or see data.text_column.")
@@ -207,8 +213,8 @@ def _numbered(
             index = number - offset
         if index is None or not 0 <= index < len(names):
             raise UserError(
-                f"{place}: label {label!r} is none of {', '.join(names)} (numbers {offset} to {offset + len(names) - 1}); "
-                "see data.label_names, data.label_offset and data.label_column."
+                f"{place}: label {label!r} is none of {', '.join(names)} "
+                f"(numbers {offset} to {offset + len(names) - 1}); see data.label_names, data.label_offset and data.label_column."
             )
         ids.append(index)
     return ids, names

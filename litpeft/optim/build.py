@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from litpeft.errors import UserError
 
 
-def build_optimizer(factory: Callable[..., Optimizer] | None, groups: list[dict[str, Any]], default_lr: float) -> Optimizer:
+def build_optimizer(
+    factory: Callable[..., Optimizer] | None, groups: list[dict[str, Any]], default_lr: float
+) -> Optimizer:
     """The optimizer over these groups; AdamW at `default_lr` where none is named.
 
     A group's `lr_scale` becomes a factor on the learning rate that the optimizer was given (LoRA+).
@@ -29,11 +31,14 @@ def build_optimizer(factory: Callable[..., Optimizer] | None, groups: list[dict[
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer cannot be made: {error}.") from error
     for group, scale in zip(optimizer.param_groups, scales, strict=True):
-        group["lr"] *= scale
+        if scale != 1.0:  # an optimizer may have no rate of its own (Adafactor's relative steps)
+            group["lr"] *= scale
     return optimizer
 
 
-def build_scheduler(factory: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int | None) -> dict[str, Any] | None:
+def build_scheduler(
+    factory: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int | None
+) -> dict[str, Any] | None:
     """What Lightning is told of the schedule, with `total_steps` filled in where it is taken and was not given.
 
     Raises:
@@ -60,6 +65,10 @@ def live_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
     """What the optimizer really runs with, group by group: for the record, since configurations can leak."""
     return [
         {"params": sum(p.numel() for p in group["params"])}
-        | {k: v for k, v in group.items() if k != "params" and isinstance(v, (int, float, str, bool, tuple, list, type(None)))}
+        | {
+            k: v
+            for k, v in group.items()
+            if k != "params" and isinstance(v, (int, float, str, bool, tuple, list, type(None)))
+        }
         for group in optimizer.param_groups
     ]

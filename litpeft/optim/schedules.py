@@ -15,11 +15,13 @@ from litpeft.errors import UserError
 
 
 class _Warmup(LambdaLR):
-    """A factor on the learning rate of each group, whatever their ratio: it rises during warm-up, then `after` decides."""
+    """A factor on every group's learning rate, so ratios between groups stay: a rise, then what `after` says."""
 
     def __init__(self, optimizer: Optimizer, warmup: float, floor: float, total_steps: int | None) -> None:
         if total_steps is None:
-            raise UserError(f"model.scheduler {type(self).__name__} needs to know total_steps; give model.scheduler.total_steps.")
+            raise UserError(
+                f"model.scheduler {type(self).__name__} needs to know total_steps; give model.scheduler.total_steps."
+            )
         if warmup < 0 or not 0 <= floor <= 1:
             raise UserError(
                 f"model.scheduler {type(self).__name__}: warmup must not be negative and floor be in [0, 1], "

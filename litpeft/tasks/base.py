@@ -56,7 +56,7 @@ class FineTuner(L.LightningModule):
         self.load_seconds: float | None = None
 
     def load(self, dtype: torch.dtype) -> tuple[nn.Module, list[str], list[str]]:
-        """The pretrained model; the names of the modules that are its head; the names of parameters that no file held."""
+        """The pretrained model; the names of the modules that are its head, and of parameters that no file held."""
         raise NotImplementedError
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
@@ -90,8 +90,8 @@ class FineTuner(L.LightningModule):
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None if it has no end.
 
-        Counted from the data and not with `trainer.estimated_stepping_batches`, which builds the loader before a resumed
-        run has put its state back (Lightning #20550).
+        Counted from the data and not with `trainer.estimated_stepping_batches`, which builds the loader before a
+        resumed run has put its state back (Lightning #20550).
         """
         trainer = self.trainer
         if trainer.max_steps > 0 and (trainer.max_epochs or -1) < 0:
@@ -106,15 +106,21 @@ class FineTuner(L.LightningModule):
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop at a loss that is no number, before it spoils the weights. On a GPU, look only when metrics are logged."""
+        """Log the rate of this step; stop at a loss that is no number. On a GPU, look only when metrics are logged."""
+        rate = optimizer.param_groups[0]["lr"]
+        if rate is not None:  # Adafactor may find its own
+            self.log("lr", rate, batch_size=1)
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             loss = self.trainer.callback_metrics.get("train_loss_step", torch.zeros(()))
             if not torch.isfinite(loss):
-                rate = optimizer.param_groups[0]["lr"]
                 raise UserError(
-                    f"the training loss is {loss.item()} at step {self.trainer.global_step} (learning rate {rate:g}); "
+                    f"the training loss is {loss.item()} at step {self.trainer.global_step} (learning rate {rate}); "
                     "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
                 )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.trainer.global_step == self.trainer.max_steps:
+            self.trainer.should_stop = True  # so asked, Lightning validates the last weights before it stops
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The trainable tensors only; see `Adapter.state_dict`."""

@@ -11,7 +11,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForSequenceClassification
 
-from litpeft.hub import asking_hub, model_source
+from litpeft.hub import asking_hub, local_or_hub
 from litpeft.tasks.base import Batch, FineTuner
 
 
@@ -26,7 +26,10 @@ class SequenceClassification(FineTuner):
     def setup(self, stage: str) -> None:
         classes = len(self.trainer.datamodule.label_names)
         scores = MetricCollection(
-            {"accuracy": MulticlassAccuracy(classes, average="micro"), "f1": MulticlassF1Score(classes, average="macro")}
+            {
+                "accuracy": MulticlassAccuracy(classes, average="micro"),
+                "f1": MulticlassF1Score(classes, average="macro"),
+            }
         )
         self.scores = nn.ModuleDict({kind: scores.clone(prefix=f"{kind}_") for kind in ("val", "test")})
 
@@ -35,7 +38,7 @@ class SequenceClassification(FineTuner):
         names = data.label_names
         with asking_hub(self.model_name, "model.model_name", "a local folder, or package:NAME"):
             model, report = AutoModelForSequenceClassification.from_pretrained(
-                model_source(self.model_name),
+                local_or_hub(self.model_name, "model.model_name"),
                 num_labels=len(names),
                 id2label=dict(enumerate(names)),
                 label2id={name: i for i, name in enumerate(names)},
@@ -45,7 +48,11 @@ class SequenceClassification(FineTuner):
             )
         if model.config.pad_token_id is None:  # decoders read the last token before the padding
             model.config.pad_token_id = data.tokenizer.pad_token_id
-        head = [name for name, child in model.named_children() if name != model.base_model_prefix and list(child.parameters())]
+        head = [
+            name
+            for name, child in model.named_children()
+            if name != model.base_model_prefix and list(child.parameters())
+        ]
         new = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
         _draw_again(model, new)
         return model, head, new
@@ -82,13 +89,17 @@ class SequenceClassification(FineTuner):
         names = self.trainer.datamodule.label_names
         probabilities = self(batch).softmax(dim=-1).tolist()
         return [
-            {"row": row, "label": names[max(range(len(p)), key=p.__getitem__)], "probabilities": dict(zip(names, p, strict=True))}
+            {
+                "row": row,
+                "label": names[max(range(len(p)), key=p.__getitem__)],
+                "probabilities": dict(zip(names, p, strict=True)),
+            }
             for row, p in zip(batch["row"].tolist(), probabilities, strict=True)
         ]
 
 
 def _draw_again(model: nn.Module, new: list[str]) -> None:
-    """Initial values of what no file held, drawn in fp32 from the run's seed: the same head for every adapter and dtype."""
+    """Draw what no file held in fp32 from the run's seed: the same head for every adapter and dtype."""
     torch.manual_seed(torch.initial_seed())
     for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
         module = model.get_submodule(name).float()

@@ -118,7 +118,10 @@ def test_state_goes_to_another_model_and_back(name: str) -> None:
     [
         (lambda s: s.pop("classifier.weight"), "missing classifier.weight"),
         (lambda s: s.update(foreign=torch.zeros(1)), "unexpected foreign"),
-        (lambda s: s.update({"classifier.bias": torch.zeros(7)}), "classifier.bias of shape (7,) where this model has (3,)"),
+        (
+            lambda s: s.update({"classifier.bias": torch.zeros(7)}),
+            "classifier.bias of shape (7,) where this model has (3,)",
+        ),
     ],
 )
 def test_a_state_that_does_not_fit_is_refused_whole(change, said: str) -> None:

@@ -30,10 +30,19 @@ MODELS = {
         BertConfig(**SMALL, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
     ),
     "llama": lambda: LlamaForSequenceClassification(
-        LlamaConfig(**SMALL, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64)
+        LlamaConfig(
+            **SMALL,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+        )
     ),
     "t5": lambda: T5ForSequenceClassification(
-        T5Config(**SMALL, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, eos_token_id=1, decoder_start_token_id=0)
+        T5Config(
+            **SMALL, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, eos_token_id=1, decoder_start_token_id=0
+        )
     ),
 }
 TARGETS = {"bert": ["query", "value"], "llama": ["q_proj", "v_proj", "down_proj"], "t5": ["q", "v", "wo"]}
@@ -42,7 +51,9 @@ IDS = torch.tensor([[2, 5, 6, 7, 3, 1], [2, 8, 9, 3, 11, 1]])
 
 
 def layer(inputs: int, outputs: int, rank: int, bias: bool = True, dtype: torch.dtype = torch.float32) -> LoRALinear:
-    lora = LoRALinear(nn.Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False), rank, alpha=rank * 1.5, dropout=0.0)
+    lora = LoRALinear(
+        nn.Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False), rank, alpha=rank * 1.5, dropout=0.0
+    )
     nn.init.normal_(lora.lora_B)
     return lora
 

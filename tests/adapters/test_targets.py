@@ -53,7 +53,9 @@ def test_a_suffix_matches_whole_parts_only(models: dict[str, nn.Module]) -> None
 
 
 def test_a_string_is_a_regular_expression_over_whole_names(models: dict[str, nn.Module]) -> None:
-    assert match_targets(models["bert"], r".*layer\.1.*query", (nn.Linear,)) == ["bert.encoder.layer.1.attention.self.query"]
+    assert match_targets(models["bert"], r".*layer\.1.*query", (nn.Linear,)) == [
+        "bert.encoder.layer.1.attention.self.query"
+    ]
     with pytest.raises(UserError, match="not a regular expression"):
         match_targets(models["bert"], "(", (nn.Linear,))
 
@@ -64,5 +66,7 @@ def test_what_matches_nothing_is_told_with_what_there_is(models: dict[str, nn.Mo
 
 
 def test_a_layer_of_another_kind_is_told(models: dict[str, nn.Module]) -> None:
-    with pytest.raises(UserError, match=r"matches transformer.h.0.attn.c_attn, a Conv1D, but this adapter acts on: Linear"):
+    with pytest.raises(
+        UserError, match=r"matches transformer.h.0.attn.c_attn, a Conv1D, but this adapter acts on: Linear"
+    ):
         match_targets(models["gpt2"], ["c_attn"], (nn.Linear,))

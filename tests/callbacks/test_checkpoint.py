@@ -129,4 +129,4 @@ def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Pat
     assert kept == {Path(record["checkpoint"]).name, "step-000060"}
     again = litpeft("validate", "--run_dir", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert f"{record['val_accuracy']:.4f}"[:5] in again.stdout
+    assert str(record["val_accuracy"]) in again.stdout

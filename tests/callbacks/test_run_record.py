@@ -1,0 +1,196 @@
+"""The record of runs that end well and of runs that do not, and what TensorBoard shows of them."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from litpeft.__main__ import main
+from litpeft.records import FIELDS, read_record
+from tests.conftest import litpeft
+
+LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
+    run_dir = tmp_path_factory.mktemp("record") / "run"
+    options = [
+        "--model.optimizer",
+        "torch.optim.AdamW",
+        "--model.optimizer.lr",
+        "1e-3",
+        "--model.scheduler",
+        "WarmupCosine",
+    ]
+    assert main([*words, *LORA, *options, "--trainer.max_epochs", "2", "--run_dir", str(run_dir)]) == 0
+    return run_dir
+
+
+def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
+    record = read_record(finished)
+    assert list(record) == list(FIELDS)
+    unknown = {name for name, value in record.items() if value is None}
+    assert unknown == {
+        *("error", "git", "memory_phases", "peak_allocated_bytes", "peak_reserved_bytes"),
+        *("test_loss", "test_accuracy", "test_f1"),
+    } - ({"git"} if record["git"] else set())
+    assert record["status"] == "ok"
+    assert (record["adapter"], record["data"], record["task"]) == ("lora", "SST2", "SequenceClassification")
+    assert record["adapter_options"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
+    assert record["adapter_summary"] == {"adapted_layers": {"query": 2, "value": 2}}
+    assert record["trainable_params"] == 4 * 2 * 4 * 32 + 2 * 32 + 2
+    assert (record["steps"], record["epochs"], record["effective_batch_size"]) == (24, 2, 8)
+    assert record["data_summary"]["rows"] == {"train": 96, "val": 32}
+    assert record["peak_rss_bytes"] > 100e6
+    assert record["optimizer_settings"][0]["weight_decay"] == 0.01
+    assert record["optimizer_settings"][1]["weight_decay"] == 0.0
+    assert record["optimizer_settings"][0]["initial_lr"] == 1e-3
+    assert record["train_samples_per_second"] == pytest.approx(8 / record["step_seconds_p50"], rel=0.9)
+    assert record["wall_seconds"] > record["train_seconds"] > 0
+    assert (finished / record["checkpoint"]).is_dir()
+
+
+def test_the_saved_configuration_makes_the_same_run(finished: Path, tmp_path: Path) -> None:
+    saved = yaml.safe_load((finished / "config.yaml").read_text())
+    assert saved == read_record(finished)["config"]
+    assert main(["fit", "--config", str(finished / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
+    again, record = read_record(tmp_path / "again"), read_record(finished)
+    for name in ("val_loss", "val_accuracy", "train_loss", "trainable_params", "config"):
+        assert again[name] == record[name], name
+
+
+def test_tensorboard_holds_the_curves_and_the_hparams_with_final_metrics(finished: Path) -> None:
+    events = EventAccumulator(str(finished), size_guidance={"scalars": 0}).Reload()
+    record = read_record(finished)
+    scalars = set(events.Tags()["scalars"])
+    assert {
+        "train_loss_step",
+        "train_loss_epoch",
+        "val_loss",
+        "val_accuracy",
+        "val_f1",
+        "lr",
+        "train_tokens_per_second",
+    } <= scalars
+    assert [event.step for event in events.Scalars("val_accuracy")][:2] == [11, 23]
+    assert events.Scalars("val_accuracy")[-1].value == pytest.approx(record["val_accuracy"])
+    assert events.Scalars("trainable_params")[-1].value == record["trainable_params"]
+    contents = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(contents).session_start_info
+    hparams = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
+    assert hparams["adapter"] == "lora"
+    assert hparams["adapter.rank"] == 4
+    assert hparams["data"] == "SST2"
+    contents = events.summary_metadata["_hparams_/experiment"].plugin_data.content
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(contents).experiment
+    shown = {metric.name.tag for metric in experiment.metric_infos}
+    assert {"val_accuracy", "val_loss", "train_loss", "peak_rss_bytes", "train_tokens_per_second"} <= shown
+
+
+def test_the_learning_rate_in_the_curve_is_that_of_the_step(finished: Path) -> None:
+    events = EventAccumulator(str(finished)).Reload()
+    rates = {event.step: event.value for event in events.Scalars("lr")}
+    assert rates[9] == pytest.approx(
+        1e-3 * (1 + __import__("math").cos(__import__("math").pi * (9 - 1) / (24 - 1))) / 2, rel=1e-5
+    )
+
+
+def test_last_weights_are_validated_where_max_steps_ends_the_run(tmp_path: Path, words: list[str]) -> None:
+    assert main([*words, *LORA, "--trainer.max_steps", "7", "--run_dir", str(tmp_path)]) == 0
+    record = read_record(tmp_path)
+    assert (record["steps"], record["checkpoint"]) == (7, "checkpoints/step-000007")
+    assert record["val_accuracy"] is not None
+    assert read_record(tmp_path)["train_loss"] is not None
+
+
+def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "failing.py").write_text(
+        "from lightning import Callback\n"
+        "class Fail(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        "        if trainer.global_step == 8:\n"
+        "            raise RuntimeError('something broke')\n"
+        "class Full(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        "        if trainer.global_step == 8:\n"
+        "            raise RuntimeError('[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory')\n"
+    )
+    failed = litpeft(*words, *LORA, "--trainer.callbacks", "failing.Fail", "--run_dir", "failed", cwd=tmp_path)
+    assert failed.returncode == 1
+    record = read_record(tmp_path / "failed")
+    assert (record["status"], record["error"], record["steps"]) == ("failed", "something broke", 8)
+    assert record["train_tokens_per_second"] > 0
+    full = litpeft(*words, *LORA, "--trainer.callbacks", "failing.Full", "--run_dir", "full", cwd=tmp_path)
+    assert full.returncode == 1
+    assert "out of memory; try a smaller --data.batch_size" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert read_record(tmp_path / "full")["status"] == "oom"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_so_in_its_record(tmp_path: Path, words: list[str], number: int, code: int) -> None:
+    command = [sys.executable, "-m", "litpeft", *words, *LORA, "--trainer.max_epochs", "2000", "--run_dir", "run"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("run/checkpoints/step-*")) and time.time() < deadline:
+        time.sleep(0.2)
+    process.send_signal(number)
+    error = process.communicate(timeout=60)[1]
+    assert process.returncode == code, error
+    assert "litpeft: interrupted; the same command with --resume goes on" in error
+    assert "Traceback" not in error
+    record = read_record(tmp_path / "run")
+    assert record["status"] == "interrupted"
+    assert record["steps"] > 0
+
+
+def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_rate(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    options = [
+        "--model.optimizer",
+        "torch.optim.SGD",
+        "--model.optimizer.lr",
+        "1e30",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main([*words, *LORA, *options]) == 2
+    error = capsys.readouterr().err
+    assert "the training loss is nan at step" in error
+    assert "learning rate 1e+30" in error
+    record = read_record(tmp_path / "run")
+    assert record["status"] == "failed"
+    assert json.loads((tmp_path / "run" / "record.json").read_text())["train_loss"] is None
+
+
+def test_a_mistake_before_the_first_step_does_not_use_up_the_folder(tmp_path: Path, words: list[str], capsys) -> None:
+    run_dir = ["--run_dir", str(tmp_path / "run")]
+    assert main([*words, "--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]", *run_dir]) == 2
+    assert read_record(tmp_path / "run")["status"] == "failed"
+    assert main([*words, *LORA, *run_dir]) == 0
+    assert read_record(tmp_path / "run")["status"] == "ok"
+    capsys.readouterr()
+    assert main([*words, *LORA, *run_dir]) == 2
+    assert "already holds a run; give --resume, --overwrite, or another --run_dir" in capsys.readouterr().err
+
+
+def test_a_mistake_with_overwrite_leaves_the_earlier_run_as_it_was(tmp_path: Path, words: list[str], capsys) -> None:
+    run_dir = ["--run_dir", str(tmp_path / "run"), "--overwrite"]
+    assert main([*words, *LORA, *run_dir]) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert main([*words, *LORA, *run_dir, "--data.text_column", "nothing"]) == 2
+    assert {path: path.read_bytes() for path in before} == before
+    assert main([*words, "--model.adapter", "Frozen", *run_dir]) == 0
+    assert read_record(tmp_path / "run")["adapter"] == "frozen"
+    assert len(list((tmp_path / "run").glob("events.*"))) == 1

@@ -1,0 +1,101 @@
+"""The order of batches depends on the seed and the epoch alone, and every row comes once."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litpeft.data.sampler import WINDOW, LengthGroupedBatches, ResumableLoader
+
+lengths = st.lists(st.integers(1, 300), min_size=1, max_size=700).map(np.array)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=lengths, size=st.integers(1, 40), seed=st.integers(0, 9), epoch=st.integers(0, 3), shuffle=st.booleans())
+def test_every_row_comes_once_and_the_longest_first(lengths, size, seed, epoch, shuffle) -> None:
+    sampler = LengthGroupedBatches(lengths, size, seed, shuffle)
+    sampler.set_epoch(epoch)
+    batches = list(sampler)
+    assert len(batches) == len(sampler) == -(-len(lengths) // size)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
+    assert max(lengths[batches[0]]) == max(lengths)
+    assert sum(len(batch) < size for batch in batches) <= -(-len(lengths) // (WINDOW * size))
+
+
+def test_the_order_is_that_of_the_seed_whatever_else_draws_random_numbers() -> None:
+    lengths = np.random.default_rng(0).integers(1, 50, 300)
+
+    def order(seed: int, epoch: int) -> list[list[int]]:
+        torch.rand(seed + epoch), np.random.rand(3)
+        sampler = LengthGroupedBatches(lengths, 8, seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    assert order(0, 0) == order(0, 0)
+    assert order(0, 0) != order(0, 1) != order(1, 1)
+
+
+def test_making_batches_draws_nothing_from_the_global_generator() -> None:
+    rows = list(range(40))
+    loader = ResumableLoader(_Same(rows), LengthGroupedBatches(np.ones(40, int), 4))
+    before = torch.get_rng_state()
+    list(loader)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_grouping_saves_padding() -> None:
+    lengths = np.random.default_rng(0).integers(1, 200, 4000)
+    grouped = sum(len(batch) * lengths[batch].max() for batch in LengthGroupedBatches(lengths, 32))
+    mixed = sum(len(batch) * lengths[batch].max() for batch in np.array_split(np.arange(4000), 125))
+    assert grouped < 1.05 * lengths.sum()
+    assert mixed > 1.8 * lengths.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=lengths, size=st.integers(1, 9), world=st.integers(1, 4), shuffle=st.booleans())
+def test_processes_share_the_rows_without_repeats(lengths, size, world, shuffle) -> None:
+    shares = [list(LengthGroupedBatches(lengths, size, 0, shuffle, rank, world)) for rank in range(world)]
+    for rank, share in enumerate(shares):
+        assert len(share) == len(LengthGroupedBatches(lengths, size, 0, shuffle, rank, world))
+    rows = [row for share in shares for batch in share for row in batch]
+    assert len(rows) == len(set(rows))
+    if shuffle:
+        assert len({len(share) for share in shares}) == 1  # or one process would wait for another for ever
+        assert len(lengths) - len(rows) < size * world
+    else:
+        assert len(rows) == len(lengths)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(2, 60), served=st.integers(0, 20), epoch=st.integers(0, 2))
+def test_a_loader_goes_on_where_another_one_stopped(rows, served, epoch) -> None:
+    def loader() -> ResumableLoader:
+        return ResumableLoader(_Same(list(range(rows))), LengthGroupedBatches(np.arange(rows) % 7 + 1, 3))
+
+    first, second = loader(), loader()
+    first.sampler.set_epoch(epoch)
+    batches = list(loader_at(loader(), epoch))
+    iterator = iter(first)
+    for _ in range(min(served, len(batches))):
+        next(iterator)
+    second.load_state_dict(first.state_dict())
+    if served >= len(batches):
+        assert list(second) == list(loader_at(loader(), epoch + 1))
+    else:
+        assert list(second) == batches[served:]
+        assert len(second) == len(batches)
+
+
+def loader_at(loader: ResumableLoader, epoch: int) -> ResumableLoader:
+    loader.sampler.set_epoch(epoch)
+    return loader
+
+
+class _Same(torch.utils.data.Dataset):
+    def __init__(self, rows: list[int]) -> None:
+        self.rows = rows
+
+    def __getitem__(self, indices: list[int]) -> list[int]:
+        return [self.rows[i] for i in indices]

@@ -1,0 +1,91 @@
+"""Schedules by the step, and what reaches an optimizer."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.optim import SGD, AdamW
+from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+
+from litpeft.errors import UserError
+from litpeft.optim import WarmupCosine, WarmupLinear, build_optimizer, build_scheduler
+from litpeft.optim.build import live_settings
+
+
+def optimizer(lr: float = 1.0) -> SGD:
+    return SGD([torch.nn.Parameter(torch.zeros(2, 2))], lr=lr)
+
+
+def rates(scheduler, steps: int) -> list[float]:
+    """The learning rate that each optimizer step runs with."""
+    out = []
+    for _ in range(steps):
+        out.append(scheduler.optimizer.param_groups[0]["lr"])
+        scheduler.optimizer.step()
+        scheduler.step()
+    return out
+
+
+def test_warm_up_rises_from_a_first_step_that_is_not_wasted_and_cosine_falls() -> None:
+    seen = rates(WarmupCosine(optimizer(), warmup=0.25, total_steps=16), 16)
+    rise = [1 / 5, 2 / 5, 3 / 5, 4 / 5]
+    fall = [(1 + math.cos(math.pi * k / 12)) / 2 for k in range(12)]
+    assert seen == pytest.approx(rise + fall)
+    assert min(seen) > 0
+
+
+def test_linear_falls_to_its_floor() -> None:
+    seen = rates(WarmupLinear(optimizer(2.0), warmup=2, floor=0.1, total_steps=10), 12)
+    assert seen[:3] == pytest.approx([2 / 3, 4 / 3, 2.0])
+    assert seen[2:10] == pytest.approx([2 * (0.1 + 0.9 * (1 - k / 8)) for k in range(8)])
+    assert seen[10:] == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.parametrize("options", [{"warmup": -1}, {"floor": 1.5}, {"total_steps": None}])
+def test_options_out_of_range_are_refused(options: dict) -> None:
+    with pytest.raises(UserError, match="model.scheduler WarmupCosine"):
+        WarmupCosine(optimizer(), **{"total_steps": 10} | options)
+
+
+@pytest.mark.parametrize(
+    ("factory", "total"),
+    [
+        (WarmupCosine, 30),
+        (partial(WarmupCosine, total_steps=None), 30),
+        (partial(WarmupCosine, total_steps=12), 12),
+        (partial(OneCycleLR, max_lr=0.1, total_steps=None), 30),
+        (partial(CosineAnnealingLR, T_max=7), None),
+    ],
+)
+def test_the_number_of_steps_is_filled_in_where_it_is_taken_and_not_given(factory, total: int | None) -> None:
+    told = build_scheduler(factory, optimizer(), 30)
+    assert told["interval"] == "step"
+    assert getattr(told["scheduler"], "total_steps", None) == total
+
+
+def test_lr_scale_multiplies_the_rate_of_its_group_and_survives_the_schedule() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
+    groups = [{"params": [parameters[0]]}, {"params": [parameters[1]], "lr_scale": 16.0}]
+    made = build_optimizer(partial(AdamW, lr=1e-3), groups, default_lr=1.0)
+    schedule = build_scheduler(WarmupCosine, made, 10)["scheduler"]
+    for _ in range(10):
+        low, high = (group["lr"] for group in made.param_groups)
+        assert high == pytest.approx(16 * low)
+        made.step()
+        schedule.step()
+
+
+def test_without_a_name_it_is_adamw_at_the_adapters_rate() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    made = build_optimizer(None, [{"params": [parameter]}], default_lr=3e-4)
+    (settings,) = live_settings(made)
+    assert isinstance(made, AdamW)
+    assert (settings["lr"], settings["weight_decay"], settings["params"]) == (3e-4, 0.01, 4)
+
+
+def test_what_an_optimizer_refuses_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="model.optimizer cannot be made: Invalid learning rate: -1"):
+        build_optimizer(partial(AdamW, lr=-1), [{"params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0)

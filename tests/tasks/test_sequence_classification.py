@@ -1,0 +1,215 @@
+"""The task: what is loaded, trained, measured and predicted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaModel
+
+from litpeft.__main__ import main
+from litpeft.adapters import Frozen, Full, LoRA
+from litpeft.callbacks.checkpoint import newest_checkpoint
+from litpeft.data import SST2
+from litpeft.records import read_record
+from litpeft.tasks import SequenceClassification
+
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
+
+
+def fit(model: str, files: dict[str, str], adapter, tmp_path: Path, callbacks=(), steps: int = 2, **options):
+    L.seed_everything(options.pop("seed", 0), verbose=False)
+    task = SequenceClassification(model, adapter, **options)
+    data = SST2(tokenizer=model, train_file=files["train"], val_file=files["val"], batch_size=8)
+    trainer = L.Trainer(max_steps=steps, default_root_dir=tmp_path, callbacks=list(callbacks), **QUIET)
+    trainer.fit(task, datamodule=data)
+    return task, trainer
+
+
+class Initial(L.Callback):
+    """Keeps the head as it is before the first step, and which modules are in training mode during one."""
+
+    def on_train_start(self, trainer, module) -> None:
+        self.head = {name: p.detach().clone() for name, p in module.backbone.classifier.named_parameters()}
+
+    def on_train_batch_start(self, trainer, module, *_) -> None:
+        self.eval_modules = [name for name, m in module.backbone.named_modules() if not m.training]
+
+
+def test_the_head_starts_the_same_for_every_adapter_and_dtype(tiny_model: str, sentences, tmp_path: Path) -> None:
+    heads = []
+    for adapter in (Full(), Frozen(), LoRA(rank=2)):
+        for dtype in ("fp32", "bf16"):
+            keeper = Initial()
+            fit(tiny_model, sentences, adapter, tmp_path, [keeper], dtype=dtype)
+            heads.append(keeper.head)
+    assert all(torch.equal(head["weight"], heads[0]["weight"]) for head in heads)
+    assert heads[0]["weight"].std() > 0.01
+    keeper = Initial()
+    fit(tiny_model, sentences, Full(), tmp_path, [keeper], seed=1, dtype="fp32")
+    assert not torch.equal(keeper.head["weight"], heads[0]["weight"])
+
+
+def test_every_module_is_in_training_mode_in_every_step(tiny_model: str, sentences, tmp_path: Path) -> None:
+    keeper = Initial()
+    task, _ = fit(tiny_model, sentences, LoRA(rank=2), tmp_path, [keeper], steps=14)  # past a validation
+    assert keeper.eval_modules == []
+    batch = next(iter(task.trainer.datamodule.train_dataloader()))
+    task.train()
+    assert not torch.equal(task(batch), task(batch))  # dropout really drops
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("adapter", [Full, Frozen, LoRA])
+def test_dtypes_are_those_that_were_asked_for(tiny_model: str, sentences, tmp_path: Path, adapter, dtype: str) -> None:
+    task, trainer = fit(tiny_model, sentences, adapter(), tmp_path, dtype=dtype)
+    frozen = {p.dtype for p in task.backbone.parameters() if not p.requires_grad}
+    assert frozen <= {torch.bfloat16 if dtype == "bf16" else torch.float32}
+    assert {p.dtype for p in task.backbone.parameters() if p.requires_grad} == {torch.float32}
+    states = [s for state in trainer.optimizers[0].state.values() for n, s in state.items() if n != "step"]
+    assert {s.dtype for s in states} == {torch.float32}
+    seen = []
+    dense = task.backbone.bert.encoder.layer[0].intermediate.dense
+    dense.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    batch = next(iter(trainer.datamodule.train_dataloader()))
+    assert task(batch).dtype == torch.float32
+    assert seen == [torch.bfloat16 if dtype == "bf16" else torch.float32]
+
+
+def test_full_fine_tuning_in_bf16_starts_from_unrounded_weights(tiny_model: str, sentences, tmp_path: Path) -> None:
+    keeper = {}
+
+    class Keep(L.Callback):
+        def on_train_start(self, trainer, module) -> None:
+            keeper.update({k: v.clone() for k, v in module.backbone.state_dict().items()})
+
+    fit(tiny_model, sentences, Full(), tmp_path, [Keep()], dtype="bf16")
+    on_disk = load_file(Path(tiny_model) / "model.safetensors")
+    assert all(torch.equal(keeper[name], tensor) for name, tensor in on_disk.items())
+
+
+def test_loss_and_gradients_are_those_of_transformers(tiny_model: str, sentences, tmp_path: Path) -> None:
+    task, trainer = fit(tiny_model, sentences, Full(), tmp_path, dtype="fp32")
+    batch = next(iter(trainer.datamodule.train_dataloader()))
+    task.eval(), task.zero_grad()
+    loss = torch.nn.functional.cross_entropy(task(batch), batch["labels"])
+    theirs = task.backbone(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
+    ).loss
+    assert loss.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_predictions_and_metrics_agree_with_an_independent_count(
+    tmp_path: Path, words: list[str], sentences: dict[str, str]
+) -> None:
+    run_dir = tmp_path / "run"
+    learn = ["--model.adapter", "Full", "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1.5e-3"]
+    assert main([*words, *learn, "--trainer.max_epochs", "3", "--run_dir", str(run_dir)]) == 0
+    out = tmp_path / "out" / "p.jsonl"
+    assert (
+        main(
+            [
+                "predict",
+                "--run_dir",
+                str(run_dir),
+                "--data.predict_file",
+                sentences["val"],
+                "--predictions.file",
+                str(out),
+            ]
+        )
+        == 0
+    )
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    lines = [line.split("\t") for line in Path(sentences["val"]).read_text().splitlines()[1:]]
+    assert [row["text"] for row in rows] == [text for text, _ in lines]  # in the file's order
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1, abs=1e-5) for row in rows)
+    assert all(row["label"] == max(row["probabilities"], key=row["probabilities"].get) for row in rows)
+    truth = np.array([int(label) for _, label in lines])
+    guess = np.array([["negative", "positive"].index(row["label"]) for row in rows])
+    f1 = []
+    for label in (0, 1):
+        hit = np.sum((guess == label) & (truth == label))
+        f1.append(2 * hit / max(1, np.sum(guess == label) + np.sum(truth == label)))
+    likelihood = [row["probabilities"][["negative", "positive"][t]] for row, t in zip(rows, truth, strict=True)]
+    record = read_record(run_dir)
+    assert record["val_accuracy"] == pytest.approx(np.mean(guess == truth))
+    assert record["val_f1"] == pytest.approx(np.mean(f1))
+    assert record["val_loss"] == pytest.approx(-np.mean(np.log(likelihood)), rel=1e-4)
+    # and transformers itself gives the same logits from base and checkpoint
+    theirs = AutoModelForSequenceClassification.from_pretrained(record["model_name"], num_labels=2).eval()
+    theirs.load_state_dict(load_file(newest_checkpoint(run_dir) / "trainable.safetensors"), strict=False)
+    tokens = AutoTokenizer.from_pretrained(record["model_name"])(rows[0]["text"], return_tensors="pt")
+    tokens.pop("token_type_ids", None)
+    probability = theirs(**tokens).logits.softmax(-1)[0, 1].item()
+    assert probability == pytest.approx(rows[0]["probabilities"]["positive"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "steps"),
+    [
+        ({"max_epochs": 2}, 24),
+        ({"max_epochs": 3, "accumulate_grad_batches": 5}, 9),
+        ({"max_epochs": 2, "limit_train_batches": 7, "accumulate_grad_batches": 2}, 8),
+        ({"max_epochs": 2, "limit_train_batches": 0.5}, 12),
+        ({"max_epochs": 2, "max_steps": 5}, 5),
+        ({"max_epochs": -1, "max_steps": 9}, 9),
+        ({"max_epochs": -1}, None),
+    ],
+)
+def test_the_number_of_steps_is_counted_from_the_data(
+    tiny_model: str, sentences, trainer: dict, steps: int | None
+) -> None:
+    task = SequenceClassification(tiny_model)
+    task.trainer = L.Trainer(**trainer, **QUIET)
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"], batch_size=8)
+    data.setup("fit")
+    task.trainer._data_connector.attach_datamodule(task, data)
+    assert task.total_steps() == steps
+
+
+def decoder(tmp_path: Path, tiny_model: str) -> str:
+    """A Llama without a padding token, with the tiny tokenizer."""
+    folder = tmp_path / "llama"
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.save_pretrained(folder)
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": None, "bos_token_id": 2, "eos_token_id": 3}
+    config = LlamaConfig(**sizes, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    LlamaModel(config).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_decoder_reads_the_last_token_before_the_padding(tiny_model: str, sentences, tmp_path: Path) -> None:
+    task, trainer = fit(
+        decoder(tmp_path, tiny_model), sentences, LoRA(rank=2, targets=["q_proj"]), tmp_path, dtype="fp32"
+    )
+    assert task.backbone.config.pad_token_id == trainer.datamodule.tokenizer.pad_token_id
+    task.eval()
+    batch = next(b for b in trainer.datamodule.val_dataloader() if b["attention_mask"].min() == 0)
+    together = task(batch)
+    for i in range(len(together)):
+        length = batch["attention_mask"][i].sum()
+        alone = {
+            key: value[i : i + 1, :length] if value.ndim == 2 else value[i : i + 1] for key, value in batch.items()
+        }
+        torch.testing.assert_close(task(alone)[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+def test_a_head_for_other_labels_is_replaced(tiny_model: str, sentences, tmp_path: Path) -> None:
+    folder = tmp_path / "seven"
+    AutoModelForSequenceClassification.from_pretrained(tiny_model, num_labels=7).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    task, _ = fit(str(folder), sentences, Frozen(), tmp_path, dtype="fp32")
+    assert task.backbone.classifier.weight.shape == (2, 32)
+    assert task.backbone.config.id2label == {0: "negative", 1: "positive"}

@@ -1,0 +1,230 @@
+"""The command line: what it refuses and how it says so, names of folders, start-up."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litpeft import __version__
+from litpeft.__main__ import main
+from litpeft.errors import UserError
+from litpeft.records import new_record, read_record, write_record
+from litpeft.run_folder import claim, run_names
+from tests.conftest import litpeft
+
+ADAMW = ["--model.optimizer", "torch.optim.AdamW"]
+MISTAKES = {
+    "--model.adapter Lora": "model.adapter: no class named 'Lora' (did you mean LoRA?); known: ",
+    "--model.adapter LoRA --model.adapter.rnk 8": "model.adapter has no option 'rnk' (did you mean rank?).",
+    "--model.adapter LoRA --model.adapter.rank eight": "model.adapter.rank must be int, got eight.",
+    "--model.adapter LoRA --model.adapter.rank -1": "model.adapter.rank must be at least 1, got -1.",
+    "--model.adapter LoRA --model.adapter.targets [foo]": "model.adapter.targets ['foo'] matches no layer of BertFor",
+    "--modle.adapter LoRA": "unknown option --modle.adapter (did you mean --model.adapter?).",
+    "--model.dtype fp16": "model.dtype must be one of 'bf16', 'fp32', got fp16.",
+    "--model SeqCls": "model: no class named 'SeqCls'; known: SequenceClassification.",
+    "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, SST2, TextClassification.",
+    "--data.batch_size 0": "data.batch_size must be at least 1, got 0.",
+    "--data.train_file none.tsv": "data.train_file none.tsv: No such file or directory.",
+    "--data.text_column words": "line 2: no column 'words'; it has: sentence, label",
+    "--data.max_length 5000": "data.max_length 5000 is more than the 512 tokens that",
+    "--model.optimizer torch.optim.AdmW": "model.optimizer: there is no torch.optim.AdmW (did you mean torch.optim.AdamW?).",
+    "--model.optimizer torch.optim.AdamW --model.optimizer.learning_rate 1": "model.optimizer has no option 'learning_rate'",
+    "--model.scheduler WarmupCosin": "model.scheduler: no class named 'WarmupCosin' (did you mean WarmupCosine?).",
+    "--model.scheduler WarmupCosine --model.scheduler.floor 2": "model.scheduler WarmupCosine: warmup must not be negative",
+    "--model.model_name ./nowhere": "./nowhere: there is no such folder.",
+    "--model.model_name roberta-base": "roberta-base: the hub cannot be reached and it is not in the local cache; give a local",
+    "--model.model_name package:no_such_package": "package:no_such_package: no such package is installed",
+    "--trainer.max_epoch 3": "unknown option --trainer.max_epoch (did you mean --trainer.max_epochs?).",
+    "--trainer.precision bf16-true": "trainer.precision bf16-true would change the dtype of trained tensors as well",
+    "--trainer.callbacks EarlyStoping": "trainer.callbacks: no class named 'EarlyStoping' (did you mean EarlyStopping?).",
+    "--trainer.accelerator cuda": "`CUDAAccelerator` can not run on your system",
+    "--trainer.default_root_dir x": "trainer.default_root_dir: give --run_dir instead",
+    "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
+    "--config xyz": "--config xyz: no such file, and no shipped configuration of that name; `litpeft configs` lists them.",
+    "--config loar": "no shipped configuration of that name (did you mean lora?)",
+    "--resume": "has no checkpoint to resume from; leave --resume out to start afresh.",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, words: list[str], mistake: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, *mistake.split(), "--run_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("litpeft: error: ")
+    assert error.count("\n") == 1, error
+    assert MISTAKES[mistake] in error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("fitt", "no verb 'fitt' (did you mean fit?); `litpeft --help` lists them."),
+        ("fit", "required: --data, --model."),
+        ("fit --model SequenceClassification --data SST2", "required: --model.model_name."),
+        ("test", "litpeft test needs --run_dir, the folder of a finished run."),
+        ("predict --run_dir nowhere", "--run_dir nowhere holds no run: config.yaml cannot be read"),
+        ("configs nope", "--config nope: no such file"),
+    ],
+)
+def test_a_line_that_lacks_something_says_what(line: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, words: list[str], capsys) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    for content, said in {
+        "model:\n  adaptor: LoRA\n": "adaptor",
+        "trainer:\n  max_epoch: 3\n": "max_epoch",
+        "model: [1\n": "wrong.yaml line 2: not valid YAML",
+    }.items():
+        wrong.write_text(content)
+        assert main([*words, "--config", str(wrong)]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_help_and_version_answer_without_torch() -> None:
+    for word, shown in {"--help": "usage: litpeft VERB", "--version": __version__, "configs": "lora"}.items():
+        done = litpeft(word)
+        assert done.returncode == 0
+        assert shown in done.stdout
+    code = "import sys; from litpeft.__main__ import main; main(['--help']); main(['configs']); import litpeft; "
+    code += "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'transformers', 'yaml')))"
+    assert __import__("subprocess").run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
+    done = litpeft("fit", "--help")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN" in text
+    assert "first optimizer steps that the rates leave out" in text
+    lora = litpeft("fit", "--model.help", "SequenceClassification")
+    assert "what frozen weights are held in and products computed in" in " ".join(lora.stdout.split())
+
+
+# --- one optimizer's settings never reach the next (jsonargparse #460)
+
+SGD = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+SGD_YAML = "model:\n  init_args:\n    optimizer:\n      class_path: torch.optim.SGD\n      init_args: {lr: 0.1}\n"
+
+
+@pytest.mark.parametrize("route", ["flag", "yaml", "shipped overlays", "after another class"])
+def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, words: list[str], route: str) -> None:
+    (tmp_path / "sgd.yaml").write_text(SGD_YAML)
+    options = {
+        "flag": ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"],
+        "yaml": ["--config", str(tmp_path / "sgd.yaml")],
+        "shipped overlays": ["--config", "adamw", "--config", "sgd", "--model.optimizer.momentum", "0"],
+        "after another class": [*ADAMW, "--model.optimizer.weight_decay", "0.3", "--model.optimizer", "null"]
+        + ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"],
+    }[route]
+    assert main([*words, *options, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "run")]) == 0
+    record = read_record(tmp_path / "run")
+    assert record["optimizer"] == "torch.optim.sgd.SGD"
+    for group in record["optimizer_settings"]:
+        assert {name: group[name] for name in SGD} == SGD
+
+
+@pytest.mark.parametrize("name", ["bitsandbytes.optim.AdamW8bit", "transformers.optimization.Adafactor"])
+def test_optimizers_of_other_packages_train(tmp_path: Path, words: list[str], name: str) -> None:
+    options = ["--model.optimizer", name, "--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
+    assert main([*words, *options]) == 0
+    # short names stay clear although bitsandbytes is imported now and has an AdamW of its own
+    assert main([*words, *ADAMW, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "again")]) == 0
+
+
+def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences: dict[str, str], capsys) -> None:
+    given = ["--model.model_name", tiny_model, "--data.train_file", sentences["train"], "--print_config"]
+    seen = []
+    for order in (["base", "sst2", "lora", "adamw"], ["adamw", "lora", "base", "sst2"]):
+        assert main(["fit", *(word for name in order for word in ("--config", name)), *given]) == 0
+        seen.append(yaml.safe_load(capsys.readouterr().out))
+    assert seen[0] == seen[1]
+    assert seen[0]["model"]["init_args"]["adapter"]["init_args"]["rank"] == 8
+    assert seen[0]["trainer"]["max_epochs"] == 3
+
+
+# --- run folders
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--config sst2 --config lora --model.adapter.rank 16", ("sst2", "lora,rank=16")),
+        ("--config=sst2 --config=base --model.adapter=LoRA --model.optimizer.lr=3e-4", ("sst2", "lora,base,lr=3e-4")),
+        ("--data SST2 --model.optimizer torch.optim.SGD", ("sst2", "lora,optimizer=SGD")),
+        ("--data SST2 --data.train_file /a/b.tsv --model.model_name /models/mini lm", ("sst2", "lora,model_name=mini")),
+        ("--config my/exp.yaml --seed_everything 3 --run_dir x --overwrite --resume", ("exp", "lora")),
+        ("--data SST2 --model.adapter.targets [query,value]", ("sst2", "lora,targets=_query,value_")),
+    ],
+)
+def test_a_runs_name_says_what_varies(line: str, expected: tuple[str, str]) -> None:
+    assert run_names(line.split(), "lora", "SST2") == expected
+
+
+def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
+    options = [
+        "--model.adapter",
+        "LoRA",
+        "--model.adapter.rank",
+        "2",
+        "--seed_everything",
+        "5",
+        "--trainer.max_steps",
+        "1",
+    ]
+    done = litpeft(*words, *options, "--experiment", "tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.rglob("record.json")
+    assert re.fullmatch(r"runs/tiny/lora,.*rank=2.*/seed5/record.json", str(record.relative_to(tmp_path)))
+    assert read_record(record.parent)["experiment"] == "tiny"
+
+
+def test_a_used_folder_is_refused_and_an_unused_one_is_not(tmp_path: Path) -> None:
+    claim(tmp_path / "new", resume=False, overwrite=False)
+    write_record(tmp_path, new_record() | {"status": "failed", "steps": 0})
+    assert claim(tmp_path, resume=False, overwrite=False) == [tmp_path / "record.json"]
+    write_record(tmp_path, new_record() | {"status": "failed", "steps": 3})
+    with pytest.raises(UserError, match="already holds a run"):
+        claim(tmp_path, resume=False, overwrite=False)
+    (tmp_path / "mine.txt").touch()
+    assert claim(tmp_path, resume=False, overwrite=True) == [tmp_path / "record.json"]
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        claim(tmp_path / "mine.txt", resume=False, overwrite=True)
+
+
+def test_resuming_with_another_option_is_refused_by_its_name(tmp_path: Path, words: list[str], capsys) -> None:
+    run_dir = ["--run_dir", str(tmp_path / "run")]
+    assert main([*words, "--model.adapter", "LoRA", *run_dir]) == 0
+    capsys.readouterr()
+    assert main([*words, "--model.adapter", "LoRA", "--model.adapter.rank", "4", "--resume", *run_dir]) == 2
+    assert "--resume: model.init_args.adapter.init_args.rank is 4, but" in capsys.readouterr().err
+    assert main(["fit", "--resume", *run_dir, "--trainer.max_epochs", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "resuming with another trainer.max_epochs: 1 -> 2" in shown
+    assert read_record(tmp_path / "run")["steps"] == 24
+
+
+def test_a_class_of_ones_own_in_the_working_folder_is_found(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from litpeft.adapters import Adapter\n"
+        "class BitFit(Adapter):\n"
+        "    name = 'bitfit'\n"
+        "    def adapt(self, model):\n"
+        "        for name, parameter in model.named_parameters():\n"
+        "            parameter.requires_grad = name.endswith('bias')\n"
+    )
+    script = str(Path(sys.executable).parent / "litpeft")  # a console script has no working folder on its path
+    command = [script, *words, "--model.adapter", "mine.BitFit", "--trainer.max_steps", "1", "--run_dir", "run"]
+    done = __import__("subprocess").run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_record(tmp_path / "run")["adapter"] == "bitfit"

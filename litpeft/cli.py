@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import logging
 import os
 import sys
@@ -26,6 +25,7 @@ from rich.table import Table
 import litpeft.adapters
 import litpeft.optim
 import litpeft.tasks
+from litpeft.arguments import typed_options, with_configs
 from litpeft.callbacks import (
     Checkpoint,
     FolderCheckpointIO,
@@ -40,8 +40,7 @@ from litpeft.data import FineTuneData
 from litpeft.errors import UserError
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
-from litpeft.run_folder import CONFIG, changed_options, claim, run_names, saved_config
-from litpeft.shipped import find_config
+from litpeft.run_folder import check_unchanged, claim, run_names, saved_config
 from litpeft.tasks import FineTuner
 
 NOT_SAVED = (
@@ -75,7 +74,7 @@ class LitPeftCLI(LightningCLI):
             parser_class=OneLineParser,
             parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False},
-            args=[verb, *_with_configs(verb, words)],
+            args=[verb, *with_configs(verb, words)],
         )
 
     def subcommands(self) -> dict[str, set[str]]:
@@ -126,7 +125,7 @@ class LitPeftCLI(LightningCLI):
     def _fit_folder(self, options: Namespace) -> None:
         adapter = options.model.init_args.adapter
         name = _class(adapter.class_path).name if adapter else litpeft.adapters.Full.name
-        experiment, run_name = run_names(self.words, name, options.data.class_path.rpartition(".")[2])
+        experiment, run_name = run_names(typed_options(self.words), name, options.data.class_path.rpartition(".")[2])
         experiment = options.experiment or experiment
         seed = options.seed_everything
         self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
@@ -136,7 +135,7 @@ class LitPeftCLI(LightningCLI):
         self.checkpoint = None
         if options.resume:
             self.checkpoint = newest_checkpoint(self.run_dir)
-            _check_unchanged(saved_config(self.run_dir), config, self.run_dir)
+            check_unchanged(saved_config(self.run_dir), config, self.run_dir)
         self.recorder = RunRecorder(config, experiment, run_name, stale, options.resume)
 
     def _finished_folder(self, options: Namespace) -> None:
@@ -229,53 +228,6 @@ def main(words: list[str]) -> int:
             raise
         return 1
     return 0
-
-
-def _with_configs(verb: str, words: list[str]) -> list[str]:
-    """The words with configurations' bare names replaced by files, and a finished run's own configuration before them."""
-    out = []
-    for place, word in enumerate(words):
-        if place and words[place - 1] in ("--config", "-c"):
-            word = _checked(find_config(word))
-        elif word.startswith("--config="):
-            word = f"--config={_checked(find_config(word.removeprefix('--config=')))}"
-        out.append(word)
-    named = any(word.partition("=")[0] in ("--config", "-c", "--model") for word in words)
-    if named or (verb == "fit" and "--resume" not in words):
-        return out
-    run_dir = next((b for a, b in itertools.pairwise(words) if a == "--run_dir"), None)
-    run_dir = next((word.removeprefix("--run_dir=") for word in words if word.startswith("--run_dir=")), run_dir)
-    if run_dir is None and verb != "fit" and "--help" not in words and "-h" not in words:
-        raise UserError(f"litpeft {verb} needs --run_dir, the folder of a finished run.")
-    if run_dir is None:
-        return out
-    saved_config(Path(run_dir))  # says in a sentence what is missing
-    return [f"--config={Path(run_dir) / CONFIG}", *out]
-
-
-def _checked(config: str) -> str:
-    """The file's name, if it is YAML: what jsonargparse says of a broken one names neither file nor line."""
-    try:
-        yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        raise UserError(
-            f"--config {config}{place}: not valid YAML: {getattr(error, 'problem', None) or error}."
-        ) from error
-    return config
-
-
-def _check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
-    changed = changed_options(before, now)
-    for name, (old, new) in changed.items():
-        if not name.startswith("trainer."):
-            raise UserError(
-                f"--resume: {name} is {new}, but {run_dir} was begun with {old}; "
-                "resume with the same, or give another --run_dir."
-            )
-    for name, (old, new) in changed.items():
-        print(f"litpeft: resuming with another {name}: {old} -> {new}")
 
 
 def _class(path: str) -> Any:

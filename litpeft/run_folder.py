@@ -14,29 +14,25 @@ from litpeft.records import FILE_NAME, read_record
 
 CONFIG = "config.yaml"
 OURS = (FILE_NAME, CONFIG, "checkpoints", "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
-NOT_VARIED = ("config", "run_dir", "experiment", "resume", "overwrite", "seed_everything", "trainer.accelerator")
+NOT_VARIED = (  # options that do not go into a run's name: where it goes, and what its folder says already
+    *("config", "run_dir", "experiment", "resume", "overwrite", "seed_everything"),
+    *("model", "data", "model.adapter", "trainer.accelerator", "trainer.enable_progress_bar"),
+)
 LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
 
 
-def run_names(arguments: Sequence[str], adapter: str, data: str) -> tuple[str, str]:
-    """(experiment, run name) from what was typed after the verb.
+def run_names(typed: Sequence[tuple[str, str]], adapter: str, data: str) -> tuple[str, str]:
+    """(experiment, run name) from the options that were typed, as (option, value).
 
     The experiment is the name of the first configuration, or of the data set where there is none. The run's name is the
     adapter's and what was set beside it: the other configurations, and every option by its last part.
     """
-    configs, options = [], []
-    words = iter(arguments)
-    for word in words:
-        if not word.startswith("-"):
-            continue
-        key, equals, value = word.lstrip("-").partition("=")
-        if key in ("resume", "overwrite"):
-            continue
-        value = value if equals else next(words, "")
-        if key in ("config", "c"):
-            configs.append(Path(value).stem)
-        elif key not in NOT_VARIED and key not in ("model", "data", "model.adapter") and not key.endswith("_file"):
-            options.append(f"{key.rpartition('.')[2]}={_short(value)}")
+    configs = [Path(value).stem for key, value in typed if key == "config"]
+    options = [
+        f"{key.rpartition('.')[2]}={_short(value)}"
+        for key, value in typed
+        if key not in NOT_VARIED and not key.endswith("_file")
+    ]
     experiment = configs[0] if configs else data.lower()
     parts = [adapter, *(name for name in configs[1:] if name != adapter), *options]
     return experiment, re.sub(r"[^\w.,=+-]+", "_", ",".join(dict.fromkeys(parts)))[:LONGEST]
@@ -85,10 +81,22 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
         raise UserError(f"--run_dir {run_dir} holds no run: {CONFIG} cannot be read ({error.strerror}).") from error
 
 
-def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options of two configurations that differ, by dotted name: (before, now)."""
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+    """Whether a run may go on with other options than it was begun with: those of the trainer only, and they are told.
+
+    Raises:
+        UserError: an option of model, data or seed differs; the optimizer's state would not fit it, or hide it.
+    """
     old, new = _flat(before), _flat(now)
-    return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
+    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    for name in changed:
+        if not name.startswith("trainer."):
+            raise UserError(
+                f"--resume: {name} is {new.get(name)}, but {run_dir} was begun with {old.get(name)}; "
+                "resume with the same, or give another --run_dir."
+            )
+    for name in changed:
+        print(f"litpeft: resuming with another {name}: {old.get(name)} -> {new.get(name)}")
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

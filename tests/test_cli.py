@@ -11,6 +11,7 @@ import yaml
 
 from litpeft import __version__
 from litpeft.__main__ import main
+from litpeft.arguments import typed_options
 from litpeft.errors import UserError
 from litpeft.records import new_record, read_record, write_record
 from litpeft.run_folder import claim, run_names
@@ -67,7 +68,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         ("fitt", "no verb 'fitt' (did you mean fit?); `litpeft --help` lists them."),
         ("fit", "required: --data, --model."),
         ("fit --model SequenceClassification --data SST2", "required: --model.model_name."),
-        ("test", "litpeft test needs --run_dir, the folder of a finished run."),
+        ("test", "litpeft test needs --run_dir, the folder of a run."),
         ("predict --run_dir nowhere", "--run_dir nowhere holds no run: config.yaml cannot be read"),
         ("configs nope", "--config nope: no such file"),
     ],
@@ -168,7 +169,7 @@ def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences
     ],
 )
 def test_a_runs_name_says_what_varies(line: str, expected: tuple[str, str]) -> None:
-    assert run_names(line.split(), "lora", "SST2") == expected
+    assert run_names(typed_options(line.split()), "lora", "SST2") == expected
 
 
 def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:

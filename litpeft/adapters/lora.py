@@ -18,8 +18,8 @@ class LoRALinear(nn.Module):
     """y = x Wᵀ + b + s · (dropout(x) Aᵀ) Bᵀ, equation 3 of the paper with s = alpha / rank.
 
     Takes over the weight and bias of the layer that it replaces, under the same names. A is (rank, in) and B
-    (out, rank), both fp32 and cast to the input's dtype when used, so that no fp32 copy of the activations is made. B starts at zero:
-    the layer then equals the one that it replaces.
+    (out, rank), both fp32 and cast to the input's dtype when used, so that no fp32 copy of the activations is made.
+    B starts at zero: the layer then equals the one that it replaces.
     """
 
     def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:

@@ -21,7 +21,7 @@ from litpeft.records import new_record, read_record, write_atomically, write_rec
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
 METRICS = (
-    *("train_loss", "val_loss", "val_accuracy", "val_f1", "trainable_params", "adapter_bytes", "model_bytes"),
+    *("val_loss", "val_accuracy", "val_f1", "trainable_params", "adapter_bytes", "model_bytes"),
     *("peak_allocated_bytes", "peak_rss_bytes", "train_seconds", "train_tokens_per_second", "step_seconds_p50"),
 )
 
@@ -142,9 +142,7 @@ class RunRecorder(Callback):
     def _gather(self, trainer: Trainer, measure: bool = True) -> None:
         """What is known so far: metrics of the curves, and what the other callbacks have measured."""
         if measure:
-            train_loss = trainer.callback_metrics.get(
-                "train_loss_epoch", trainer.callback_metrics.get("train_loss_step")
-            )
+            train_loss = trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics.get("train_loss"))
             self.record |= _metrics(trainer, "val_") | {
                 "train_loss": float(train_loss) if train_loss is not None else None,
                 "steps": trainer.global_step,
@@ -165,7 +163,8 @@ class RunRecorder(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
-                logger.log_hyperparams({k: _plain(v) for k, v in settings.items() if v is not None}, metrics)
+                shown = {name: _plain(value) for name, value in settings.items() if value is not None}
+                logger.log_hyperparams(shown, metrics, step=trainer.global_step)
 
 
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, float]:

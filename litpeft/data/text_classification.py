@@ -214,7 +214,8 @@ def _numbered(
         if index is None or not 0 <= index < len(names):
             raise UserError(
                 f"{place}: label {label!r} is none of {', '.join(names)} "
-                f"(numbers {offset} to {offset + len(names) - 1}); see data.label_names, data.label_offset and data.label_column."
+                f"(numbers {offset} to {offset + len(names) - 1}); "
+                "see data.label_names, data.label_offset and data.label_column."
             )
         ids.append(index)
     return ids, names

@@ -111,7 +111,7 @@ class FineTuner(L.LightningModule):
         if rate is not None:  # Adafactor may find its own
             self.log("lr", rate, batch_size=1)
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            loss = self.trainer.callback_metrics.get("train_loss_step", torch.zeros(()))
+            loss = self.trainer.callback_metrics.get("train_loss", torch.zeros(()))
             if not torch.isfinite(loss):
                 raise UserError(
                     f"the training loss is {loss.item()} at step {self.trainer.global_step} (learning rate {rate}); "

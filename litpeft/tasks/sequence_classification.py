@@ -68,7 +68,8 @@ class SequenceClassification(FineTuner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = F.cross_entropy(self(batch), batch["labels"])
-        self.log("train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["labels"]))
+        self.log("train_loss", loss, prog_bar=True)
+        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -80,7 +81,7 @@ class SequenceClassification(FineTuner):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits = self(batch)
         rows = len(batch["labels"])
-        self.log(f"{stage}_loss", F.cross_entropy(logits, batch["labels"]), batch_size=rows, prog_bar=True)
+        self.log(f"{stage}_loss", F.cross_entropy(logits, batch["labels"]), batch_size=rows)
         self.scores[stage].update(logits, batch["labels"])
         self.log_dict(self.scores[stage], batch_size=rows, prog_bar=True)
 

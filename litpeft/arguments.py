@@ -1,0 +1,62 @@
+"""What was typed after the verb: as pairs, and with the configurations that it names put in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from litpeft.errors import UserError
+from litpeft.run_folder import CONFIG, saved_config
+from litpeft.shipped import find_config
+
+ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
+
+
+def typed_options(words: Sequence[str]) -> list[tuple[str, str]]:
+    """(option, value) of each option, in order: `--a.b 1` and `--a.b=1` alike give ("a.b", "1")."""
+    pairs = []
+    rest = iter(words)
+    for word in rest:
+        if word.startswith("-"):
+            key, equals, value = word.lstrip("-").partition("=")
+            pairs.append((key, value if equals or key in ALONE else next(rest, "")))
+    return [("config" if key == "c" else key, value) for key, value in pairs]
+
+
+def with_configs(verb: str, words: Sequence[str]) -> list[str]:
+    """The words as jsonargparse can read them: bare names of configurations become files.
+
+    Where a finished run is measured or resumed and no model is named, its own configuration comes first.
+
+    Raises:
+        UserError: there is no such configuration or run, or a file is not YAML.
+    """
+    typed = dict(typed_options(words))
+    out = []
+    for place, word in enumerate(words):
+        if place and words[place - 1] in ("--config", "-c"):
+            word = _checked(find_config(word))
+        elif word.startswith("--config="):
+            word = f"--config={_checked(find_config(word.removeprefix('--config=')))}"
+        out.append(word)
+    finished = verb != "fit" or "resume" in typed
+    if not finished or typed.keys() & {"config", "model", "help", "h"}:
+        return out
+    if "run_dir" not in typed:
+        raise UserError(f"litpeft {verb} needs --run_dir, the folder of a run.")
+    saved_config(Path(typed["run_dir"]))  # says in a sentence what is missing
+    return [f"--config={Path(typed['run_dir']) / CONFIG}", *out]
+
+
+def _checked(config: str) -> str:
+    """The file's name, if it is YAML: what jsonargparse says of a broken one names neither file nor line."""
+    try:
+        yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or error
+        raise UserError(f"--config {config}{place}: not valid YAML: {reason}.") from error
+    return config

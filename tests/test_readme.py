@@ -1,0 +1,69 @@
+"""The README and the experiments' page: their commands parse, their links lead somewhere, their code runs."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litpeft.__main__ import COMMANDS, TRAINER_VERBS, main
+from litpeft.adapters import base
+
+REPO = Path(__file__).parents[1]
+PAGES = [REPO / "README.md", REPO / "experiments" / "README.md"]
+
+
+def commands() -> list[str]:
+    """Lines in code blocks that call litpeft, joined where they go on; comments and variables left out."""
+    found = []
+    for page in PAGES:
+        text = page.read_text().replace("\\\n", "")
+        for block in re.findall(r"(?ms)^```\w*\n(.*?)^```$", text):
+            found += [
+                line.partition("#")[0].replace("$FILES", "").strip()
+                for line in block.splitlines()
+                if line.startswith("litpeft ")
+            ]
+    return found
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_parses(command: str, capsys: pytest.CaptureFixture) -> None:
+    verb, *words = shlex.split(command)[1:]
+    assert verb in TRAINER_VERBS | COMMANDS
+    if verb == "fit" and "--resume" not in words:
+        assert main([verb, *words, "--print_config"]) == 0, capsys.readouterr().err
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands()) >= 9
+
+
+def test_the_yaml_parses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    (tmp_path / "run.yaml").write_text(block)
+    assert main(["fit", "--config", str(tmp_path / "run.yaml"), "--print_config"]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert resolved["model"]["init_args"]["adapter"]["init_args"]["rank"] == 8
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+
+
+def test_the_adapter_in_the_readme_is_the_one_that_is_tested() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    assert block.strip() in re.sub(r"(?m)^    ", "", base.__doc__)
+
+
+def test_targets_of_make_have_help() -> None:
+    makefile = (REPO / "Makefile").read_text()
+    phony = re.search(r"\.PHONY: (.*)", makefile)[1].split()
+    helped = re.findall(r"(?m)^([a-z-]+):.*## ", makefile)
+    assert set(phony) == set(helped)

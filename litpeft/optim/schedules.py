@@ -14,18 +14,25 @@ from torch.optim.lr_scheduler import LambdaLR
 from litpeft.errors import UserError
 
 
-class _Warmup(LambdaLR):
-    """A factor on every group's learning rate, so ratios between groups stay: a rise, then what `after` says."""
+class Warmup(LambdaLR):
+    """A factor on every group's learning rate, so ratios between groups stay: a rise, then what `after` says.
 
-    def __init__(self, optimizer: Optimizer, warmup: float, floor: float, total_steps: int | None) -> None:
+    Args:
+        optimizer: given by the task.
+        warmup: below 1 a share of all steps, otherwise a number of steps.
+        floor: share of the learning rate at which it ends.
+        total_steps: optimizer steps of the whole run; filled in by the task.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, warmup: float = 0.06, floor: float = 0.0, total_steps: int | None = None
+    ) -> None:
+        name = f"model.scheduler {type(self).__name__}"
         if total_steps is None:
-            raise UserError(
-                f"model.scheduler {type(self).__name__} needs to know total_steps; give model.scheduler.total_steps."
-            )
+            raise UserError(f"{name}: the run has no end; give model.scheduler.total_steps, or trainer.max_epochs.")
         if warmup < 0 or not 0 <= floor <= 1:
             raise UserError(
-                f"model.scheduler {type(self).__name__}: warmup must not be negative and floor be in [0, 1], "
-                f"got warmup {warmup}, floor {floor}."
+                f"{name}: warmup must not be negative and floor be in [0, 1], got warmup {warmup}, floor {floor}."
             )
         self.warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
         self.floor, self.total_steps = floor, total_steps
@@ -43,39 +50,15 @@ class _Warmup(LambdaLR):
         raise NotImplementedError
 
 
-class WarmupLinear(_Warmup):
-    """Rises, then falls in a straight line to `floor`.
-
-    Args:
-        optimizer: given by the task.
-        warmup: below 1 a share of all steps, otherwise a number of steps.
-        floor: share of the learning rate at which it ends.
-        total_steps: optimizer steps of the whole run; filled in by the task.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, warmup: float = 0.06, floor: float = 0.0, total_steps: int | None = None
-    ) -> None:
-        super().__init__(optimizer, warmup, floor, total_steps)
+class WarmupLinear(Warmup):
+    """Rises, then falls in a straight line to `floor`."""
 
     def after(self, share: float) -> float:
         return 1 - share
 
 
-class WarmupCosine(_Warmup):
-    """Rises, then falls along half a cosine to `floor` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
-
-    Args:
-        optimizer: given by the task.
-        warmup: below 1 a share of all steps, otherwise a number of steps.
-        floor: share of the learning rate at which it ends.
-        total_steps: optimizer steps of the whole run; filled in by the task.
-    """
-
-    def __init__(
-        self, optimizer: Optimizer, warmup: float = 0.06, floor: float = 0.0, total_steps: int | None = None
-    ) -> None:
-        super().__init__(optimizer, warmup, floor, total_steps)
+class WarmupCosine(Warmup):
+    """Rises, then falls along half a cosine to `floor` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983)."""
 
     def after(self, share: float) -> float:
         return (1 + math.cos(math.pi * share)) / 2

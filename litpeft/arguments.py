@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from litpeft.errors import UserError
 from litpeft.run_folder import CONFIG, saved_config
-from litpeft.shipped import find_config
+from litpeft.shipped import find_config, read_yaml
 
 ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
 
@@ -37,9 +35,9 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
     out = []
     for place, word in enumerate(words):
         if place and words[place - 1] in ("--config", "-c"):
-            word = _checked(find_config(word))
+            word = _checked(word)
         elif word.startswith("--config="):
-            word = f"--config={_checked(find_config(word.removeprefix('--config=')))}"
+            word = f"--config={_checked(word.removeprefix('--config='))}"
         out.append(word)
     finished = verb != "fit" or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
@@ -50,13 +48,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
     return [f"--config={Path(typed['run_dir']) / CONFIG}", *out]
 
 
-def _checked(config: str) -> str:
-    """The file's name, if it is YAML: what jsonargparse says of a broken one names neither file nor line."""
-    try:
-        yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise UserError(f"--config {config}{place}: not valid YAML: {reason}.") from error
-    return config
+def _checked(name: str) -> str:
+    """The file that a configuration's name means, if it can be read."""
+    read_yaml(name)
+    return find_config(name)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from litpeft.errors import UserError
 from litpeft.records import FILE_NAME, read_record
+from litpeft.shipped import read_yaml
 
 CONFIG = "config.yaml"
 OURS = (FILE_NAME, CONFIG, "checkpoints", "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
@@ -24,18 +23,19 @@ LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
 def run_names(typed: Sequence[tuple[str, str]], adapter: str, data: str) -> tuple[str, str]:
     """(experiment, run name) from the options that were typed, as (option, value).
 
-    The experiment is the name of the first configuration, or of the data set where there is none. The run's name is the
-    adapter's and what was set beside it: the other configurations, and every option by its last part.
+    The experiment is the name of the first configuration that says which data, or of the data set where there is none.
+    The run's name is the adapter's and what was set beside it: the other configurations, and every option by its last
+    part.
     """
-    configs = [Path(value).stem for key, value in typed if key == "config"]
+    configs = [value for key, value in typed if key == "config"]
+    experiment = next((Path(config).stem for config in configs if "data" in read_yaml(config)), data.lower())
     options = [
         f"{key.rpartition('.')[2]}={_short(value)}"
         for key, value in typed
         if key not in NOT_VARIED and not key.endswith("_file")
     ]
-    experiment = configs[0] if configs else data.lower()
-    parts = [adapter, *(name for name in configs[1:] if name != adapter), *options]
-    return experiment, re.sub(r"[^\w.,=+-]+", "_", ",".join(dict.fromkeys(parts)))[:LONGEST]
+    others = [Path(config).stem for config in configs if Path(config).stem not in (experiment, adapter)]
+    return experiment, re.sub(r"[^\w.,=+-]+", "_", ",".join(dict.fromkeys([adapter, *others, *options])))[:LONGEST]
 
 
 def _short(value: str) -> str:
@@ -74,11 +74,9 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     Raises:
         UserError: the folder holds none.
     """
-    path = run_dir / CONFIG
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"--run_dir {run_dir} holds no run: {CONFIG} cannot be read ({error.strerror}).") from error
+    if not (run_dir / CONFIG).is_file():
+        raise UserError(f"--run_dir {run_dir} holds no run: there is no {CONFIG}.")
+    return read_yaml(str(run_dir / CONFIG))
 
 
 def check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:

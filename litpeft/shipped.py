@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from pathlib import Path
+from typing import Any
 
 from litpeft.errors import UserError
 
@@ -34,3 +35,24 @@ def find_config(name: str) -> str:
         f"--config {name}: no such file, and no shipped configuration of that name{guess}; "
         "`litpeft configs` lists them."
     )
+
+
+def read_yaml(name: str) -> dict[str, Any]:
+    """What the configuration `name`, a file or a shipped one, says.
+
+    Raises:
+        UserError: there is none, or it is not YAML of options; with the line, which jsonargparse does not tell.
+    """
+    import yaml  # not before it is needed: `litpeft configs` is to answer at once
+
+    path = find_config(name)
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" line {mark.line + 1}" if mark else ""
+        reason = getattr(error, "problem", None) or error
+        raise UserError(f"--config {path}{place}: not valid YAML: {reason}.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: it must hold options by name.")
+    return content

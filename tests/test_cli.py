@@ -69,7 +69,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         ("fit", "required: --data, --model."),
         ("fit --model SequenceClassification --data SST2", "required: --model.model_name."),
         ("test", "litpeft test needs --run_dir, the folder of a run."),
-        ("predict --run_dir nowhere", "--run_dir nowhere holds no run: config.yaml cannot be read"),
+        ("predict --run_dir nowhere", "--run_dir nowhere holds no run: there is no config.yaml"),
         ("configs nope", "--config nope: no such file"),
     ],
 )
@@ -84,6 +84,8 @@ def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, w
         "model:\n  adaptor: LoRA\n": "adaptor",
         "trainer:\n  max_epoch: 3\n": "max_epoch",
         "model: [1\n": "wrong.yaml line 2: not valid YAML",
+        "- model\n": "wrong.yaml: it must hold options by name",
+        "": "wrong.yaml: it must hold options by name",
     }.items():
         wrong.write_text(content)
         assert main([*words, "--config", str(wrong)]) == 2
@@ -161,10 +163,11 @@ def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences
     ("line", "expected"),
     [
         ("--config sst2 --config lora --model.adapter.rank 16", ("sst2", "lora,rank=16")),
-        ("--config=sst2 --config=base --model.adapter=LoRA --model.optimizer.lr=3e-4", ("sst2", "lora,base,lr=3e-4")),
+        ("--config=base --config=sst2 --model.adapter=LoRA --model.optimizer.lr=3e-4", ("sst2", "lora,base,lr=3e-4")),
+        ("--config demo --config adamw", ("demo", "lora,adamw")),
         ("--data SST2 --model.optimizer torch.optim.SGD", ("sst2", "lora,optimizer=SGD")),
         ("--data SST2 --data.train_file /a/b.tsv --model.model_name /models/mini lm", ("sst2", "lora,model_name=mini")),
-        ("--config my/exp.yaml --seed_everything 3 --run_dir x --overwrite --resume", ("exp", "lora")),
+        ("--config base --seed_everything 3 --run_dir x --overwrite --resume", ("sst2", "lora,base")),
         ("--data SST2 --model.adapter.targets [query,value]", ("sst2", "lora,targets=_query,value_")),
     ],
 )

@@ -68,9 +68,12 @@ class FineTuner(L.LightningModule):
         if self.backbone is not None:
             return
         begun = time.perf_counter()
-        # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
-        model, head, new = self.load(torch.float32 if self.adapter.autocast else DTYPES[self.dtype_name])
-        self.adapter.apply(model, head, new)
+        # On the host, where the first values are drawn alike for every device; Lightning moves the model afterwards.
+        # (It calls this within the GPU's device context, in which transformers would ask for accelerate.)
+        with torch.device("cpu"):
+            # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
+            model, head, new = self.load(torch.float32 if self.adapter.autocast else DTYPES[self.dtype_name])
+            self.adapter.apply(model, head, new)
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - begun

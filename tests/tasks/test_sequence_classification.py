@@ -156,6 +156,17 @@ def test_predictions_and_metrics_agree_with_an_independent_count(
     assert probability == pytest.approx(rows[0]["probabilities"]["positive"], rel=1e-4)
 
 
+def test_the_model_is_made_on_the_host_whatever_device_lightning_makes_current(
+    tiny_model: str, sentences, tmp_path: Path
+) -> None:
+    """Within a GPU's device context transformers asks for accelerate, and first values would differ by device."""
+    task, _ = fit(tiny_model, sentences, LoRA(rank=2), tmp_path)
+    task.backbone = None
+    with torch.device("meta"):
+        task.configure_model()
+    assert {p.device.type for p in task.backbone.parameters()} == {"cpu"}
+
+
 @pytest.mark.parametrize(
     ("trainer", "steps"),
     [

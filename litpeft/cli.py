@@ -169,7 +169,9 @@ class LitPeftCLI(LightningCLI):
         """Recorders stand before other callbacks, so that their clocks stop before the others work."""
         given = self.config_init[self.verb]
         settings = {**given.trainer, **options}
-        if settings["logger"] in (None, True):
+        if self.verb != "fit":
+            settings["logger"] = False  # the curves in the folder are those of the training
+        elif settings["logger"] in (None, True):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
         theirs = settings["callbacks"] or []

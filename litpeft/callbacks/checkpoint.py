@@ -76,6 +76,7 @@ class Checkpoint(LightningCheckpoint):
         self.last: str | None = None  # names within the run folder
         self.best: str | None = None
         self.best_metrics: dict[str, float] = {}
+        self.val_step: int | None = None
         self._monitor: tuple[str, str] = ("val_loss", "min")
         self._saved_step = -1
         self._rng: dict[str, Any] | None = None
@@ -99,12 +100,13 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
+        self.val_step = trainer.global_step
         metric, mode = self._monitor
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         if self.keep == "best" and metric in metrics:
             sign = 1 if mode == "max" else -1
             if not self.best_metrics or sign * metrics[metric] > sign * self.best_metrics[metric]:
-                self.best, self.best_metrics = _name(trainer.global_step), metrics
+                self.best, self.best_metrics = _name(self.val_step), metrics | {"val_step": self.val_step}
         self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,16 +127,17 @@ class Checkpoint(LightningCheckpoint):
         """Figures for the record: with `keep: best`, those of the best weights replace those of the last."""
         if self.keep == "best" and self.best:
             return {"checkpoint": self.best, "selection": f"best {self._monitor[0]}"} | self.best_metrics
-        return {"checkpoint": self.last, "selection": "last"}
+        return {"checkpoint": self.last, "selection": "last", "val_step": self.val_step}
 
     def state_dict(self) -> dict[str, Any]:
         states = _collect_rng_states(include_cuda=torch.cuda.is_available())
         name, keys, *rest = states["numpy"]
         states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]  # weights_only reads no arrays
-        return {"best": self.best, "best_metrics": self.best_metrics, "rng": states}
+        return {"best": self.best, "best_metrics": self.best_metrics, "val_step": self.val_step, "rng": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.best_metrics = state_dict["best"], state_dict["best_metrics"]
+        self.val_step = state_dict["val_step"]
         name, keys, *rest = state_dict["rng"]["numpy"]
         self._rng = state_dict["rng"] | {"numpy": (name, keys.numpy().astype("uint32"), *rest)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -66,13 +67,16 @@ class RunRecorder(Callback):
         self._describe(trainer, pl_module)
         write_record(Path(trainer.default_root_dir), self.record)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """So that a run that is killed leaves what was known when it was last validated."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
             self._gather(trainer)
+            write_record(Path(trainer.default_root_dir), self.record)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:  # after the last checkpoint, which is written in on_train_end
-            self._gather(trainer, measure=False)
+        """Not in `on_train_end`: the last checkpoint is written there."""
+        if trainer.is_global_zero:
+            self._gather(trainer)
             self._close(trainer, "ok", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -108,7 +112,7 @@ class RunRecorder(Callback):
             "model_name": pl_module.model_name,
             "data": type(trainer.datamodule).__name__,
             "precision": pl_module.dtype_name,
-            "seed": self._seed(),
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "packages": packages(),
             "machine": machine(pl_module.device),
             "git": git_state(),
@@ -116,9 +120,6 @@ class RunRecorder(Callback):
         if self.record["config"] is not None:
             write_atomically(folder / "config.yaml", yaml.safe_dump(self.record["config"], sort_keys=False))
         write_record(folder, self.record)
-
-    def _seed(self) -> int | None:
-        return (self.record["config"] or {}).get("seed_everything")
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is known once the model, the data and the optimizer are there."""
@@ -139,20 +140,18 @@ class RunRecorder(Callback):
             "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         }
 
-    def _gather(self, trainer: Trainer, measure: bool = True) -> None:
+    def _gather(self, trainer: Trainer) -> None:
         """What is known so far: metrics of the curves, and what the other callbacks have measured."""
-        if measure:
-            train_loss = trainer.callback_metrics.get("train_loss_epoch", trainer.callback_metrics.get("train_loss"))
-            self.record |= _metrics(trainer, "val_") | {
-                "train_loss": float(train_loss) if train_loss is not None else None,
-                "steps": trainer.global_step,
-                "epochs": trainer.fit_loop.epoch_progress.current.completed,
-            }
-            for callback in trainer.callbacks:
-                self.record |= callback.measured() if hasattr(callback, "measured") else {}
-        else:
-            self.record |= trainer.checkpoint_callback.measured() if trainer.checkpoint_callback else {}
-        self.record["wall_seconds"] = time.perf_counter() - self._begun
+        train_loss = trainer.callback_metrics.get("train_loss_epoch")
+        batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        self.record |= _metrics(trainer, "val_") | {
+            "train_loss": float(train_loss) if train_loss is not None else None,
+            "steps": trainer.global_step,
+            "epochs": batches / trainer.datamodule.num_train_batches if batches else 0.0,
+            "wall_seconds": time.perf_counter() - self._begun,
+        }
+        for callback in trainer.callbacks:
+            self.record |= callback.measured() if hasattr(callback, "measured") else {}
 
     def _close(self, trainer: Trainer, status: str, error: str | None) -> None:
         self.record |= {"status": status, "error": error}

@@ -32,6 +32,7 @@ class ThroughputRecorder(Callback):
         self._open_counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
         self._begun = 0.0
         self._steps_before = 0
+        self._seconds_before = 0.0  # of the parts of the run that ended in the checkpoint that it was resumed from
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step
@@ -58,6 +59,15 @@ class ThroughputRecorder(Callback):
         self._steps_before = trainer.global_step
         self._open_seconds, self._open_counts = 0.0, dict.fromkeys(COUNTS, 0)
 
+    def _train_seconds(self) -> float:
+        return self._seconds_before + sum(self.step_seconds)
+
+    def state_dict(self) -> dict[str, float]:
+        return {"train_seconds": self._train_seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self._seconds_before = state_dict["train_seconds"]
+
     def measured(self) -> dict[str, Any]:
         """Figures for the record; rates are null where no step is left after warm-up."""
         seconds = np.array(self.step_seconds[self.warmup_steps :])
@@ -66,7 +76,7 @@ class ThroughputRecorder(Callback):
         if len(seconds):
             rates = {name: sum(step[name] for step in counted) / float(seconds.sum()) for name in COUNTS}
         return {
-            "train_seconds": sum(self.step_seconds) or None,
+            "train_seconds": self._train_seconds() or None,
             "warmup_steps_left_out": self.warmup_steps,
             "step_seconds_p50": float(np.percentile(seconds, 50)) if len(seconds) else None,
             "step_seconds_p95": float(np.percentile(seconds, 95)) if len(seconds) else None,

@@ -34,13 +34,12 @@ from litpeft.callbacks import (
     RunRecorder,
     ThroughputRecorder,
 )
-from litpeft.callbacks.checkpoint import newest_checkpoint
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
-from litpeft.run_folder import check_unchanged, claim, run_names, saved_config
+from litpeft.run_folder import check_unchanged, claim, newest_checkpoint, run_names, saved_config
 from litpeft.tasks import FineTuner
 
 NOT_SAVED = (
@@ -51,6 +50,8 @@ NOT_SAVED = (
     "ckpt_path",
     "weights_only",
 )  # of one command, not of the run
+
+DEFAULTS = {"devices": 1, "use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False}
 
 
 class LitPeftCLI(LightningCLI):
@@ -73,7 +74,7 @@ class LitPeftCLI(LightningCLI):
             seed_everything_default=0,
             parser_class=OneLineParser,
             parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
-            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False},
+            trainer_defaults=DEFAULTS,
             args=[verb, *with_configs(verb, words)],
         )
 
@@ -102,17 +103,17 @@ class LitPeftCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
 
+    def _set_seed(self) -> None:
+        seed = self.config[self.verb].seed_everything
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything must be from 0 to {2**32 - 1}, got {seed}.")
+        super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Fill in what depends on several options, and decide on the run folder before anything is loaded."""
         options = self.config[self.verb]
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
-        if trainer.precision not in (None, "32-true", "32", 32):
-            raise UserError(
-                f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
-                "leave it out and give --model.dtype bf16 or fp32."
-            )
-        if trainer.default_root_dir is not None:
-            raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
+        _check_trainer(trainer)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
         if data.tokenizer is None:
@@ -129,14 +130,17 @@ class LitPeftCLI(LightningCLI):
         experiment = options.experiment or experiment
         seed = options.seed_everything
         self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
+        if options.ckpt_path is not None:
+            raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
         stale = claim(self.run_dir, options.resume, options.overwrite)
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.verb]
         config = {key: value for key, value in config.items() if key not in NOT_SAVED}
-        self.checkpoint = None
+        self.checkpoint = record = None
         if options.resume:
+            record = read_record(self.run_dir)
+            check_unchanged(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
             self.checkpoint = newest_checkpoint(self.run_dir)
-            check_unchanged(saved_config(self.run_dir), config, self.run_dir)
-        self.recorder = RunRecorder(config, experiment, run_name, stale, options.resume)
+        self.recorder = RunRecorder(config, experiment, run_name, stale, record)
 
     def _finished_folder(self, options: Namespace) -> None:
         """Where a finished run lies, which of its checkpoints it stands for, and how its labels were called."""
@@ -144,20 +148,21 @@ class LitPeftCLI(LightningCLI):
         self.checkpoint = options.ckpt_path
         if options.run_dir is None:
             if self.checkpoint is None:
-                raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a finished run.")
+                raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a run.")
             self.run_dir = Path(self.checkpoint).resolve().parent.parent
         else:
             self.run_dir = Path(options.run_dir)
+        if self.checkpoint is not None:  # weights of the user's choice: the record is not to speak of them
+            return
+        record = read_record(self.run_dir)
+        named = self.run_dir / record["checkpoint"] if record["checkpoint"] else None
+        self.checkpoint = named if named and named.is_dir() else newest_checkpoint(self.run_dir)
         if self.checkpoint is None:
-            record = read_record(self.run_dir)
-            self.checkpoint = (
-                self.run_dir / record["checkpoint"] if record["checkpoint"] else newest_checkpoint(self.run_dir)
-            )
-            if self.checkpoint is None:
-                raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
-            names = (record["data_summary"] or {}).get("label_names")
-            if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
-                options.data.init_args.label_names = names
+            raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
+        self.recorder = RunRecorder(resumed=record)
+        names = (record["data_summary"] or {}).get("label_names")
+        if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
+            options.data.init_args.label_names = names
 
     def instantiate_classes(self) -> None:
         try:
@@ -212,13 +217,12 @@ def main(words: list[str]) -> int:
         raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM, and the record is written
-        asked_to = isinstance(stop, SIGTERMException)
-        if isinstance(stop, SystemExit) and not stop.code and not asked_to:
-            return 0  # --help, --print_config
-        print("litpeft: interrupted; the same command with --resume goes on from the last checkpoint.", file=sys.stderr)
-        return 143 if asked_to else 130
-    except (OSError, RuntimeError, MemoryError) as error:
+    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM; RunRecorder has told
+        if isinstance(stop, SIGTERMException):
+            return 143
+        return 130 if isinstance(stop, KeyboardInterrupt) or stop.code else 0  # 0: --help, --print_config
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         if is_out_of_memory(error):
             hint = (
                 "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
@@ -226,10 +230,39 @@ def main(words: list[str]) -> int:
             print(f"litpeft: error: out of memory; {hint}.", file=sys.stderr)
         elif isinstance(error, OSError) and error.errno is not None:
             print(f"litpeft: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
+        elif hasattr(error, "traceback_file"):
+            print(f"litpeft: error: the run failed: {reason} (traceback: {error.traceback_file})", file=sys.stderr)
         else:
             raise
         return 1
     return 0
+
+
+def _check_trainer(trainer: Namespace) -> None:
+    """Refuse what would change a comparison without a word.
+
+    Raises:
+        UserError: names the option and what to give instead.
+    """
+    if trainer.precision not in (None, "32-true", "32", 32):
+        raise UserError(
+            f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
+            "leave it out and give --model.dtype bf16 or fp32."
+        )
+    if trainer.default_root_dir is not None:
+        raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
+    if str(trainer.devices) not in ("1", "[0]") or trainer.num_nodes != 1:
+        raise UserError("trainer.devices: runs on several devices are not measured yet; give 1.")
+    if trainer.max_epochs == 0 or trainer.max_steps == 0:
+        raise UserError("trainer.max_epochs and trainer.max_steps must not be 0: nothing would be trained.")
+    if trainer.overfit_batches:
+        raise UserError("trainer.overfit_batches: give --data.train_samples instead.")
+    for name in ("val", "test"):
+        limit = trainer[f"limit_{name}_batches"]
+        if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
+            raise UserError(
+                f"trainer.limit_{name}_batches would take the longest texts only; give --data.{name}_samples instead."
+            )
 
 
 def _class(path: str) -> Any:

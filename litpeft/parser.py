@@ -84,6 +84,8 @@ def _said(path: str, reason: str) -> str:
         names = [f"{match[1]}.{name}" for name in vars(importlib.import_module(match[1]))]
         return f"{path}: there is no {match[1]}.{match[2]}{_guess(f'{match[1]}.{match[2]}', names)}."
     if match := re.search(r"Option '([^']+)' is not accepted", reason):
+        if match[1] in _arguments(CLASSES.get(path)):
+            return f"{path}.{match[1]}: name the class (--{path} ...) before its options."
         return f"{path} has no option {match[1]!r}{_guess(match[1], _arguments(CLASSES.get(path)))}."
     if match := re.match(r"Expected an? (?:typing\.)?(.+?)\.? Got value: (.*)", reason):
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])

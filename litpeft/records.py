@@ -30,7 +30,7 @@ FIELDS = {
     "data": "class of the data set",
     "data_summary": "rows used, rows cut to the greatest length, names of labels, fingerprints of the tables",
     "optimizer": "class of the optimizer",
-    "optimizer_settings": "what it really ran with, group by group, read from the live optimizer at the start",
+    "optimizer_settings": "what it really ran with, by group; lr is the first step's, initial_lr what was asked for",
     "scheduler": "class of the learning-rate schedule; null is a constant rate",
     "seed": "seed_everything",
     "precision": "what frozen weights are held in and products computed in: bf16 or fp32",
@@ -46,6 +46,7 @@ FIELDS = {
     "peak_rss_bytes": "most host memory that the process has held since it started",
     "memory_phases": "allocated and reserved peaks by phase: load, first_step, train, validate; null without CUDA",
     # time
+    "new_tensors": "names of parameters that no file held: drawn at random and trained",
     "load_seconds": "reading the model and putting the adapter in",
     "train_seconds": "all optimizer steps: waiting for data, forward, backward, update; no validation, no checkpoints; "
     "of a resumed run, also those before the checkpoint that it was resumed from",
@@ -60,11 +61,12 @@ FIELDS = {
     "padded_tokens_per_second": "tokens a second, padding counted",
     "trained_tokens_per_second": "positions that carry loss a second (one a row in classification)",
     # quality
-    "train_loss": "mean over the last finished epoch, in training mode (dropout on)",
-    "val_step": "optimizer steps after which the following were measured; those of `checkpoint` where it ended well",
+    "train_loss": "mean over the last finished epoch (or what a resume left of it), in training mode (dropout on)",
+    "val_step": "optimizer steps after which val_* were measured; those of `checkpoint` unless validation was rarer",
     "val_loss": "mean over the validation rows",
     "val_accuracy": "share of validation rows that are right",
     "val_f1": "mean of the classes' F1 on the validation rows",
+    "other_metrics": "validation metrics of other names, by name; null where a task has none",
     "test_loss": "as val_loss on the test rows, after `litpeft test`",
     "test_accuracy": "as val_accuracy on the test rows, after `litpeft test`",
     "test_f1": "as val_f1 on the test rows, after `litpeft test`",

@@ -12,7 +12,10 @@ from litpeft.records import FILE_NAME, read_record
 from litpeft.shipped import read_yaml
 
 CONFIG = "config.yaml"
-OURS = (FILE_NAME, CONFIG, "checkpoints", "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
+CHECKPOINTS = "checkpoints"
+STEP = re.compile(r"step-\d+")  # the name of a checkpoint
+TRACEBACK = "traceback.txt"
+OURS = (FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
 NOT_VARIED = (  # options that do not go into a run's name: where it goes, and what its folder says already
     *("config", "run_dir", "experiment", "resume", "overwrite", "seed_everything"),
     *("model", "data", "model.adapter", "trainer.accelerator", "trainer.enable_progress_bar"),
@@ -45,27 +48,39 @@ def _short(value: str) -> str:
 
 
 def claim(run_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
-    """Whether a run may go into this folder; the files of an earlier one that it may remove when it begins.
+    """Whether a run may go into this folder; the files of an earlier one that it may remove when it trains.
 
     A run that failed before its first step holds nothing worth keeping, and is replaced without asking.
 
     Raises:
-        UserError: the folder is no folder, holds a run, or has nothing to resume.
+        UserError: the folder is no folder, holds a run or files of other origin, or has nothing to resume.
     """
+    if resume and overwrite:
+        raise UserError("--resume and --overwrite: give one of them.")
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run_dir {run_dir} is a file; give a folder.")
-    stale = [path for pattern in OURS for path in run_dir.glob(pattern)]
     if resume:
-        if not any((run_dir / "checkpoints").glob("step-*")):
+        if newest_checkpoint(run_dir) is None:
             raise UserError(
                 f"--resume: {run_dir} has no checkpoint to resume from; leave --resume out to start afresh."
             )
         return []
-    if not overwrite and (run_dir / "checkpoints").is_dir():
-        raise UserError(f"{run_dir} already holds a run; give --resume, --overwrite, or another --run_dir.")
-    if not overwrite and (run_dir / FILE_NAME).is_file() and read_record(run_dir)["steps"]:
-        raise UserError(f"{run_dir} already holds a run; give --overwrite, or another --run_dir.")
-    return stale
+    ours = sorted(path for pattern in OURS for path in run_dir.glob(pattern))
+    if ours and not (run_dir / FILE_NAME).is_file():
+        raise UserError(
+            f"--run_dir {run_dir} holds {ours[0].name} but no {FILE_NAME}: no run of ours; give another folder."
+        )
+    if ours and not overwrite:
+        record = read_record(run_dir)
+        if record["status"] != "failed" or record["steps"] or (run_dir / CHECKPOINTS).is_dir():
+            raise UserError(f"{run_dir} already holds a run; give --resume, --overwrite, or another --run_dir.")
+    return ours
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the most steps in a run folder."""
+    found = [path for path in (run_dir / CHECKPOINTS).glob("step-*") if STEP.fullmatch(path.name)]
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def saved_config(run_dir: Path) -> dict[str, Any]:
@@ -79,11 +94,12 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     return read_yaml(str(run_dir / CONFIG))
 
 
-def check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) -> None:
+def check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path, finished: bool) -> None:
     """Whether a run may go on with other options than it was begun with: those of the trainer only, and they are told.
 
     Raises:
-        UserError: an option of model, data or seed differs; the optimizer's state would not fit it, or hide it.
+        UserError: an option of model, data or seed differs (the optimizer's state would not fit it, or hide it), or
+            the run is finished and not asked to go on longer.
     """
     old, new = _flat(before), _flat(now)
     changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
@@ -93,6 +109,8 @@ def check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path) 
                 f"--resume: {name} is {new.get(name)}, but {run_dir} was begun with {old.get(name)}; "
                 "resume with the same, or give another --run_dir."
             )
+    if finished and not {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time"} & set(changed):
+        raise UserError(f"--resume: the run in {run_dir} is finished; to go on longer, raise trainer.max_epochs.")
     for name in changed:
         print(f"litpeft: resuming with another {name}: {old.get(name)} -> {new.get(name)}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litpeft import __version__
 from litpeft.__main__ import main
@@ -15,7 +16,7 @@ from litpeft.arguments import typed_options
 from litpeft.errors import UserError
 from litpeft.records import new_record, read_record, write_record
 from litpeft.run_folder import claim, run_names
-from tests.conftest import litpeft
+from tests.conftest import litpeft, write_sentences
 
 ADAMW = ["--model.optimizer", "torch.optim.AdamW"]
 MISTAKES = {
@@ -47,6 +48,17 @@ MISTAKES = {
     "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
     "--config xyz": "--config xyz: no such file, and no shipped configuration of that name; `litpeft configs` lists them.",
     "--config loar": "no shipped configuration of that name (did you mean lora?)",
+    "--trainer.devices 2": "trainer.devices: runs on several devices are not measured yet; give 1.",
+    "--trainer.max_epochs 0": "must not be 0: nothing would be trained",
+    "--trainer.overfit_batches 2": "trainer.overfit_batches: give --data.train_samples instead",
+    "--trainer.limit_val_batches 1": "would take the longest texts only; give --data.val_samples instead",
+    "--seed_everything -1": "seed_everything must be from 0 to",
+    "--data.seed -1": "data.seed must not be negative",
+    "--data.delimiter \\t": "data.delimiter must be one character",
+    "--ckpt_path /nowhere": "--ckpt_path: a fit goes on with --run_dir RUN --resume",
+    "--model.adapter.rank 4 --model.adapter LoRA": "model.adapter.rank: name the class (--model.adapter ...) before its options.",
+    "--resume --overwrite": "--resume and --overwrite: give one of them.",
+    "--checkpoint.keep best --trainer.limit_val_batches 0": "checkpoint.keep best needs a validation",
     "--resume": "has no checkpoint to resume from; leave --resume out to start afresh.",
 }
 
@@ -193,29 +205,60 @@ def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
     assert read_record(record.parent)["experiment"] == "tiny"
 
 
-def test_a_used_folder_is_refused_and_an_unused_one_is_not(tmp_path: Path) -> None:
-    claim(tmp_path / "new", resume=False, overwrite=False)
+def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -> None:
+    assert claim(tmp_path / "new", resume=False, overwrite=False) == []
     write_record(tmp_path, new_record() | {"status": "failed", "steps": 0})
     assert claim(tmp_path, resume=False, overwrite=False) == [tmp_path / "record.json"]
-    write_record(tmp_path, new_record() | {"status": "failed", "steps": 3})
-    with pytest.raises(UserError, match="already holds a run"):
-        claim(tmp_path, resume=False, overwrite=False)
+    for kept in ({"status": "failed", "steps": 3}, {"status": "interrupted"}, {"status": "ok", "steps": 5}):
+        write_record(tmp_path, new_record() | kept)
+        with pytest.raises(UserError, match="already holds a run"):
+            claim(tmp_path, resume=False, overwrite=False)
     (tmp_path / "mine.txt").touch()
     assert claim(tmp_path, resume=False, overwrite=True) == [tmp_path / "record.json"]
     with pytest.raises(UserError, match="is a file; give a folder"):
         claim(tmp_path / "mine.txt", resume=False, overwrite=True)
 
 
-def test_resuming_with_another_option_is_refused_by_its_name(tmp_path: Path, words: list[str], capsys) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "config.yaml").write_text("# mine\n")
+    with pytest.raises(UserError, match="holds config.yaml but no record.json: no run of ours; give another folder"):
+        claim(tmp_path, resume=False, overwrite=overwrite)
+
+
+def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(tmp_path: Path, words: list[str], capsys) -> None:
     run_dir = ["--run_dir", str(tmp_path / "run")]
-    assert main([*words, "--model.adapter", "LoRA", *run_dir]) == 0
+    same = [*words, "--model.adapter", "LoRA", "--model.scheduler", "WarmupLinear"]
+    assert main([*same, *run_dir]) == 0
+    first = read_record(tmp_path / "run")
     capsys.readouterr()
-    assert main([*words, "--model.adapter", "LoRA", "--model.adapter.rank", "4", "--resume", *run_dir]) == 2
+    assert main([*same, "--model.adapter.rank", "4", "--resume", *run_dir]) == 2
     assert "--resume: model.init_args.adapter.init_args.rank is 4, but" in capsys.readouterr().err
-    assert main(["fit", "--resume", *run_dir, "--trainer.max_epochs", "2"]) == 0
-    shown = capsys.readouterr().out
-    assert "resuming with another trainer.max_epochs: 1 -> 2" in shown
-    assert read_record(tmp_path / "run")["steps"] == 24
+    assert main(["fit", "--resume", *run_dir]) == 2
+    assert "is finished; to go on longer, raise trainer.max_epochs" in capsys.readouterr().err
+    assert read_record(tmp_path / "run") == first
+    assert main(["fit", "--resume", *run_dir, "--trainer.max_epochs", "3"]) == 0
+    assert "resuming with another trainer.max_epochs: 1 -> 3" in capsys.readouterr().out
+    record = read_record(tmp_path / "run")
+    assert (record["steps"], record["started_at"]) == (36, first["started_at"])
+    assert record["train_seconds"] > first["train_seconds"]
+    rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("lr")
+    expected = {19: 1 - (19 - 2) / 34, 29: 1 - (29 - 2) / 34}  # two steps of warm-up, of 36
+    assert {e.step: e.value / 2e-5 for e in rates if e.step in expected} != {}
+    for event in rates:
+        if event.step in expected:
+            assert event.value == pytest.approx(3e-4 * expected[event.step], rel=1e-4)
+
+
+def test_resuming_on_another_text_is_refused(tmp_path: Path, words: list[str], tiny_model: str, capsys) -> None:
+    file = write_sentences(tmp_path / "train.tsv", 40)
+    same = [*words, "--data.train_file", file, "--run_dir", str(tmp_path / "run")]
+    assert main(same) == 0
+    write_sentences(tmp_path / "train.tsv", 48)
+    capsys.readouterr()
+    assert main([*same, "--resume", "--trainer.max_epochs", "2"]) == 2
+    assert "--resume: the data files are not those that the run was begun with" in capsys.readouterr().err
+    assert read_record(tmp_path / "run")["status"] == "ok"
 
 
 def test_a_class_of_ones_own_in_the_working_folder_is_found(tmp_path: Path, words: list[str]) -> None:

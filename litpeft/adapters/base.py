@@ -64,10 +64,10 @@ class Adapter:
         model.requires_grad_(False)
         self.adapt(model)
         for name in head:
-            _train_whole(model.get_submodule(name), dtype, cast_back=False)
+            _train_whole(model.get_submodule(name), dtype)
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
-                _train_whole(model.get_submodule(name), dtype, cast_back=True)
+                _train_own(model.get_submodule(name), dtype)
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
         if not trainable(model):
@@ -139,19 +139,28 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _train_whole(module: nn.Module, base_dtype: torch.dtype, *, cast_back: bool) -> None:
-    """Train a module in fp32 within a model of another dtype: inputs are cast on the way in, outputs may be back."""
+def _train_whole(module: nn.Module, base_dtype: torch.dtype) -> None:
+    """Train a module in fp32 within a model of another dtype: its inputs are cast on the way in."""
     module.requires_grad_(True)
     module.float()
     if base_dtype != torch.float32:
         module.register_forward_pre_hook(_cast_inputs)
-        if cast_back:
-            module.register_forward_hook(partial(_cast_output, base_dtype))
+
+
+def _train_own(module: nn.Module, base_dtype: torch.dtype) -> None:
+    """Train a module's own parameters, not those of modules in it, and give its output back in the base's dtype."""
+    for parameter in module.parameters(recurse=False):
+        parameter.requires_grad = True
+        parameter.data = parameter.data.float()
+    if base_dtype != torch.float32:
+        if not list(module.children()):
+            module.register_forward_pre_hook(_cast_inputs)
+        module.register_forward_hook(partial(_cast_output, base_dtype))
 
 
 def _cast_inputs(module: nn.Module, inputs: tuple) -> tuple:
     return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
-def _cast_output(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-    return output.to(dtype)
+def _cast_output(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: Any) -> Any:
+    return output.to(dtype) if isinstance(output, Tensor) else output

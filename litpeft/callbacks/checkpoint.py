@@ -15,8 +15,8 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from safetensors.torch import load_file, save_file
 
 from litpeft.errors import UserError
+from litpeft.run_folder import CHECKPOINTS, STEP
 
-FOLDER = "checkpoints"
 TENSORS, LOOP = "trainable.safetensors", "loop.pt"
 
 
@@ -39,10 +39,12 @@ class FolderCheckpointIO(TorchCheckpointIO):
             for file in (scratch / TENSORS, scratch / LOOP):
                 with open(file, "rb") as opened:
                     os.fsync(opened.fileno())
-            if path.exists():  # the same step again, after a resume: never a moment without a whole one
-                path.rename(path.with_name(f".{path.name}.old"))
+            old = path.with_name(f".{path.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if path.exists():  # the same step again; a kill between the two renames leaves the step before it
+                path.rename(old)
             scratch.rename(path)
-            shutil.rmtree(path.with_name(f".{path.name}.old"), ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -79,13 +81,19 @@ class Checkpoint(LightningCheckpoint):
         self.val_step: int | None = None
         self._monitor: tuple[str, str] = ("val_loss", "min")
         self._saved_step = -1
+        self._seen_step = -1
+        self._due = False  # a validation lay within accumulated batches; saved when the optimizer has stepped
         self._rng: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._monitor = pl_module.monitor
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_step = trainer.global_step  # a resumed run holds this step already
+        if self.keep == "best" and not trainer.enable_validation:
+            raise UserError("checkpoint.keep best needs a validation; leave it out, or trainer.limit_val_batches 0.")
+        self._saved_step = self._seen_step = trainer.global_step  # a resumed run holds this step already
+        if trainer.global_step:
+            self.last = _name(trainer.global_step)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._rng is not None:  # not earlier: making the loader's iterator draws random numbers
@@ -94,33 +102,46 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        if self.every_n_steps and step != self._saved_step and step and step % self.every_n_steps == 0:
+        stepped, self._seen_step = step > self._seen_step, step
+        if stepped and (self._due or (self.every_n_steps and step % self.every_n_steps == 0)):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         self.val_step = trainer.global_step
+        if self.keep == "best" and not self._at_border(trainer):
+            raise UserError(
+                "checkpoint.keep best: trainer.val_check_interval must be a multiple of accumulate_grad_batches."
+            )
         metric, mode = self._monitor
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         if self.keep == "best" and metric in metrics:
             sign = 1 if mode == "max" else -1
             if not self.best_metrics or sign * metrics[metric] > sign * self.best_metrics[metric]:
                 self.best, self.best_metrics = _name(self.val_step), metrics | {"val_step": self.val_step}
-        self._save(trainer)
+        self._due = not self._at_border(trainer)
+        if not self._due:
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step != self._saved_step:
             self._save(trainer)
 
+    @staticmethod
+    def _at_border(trainer: Trainer) -> bool:
+        """Whether no gradient is accumulated: it is not saved, and a run resumed there would lose it."""
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        return progress.is_last_batch or progress.current.ready % trainer.accumulate_grad_batches == 0
+
     def _save(self, trainer: Trainer) -> None:
         """Save, and only then remove what is neither this one nor the best."""
-        self.last, self._saved_step = _name(trainer.global_step), trainer.global_step
+        self.last, self._saved_step, self._due = _name(trainer.global_step), trainer.global_step, False
         root = Path(trainer.default_root_dir)
         trainer.save_checkpoint(root / self.last)
         if trainer.is_global_zero:
-            for old in (root / FOLDER).iterdir():
-                if f"{FOLDER}/{old.name}" not in (self.last, self.best):
+            for old in (root / CHECKPOINTS).iterdir():
+                if STEP.fullmatch(old.name) and f"{CHECKPOINTS}/{old.name}" not in (self.last, self.best):
                     shutil.rmtree(old, ignore_errors=True)
 
     def measured(self) -> dict[str, Any]:
@@ -143,9 +164,4 @@ class Checkpoint(LightningCheckpoint):
 
 
 def _name(step: int) -> str:
-    return f"{FOLDER}/step-{step:06d}"
-
-
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps in a run folder."""
-    return max((run_dir / FOLDER).glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return f"{CHECKPOINTS}/step-{step:06d}"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import time
+import traceback
 from collections.abc import Iterable
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,8 +19,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litpeft.environment import git_state, machine, packages
+from litpeft.errors import UserError
 from litpeft.optim.build import live_settings
-from litpeft.records import new_record, read_record, write_atomically, write_record
+from litpeft.records import FIELDS, new_record, write_atomically, write_record
+from litpeft.run_folder import CONFIG, TRACEBACK, newest_checkpoint
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
 METRICS = (
@@ -34,8 +38,8 @@ class RunRecorder(Callback):
         config: the resolved configuration, kept with the record.
         experiment: name under which runs are grouped.
         run_name: what this run varies.
-        stale: files of an earlier run in the folder, removed when this one has read its data and begins.
-        resuming: the run goes on from a checkpoint; nothing is written before it has been loaded.
+        stale: files of an earlier run in the folder, removed when this one has loaded all and trains.
+        resumed: the record of the run that goes on, or that is tested; nothing is written before it has been loaded.
     """
 
     def __init__(
@@ -44,10 +48,11 @@ class RunRecorder(Callback):
         experiment: str | None = None,
         run_name: str | None = None,
         stale: Iterable[Path] = (),
-        resuming: bool = False,
+        resumed: dict[str, Any] | None = None,
     ) -> None:
-        self.record = new_record() | {"config": config, "experiment": experiment, "run_name": run_name}
-        self._stale, self._resuming = list(stale), resuming
+        self.record = (resumed or new_record()) | {"config": config, "experiment": experiment, "run_name": run_name}
+        self.record |= {"status": "interrupted", "error": None}
+        self._stale, self._resumed = list(stale), resumed
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
 
@@ -55,14 +60,19 @@ class RunRecorder(Callback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         self._begun = time.perf_counter()
-        self.record["started_at"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        if not self._resuming:
+        if not self._stale and not self._resumed:
             self._begin(trainer, pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Only now is an earlier run in the folder given up: whatever could not be loaded has left it as it was."""
         if not trainer.is_global_zero:
             return
-        if self._resuming:
+        earlier = self._resumed and self._resumed["data_summary"]
+        if earlier and earlier["tables"] != trainer.datamodule.describe()["tables"]:
+            raise UserError(
+                "--resume: the data files are not those that the run was begun with; give another --run_dir."
+            )
+        if not self._started:
             self._begin(trainer, pl_module)
         self._describe(trainer, pl_module)
         write_record(Path(trainer.default_root_dir), self.record)
@@ -80,22 +90,37 @@ class RunRecorder(Callback):
             self._close(trainer, "ok", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if (
-            trainer.state.fn != "fit"
-            or not trainer.is_global_zero
-            or ((self._stale or self._resuming) and not self._started)
-        ):
+        if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            return
+        if not self._started and (self._stale or self._resumed):
             return
         if not self._started:  # the data could not be read, say
             self._begin(trainer, pl_module)
         self._gather(trainer)
-        self._close(trainer, *_status(exception))
+        status, sentence = _status(exception)
+        self._close(trainer, status, sentence)
+        folder = Path(trainer.default_root_dir)
+        if status == "failed" and not isinstance(exception, UserError):
+            lines = traceback.format_exception(exception)
+            write_atomically(folder / TRACEBACK, "".join(lines))
+            exception.traceback_file = folder / TRACEBACK  # the command line names it
+        if status == "interrupted":
+            newest = newest_checkpoint(folder)
+            way = (
+                f"the same command with --resume goes on from {newest.name}"
+                if newest
+                else "no checkpoint was written yet"
+            )
+            print(f"litpeft: interrupted at step {trainer.global_step}; {way}.", file=sys.stderr)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the test figures to the record of the run that was tested."""
+        """Add the test figures to the record of the run that was tested, and what rows they are of."""
         folder = Path(trainer.default_root_dir)
-        if trainer.is_global_zero and (folder / "record.json").is_file():
-            write_record(folder, read_record(folder) | _metrics(trainer, "test_"))
+        if self._resumed is None or not trainer.is_global_zero:
+            return
+        told, earlier = trainer.datamodule.describe(), self._resumed["data_summary"] or {}
+        summary = earlier | {kind: earlier.get(kind, {}) | told[kind] for kind in ("rows", "tables")}
+        write_record(folder, self._resumed | _metrics(trainer, "test_") | {"data_summary": summary})
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the folder: what an earlier run left is removed, and from now on it tells of this one."""
@@ -106,6 +131,7 @@ class RunRecorder(Callback):
         self._started = True
         adapter = pl_module.adapter
         self.record |= {
+            "started_at": self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "adapter": adapter.name,
             "adapter_options": {k: v for k, v in vars(adapter).items() if not k.startswith("_")},
             "task": type(pl_module).__name__,
@@ -117,9 +143,9 @@ class RunRecorder(Callback):
             "machine": machine(pl_module.device),
             "git": git_state(),
         }
-        if self.record["config"] is not None:
-            write_atomically(folder / "config.yaml", yaml.safe_dump(self.record["config"], sort_keys=False))
         write_record(folder, self.record)
+        if self.record["config"] is not None:
+            write_atomically(folder / CONFIG, yaml.safe_dump(self.record["config"], sort_keys=False))
 
     def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What is known once the model, the data and the optimizer are there."""
@@ -130,12 +156,17 @@ class RunRecorder(Callback):
         optimizer = trainer.optimizers[0]
         schedules = trainer.lr_scheduler_configs
         data = trainer.datamodule
+        if self._resumed and (self._resumed["data_summary"] or data.describe())["tables"] != data.describe()["tables"]:
+            raise UserError(
+                "--resume: the data files are not those that the run was begun with; give another --run_dir."
+            )
         self.record |= sizes | {
             "adapter_summary": counts,
             "data_summary": data.describe(),
             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
             "optimizer_settings": live_settings(optimizer),
             "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
+            "new_tensors": pl_module.new_tensors,
             "load_seconds": pl_module.load_seconds,
             "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         }
@@ -158,7 +189,8 @@ class RunRecorder(Callback):
         write_record(Path(trainer.default_root_dir), self.record)
         options = {f"adapter.{k}": v for k, v in (self.record["adapter_options"] or {}).items()}
         settings = {name: self.record[name] for name in HPARAMS} | options
-        settings["lr"] = self.record["optimizer_settings"][0]["lr"] if self.record["optimizer_settings"] else None
+        first = (self.record["optimizer_settings"] or [{}])[0]
+        settings["lr"] = first.get("initial_lr", first.get("lr"))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
@@ -166,8 +198,12 @@ class RunRecorder(Callback):
                 logger.log_hyperparams(shown, metrics, step=trainer.global_step)
 
 
-def _metrics(trainer: Trainer, prefix: str) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
+    """The metrics of one kind; those that the record has no name for go under `other_metrics`."""
+    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    known = {name: value for name, value in found.items() if name in FIELDS}
+    others = {name: value for name, value in found.items() if name not in FIELDS}
+    return known | ({"other_metrics": others} if others else {})
 
 
 def _plain(value: Any) -> Any:

@@ -28,7 +28,8 @@ class AGNews(TextClassification):
 
     def layout(self, path: str) -> dict[str, Any]:
         layout = super().layout(path)
-        if self.columns or has_header(path, [self.label_column], self.delimiter, self.encoding):
+        headers = ([self.label_column], self.text_columns)  # a file to predict may have texts only
+        if self.columns or any(has_header(path, names, self.delimiter, self.encoding) for names in headers):
             return layout
         return layout | {
             "columns": [self.label_column, "title", "description"],

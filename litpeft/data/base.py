@@ -77,12 +77,14 @@ class FineTuneData(L.LightningDataModule):
         for name, value in (numbers | samples).items():
             if value is not None and value < 1:
                 raise UserError(f"data.{name} must be at least 1, got {value}.")
+        if seed is not None and seed < 0:
+            raise UserError(f"data.seed must not be negative, got {seed}.")
         self.tokenizer_name = tokenizer
         self.batch_size, self.max_length, self.num_workers, self.seed = batch_size, max_length, num_workers, seed
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.rows: dict[str, EncodedRows] = {}
-        self.facts: dict[str, dict[str, Any]] = {}
+        self._tables: dict[str, tuple[datasets.Dataset, dict[str, Any]]] = {}
 
     def source(self, split: Split) -> dict[str, Any] | None:
         """What the rows of a split are made of, by which they are found again; None where there is no such split."""
@@ -122,15 +124,21 @@ class FineTuneData(L.LightningDataModule):
 
     def table(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         """All rows of a split, tokenised, and facts about them; a validation split cut from train is train's table."""
+        if split in self._tables:
+            return self._tables[split]
         source = self.source(split)
         if source is None and split == "val":
             return self.table("train")
         if source is None:
             raise UserError(f"{type(self).__name__} has no {split} split; give data.{split}_file.")
-        name = fingerprint(source, tokenizer_fingerprint(self.tokenizer), self.max_length)
+        name = fingerprint(source, self._tokenizer_fingerprint, self.max_length)
         table, facts = cached_table(self.cache_dir / "tables" / name, lambda: self.tokenise(split))
-        self.facts[split] = facts | {"fingerprint": name}
-        return table, facts
+        self._tables[split] = table, facts | {"fingerprint": name}
+        return self._tables[split]
+
+    @cached_property
+    def _tokenizer_fingerprint(self) -> str:
+        return tokenizer_fingerprint(self.tokenizer)
 
     def _needed(self, stage: str | None = None) -> tuple[Split, ...]:
         if stage is None:
@@ -141,7 +149,7 @@ class FineTuneData(L.LightningDataModule):
         """The places of a split's rows in its table, ascending."""
         order = np.random.default_rng(SUBSET_SEED).permutation(len(self.table(split)[0]))
         limit = self.samples.get(split)
-        if split in ("train", "val") and self.source("val") is None:
+        if split in ("train", "val") and self.table("val") is self.table("train"):
             cut = self.samples["val"] or max(1, min(VAL_MOST, int(VAL_SHARE * len(order))))
             if cut >= len(order):
                 raise UserError(
@@ -186,5 +194,5 @@ class FineTuneData(L.LightningDataModule):
         """For the record: rows used of each split, and the facts about the tables that they come from."""
         return {
             "rows": {split: len(rows) for split, rows in self.rows.items()},
-            "tables": self.facts,
+            "tables": {split: facts for split, (_, facts) in self._tables.items()},
         }

@@ -44,7 +44,7 @@ def read_rows(
     if suffix == ".parquet":
         rows = _parquet(path)
     elif suffix in (".tsv", ".csv"):
-        rows = _separated(path, _text(path, encoding), required, columns, delimiter or "\t,"[suffix == ".csv"])
+        rows = _separated(path, _reader(path, _text(path, encoding), delimiter), required, columns)
     else:
         rows = _json(path, _text(path, encoding), lines=suffix == ".jsonl")
     place = None
@@ -67,9 +67,17 @@ def has_header(
     path = Path(path)
     if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
         return True
-    with open(path, encoding=_skipping_mark(encoding), errors="replace", newline="") as file:
-        first = next(csv.reader(file, delimiter=delimiter or "\t,"[path.suffix.lower() == ".csv"]), [])
+    first = next(iter(_reader(path, _text(path, encoding), delimiter)), [])
     return set(required) <= set(first)
+
+
+def _reader(path: Path, text: str, delimiter: str | None) -> Any:
+    """The fields of each row; .tsv is never quoted."""
+    csv.field_size_limit(sys.maxsize)
+    tab = path.suffix.lower() == ".tsv"
+    quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
+    separator = delimiter or ("\t" if tab else ",")
+    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
 
 
 def _skipping_mark(encoding: str) -> str:
@@ -88,11 +96,8 @@ def _text(path: Path, encoding: str) -> str:
 
 
 def _separated(
-    path: Path, text: str, required: Sequence[str], columns: Sequence[str] | None, delimiter: str
+    path: Path, reader: Any, required: Sequence[str], columns: Sequence[str] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    csv.field_size_limit(sys.maxsize)
-    quoting = csv.QUOTE_NONE if path.suffix.lower() == ".tsv" else csv.QUOTE_MINIMAL
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     names: Sequence[str] | None = None
     start = 1
     try:
@@ -103,6 +108,8 @@ def _separated(
             if names is None:
                 header = columns is None or set(required) <= set(fields)
                 names = fields if header else columns
+                if twice := [name for name in required if list(names).count(name) > 1]:
+                    raise UserError(f"{place}: two columns are called {twice[0]!r}.")
                 if header:
                     continue
             if len(fields) != len(names):

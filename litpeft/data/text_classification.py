@@ -17,6 +17,7 @@ from litpeft.hub import asking_hub
 
 HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 BATCH = 1000  # texts that the tokenizer is given at once
+FEW = 20  # that many different labels are classes in however few rows
 
 
 class TextClassification(FineTuneData):
@@ -29,14 +30,14 @@ class TextClassification(FineTuneData):
         train_file: .tsv, .csv, .jsonl, .json or .parquet; the hub is not asked where a file is given.
         val_file: likewise; without it, validation rows are cut from the training rows.
         test_file: likewise.
-        predict_file: texts to predict, labels not needed; without it, the test rows, else the validation rows.
+        predict_file: texts to predict, labels not needed; without it the test rows, else those of validation or train.
         dataset: hub id of a set, used where no `train_file`, `val_file` or `test_file` is given.
         text_column: name of the column with the text, or several to be joined by a space.
         label_column: name of the column with the label.
         label_names: names of the classes, in the order of their numbers.
         label_offset: the number of the first class in the files (1 where they count from one).
         columns: names of the columns of .tsv and .csv files that have no header.
-        delimiter: between columns; a tab in .tsv (which is never quoted), a comma in .csv.
+        delimiter: between columns, one character; a tab in .tsv (which is never quoted), a comma in .csv.
         encoding: of text files.
         options: batch size, limits and the rest, as in `FineTuneData`.
     """
@@ -65,17 +66,19 @@ class TextClassification(FineTuneData):
         self.columns, self.delimiter, self.encoding = columns, delimiter, encoding
         if label_names is not None and len(set(label_names)) < max(2, len(label_names)):
             raise UserError(f"data.label_names needs two or more different names, got {label_names}.")
+        if delimiter is not None and len(delimiter) != 1:
+            raise UserError(f"data.delimiter must be one character, got {delimiter!r} (a tab is typed $'\\t').")
         if not any(self.files.values()) and dataset is None:
             raise UserError(f"{type(self).__name__} needs data.train_file (a local file) or data.dataset (a hub id).")
 
-    @property
+    @cached_property
     def label_names(self) -> list[str]:
         """The classes' names in the order of their numbers."""
         return self._label_names or self._hub_label_names() or self.table("train")[1]["label_names"]
 
     def source(self, split: Split) -> dict[str, Any] | None:
-        split = self._origin(split)
-        how: dict[str, Any] = {"text": self.text_columns, "label": self.label_column}
+        labelled, split = split != "predict", self._origin(split)
+        how: dict[str, Any] = {"text": self.text_columns, "label": self.label_column, "labelled": labelled}
         if split != "train":
             how["names"] = self.label_names  # what is checked against them must not be found again under others
         elif self._label_names:
@@ -145,15 +148,14 @@ class TextClassification(FineTuneData):
 
     def _read(self, split: Split, labelled: bool) -> Iterator[tuple[str, str, Any]]:
         """(place, text, label) of each row; the place is what an error message names."""
-        if path := self.files[split]:
-            layout = self.layout(path)
-            text_columns = layout["text_column"]
-            required = [*text_columns, *([self.label_column] if labelled else [])]
+        path = self.files[split]
+        layout = self.layout(path) if path else {"text_column": self.text_columns}
+        text_columns = layout["text_column"]
+        required = [*text_columns, *([self.label_column] if labelled else [])]
+        if path:
             rows = read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
         else:
-            text_columns = self.text_columns
             hub = self._hub_rows(split)
-            required = [*text_columns, *([self.label_column] if labelled else [])]
             for name in required:
                 if name not in hub.column_names:
                     raise UserError(
@@ -195,19 +197,12 @@ def _numbered(
     labels: list[Any], places: list[str], names: list[str] | None, offset: int
 ) -> tuple[list[int], list[str]]:
     """Class numbers from 0, and the classes' names; `names` are checked where given and found where not."""
-    numbers = [_number(label) for label in labels]
-    if names is None and None not in numbers:
-        for place, number in zip(places, numbers, strict=True):
-            if number < offset:
-                raise UserError(f"{place}: label {number} is below data.label_offset {offset}.")
-        names = [str(i) for i in range(offset, max(numbers) + 1)]
-    elif names is None:
-        names = sorted({str(label) for label in labels})
-    if len(names) < 2:
-        raise UserError(f"{places[0]} and all other rows have the same label, {labels[0]}; two classes are needed.")
+    labels = [_plain(label, place) for label, place in zip(labels, places, strict=True)]
+    names = names or _found_names(labels, places, offset)
     by_name = {name: i for i, name in enumerate(names)}
     ids = []
-    for place, label, number in zip(places, labels, numbers, strict=True):
+    for place, label in zip(places, labels, strict=True):
+        number = _number(label)
         index = by_name.get(label) if isinstance(label, str) else None
         if number is not None and (index is None or offset):
             index = number - offset
@@ -221,8 +216,50 @@ def _numbered(
     return ids, names
 
 
-def _number(label: Any) -> int | None:
+def _found_names(labels: list[str | int], places: list[str], offset: int) -> list[str]:
+    """The classes that the training rows show: all numbers from the offset on, or the sorted names.
+
+    Raises:
+        UserError: there is one class, there are too many to be classes, or a number is missing among them.
+    """
+    distinct = set(labels)
+    if len(distinct) < 2:
+        raise UserError(f"{places[0]} and all other rows have the same label, {labels[0]}; two classes are needed.")
+    if len(distinct) > max(FEW, len(labels) / 2):
+        raise UserError(
+            f"{places[0].rpartition(' ')[0]}: {len(distinct)} different labels in {len(labels)} rows, "
+            f"{labels[0]!r} for one, are no classes; see data.label_column."
+        )
+    numbers = {_number(label) for label in distinct}
+    if None in numbers:
+        return sorted(map(str, distinct))
+    for place, label in zip(places, labels, strict=True):
+        if _number(label) < offset:
+            raise UserError(f"{place}: label {label} is below data.label_offset {offset}.")
+    absent = sorted(set(range(offset, max(numbers) + 1)) - numbers)
+    if absent:
+        raise UserError(
+            f"{places[0].rpartition(' ')[0]}: labels go up to {max(numbers)}, but no row has {absent[0]}; give "
+            "data.label_offset if they do not count from zero, or data.label_names if some have no rows."
+        )
+    return [str(number) for number in sorted(numbers)]
+
+
+def _plain(label: Any, place: str) -> str | int:
+    """A label as a number or a name without space around it.
+
+    Raises:
+        UserError: it is empty, or a fraction.
+    """
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
+    text = label.strip() if isinstance(label, str) else label
+    if not isinstance(text, (str, int)) or text == "":
+        raise UserError(f"{place}: {label!r} is no label; see data.label_column.")
+    return text
+
+
+def _number(label: str | int) -> int | None:
     if isinstance(label, int):
         return int(label)
-    text = str(label).strip()
-    return int(text) if text.removeprefix("-").isdecimal() else None
+    return int(label) if label.removeprefix("-").isdecimal() else None

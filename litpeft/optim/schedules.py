@@ -7,6 +7,7 @@ Classes, since the command line can give arguments to a class and not to a funct
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -44,6 +45,10 @@ class Warmup(LambdaLR):
         left = max(1, self.total_steps - self.warmup_steps)
         share = min(1.0, (step - self.warmup_steps) / left)  # 0 at the end of warm-up; 1 after the last step
         return self.floor + (1 - self.floor) * self.after(share)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is, not how long it is: a run that is resumed to go on longer has the new length."""
+        return {k: v for k, v in super().state_dict().items() if k not in ("warmup_steps", "floor", "total_steps")}
 
     def after(self, share: float) -> float:
         """The factor, from 1 down to 0, at this share of the steps after warm-up."""

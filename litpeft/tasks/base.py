@@ -54,6 +54,7 @@ class FineTuner(L.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
+        self.new_tensors: list[str] = []
 
     def load(self, dtype: torch.dtype) -> tuple[nn.Module, list[str], list[str]]:
         """The pretrained model; the names of the modules that are its head, and of parameters that no file held."""
@@ -74,6 +75,7 @@ class FineTuner(L.LightningModule):
             # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
             model, head, new = self.load(torch.float32 if self.adapter.autocast else DTYPES[self.dtype_name])
             self.adapter.apply(model, head, new)
+        self.new_tensors = new
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - begun

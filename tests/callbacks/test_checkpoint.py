@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from litpeft.__main__ import main
-from litpeft.callbacks.checkpoint import LOOP, TENSORS, newest_checkpoint
+from litpeft.callbacks.checkpoint import LOOP, TENSORS
 from litpeft.records import read_record
-from tests.conftest import litpeft
+from litpeft.run_folder import newest_checkpoint
+from tests.conftest import litpeft, write_sentences
 
 FULL = ["--model.adapter", "Full"]
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.2"]
@@ -22,6 +23,10 @@ CASES = {  # options, and the optimizer step at which the process is killed; an 
     "accumulated batches": ([*LORA, "--checkpoint.every_n_steps", "3", "--trainer.accumulate_grad_batches", "2"], 11),
     "end of an epoch": (LORA, 15),
     "validation within the epoch": ([*LORA, "--trainer.val_check_interval", "0.5"], 21),
+    "validation within accumulated batches": (
+        [*LORA, "--trainer.val_check_interval", "6", "--trainer.accumulate_grad_batches", "4"],
+        5,
+    ),
     "worker processes": ([*LORA, "--checkpoint.every_n_steps", "3", "--data.num_workers", "2"], 17),
 }
 
@@ -85,7 +90,35 @@ def test_test_and_predict_use_the_checkpoint(finished: Path, tmp_path: Path, sen
     assert main(["test", "--run_dir", str(run_dir), "--data.test_file", sentences["val"]]) == 0
     record = read_record(run_dir)
     assert record["test_accuracy"] == record["val_accuracy"]
+    assert record["data_summary"]["rows"] == {"train": 96, "val": 32, "test": 32}
+    assert record["data_summary"]["tables"].keys() == {"train", "val", "test"}
     assert record["test_loss"] == pytest.approx(record["val_loss"], rel=1e-5)
+
+
+def test_figures_of_other_weights_do_not_go_into_the_record(finished: Path, tmp_path: Path, sentences) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    before = read_record(run_dir)
+    other = str(finished / before["checkpoint"])
+    assert main(["test", "--run_dir", str(run_dir), "--ckpt_path", other, "--data.test_file", sentences["val"]]) == 0
+    assert read_record(run_dir) == before
+
+
+def test_predicting_does_not_spoil_the_same_rows_for_testing(finished: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    rows = ["--run_dir", str(run_dir), "--data.test_file", write_sentences(tmp_path / "new.tsv", 12, seed=5)]
+    assert main(["predict", *rows]) == 0
+    assert main(["test", *rows]) == 0
+    assert len((run_dir / "predictions.jsonl").read_text().splitlines()) == 12
+
+
+def test_folders_of_the_users_own_beside_checkpoints_stay(tmp_path: Path, words: list[str]) -> None:
+    run_dir = ["--run_dir", str(tmp_path / "run")]
+    assert main([*words, *LORA, *run_dir]) == 0
+    first = newest_checkpoint(tmp_path / "run")
+    for name in ("my-good-one", "step-000012.bak"):
+        shutil.copytree(first, first.with_name(name))
+    assert main([*words, *LORA, *run_dir, "--resume", "--trainer.max_epochs", "2"]) == 0
+    assert {path.name for path in first.parent.iterdir()} == {"my-good-one", "step-000012.bak", "step-000024"}
 
 
 def test_a_checkpoint_of_another_rank_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

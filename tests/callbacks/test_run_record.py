@@ -42,7 +42,7 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     unknown = {name for name, value in record.items() if value is None}
     assert unknown == {
         *("error", "git", "memory_phases", "peak_allocated_bytes", "peak_reserved_bytes"),
-        *("test_loss", "test_accuracy", "test_f1"),
+        *("test_loss", "test_accuracy", "test_f1", "other_metrics"),
     } - ({"git"} if record["git"] else set())
     assert record["status"] == "ok"
     assert (record["adapter"], record["data"], record["task"]) == ("lora", "SST2", "SequenceClassification")
@@ -129,6 +129,9 @@ def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path, words: list[str]
     assert failed.returncode == 1
     record = read_record(tmp_path / "failed")
     assert (record["status"], record["error"], record["steps"]) == ("failed", "something broke", 8)
+    assert failed.stderr.count("\n") == 1
+    assert "litpeft: error: the run failed: something broke (traceback: failed/traceback.txt)" in failed.stderr
+    assert "in on_train_batch_end" in (tmp_path / "failed" / "traceback.txt").read_text()
     assert record["train_tokens_per_second"] > 0
     full = litpeft(*words, *LORA, "--trainer.callbacks", "failing.Full", "--run_dir", "full", cwd=tmp_path)
     assert full.returncode == 1
@@ -147,7 +150,8 @@ def test_an_interrupted_run_says_so_in_its_record(tmp_path: Path, words: list[st
     process.send_signal(number)
     error = process.communicate(timeout=60)[1]
     assert process.returncode == code, error
-    assert "litpeft: interrupted; the same command with --resume goes on" in error
+    assert "litpeft: interrupted at step" in error
+    assert "the same command with --resume goes on from step-" in error
     assert "Traceback" not in error
     record = read_record(tmp_path / "run")
     assert record["status"] == "interrupted"
@@ -189,8 +193,44 @@ def test_a_mistake_with_overwrite_leaves_the_earlier_run_as_it_was(tmp_path: Pat
     run_dir = ["--run_dir", str(tmp_path / "run"), "--overwrite"]
     assert main([*words, *LORA, *run_dir]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert main([*words, *LORA, *run_dir, "--data.text_column", "nothing"]) == 2
-    assert {path: path.read_bytes() for path in before} == before
+    for mistake in (
+        ["--data.text_column", "nothing"],
+        ["--model.adapter.targets", "[nothing]"],
+        ["--model.adapter.rank", "0"],
+    ):
+        assert main([*words, *LORA, *run_dir, *mistake]) == 2
+        assert {path: path.read_bytes() for path in before} == before
     assert main([*words, "--model.adapter", "Frozen", *run_dir]) == 0
     assert read_record(tmp_path / "run")["adapter"] == "frozen"
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
+
+
+def test_a_metric_of_another_name_does_not_cost_the_record(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from litpeft.tasks import SequenceClassification\n"
+        "class Mine(SequenceClassification):\n"
+        "    def validation_step(self, batch, batch_idx):\n"
+        "        super().validation_step(batch, batch_idx)\n"
+        "        self.log('val_other', 0.5)\n"
+    )
+    done = litpeft(*words, "--model", "mine.Mine", "--run_dir", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_record(tmp_path / "run")["other_metrics"] == {"val_other": 0.5}
+    assert read_record(tmp_path / "run")["val_accuracy"] is not None
+
+
+def test_a_killed_run_leaves_what_was_known_at_its_last_validation(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "stopping.py").write_text(
+        "import os, signal\n"
+        "from lightning import Callback\n"
+        "class Stop(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        "        if trainer.global_step >= 30:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    options = ["--trainer.max_epochs", "3", "--trainer.callbacks", "stopping.Stop", "--run_dir", "run"]
+    assert litpeft(*words, *LORA, *options, cwd=tmp_path).returncode == -9
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["steps"], record["epochs"]) == ("interrupted", 24, 2.0)
+    assert record["val_accuracy"] is not None
+    assert litpeft("validate", "--run_dir", "run", cwd=tmp_path).returncode == 0  # from the checkpoint that there is

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from litpeft.data import SST2, AGNews, FineTuneData, TextClassification, base
@@ -116,6 +118,7 @@ def test_the_default_seed_is_that_of_the_run(tiny_model: str, sentences: dict[st
         (["0", "1", "2", "0"], {}, [0, 1, 2, 0], ["0", "1", "2"]),
         (["1", "2", "3", "1"], {"label_offset": 1}, [0, 1, 2, 0], ["1", "2", "3"]),
         (["pos", "neg", "pos", "neg"], {}, [1, 0, 1, 0], ["neg", "pos"]),
+        (["pos ", "neg", " pos", "neg"], {}, [1, 0, 1, 0], ["neg", "pos"]),
         (["pos", "neg", "pos", "neg"], {"label_names": ["pos", "neg"]}, [0, 1, 0, 1], ["pos", "neg"]),
         (["1", "2", "1", "2"], {"label_offset": 1, "label_names": ["a", "b"]}, [0, 1, 0, 1], ["a", "b"]),
         (["0", "2", "0", "2"], {"label_names": ["a", "b", "c"]}, [0, 2, 0, 2], ["a", "b", "c"]),
@@ -135,6 +138,14 @@ def test_labels_as_numbers_and_names(tiny_model: str, tmp_path: Path, labels, op
         (["good\t0", "bad\t1"], {"label_offset": 1}, "line 2: label 0 is below data.label_offset 1"),
         (["good\ta", "bad\ta"], {}, "line 2 and all other rows have the same label, a; two classes are needed"),
         (["good\t0", " \t1"], {}, "line 3: the text is empty"),
+        (["good\t0", "bad\t "], {}, "line 3: ' ' is no label"),
+        (["good\t1", "bad\t2", "dull\t3"], {}, "labels go up to 3, but no row has 0; give data.label_offset"),
+        (["good\t0", "bad\t7000"], {}, "labels go up to 7000, but no row has 1"),
+        (
+            [f"good\t0.{i}" for i in range(100, 140)],
+            {},
+            "40 different labels in 40 rows, '0.100' for one, are no classes",
+        ),
         (["good\t0", "bad\t1"], {"text_column": "txt"}, "line 2: no column 'txt'; it has: text, label"),
         (["good\t0", "bad\t1"], {"val_samples": 2}, "data.val_samples 2 leaves nothing of the 2 training rows"),
         (["good\t0", "bad\t1"], {"label_names": ["a", "a"]}, "data.label_names needs two or more different names"),
@@ -155,6 +166,23 @@ def test_a_label_that_only_validation_has_is_told(tiny_model: str, tmp_path: Pat
     val = tsv(tmp_path / "val.tsv", "good\tyes", "bad\tperhaps")
     with pytest.raises(UserError, match=r"val.tsv line 3: label 'perhaps' is none of no, yes"):
         make(tokenizer=tiny_model, train_file=train, val_file=val)
+
+
+def test_labels_of_a_table_with_types(tiny_model: str, tmp_path: Path) -> None:
+    whole = pa.Table.from_pylist([{"text": "good", "label": 1.0}, {"text": "bad", "label": 0.0}])
+    parquet.write_table(whole, tmp_path / "whole.parquet")
+    file = str(tmp_path / "whole.parquet")
+    assert make(tokenizer=tiny_model, train_file=file, val_file=file).table("train")[0]["label"] == [1, 0]
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text('{"text": "good", "label": null}\n{"text": "bad", "label": 1}\n')
+    with pytest.raises(UserError, match="line 1: None is no label; see data.label_column"):
+        make(tokenizer=tiny_model, train_file=str(empty))
+
+
+def test_two_columns_of_one_name_are_told(tiny_model: str, tmp_path: Path) -> None:
+    file = tsv(tmp_path / "a.tsv", "good\t1\t0", header="text\tlabel\tlabel")
+    with pytest.raises(UserError, match="line 1: two columns are called 'label'"):
+        make(tokenizer=tiny_model, train_file=file)
 
 
 def test_text_that_is_no_text_is_told(tiny_model: str, tmp_path: Path) -> None:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import lightning as L
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, LlamaModel
 
 from litpeft.__main__ import main
 from litpeft.adapters import Frozen, Full, LoRA
-from litpeft.callbacks.checkpoint import newest_checkpoint
 from litpeft.data import SST2
+from litpeft.errors import UserError
 from litpeft.records import read_record
+from litpeft.run_folder import newest_checkpoint
 from litpeft.tasks import SequenceClassification
 
 QUIET = {
@@ -165,6 +167,61 @@ def test_the_model_is_made_on_the_host_whatever_device_lightning_makes_current(
     with torch.device("meta"):
         task.configure_model()
     assert {p.device.type for p in task.backbone.parameters()} == {"cpu"}
+
+
+def altered(tiny_model: str, folder: Path, change) -> str:
+    """A copy of the tiny model with other tensors in its file."""
+    shutil.copytree(tiny_model, folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def test_a_file_of_another_architecture_is_refused(tiny_model: str, sentences, tmp_path: Path) -> None:
+    renamed = altered(tiny_model, tmp_path / "renamed", lambda t: {f"other.{name}": x for name, x in t.items()})
+    with pytest.raises(
+        UserError, match=r"the file lacks \d+ tensors of BertForSequenceClassification, \d+% of its numbers"
+    ):
+        fit(renamed, sentences, Frozen(), tmp_path)
+    cut = altered(
+        tiny_model, tmp_path / "cut", lambda t: {n: x[:-2].clone() if "word" in n else x for n, x in t.items()}
+    )
+    with pytest.raises(
+        UserError, match="word_embeddings.weight has another shape in the file than its config.json says"
+    ):
+        fit(cut, sentences, Frozen(), tmp_path)
+
+
+def test_a_missing_pooler_is_drawn_trained_and_told_and_its_neighbours_stay(
+    tiny_model: str, sentences, tmp_path: Path
+) -> None:
+    on_disk = load_file(Path(tiny_model) / "model.safetensors")
+    bare = altered(
+        tiny_model, tmp_path / "bare", lambda t: {n: x for n, x in t.items() if n != "bert.pooler.dense.weight"}
+    )
+    keeper = {}
+
+    class Keep(L.Callback):
+        def on_train_start(self, trainer, module) -> None:
+            keeper.update({k: v.float().clone() for k, v in module.backbone.state_dict().items()})
+
+    task, _ = fit(bare, sentences, Frozen(), tmp_path, [Keep()], dtype="bf16")
+    assert task.new_tensors == ["bert.pooler.dense.weight", "classifier.bias", "classifier.weight"]
+    assert keeper["bert.pooler.dense.weight"].std() == pytest.approx(0.02, rel=0.2)
+    assert torch.equal(keeper["bert.pooler.dense.bias"], on_disk["bert.pooler.dense.bias"])
+    trained = {name for name, p in task.backbone.named_parameters() if p.requires_grad}
+    assert trained == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
+
+
+def test_a_length_beyond_the_models_positions_is_refused(tiny_model: str, sentences, tmp_path: Path) -> None:
+    folder = tmp_path / "long"
+    shutil.copytree(tiny_model, folder)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("model_max_length")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    task = SequenceClassification(str(folder))
+    data = SST2(tokenizer=str(folder), train_file=sentences["train"], max_length=600)
+    with pytest.raises(UserError, match="data.max_length 600 is more than the 512 positions"):
+        L.Trainer(max_steps=1, default_root_dir=tmp_path, **QUIET).fit(task, datamodule=data)
 
 
 @pytest.mark.parametrize(

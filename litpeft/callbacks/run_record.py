@@ -156,10 +156,6 @@ class RunRecorder(Callback):
         optimizer = trainer.optimizers[0]
         schedules = trainer.lr_scheduler_configs
         data = trainer.datamodule
-        if self._resumed and (self._resumed["data_summary"] or data.describe())["tables"] != data.describe()["tables"]:
-            raise UserError(
-                "--resume: the data files are not those that the run was begun with; give another --run_dir."
-            )
         self.record |= sizes | {
             "adapter_summary": counts,
             "data_summary": data.describe(),

@@ -112,6 +112,8 @@ class LitPeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what depends on several options, and decide on the run folder before anything is loaded."""
         options = self.config[self.verb]
+        if options.model is None or options.data is None or _class(options.model.class_path) is FineTuner:
+            raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
         _check_trainer(trainer)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:

@@ -39,7 +39,7 @@ from litpeft.data import FineTuneData
 from litpeft.errors import UserError
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
-from litpeft.run_folder import check_unchanged, claim, newest_checkpoint, run_names, saved_config
+from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config
 from litpeft.tasks import FineTuner
 
 NOT_SAVED = (
@@ -135,36 +135,45 @@ class LitPeftCLI(LightningCLI):
         if options.ckpt_path is not None:
             raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
         stale = claim(self.run_dir, options.resume, options.overwrite)
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.verb]
-        config = {key: value for key, value in config.items() if key not in NOT_SAVED}
+        config = self._resolved()
         self.checkpoint = record = None
         if options.resume:
             record = read_record(self.run_dir)
-            check_unchanged(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
+            check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
             self.checkpoint = newest_checkpoint(self.run_dir)
         self.recorder = RunRecorder(config, experiment, run_name, stale, record)
+
+    def _resolved(self) -> dict[str, Any]:
+        """Every option of the run, as plain values."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.verb]
+        return {key: value for key, value in config.items() if key not in NOT_SAVED}
 
     def _finished_folder(self, options: Namespace) -> None:
         """Where a finished run lies, which of its checkpoints it stands for, and how its labels were called."""
         self.recorder = RunRecorder()
         self.checkpoint = options.ckpt_path
-        if options.run_dir is None:
-            if self.checkpoint is None:
-                raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a run.")
-            self.run_dir = Path(self.checkpoint).resolve().parent.parent
-        else:
-            self.run_dir = Path(options.run_dir)
-        if self.checkpoint is not None:  # weights of the user's choice: the record is not to speak of them
-            return
+        if options.run_dir is None and self.checkpoint is None:
+            raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a run.")
+        self.run_dir = Path(options.run_dir or Path(self.checkpoint).resolve().parent.parent)
         record = read_record(self.run_dir)
-        named = self.run_dir / record["checkpoint"] if record["checkpoint"] else None
-        self.checkpoint = named if named and named.is_dir() else newest_checkpoint(self.run_dir)
-        if self.checkpoint is None:
-            raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
-        self.recorder = RunRecorder(resumed=record)
         names = (record["data_summary"] or {}).get("label_names")
         if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
             options.data.init_args.label_names = names
+        if self.checkpoint is not None:  # weights of the user's choice: the record is not to speak of them
+            return
+        self.checkpoint = self.run_dir / record["checkpoint"] if record["checkpoint"] else None
+        if record["selection"] != "last" and self.checkpoint is not None and not self.checkpoint.is_dir():
+            raise UserError(f"{self.checkpoint}, the {record['selection']} checkpoint of the run, is gone.")
+        if self.checkpoint is None or not self.checkpoint.is_dir():  # of a killed run
+            self.checkpoint = newest_checkpoint(self.run_dir)
+        if self.checkpoint is None:
+            raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
+        if self.verb == "test":
+            changed = changed_options(saved_config(self.run_dir)["model"], self._resolved()["model"])
+            for name, (old, new) in changed.items():
+                raise UserError(f"model.{name} is {new}, but the run was made with {old}; test measures it as it is.")
+            record["checkpoint"] = str(self.checkpoint.relative_to(self.run_dir))
+            self.recorder = RunRecorder(resumed=record)
 
     def instantiate_classes(self) -> None:
         try:
@@ -190,8 +199,8 @@ class LitPeftCLI(LightningCLI):
             given.memory,
             *theirs,
             given.predictions,
-            self.recorder,
             given.checkpoint,
+            self.recorder,
         ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
@@ -253,17 +262,21 @@ def _check_trainer(trainer: Namespace) -> None:
         )
     if trainer.default_root_dir is not None:
         raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
-    if str(trainer.devices) not in ("1", "[0]") or trainer.num_nodes != 1:
-        raise UserError("trainer.devices: runs on several devices are not measured yet; give 1.")
-    if trainer.max_epochs == 0 or trainer.max_steps == 0:
-        raise UserError("trainer.max_epochs and trainer.max_steps must not be 0: nothing would be trained.")
+    if str(trainer.devices) != "1" or trainer.num_nodes != 1:
+        raise UserError(
+            "trainer.devices: runs on several devices are not measured yet; give 1 (CUDA_VISIBLE_DEVICES says which)."
+        )
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer[name] == 0:
+            raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")
     if trainer.overfit_batches:
         raise UserError("trainer.overfit_batches: give --data.train_samples instead.")
-    for name in ("val", "test"):
+    for name in ("val", "test", "predict"):
         limit = trainer[f"limit_{name}_batches"]
         if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
             raise UserError(
-                f"trainer.limit_{name}_batches would take the longest texts only; give --data.{name}_samples instead."
+                f"trainer.limit_{name}_batches would take the longest texts only; give "
+                f"--data.{name}_{'file' if name == 'predict' else 'samples'} instead."
             )
 
 

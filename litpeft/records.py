@@ -62,7 +62,7 @@ FIELDS = {
     "trained_tokens_per_second": "positions that carry loss a second (one a row in classification)",
     # quality
     "train_loss": "mean over the last finished epoch (or what a resume left of it), in training mode (dropout on)",
-    "val_step": "optimizer steps after which val_* were measured; those of `checkpoint` unless validation was rarer",
+    "val_step": "optimizer steps after which val_* were measured; those of `checkpoint` where validation ended the run",
     "val_loss": "mean over the validation rows",
     "val_accuracy": "share of validation rows that are right",
     "val_f1": "mean of the classes' F1 on the validation rows",

@@ -20,6 +20,10 @@ NOT_VARIED = (  # options that do not go into a run's name: where it goes, and w
     *("config", "run_dir", "experiment", "resume", "overwrite", "seed_everything"),
     *("model", "data", "model.adapter", "trainer.accelerator", "trainer.enable_progress_bar"),
 )
+MAY_CHANGE = re.compile(  # when a run is resumed: how long, where and how watched, not what is computed
+    r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
+    r"|checkpoint\.every|throughput|memory|predictions|data\.init_args\.(num_workers|cache_dir|\w+_file)"
+)
 LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
 
 
@@ -78,7 +82,11 @@ def claim(run_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps in a run folder."""
+    """The checkpoint with the most steps in a run folder; one that a killed process has moved aside is put back."""
+    for aside in (run_dir / CHECKPOINTS).glob(".step-*.old"):
+        whole = aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
+        if not whole.exists():
+            aside.rename(whole)
     found = [path for path in (run_dir / CHECKPOINTS).glob("step-*") if STEP.fullmatch(path.name)]
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
@@ -94,25 +102,31 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     return read_yaml(str(run_dir / CONFIG))
 
 
-def check_unchanged(before: dict[str, Any], now: dict[str, Any], run_dir: Path, finished: bool) -> None:
-    """Whether a run may go on with other options than it was begun with: those of the trainer only, and they are told.
+def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Options in which two configurations differ, by dotted name: (before, now)."""
+    old, new = _flat(before), _flat(now)
+    return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
+
+
+def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, finished: bool) -> None:
+    """Whether a run may go on with other options than it was begun with: those that change no result.
 
     Raises:
-        UserError: an option of model, data or seed differs (the optimizer's state would not fit it, or hide it), or
-            the run is finished and not asked to go on longer.
+        UserError: another option differs (the saved state would not fit it, or hide it), or the run is finished and not
+            asked to go on longer.
     """
-    old, new = _flat(before), _flat(now)
-    changed = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
-    for name in changed:
-        if not name.startswith("trainer."):
+    changed = changed_options(before, now)
+    for name, (old, new) in changed.items():
+        if not MAY_CHANGE.match(name):
             raise UserError(
-                f"--resume: {name} is {new.get(name)}, but {run_dir} was begun with {old.get(name)}; "
+                f"--resume: {name} is {new}, but {run_dir} was begun with {old}; "
                 "resume with the same, or give another --run_dir."
             )
-    if finished and not {"trainer.max_epochs", "trainer.max_steps", "trainer.max_time"} & set(changed):
+    limits = [changed.get(f"trainer.{name}", (0, 0)) for name in ("max_epochs", "max_steps")]
+    if finished and not any((new or 0) > (old or 0) or new == -1 != old for old, new in limits):
         raise UserError(f"--resume: the run in {run_dir} is finished; to go on longer, raise trainer.max_epochs.")
-    for name in changed:
-        print(f"litpeft: resuming with another {name}: {old.get(name)} -> {new.get(name)}")
+    for name, (old, new) in changed.items():
+        print(f"litpeft: resuming with another {name}: {old} -> {new}")
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

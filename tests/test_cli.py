@@ -226,7 +226,9 @@ def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite
         claim(tmp_path, resume=False, overwrite=overwrite)
 
 
-def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(tmp_path: Path, words: list[str], capsys) -> None:
+def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
+    tmp_path: Path, words: list[str], sentences: dict[str, str], capsys
+) -> None:
     run_dir = ["--run_dir", str(tmp_path / "run")]
     same = [*words, "--model.adapter", "LoRA", "--model.scheduler", "WarmupLinear"]
     assert main([*same, *run_dir]) == 0
@@ -236,11 +238,27 @@ def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(tmp_path: Pat
     assert "--resume: model.init_args.adapter.init_args.rank is 4, but" in capsys.readouterr().err
     assert main(["fit", "--resume", *run_dir]) == 2
     assert "is finished; to go on longer, raise trainer.max_epochs" in capsys.readouterr().err
+    for refused in (
+        ["--trainer.max_time", "00:10:00:00"],
+        ["--trainer.max_steps", "5"],
+        ["--trainer.gradient_clip_val", "1"],
+    ):
+        assert main(["fit", "--resume", *run_dir, *refused]) == 2
+    assert main(["test", *run_dir, "--data.test_file", sentences["val"]]) == 0
+    assert read_record(tmp_path / "run")["test_accuracy"] is not None
+    assert main(["test", *run_dir, "--data.test_file", sentences["val"], "--model.dtype", "bf16"]) == 2
+    assert "test measures it as it is" in capsys.readouterr().err
+    first |= {n: v for n, v in read_record(tmp_path / "run").items() if n.startswith("test_") or n == "data_summary"}
     assert read_record(tmp_path / "run") == first
     assert main(["fit", "--resume", *run_dir, "--trainer.max_epochs", "3"]) == 0
     assert "resuming with another trainer.max_epochs: 1 -> 3" in capsys.readouterr().out
     record = read_record(tmp_path / "run")
-    assert (record["steps"], record["started_at"]) == (36, first["started_at"])
+    for name in ("started_at", "experiment", "run_name"):
+        assert record[name] == first[name]
+    assert (record["steps"], record["test_accuracy"]) == (
+        36,
+        None,
+    )  # those of the weights that were tested are no longer true
     assert record["train_seconds"] > first["train_seconds"]
     rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("lr")
     expected = {19: 1 - (19 - 2) / 34, 29: 1 - (29 - 2) / 34}  # two steps of warm-up, of 36

@@ -31,17 +31,17 @@ class Adapter:
 
     Attributes:
         name: what lists, tables and file names call the strategy.
-        autocast: whether the trainable weights are the base's own. They are then held in fp32 and computed in the
+        trains_base: whether the trainable weights are the base's own. They are then held in fp32 and computed in the
             task's dtype by autocast; otherwise the adapter casts its few fp32 tensors itself and no autocast is needed.
         default_lr: learning rate used where no optimizer is named.
     """
 
     name: str
-    autocast: bool = False
+    trains_base: bool = False
     default_lr: float = 3e-4
 
     def adapt(self, model: nn.Module) -> None:
-        """Replace layers in place and set `requires_grad`, on a model in which all is frozen."""
+        """Replace layers in place and set `requires_grad`; all is frozen here but what is trained whole anyway."""
         raise NotImplementedError
 
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
@@ -62,12 +62,15 @@ class Adapter:
         head = tuple(head)
         dtype = next(model.parameters()).dtype
         model.requires_grad_(False)
-        self.adapt(model)
         for name in head:
             _train_whole(model.get_submodule(name), dtype)
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
                 _train_own(model.get_submodule(name), dtype)
+        whole = list(trainable(model).values())
+        self.adapt(model)
+        for parameter in whole:
+            parameter.requires_grad = True
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
         if not trainable(model):

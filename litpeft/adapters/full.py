@@ -13,7 +13,7 @@ class Full(Adapter):
     """
 
     name = "none"
-    autocast = True
+    trains_base = True
     default_lr = 2e-5  # the middle of BERT's own range, https://arxiv.org/abs/1810.04805 appendix A.3
 
     def adapt(self, model: nn.Module) -> None:

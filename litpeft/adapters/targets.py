@@ -24,7 +24,7 @@ PRESETS = {
 
 
 def match_targets(model: nn.Module, targets: Sequence[str] | str, kinds: tuple[type, ...]) -> list[str]:
-    """Names of the modules that `targets` mean, in the model's order.
+    """Names of the modules that `targets` mean, in the model's order; those that train whole already are left out.
 
     Args:
         model: the model.
@@ -36,10 +36,10 @@ def match_targets(model: nn.Module, targets: Sequence[str] | str, kinds: tuple[t
     Raises:
         UserError: nothing matches, or a match is a layer that the adapter cannot act on.
     """
-    modules = {name: module for name, module in model.named_modules() if name}
+    modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
     if targets == "all-linear" or list(targets) == ["all-linear"]:
         head = _pattern(["head"])
-        names = [n for n, m in modules.items() if isinstance(m, kinds) and not head.fullmatch(n)]
+        names = [n for n, m in modules.items() if type(m) in kinds and not head.fullmatch(n)]
     else:
         try:
             pattern = re.compile(targets) if isinstance(targets, str) else _pattern(targets)
@@ -47,19 +47,23 @@ def match_targets(model: nn.Module, targets: Sequence[str] | str, kinds: tuple[t
             raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
         names = [n for n, m in modules.items() if pattern.fullmatch(n) and list(m.parameters(recurse=False))]
     if not names:
-        leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if isinstance(m, kinds))
+        leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
         listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())
         raise UserError(
             f"model.adapter.targets {targets!r} matches no layer of {type(model).__name__}; it has: {listed or 'none'}."
         )
     for name in names:
-        if not isinstance(modules[name], kinds):
+        if type(modules[name]) not in kinds:  # a sub-class computes something else
             known = ", ".join(kind.__name__ for kind in kinds)
             raise UserError(
                 f"model.adapter.targets {targets!r} matches {name}, a {type(modules[name]).__name__}, "
                 f"but this adapter acts on: {known}."
             )
     return names
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _pattern(suffixes: Sequence[str]) -> re.Pattern[str]:

@@ -41,7 +41,7 @@ class FolderCheckpointIO(TorchCheckpointIO):
                     os.fsync(opened.fileno())
             old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
-            if path.exists():  # the same step again; a kill between the two renames leaves the step before it
+            if path.exists():  # the same step again; `newest_checkpoint` puts it back if we are killed between renames
                 path.rename(old)
             scratch.rename(path)
             shutil.rmtree(old, ignore_errors=True)
@@ -80,8 +80,6 @@ class Checkpoint(LightningCheckpoint):
         self.best_metrics: dict[str, float] = {}
         self.val_step: int | None = None
         self._monitor: tuple[str, str] = ("val_loss", "min")
-        self._saved_step = -1
-        self._seen_step = -1
         self._due = False  # a validation lay within accumulated batches; saved when the optimizer has stepped
         self._rng: dict[str, Any] | None = None
 
@@ -91,9 +89,8 @@ class Checkpoint(LightningCheckpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep == "best" and not trainer.enable_validation:
             raise UserError("checkpoint.keep best needs a validation; leave it out, or trainer.limit_val_batches 0.")
-        self._saved_step = self._seen_step = trainer.global_step  # a resumed run holds this step already
         if trainer.global_step:
-            self.last = _name(trainer.global_step)
+            self.last = _name(trainer.global_step)  # a resumed run holds this step already
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self._rng is not None:  # not earlier: making the loader's iterator draws random numbers
@@ -101,9 +98,8 @@ class Checkpoint(LightningCheckpoint):
             self._rng = None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        stepped, self._seen_step = step > self._seen_step, step
-        if stepped and (self._due or (self.every_n_steps and step % self.every_n_steps == 0)):
+        asked = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if self._at_border(trainer) and (self._due or asked):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -125,7 +121,7 @@ class Checkpoint(LightningCheckpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.global_step != self._saved_step:
+        if self.last != _name(trainer.global_step):
             self._save(trainer)
 
     @staticmethod
@@ -136,7 +132,7 @@ class Checkpoint(LightningCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         """Save, and only then remove what is neither this one nor the best."""
-        self.last, self._saved_step, self._due = _name(trainer.global_step), trainer.global_step, False
+        self.last, self._due = _name(trainer.global_step), False
         root = Path(trainer.default_root_dir)
         trainer.save_checkpoint(root / self.last)
         if trainer.is_global_zero:

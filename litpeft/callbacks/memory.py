@@ -22,6 +22,7 @@ class MemoryRecorder(Callback):
     def __init__(self) -> None:
         self.phases: dict[str, dict[str, int]] = {}
         self._phase: str | None = None
+        self._steps_before = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -31,10 +32,11 @@ class MemoryRecorder(Callback):
         self._enter("validate", pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._steps_before = trainer.global_step  # of a resumed run
         self._enter("first_step", pl_module.device)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._phase == "first_step" and trainer.global_step > 0:
+        if self._phase == "first_step" and trainer.global_step > self._steps_before:
             self._enter("train", pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 import yaml
-from lightning import Callback, LightningModule, Trainer
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -31,7 +32,7 @@ METRICS = (
 )
 
 
-class RunRecorder(Callback):
+class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: after our Checkpoint has saved
     """Write `config.yaml` and `record.json` into `trainer.default_root_dir`, also when the run fails or is interrupted.
 
     Args:
@@ -50,8 +51,8 @@ class RunRecorder(Callback):
         stale: Iterable[Path] = (),
         resumed: dict[str, Any] | None = None,
     ) -> None:
-        self.record = (resumed or new_record()) | {"config": config, "experiment": experiment, "run_name": run_name}
-        self.record |= {"status": "interrupted", "error": None}
+        self.record = resumed or new_record() | {"experiment": experiment, "run_name": run_name}
+        self.record = self.record | {"config": config, "status": "interrupted", "error": None}
         self._stale, self._resumed = list(stale), resumed
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
@@ -67,11 +68,12 @@ class RunRecorder(Callback):
         """Only now is an earlier run in the folder given up: whatever could not be loaded has left it as it was."""
         if not trainer.is_global_zero:
             return
-        earlier = self._resumed and self._resumed["data_summary"]
-        if earlier and earlier["tables"] != trainer.datamodule.describe()["tables"]:
-            raise UserError(
-                "--resume: the data files are not those that the run was begun with; give another --run_dir."
-            )
+        if self._resumed and (earlier := self._resumed["data_summary"]):
+            now = trainer.datamodule.describe()["tables"]
+            if any(earlier["tables"].get(split, facts) != facts for split, facts in now.items()):
+                raise UserError(
+                    "--resume: the data files are not those that the run was begun with; give another --run_dir."
+                )
         if not self._started:
             self._begin(trainer, pl_module)
         self._describe(trainer, pl_module)
@@ -85,9 +87,10 @@ class RunRecorder(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not in `on_train_end`: the last checkpoint is written there."""
-        if trainer.is_global_zero:
-            self._gather(trainer)
-            self._close(trainer, "ok", None)
+        if not self._started or self.record["optimizer"] is None:
+            raise UserError(f"nothing was trained: the run stands at step {trainer.global_step} already.")
+        self._gather(trainer)
+        self._close(trainer, "ok", None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -129,6 +132,7 @@ class RunRecorder(Callback):
         for path in self._stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self._started = True
+        self.record |= {name: None for name in FIELDS if name.startswith("test_")}  # of earlier weights
         adapter = pl_module.adapter
         self.record |= {
             "started_at": self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds"),

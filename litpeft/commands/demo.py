@@ -43,7 +43,9 @@ def main(arguments: list[str]) -> int:
     print(f"MiniLM (22.7 M parameters) with LoRA on {snippets:,} film review snippets")
     from litpeft import cli  # torch and Lightning take seconds: not before they are needed
 
-    words = ["fit", "--config", "demo", "--model.model_name", str(model), "--data.train_file", str(text), "--overwrite"]
+    words = ["fit", "--config", "demo", "--model.model_name", str(model), "--data.train_file", str(text)]
+    if not any(word.startswith(("--run_dir", "--resume", "--overwrite")) for word in rest):
+        words.append("--overwrite")  # of the demo's own folder
     code = cli.main([*words, *rest])
     if code == 0:
         print("Look at the curves:          tensorboard --logdir runs")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -89,7 +90,7 @@ class TextClassification(FineTuneData):
             except OSError as error:
                 raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
             layout = self.layout(path)
-            return how | layout | {"split": split, "file": digest, "suffix": path[-8:].rpartition(".")[2]}
+            return how | layout | {"split": split, "file": digest, "suffix": Path(path).suffix}
         if self.dataset and (rows := self._hub_rows(split)) is not None:
             return how | {"split": split, "hub": rows._fingerprint, "offset": self.label_offset}
         return None
@@ -198,14 +199,14 @@ def _numbered(
 ) -> tuple[list[int], list[str]]:
     """Class numbers from 0, and the classes' names; `names` are checked where given and found where not."""
     labels = [_plain(label, place) for label, place in zip(labels, places, strict=True)]
-    names = names or _found_names(labels, places, offset)
+    if names is None:
+        names = _found_names(labels, places, offset)
     by_name = {name: i for i, name in enumerate(names)}
     ids = []
     for place, label in zip(places, labels, strict=True):
-        number = _number(label)
-        index = by_name.get(label) if isinstance(label, str) else None
-        if number is not None and (index is None or offset):
-            index = number - offset
+        index = None if offset and label.removeprefix("-").isdecimal() else by_name.get(label)
+        if index is None and label.removeprefix("-").isdecimal():
+            index = int(label) - offset
         if index is None or not 0 <= index < len(names):
             raise UserError(
                 f"{place}: label {label!r} is none of {', '.join(names)} "
@@ -216,8 +217,8 @@ def _numbered(
     return ids, names
 
 
-def _found_names(labels: list[str | int], places: list[str], offset: int) -> list[str]:
-    """The classes that the training rows show: all numbers from the offset on, or the sorted names.
+def _found_names(labels: list[str], places: list[str], offset: int) -> list[str]:
+    """The classes that the training rows show: the sorted names or, if all are numbers, those from the offset on.
 
     Raises:
         UserError: there is one class, there are too many to be classes, or a number is missing among them.
@@ -225,41 +226,36 @@ def _found_names(labels: list[str | int], places: list[str], offset: int) -> lis
     distinct = set(labels)
     if len(distinct) < 2:
         raise UserError(f"{places[0]} and all other rows have the same label, {labels[0]}; two classes are needed.")
+    file = places[0].rpartition(" ")[0].rpartition(" ")[0]
     if len(distinct) > max(FEW, len(labels) / 2):
         raise UserError(
-            f"{places[0].rpartition(' ')[0]}: {len(distinct)} different labels in {len(labels)} rows, "
-            f"{labels[0]!r} for one, are no classes; see data.label_column."
+            f"{file}: {len(distinct)} different labels in {len(labels)} rows, {labels[0]!r} for one, are no classes; "
+            "see data.label_column."
         )
-    numbers = {_number(label) for label in distinct}
-    if None in numbers:
-        return sorted(map(str, distinct))
-    for place, label in zip(places, labels, strict=True):
-        if _number(label) < offset:
-            raise UserError(f"{place}: label {label} is below data.label_offset {offset}.")
-    absent = sorted(set(range(offset, max(numbers) + 1)) - numbers)
-    if absent:
-        raise UserError(
-            f"{places[0].rpartition(' ')[0]}: labels go up to {max(numbers)}, but no row has {absent[0]}; give "
-            "data.label_offset if they do not count from zero, or data.label_names if some have no rows."
-        )
-    return [str(number) for number in sorted(numbers)]
+    if not all(label.removeprefix("-").isdecimal() for label in distinct):
+        return sorted(distinct)
+    numbers = sorted(int(label) for label in distinct)
+    if numbers[0] < offset:
+        place = places[labels.index(str(numbers[0]))]
+        raise UserError(f"{place}: label {numbers[0]} is below data.label_offset {offset}.")
+    for expected, number in enumerate(numbers, offset):
+        if number != expected:
+            raise UserError(
+                f"{file}: labels go up to {numbers[-1]}, but no row has {expected}; give data.label_offset if they do "
+                "not count from zero, or data.label_names if some have no rows."
+            )
+    return [str(number) for number in numbers]
 
 
-def _plain(label: Any, place: str) -> str | int:
-    """A label as a number or a name without space around it.
+def _plain(label: Any, place: str) -> str:
+    """A label as text: a number as its digits, a name without space around it.
 
     Raises:
-        UserError: it is empty, or a fraction.
+        UserError: it is empty, or neither.
     """
-    if isinstance(label, float) and label.is_integer():
+    if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
         label = int(label)
-    text = label.strip() if isinstance(label, str) else label
-    if not isinstance(text, (str, int)) or text == "":
+    text = str(label).strip()
+    if label is None or isinstance(label, (list, dict)) or not text:
         raise UserError(f"{place}: {label!r} is no label; see data.label_column.")
     return text
-
-
-def _number(label: str | int) -> int | None:
-    if isinstance(label, int):
-        return int(label)
-    return int(label) if label.removeprefix("-").isdecimal() else None

@@ -73,7 +73,7 @@ class FineTuner(L.LightningModule):
         # (It calls this within the GPU's device context, in which transformers would ask for accelerate.)
         with torch.device("cpu"):
             # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
-            model, head, new = self.load(torch.float32 if self.adapter.autocast else DTYPES[self.dtype_name])
+            model, head, new = self.load(torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name])
             self.adapter.apply(model, head, new)
         self.new_tensors = new
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
@@ -83,7 +83,7 @@ class FineTuner(L.LightningModule):
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Within, products are computed in the task's dtype, also where the adapter holds its weights in fp32."""
-        wanted = self.adapter.autocast and self.dtype_name != "fp32"
+        wanted = self.adapter.trains_base and self.dtype_name != "fp32"
         with torch.autocast(self.device.type, DTYPES[self.dtype_name], enabled=wanted):
             yield
 

@@ -188,3 +188,29 @@ def test_initial_values_are_drawn_as_the_paper_says() -> None:
 def test_options_out_of_range_are_refused_by_name(options: dict) -> None:
     with pytest.raises(UserError, match=f"model.adapter.{next(iter(options))} must"):
         LoRA(**options)
+
+
+def test_what_is_trained_whole_gets_no_adapter_beside() -> None:
+    model = MODELS["bert"]().to(torch.bfloat16)
+    adapter = LoRA(rank=2, targets="all-linear")
+    adapter.apply(model, head=["classifier"], new=["bert.pooler.dense.weight"])
+    adapted = {name for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    assert len(adapted) == 12
+    assert not adapted & {"classifier", "bert.pooler.dense"}
+    nn.init.normal_(model.bert.encoder.layer[0].output.dense.lora_B, std=0.1)
+    before = model.eval()(IDS).logits
+    adapter.merge(model)
+    torch.testing.assert_close(model(IDS).logits, before, rtol=2e-2, atol=2e-2)
+
+
+def test_a_sub_class_of_a_layer_is_not_taken_for_it() -> None:
+    class Other(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) ** 2
+
+    model = nn.ModuleDict({"plain": nn.Linear(4, 4), "other": Other(4, 4)})
+    LoRA(rank=2, targets="all-linear").apply(model)
+    assert type(model["plain"]) is LoRALinear
+    assert type(model["other"]) is Other
+    with pytest.raises(UserError, match="matches other, a Other, but this adapter acts on: Linear"):
+        LoRA(rank=2, targets=["other"]).apply(nn.ModuleDict({"other": Other(4, 4)}))

@@ -35,7 +35,7 @@ EXPECTED = {
 @pytest.fixture(scope="module")
 def models() -> dict[str, nn.Module]:
     with torch.device("meta"):
-        return {name: build() for name, build in BUILD.items()}
+        return {name: build().requires_grad_(False) for name, build in BUILD.items()}
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -163,3 +163,11 @@ def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Pat
     again = litpeft("validate", "--run_dir", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert str(record["val_accuracy"]) in again.stdout
+
+
+def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    whole = newest_checkpoint(run_dir)
+    whole.rename(whole.with_name(f".{whole.name}.old"))
+    assert newest_checkpoint(run_dir) == whole
+    assert (whole / TENSORS).is_file()

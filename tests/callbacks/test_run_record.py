@@ -232,5 +232,7 @@ def test_a_killed_run_leaves_what_was_known_at_its_last_validation(tmp_path: Pat
     assert litpeft(*words, *LORA, *options, cwd=tmp_path).returncode == -9
     record = read_record(tmp_path / "run")
     assert (record["status"], record["steps"], record["epochs"]) == ("interrupted", 24, 2.0)
+    assert (record["val_step"], record["checkpoint"]) == (24, "checkpoints/step-000024")
+    assert (tmp_path / "run" / record["checkpoint"]).is_dir()
     assert record["val_accuracy"] is not None
     assert litpeft("validate", "--run_dir", "run", cwd=tmp_path).returncode == 0  # from the checkpoint that there is

@@ -33,6 +33,18 @@ def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "minilm").exists()
 
 
+@pytest.mark.parametrize(("typed", "overwrites"), [([], True), (["--run_dir", "mine"], False), (["--resume"], False)])
+def test_the_demo_overwrites_its_own_folder_only(
+    tmp_path: Path, monkeypatch, typed: list[str], overwrites: bool
+) -> None:
+    seen = []
+    (tmp_path / "text.tsv").write_text("text\tlabel\nfine\tpositive\n")
+    monkeypatch.setattr(demo, "fetch_assets", lambda folder: (tmp_path, tmp_path / "text.tsv"))
+    monkeypatch.setattr("litpeft.cli.main", lambda words: seen.append(words) or 1)
+    assert demo.main(["--assets", str(tmp_path), *typed]) == 1
+    assert ("--overwrite" in seen[0]) == overwrites
+
+
 @pytest.fixture(scope="session")
 def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("assets")

@@ -119,6 +119,7 @@ def test_the_default_seed_is_that_of_the_run(tiny_model: str, sentences: dict[st
         (["1", "2", "3", "1"], {"label_offset": 1}, [0, 1, 2, 0], ["1", "2", "3"]),
         (["pos", "neg", "pos", "neg"], {}, [1, 0, 1, 0], ["neg", "pos"]),
         (["pos ", "neg", " pos", "neg"], {}, [1, 0, 1, 0], ["neg", "pos"]),
+        (["1", "2", "other", "2"], {}, [0, 1, 2, 1], ["1", "2", "other"]),
         (["pos", "neg", "pos", "neg"], {"label_names": ["pos", "neg"]}, [0, 1, 0, 1], ["pos", "neg"]),
         (["1", "2", "1", "2"], {"label_offset": 1, "label_names": ["a", "b"]}, [0, 1, 0, 1], ["a", "b"]),
         (["0", "2", "0", "2"], {"label_names": ["a", "b", "c"]}, [0, 2, 0, 2], ["a", "b", "c"]),
@@ -140,6 +141,7 @@ def test_labels_as_numbers_and_names(tiny_model: str, tmp_path: Path, labels, op
         (["good\t0", " \t1"], {}, "line 3: the text is empty"),
         (["good\t0", "bad\t "], {}, "line 3: ' ' is no label"),
         (["good\t1", "bad\t2", "dull\t3"], {}, "labels go up to 3, but no row has 0; give data.label_offset"),
+        (["good\t10000000", "bad\t50000000"], {}, "labels go up to 50000000, but no row has 0"),
         (["good\t0", "bad\t7000"], {}, "labels go up to 7000, but no row has 1"),
         (
             [f"good\t0.{i}" for i in range(100, 140)],
@@ -248,7 +250,7 @@ def test_sets_as_the_hub_gives_them(tiny_model: str, monkeypatch: pytest.MonkeyP
     assert data.label_names == ["down", "up"]
     assert len(data.rows["train"]) == 12
     assert len(data.rows["val"]) == 4
-    with pytest.raises(UserError, match=r"some/set test row 1: label -1 is none of down, up"):
+    with pytest.raises(UserError, match=r"some/set test row 1: label '-1' is none of down, up"):
         make(stage="test", tokenizer=tiny_model, dataset="some/set")
     assert len(make(stage="predict", tokenizer=tiny_model, dataset="some/set").rows["predict"]) == 12
     with pytest.raises(UserError, match=r"data.dataset some/set: no column 'body'; it has: text, label"):

@@ -15,7 +15,7 @@ import transformers
 import yaml
 from jsonargparse import ActionYesNo, Namespace
 from lightning import Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -31,6 +31,7 @@ from litpeft.callbacks import (
     FolderCheckpointIO,
     MemoryRecorder,
     PredictionWriter,
+    ProgressBar,
     RunRecorder,
     ThroughputRecorder,
 )
@@ -134,8 +135,8 @@ class LitPeftCLI(LightningCLI):
         self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
         if options.ckpt_path is not None:
             raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
-        stale = claim(self.run_dir, options.resume, options.overwrite)
         config = self._resolved()
+        stale = claim(self.run_dir, config, options.resume, options.overwrite)
         self.checkpoint = record = None
         if options.resume:
             record = read_record(self.run_dir)
@@ -192,8 +193,10 @@ class LitPeftCLI(LightningCLI):
             settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
         theirs = settings["callbacks"] or []
         theirs = theirs if isinstance(theirs, list) else [theirs]
-        if settings["enable_progress_bar"] is not False and not any(isinstance(c, ProgressBar) for c in theirs):
-            theirs = [*theirs, RichProgressBar()]
+        if settings["enable_progress_bar"] is not False and not any(
+            isinstance(c, lightning_callbacks.ProgressBar) for c in theirs
+        ):
+            theirs = [*theirs, ProgressBar()]
         settings["callbacks"] = [
             given.throughput,
             given.memory,
@@ -208,14 +211,21 @@ class LitPeftCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Show the figures that one looks at first."""
-        table = Table(title=f"{self.run_dir}/{FILE_NAME}", title_justify="left", show_header=False)
-        for name, value in summary(self.recorder.record):
-            table.add_row(name, value)
-        Console().print(table)
+        _show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
+
+    def after_validate(self) -> None:
+        """Show what was measured, and of which weights."""
+        metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        shown = {n: f"{v:.2%}" if n.endswith(("accuracy", "f1")) else f"{v:.4f}" for n, v in sorted(metrics.items())}
+        _show(str(self.checkpoint), [(name.replace("_", " "), value) for name, value in shown.items()])
+
+    after_test = after_validate
 
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; a folder, so LightningCLI does not read options out of it."""
         self.config_init[self.verb]["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
+        if self.verb in ("validate", "test"):
+            self.config_init[self.verb]["verbose"] = False  # the table is ours
 
 
 def main(words: list[str]) -> int:
@@ -280,6 +290,13 @@ def _check_trainer(trainer: Namespace) -> None:
             )
 
 
+def _show(title: str, rows: list[tuple[str, str]]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
 def _class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
@@ -293,6 +310,7 @@ def _quieten() -> None:
     for message in (
         ".*args parameter is intended.*",
         ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
         ".*Checkpoint directory.*",
         ".*removed in v5.0.0.*",
         ".*treespec.*",

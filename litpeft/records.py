@@ -33,7 +33,7 @@ FIELDS = {
     "optimizer_settings": "what it really ran with, by group; lr is the first step's, initial_lr what was asked for",
     "scheduler": "class of the learning-rate schedule; null is a constant rate",
     "seed": "seed_everything",
-    "precision": "what frozen weights are held in and products computed in: bf16 or fp32",
+    "precision": "what products are computed and frozen weights held in, bf16 or fp32; what trains is held in fp32",
     "effective_batch_size": "rows an optimizer step: batch size x accumulated batches x processes",
     # sizes
     "trainable_params": "numbers that train, head included",

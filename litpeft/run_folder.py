@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step-\d+")  # the name of a checkpoint
 TRACEBACK = "traceback.txt"
 OURS = (FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
-NOT_VARIED = (  # options that do not go into a run's name: where it goes, and what its folder says already
-    *("config", "run_dir", "experiment", "resume", "overwrite", "seed_everything"),
-    *("model", "data", "model.adapter", "trainer.accelerator", "trainer.enable_progress_bar"),
+NOT_VARIED = re.compile(  # options that are not in a run's name: where it goes, what its folder says, how text is read
+    r"config|run_dir|experiment|resume|overwrite|seed_everything|model|data|model\.adapter|print_config"
+    r"|trainer\.(accelerator|enable_\w+|logger)|data\.(num_workers|cache_dir|columns|delimiter|encoding|label_\w+)"
+    r"|data\.\w+_(file|column)|predictions\.file"
 )
 MAY_CHANGE = re.compile(  # when a run is resumed: how long, where and how watched, not what is computed
     r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
@@ -30,19 +32,29 @@ LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
 def run_names(typed: Sequence[tuple[str, str]], adapter: str, data: str) -> tuple[str, str]:
     """(experiment, run name) from the options that were typed, as (option, value).
 
-    The experiment is the name of the first configuration that says which data, or of the data set where there is none.
-    The run's name is the adapter's and what was set beside it: the other configurations, and every option by its last
-    part.
+    The experiment is the name of the first configuration that says which data (of a run's own, its experiment), or of
+    the data set where there is none. The run's name is the adapter's and what was set beside it: its options first, by
+    their last part, then the other configurations, then the other options. A name that is too long ends in a hash.
     """
     configs = [value for key, value in typed if key == "config"]
-    experiment = next((Path(config).stem for config in configs if "data" in read_yaml(config)), data.lower())
-    options = [
-        f"{key.rpartition('.')[2]}={_short(value)}"
-        for key, value in typed
-        if key not in NOT_VARIED and not key.endswith("_file")
-    ]
-    others = [Path(config).stem for config in configs if Path(config).stem not in (experiment, adapter)]
-    return experiment, re.sub(r"[^\w.,=+-]+", "_", ",".join(dict.fromkeys([adapter, *others, *options])))[:LONGEST]
+    experiment = next((_experiment(config) for config in configs if "data" in read_yaml(config)), data.lower())
+    varied = [(key, value) for key, value in typed if not NOT_VARIED.fullmatch(key)]
+    varied.sort(key=lambda pair: not pair[0].startswith("model.adapter."))
+    options = [f"{key.rpartition('.')[2]}={_short(value)}" for key, value in varied]
+    first = sum(key.startswith("model.adapter.") for key, _ in varied)
+    others = [stem for stem in (Path(config).stem for config in configs) if stem not in (experiment, adapter, "config")]
+    parts = dict.fromkeys([adapter, *options[:first], *others, *options[first:]])
+    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))
+    if len(name) > LONGEST:
+        name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return experiment, name
+
+
+def _experiment(config: str) -> str:
+    path = Path(config)
+    if path.name == CONFIG and (path.parent / FILE_NAME).is_file():
+        return read_record(path.parent)["experiment"] or path.stem
+    return path.stem
 
 
 def _short(value: str) -> str:
@@ -51,10 +63,16 @@ def _short(value: str) -> str:
     return value.rpartition(".")[2] if re.fullmatch(r"[a-z_]\w*(\.\w+)+", value) else value
 
 
-def claim(run_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
+def claim(run_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> list[Path]:
     """Whether a run may go into this folder; the files of an earlier one that it may remove when it trains.
 
     A run that failed before its first step holds nothing worth keeping, and is replaced without asking.
+
+    Args:
+        run_dir: the folder.
+        config: the resolved configuration of the new run, to say in what an earlier one differs.
+        resume: go on with the run in the folder.
+        overwrite: replace it.
 
     Raises:
         UserError: the folder is no folder, holds a run or files of other origin, or has nothing to resume.
@@ -66,7 +84,7 @@ def claim(run_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
     if resume:
         if newest_checkpoint(run_dir) is None:
             raise UserError(
-                f"--resume: {run_dir} has no checkpoint to resume from; leave --resume out to start afresh."
+                f"--resume: {run_dir} has no checkpoint to resume from; to start afresh, give --overwrite instead."
             )
         return []
     ours = sorted(path for pattern in OURS for path in run_dir.glob(pattern))
@@ -77,7 +95,9 @@ def claim(run_dir: Path, resume: bool, overwrite: bool) -> list[Path]:
     if ours and not overwrite:
         record = read_record(run_dir)
         if record["status"] != "failed" or record["steps"] or (run_dir / CHECKPOINTS).is_dir():
-            raise UserError(f"{run_dir} already holds a run; give --resume, --overwrite, or another --run_dir.")
+            other = list(changed_options(record["config"] or {}, config)) if record["config"] else []
+            listed = f" (with another {', '.join(other[:3])})" if other else ""
+            raise UserError(f"{run_dir} already holds a run{listed}; give --resume, --overwrite, or another --run_dir.")
     return ours
 
 

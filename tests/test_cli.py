@@ -48,7 +48,7 @@ MISTAKES = {
     "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
     "--config xyz": "--config xyz: no such file, and no shipped configuration of that name; `litpeft configs` lists them.",
     "--config loar": "no shipped configuration of that name (did you mean lora?)",
-    "--trainer.devices 2": "trainer.devices: runs on several devices are not measured yet; give 1.",
+    "--trainer.devices 2": "trainer.devices: runs on several devices are not measured yet; give 1",
     "--trainer.max_epochs 0": "must not be 0: nothing would be trained",
     "--trainer.overfit_batches 2": "trainer.overfit_batches: give --data.train_samples instead",
     "--trainer.limit_val_batches 1": "would take the longest texts only; give --data.val_samples instead",
@@ -59,7 +59,7 @@ MISTAKES = {
     "--model.adapter.rank 4 --model.adapter LoRA": "model.adapter.rank: name the class (--model.adapter ...) before its options.",
     "--resume --overwrite": "--resume and --overwrite: give one of them.",
     "--checkpoint.keep best --trainer.limit_val_batches 0": "checkpoint.keep best needs a validation",
-    "--resume": "has no checkpoint to resume from; leave --resume out to start afresh.",
+    "--resume": "has no checkpoint to resume from; to start afresh, give --overwrite instead.",
 }
 
 
@@ -175,7 +175,11 @@ def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences
     ("line", "expected"),
     [
         ("--config sst2 --config lora --model.adapter.rank 16", ("sst2", "lora,rank=16")),
-        ("--config=base --config=sst2 --model.adapter=LoRA --model.optimizer.lr=3e-4", ("sst2", "lora,base,lr=3e-4")),
+        (
+            "--config=base --config=sst2 --model.optimizer.lr=3e-4 --model.adapter.rank=4",
+            ("sst2", "lora,rank=4,base,lr=3e-4"),
+        ),
+        ("--data SST2 --data.text_column a --data.label_offset 1 --data.batch_size 4", ("sst2", "lora,batch_size=4")),
         ("--config demo --config adamw", ("demo", "lora,adamw")),
         ("--data SST2 --model.optimizer torch.optim.SGD", ("sst2", "lora,optimizer=SGD")),
         ("--data SST2 --data.train_file /a/b.tsv --model.model_name /models/mini lm", ("sst2", "lora,model_name=mini")),
@@ -185,6 +189,18 @@ def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences
 )
 def test_a_runs_name_says_what_varies(line: str, expected: tuple[str, str]) -> None:
     assert run_names(typed_options(line.split()), "lora", "SST2") == expected
+
+
+def test_long_names_that_differ_stay_different() -> None:
+    one, two = (run_names([("trainer.note", "x" * 200 + end)], "lora", "SST2")[1] for end in "ab")
+    assert one != two
+    assert len(one) == len(two) == 120
+
+
+def test_a_runs_own_configuration_keeps_its_experiment(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {class_path: SST2}\n")
+    write_record(tmp_path, new_record() | {"experiment": "mine"})
+    assert run_names([("config", str(tmp_path / "config.yaml"))], "lora", "SST2") == ("mine", "lora")
 
 
 def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
@@ -206,24 +222,24 @@ def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -> None:
-    assert claim(tmp_path / "new", resume=False, overwrite=False) == []
+    assert claim(tmp_path / "new", {}, resume=False, overwrite=False) == []
     write_record(tmp_path, new_record() | {"status": "failed", "steps": 0})
-    assert claim(tmp_path, resume=False, overwrite=False) == [tmp_path / "record.json"]
+    assert claim(tmp_path, {}, resume=False, overwrite=False) == [tmp_path / "record.json"]
     for kept in ({"status": "failed", "steps": 3}, {"status": "interrupted"}, {"status": "ok", "steps": 5}):
         write_record(tmp_path, new_record() | kept)
         with pytest.raises(UserError, match="already holds a run"):
-            claim(tmp_path, resume=False, overwrite=False)
+            claim(tmp_path, {}, resume=False, overwrite=False)
     (tmp_path / "mine.txt").touch()
-    assert claim(tmp_path, resume=False, overwrite=True) == [tmp_path / "record.json"]
+    assert claim(tmp_path, {}, resume=False, overwrite=True) == [tmp_path / "record.json"]
     with pytest.raises(UserError, match="is a file; give a folder"):
-        claim(tmp_path / "mine.txt", resume=False, overwrite=True)
+        claim(tmp_path / "mine.txt", {}, resume=False, overwrite=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "config.yaml").write_text("# mine\n")
     with pytest.raises(UserError, match="holds config.yaml but no record.json: no run of ours; give another folder"):
-        claim(tmp_path, resume=False, overwrite=overwrite)
+        claim(tmp_path, {}, resume=False, overwrite=overwrite)
 
 
 def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
@@ -281,15 +297,21 @@ def test_resuming_on_another_text_is_refused(tmp_path: Path, words: list[str], t
 
 def test_a_class_of_ones_own_in_the_working_folder_is_found(tmp_path: Path, words: list[str]) -> None:
     (tmp_path / "mine.py").write_text(
-        "from litpeft.adapters import Adapter\n"
-        "class BitFit(Adapter):\n"
-        "    name = 'bitfit'\n"
-        "    def adapt(self, model):\n"
-        "        for name, parameter in model.named_parameters():\n"
-        "            parameter.requires_grad = name.endswith('bias')\n"
+        re.search(r"(?ms)^```python\n(.*?)^```", (Path(__file__).parents[1] / "README.md").read_text())[1]
     )
     script = str(Path(sys.executable).parent / "litpeft")  # a console script has no working folder on its path
-    command = [script, *words, "--model.adapter", "mine.BitFit", "--trainer.max_steps", "1", "--run_dir", "run"]
+    command = [
+        script,
+        *words,
+        "--model.dtype",
+        "bf16",
+        "--model.adapter",
+        "mine.BitFit",
+        "--trainer.max_steps",
+        "1",
+        "--run_dir",
+        "run",
+    ]
     done = __import__("subprocess").run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_record(tmp_path / "run")["adapter"] == "bitfit"

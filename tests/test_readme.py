@@ -59,7 +59,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_adapter_in_the_readme_is_the_one_that_is_tested() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
-    assert block.strip() in re.sub(r"(?m)^    ", "", base.__doc__)
+    docstring = [line[4:] for line in base.__doc__.splitlines() if line.startswith("    ")]
+    assert [line for line in block.splitlines() if line] == [line for line in docstring if line]
 
 
 def test_targets_of_make_have_help() -> None:

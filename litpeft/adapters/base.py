@@ -3,8 +3,11 @@
 To add one: derive from `Adapter` in a file of its own, implement `adapt`, and import the class in `__init__.py`.
 A minimal one that trains nothing but biases (BitFit, https://arxiv.org/abs/2106.10199):
 
+    from litpeft.adapters import Adapter
+
     class BitFit(Adapter):
         name = "bitfit"
+        trains_base = True  # biases are the base's own
 
         def adapt(self, model):
             for name, parameter in model.named_parameters():
@@ -68,7 +71,10 @@ class Adapter:
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
                 _train_own(model.get_submodule(name), dtype)
         whole = list(trainable(model).values())
+        own = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self.adapt(model)
+        if dtype != torch.float32 and not self.trains_base and any(parameter.requires_grad for parameter in own):
+            raise UserError(f"{type(self).__name__} trains the base's own tensors: it has to say `trains_base = True`.")
         for parameter in whole:
             parameter.requires_grad = True
         for parameter in trainable(model).values():

@@ -6,6 +6,7 @@ One that measures has a method `measured() -> dict` with names of `litpeft.recor
 from litpeft.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
 from litpeft.callbacks.memory import MemoryRecorder
 from litpeft.callbacks.predictions import PredictionWriter
+from litpeft.callbacks.progress import ProgressBar
 from litpeft.callbacks.run_record import RunRecorder
 from litpeft.callbacks.throughput import ThroughputRecorder
 
@@ -14,6 +15,7 @@ __all__ = [
     "FolderCheckpointIO",
     "MemoryRecorder",
     "PredictionWriter",
+    "ProgressBar",
     "RunRecorder",
     "ThroughputRecorder",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shutil
 import subprocess
 import sys
@@ -48,8 +49,10 @@ def main(arguments: list[str]) -> int:
         words.append("--overwrite")  # of the demo's own folder
     code = cli.main([*words, *rest])
     if code == 0:
-        print("Look at the curves:          tensorboard --logdir runs")
-        print("The same on all of SST-2:    litpeft fit --config sst2 --config lora --model.model_name roberta-base")
+        # commands of a virtual environment that is not active are named with their folder
+        folder = "" if shutil.which("litpeft") else os.path.relpath(Path(sys.executable).parent) + os.sep
+        print(f"Look at the curves:          {folder}tensorboard --logdir runs")
+        print(f"The same on all of SST-2:    {folder}litpeft fit --config roberta_sst2_lora")
     return code
 
 

@@ -31,7 +31,7 @@ class TextClassification(FineTuneData):
         train_file: .tsv, .csv, .jsonl, .json or .parquet; the hub is not asked where a file is given.
         val_file: likewise; without it, validation rows are cut from the training rows.
         test_file: likewise.
-        predict_file: texts to predict, labels not needed; without it the test rows, else those of validation or train.
+        predict_file: texts to predict, labels not needed; without it the test rows, else the validation rows.
         dataset: hub id of a set, used where no `train_file`, `val_file` or `test_file` is given.
         text_column: name of the column with the text, or several to be joined by a space.
         label_column: name of the column with the label.
@@ -91,7 +91,7 @@ class TextClassification(FineTuneData):
                 raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
             layout = self.layout(path)
             return how | layout | {"split": split, "file": digest, "suffix": Path(path).suffix}
-        if self.dataset and (rows := self._hub_rows(split)) is not None:
+        if self.dataset and split != "predict" and (rows := self._hub_rows(split)) is not None:
             return how | {"split": split, "hub": rows._fingerprint, "offset": self.label_offset}
         return None
 
@@ -139,13 +139,13 @@ class TextClassification(FineTuneData):
         return encoded, cut
 
     def _origin(self, split: Split) -> Split:
-        """The split whose rows are read: `predict` falls back to test, then to validation, then to training rows."""
+        """The split whose rows are read: `predict` falls back to the test rows, then to those of validation."""
         if split != "predict" or self.files["predict"]:
             return split
         for other in ("test", "val"):
             if self.files[other] or (self.dataset and self._hub_rows(other) is not None):
                 return other
-        return "train"
+        return split
 
     def _read(self, split: Split, labelled: bool) -> Iterator[tuple[str, str, Any]]:
         """(place, text, label) of each row; the place is what an error message names."""
@@ -238,12 +238,16 @@ def _found_names(labels: list[str], places: list[str], offset: int) -> list[str]
     if numbers[0] < offset:
         place = places[labels.index(str(numbers[0]))]
         raise UserError(f"{place}: label {numbers[0]} is below data.label_offset {offset}.")
-    for expected, number in enumerate(numbers, offset):
-        if number != expected:
+    if numbers != list(range(offset, offset + len(numbers))):
+        if numbers[-1] - numbers[0] == len(numbers) - 1:
             raise UserError(
-                f"{file}: labels go up to {numbers[-1]}, but no row has {expected}; give data.label_offset if they do "
-                "not count from zero, or data.label_names if some have no rows."
+                f"{file}: labels go from {numbers[0]} to {numbers[-1]}; give data.label_offset {numbers[0]}."
             )
+        absent = next(n for n, number in enumerate(numbers, offset) if n != number)
+        raise UserError(
+            f"{file}: labels go up to {numbers[-1]}, but no row has {absent}; "
+            "give data.label_names if some classes have no rows, or see data.label_column."
+        )
     return [str(number) for number in numbers]
 
 

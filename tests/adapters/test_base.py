@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from litpeft.adapters import Adapter, Frozen, Full, LoRA, base
+from litpeft.adapters import Frozen, Full, LoRA, base
 from litpeft.adapters.base import trainable
 from litpeft.errors import UserError
 
@@ -154,9 +154,11 @@ def test_leaving_nothing_to_train_is_an_error() -> None:
 
 
 def test_the_example_of_a_new_adapter_runs() -> None:
-    code = re.search(r"\n    class BitFit.*?\n\n(?=Everything)", base.__doc__, re.DOTALL)[0]
-    scope = {"Adapter": Adapter}
+    code = re.search(r"\n    from litpeft.*?\n\n(?=Everything)", base.__doc__, re.DOTALL)[0]
+    scope: dict = {}
     exec("\n".join(line[4:] for line in code.splitlines()), scope)
     model = bert()
     scope["BitFit"]().apply(model, head=["classifier"])
+    with pytest.raises(UserError, match="BitFit trains the base's own tensors: it has to say `trains_base = True`"):
+        type("BitFit", (scope["BitFit"],), {"trains_base": False})().apply(bert(torch.bfloat16))
     assert {name for name in trainable(model) if not name.endswith("bias")} == {"classifier.weight"}

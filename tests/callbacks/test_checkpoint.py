@@ -162,7 +162,7 @@ def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Pat
     assert kept == {Path(record["checkpoint"]).name, "step-000060"}
     again = litpeft("validate", "--run_dir", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert str(record["val_accuracy"]) in again.stdout
+    assert f"{record['val_accuracy']:.2%}" in again.stdout
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:

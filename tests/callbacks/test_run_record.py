@@ -187,6 +187,8 @@ def test_a_mistake_before_the_first_step_does_not_use_up_the_folder(tmp_path: Pa
     capsys.readouterr()
     assert main([*words, *LORA, *run_dir]) == 2
     assert "already holds a run; give --resume, --overwrite, or another --run_dir" in capsys.readouterr().err
+    assert main([*words, *LORA, *run_dir, "--data.batch_size", "4"]) == 2
+    assert "already holds a run (with another data.init_args.batch_size); give" in capsys.readouterr().err
 
 
 def test_a_mistake_with_overwrite_leaves_the_earlier_run_as_it_was(tmp_path: Path, words: list[str], capsys) -> None:

@@ -140,7 +140,7 @@ def test_labels_as_numbers_and_names(tiny_model: str, tmp_path: Path, labels, op
         (["good\ta", "bad\ta"], {}, "line 2 and all other rows have the same label, a; two classes are needed"),
         (["good\t0", " \t1"], {}, "line 3: the text is empty"),
         (["good\t0", "bad\t "], {}, "line 3: ' ' is no label"),
-        (["good\t1", "bad\t2", "dull\t3"], {}, "labels go up to 3, but no row has 0; give data.label_offset"),
+        (["good\t1", "bad\t2", "dull\t3"], {}, "a.tsv: labels go from 1 to 3; give data.label_offset 1"),
         (["good\t10000000", "bad\t50000000"], {}, "labels go up to 50000000, but no row has 0"),
         (["good\t0", "bad\t7000"], {}, "labels go up to 7000, but no row has 1"),
         (
@@ -223,8 +223,9 @@ def test_texts_to_predict_need_no_labels(tiny_model: str, tmp_path: Path, senten
     assert data.table("predict")[0]["text"] == ["a good film", "a bad film"]
     fallback = make(SST2, "predict", tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"])
     assert len(fallback.rows["predict"]) == 32
-    with pytest.raises(UserError, match=r"SST2 has no test split; give data.test_file"):
-        make(SST2, "test", tokenizer=tiny_model, train_file=sentences["train"])
+    for stage in ("test", "predict"):
+        with pytest.raises(UserError, match=f"SST2 has no {stage} split; give data.{stage}_file"):
+            make(SST2, stage, tokenizer=tiny_model, train_file=sentences["train"])
 
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tiny_model: str) -> None:

@@ -1,6 +1,11 @@
 """The LightningModule that every task derives from: a backbone, an adapter, an optimizer and a schedule.
 
-To add one: derive from `FineTuner` in a file of its own, implement `load` and the steps, import it in `__init__.py`.
+To add one: derive from `FineTuner` in a file of its own, implement `load`, `loss`, `token_counts` and
+`validation_step`, import it in `__init__.py`. One that differs in little derives from its neighbour:
+
+    class LabelSmoothing(SequenceClassification):
+        def loss(self, batch):
+            return F.cross_entropy(self(batch), batch["labels"], label_smoothing=0.1)
 """
 
 from __future__ import annotations
@@ -60,6 +65,10 @@ class FineTuner(L.LightningModule):
         """The pretrained model; the names of the modules that are its head, and of parameters that no file held."""
         raise NotImplementedError
 
+    def loss(self, batch: Batch) -> Tensor:
+        """What training makes smaller: the mean over a batch, a scalar."""
+        raise NotImplementedError
+
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """What a batch counts for: `samples`, `tokens` (real), `padded` (with padding), `trained` (that carry loss)."""
         raise NotImplementedError
@@ -79,6 +88,14 @@ class FineTuner(L.LightningModule):
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - begun
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss, logged by the names that the record and the check below read."""
+        loss = self.loss(batch)
+        rows = len(batch["input_ids"])
+        self.log("train_loss", loss, prog_bar=True, batch_size=rows)
+        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=rows)
+        return loss
 
     @contextmanager
     def computing(self) -> Iterator[None]:

@@ -73,11 +73,8 @@ class SequenceClassification(FineTuner):
         with self.computing():
             return self.backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self(batch), batch["labels"])
-        self.log("train_loss", loss, prog_bar=True)
-        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=len(batch["labels"]))
-        return loss
+    def loss(self, batch: Batch) -> Tensor:
+        return F.cross_entropy(self(batch), batch["labels"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "val")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from litpeft.data import SST2
 from litpeft.errors import UserError
 from litpeft.records import read_record
 from litpeft.run_folder import newest_checkpoint
-from litpeft.tasks import SequenceClassification
+from litpeft.tasks import SequenceClassification, base
 
 QUIET = {
     "logger": False,
@@ -281,3 +282,16 @@ def test_a_head_for_other_labels_is_replaced(tiny_model: str, sentences, tmp_pat
     task, _ = fit(str(folder), sentences, Frozen(), tmp_path, dtype="fp32")
     assert task.backbone.classifier.weight.shape == (2, 32)
     assert task.backbone.config.id2label == {0: "negative", 1: "positive"}
+
+
+def test_the_example_of_a_new_task_trains(tiny_model: str, sentences, tmp_path: Path) -> None:
+    code = re.search(r"\n    class LabelSmoothing.*", base.__doc__, re.DOTALL)[0]
+    scope = {"SequenceClassification": SequenceClassification, "F": torch.nn.functional}
+    exec("\n".join(line[4:] for line in code.splitlines()), scope)
+    plain, _ = fit(tiny_model, sentences, Full(), tmp_path, dtype="fp32")
+    task = scope["LabelSmoothing"](tiny_model, Full(), dtype="fp32")
+    task.backbone = plain.backbone.eval()
+    batch = next(iter(plain.trainer.datamodule.train_dataloader()))
+    logits = plain(batch)
+    expected = 0.9 * plain.loss(batch) - 0.1 * logits.log_softmax(-1).mean()
+    torch.testing.assert_close(task.loss(batch), expected)

@@ -1,9 +1,11 @@
-"""What was typed after the verb: as pairs, and with the configurations that it names put in place."""
+"""What was typed after the verb: as pairs, with the configurations that it names put in place, and what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+
+from jsonargparse import Namespace
 
 from litpeft.errors import UserError
 from litpeft.run_folder import CONFIG, saved_config
@@ -52,3 +54,34 @@ def _checked(name: str) -> str:
     """The file that a configuration's name means, if it can be read."""
     read_yaml(name)
     return find_config(name)
+
+
+def check_trainer(trainer: Namespace) -> None:
+    """Refuse what would change a comparison without a word.
+
+    Raises:
+        UserError: names the option and what to give instead.
+    """
+    if trainer.precision not in (None, "32-true", "32", 32):
+        raise UserError(
+            f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
+            "leave it out and give --model.dtype bf16 or fp32."
+        )
+    if trainer.default_root_dir is not None:
+        raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
+    if str(trainer.devices) != "1" or trainer.num_nodes != 1:
+        raise UserError(
+            "trainer.devices: runs on several devices are not measured yet; give 1 (CUDA_VISIBLE_DEVICES says which)."
+        )
+    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+        if trainer[name] == 0:
+            raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")
+    if trainer.overfit_batches:
+        raise UserError("trainer.overfit_batches: give --data.train_samples instead.")
+    for name in ("val", "test", "predict"):
+        limit = trainer[f"limit_{name}_batches"]
+        if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
+            raise UserError(
+                f"trainer.limit_{name}_batches would take the longest texts only; give "
+                f"--data.{name}_{'file' if name == 'predict' else 'samples'} instead."
+            )

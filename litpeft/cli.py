@@ -25,7 +25,7 @@ from rich.table import Table
 import litpeft.adapters
 import litpeft.optim
 import litpeft.tasks
-from litpeft.arguments import typed_options, with_configs
+from litpeft.arguments import check_trainer, typed_options, with_configs
 from litpeft.callbacks import (
     Checkpoint,
     FolderCheckpointIO,
@@ -116,7 +116,7 @@ class LitPeftCLI(LightningCLI):
         if options.model is None or options.data is None or _class(options.model.class_path) is FineTuner:
             raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
-        _check_trainer(trainer)
+        check_trainer(trainer)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
         if data.tokenizer is None:
@@ -257,37 +257,6 @@ def main(words: list[str]) -> int:
             raise
         return 1
     return 0
-
-
-def _check_trainer(trainer: Namespace) -> None:
-    """Refuse what would change a comparison without a word.
-
-    Raises:
-        UserError: names the option and what to give instead.
-    """
-    if trainer.precision not in (None, "32-true", "32", 32):
-        raise UserError(
-            f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
-            "leave it out and give --model.dtype bf16 or fp32."
-        )
-    if trainer.default_root_dir is not None:
-        raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
-    if str(trainer.devices) != "1" or trainer.num_nodes != 1:
-        raise UserError(
-            "trainer.devices: runs on several devices are not measured yet; give 1 (CUDA_VISIBLE_DEVICES says which)."
-        )
-    for name in ("max_epochs", "max_steps", "limit_train_batches"):
-        if trainer[name] == 0:
-            raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")
-    if trainer.overfit_batches:
-        raise UserError("trainer.overfit_batches: give --data.train_samples instead.")
-    for name in ("val", "test", "predict"):
-        limit = trainer[f"limit_{name}_batches"]
-        if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
-            raise UserError(
-                f"trainer.limit_{name}_batches would take the longest texts only; give "
-                f"--data.{name}_{'file' if name == 'predict' else 'samples'} instead."
-            )
 
 
 def _show(title: str, rows: list[tuple[str, str]]) -> None:

@@ -91,7 +91,7 @@ class LitPeftCLI(LightningCLI):
             parser.add_argument(
                 "--experiment",
                 type=str | None,
-                help="name under which runs are grouped; by default the first config's",
+                help="name under which runs are grouped; by default that of the config with the data",
             )
             parser.add_argument(
                 "--resume", action=ActionYesNo, default=False, help="go on from the newest checkpoint in run_dir"

@@ -90,6 +90,19 @@ def litpeft(*words: str, cwd: Path | None = None, **environment: str) -> subproc
     )
 
 
+def write_killer(folder: Path, step: int) -> list[str]:
+    """Options by which a run started in `folder` kills itself (SIGKILL) once it has made so many optimizer steps."""
+    (folder / "stopping.py").write_text(
+        "import os, signal\n"
+        "from lightning import Callback\n"
+        "class Stop(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n"
+        f"        if trainer.global_step >= {step}:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    return ["--trainer.callbacks", "stopping.Stop"]
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data sets, where they lie beside the checkout."""

@@ -13,7 +13,7 @@ from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint import LOOP, TENSORS
 from litpeft.records import read_record
 from litpeft.run_folder import newest_checkpoint
-from tests.conftest import litpeft, write_sentences
+from tests.conftest import litpeft, write_killer, write_sentences
 
 FULL = ["--model.adapter", "Full"]
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.2"]
@@ -42,15 +42,7 @@ def test_a_resumed_run_ends_bit_identical_to_one_that_was_never_stopped(
     options, last_step = CASES[case]
     same = [*words, *options, "--model.scheduler", "WarmupCosine", "--trainer.max_epochs", "2"]
     assert main([*same, "--run_dir", str(tmp_path / "whole")]) == 0
-    (tmp_path / "stopping.py").write_text(
-        "import os, signal\n"
-        "from lightning import Callback\n"
-        "class Stop(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *args):\n"
-        f"        if trainer.global_step >= {last_step}:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    killed = litpeft(*same, "--run_dir", "killed", "--trainer.callbacks", "stopping.Stop", cwd=tmp_path)
+    killed = litpeft(*same, "--run_dir", "killed", *write_killer(tmp_path, last_step), cwd=tmp_path)
     assert killed.returncode == -9, killed.stderr
     assert read_record(tmp_path / "killed")["status"] == "interrupted"
     assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))

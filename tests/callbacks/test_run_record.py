@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 
 from litpeft.__main__ import main
 from litpeft.records import FIELDS, read_record
-from tests.conftest import litpeft
+from tests.conftest import litpeft, write_killer
 
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
 
@@ -222,15 +222,7 @@ def test_a_metric_of_another_name_does_not_cost_the_record(tmp_path: Path, words
 
 
 def test_a_killed_run_leaves_what_was_known_at_its_last_validation(tmp_path: Path, words: list[str]) -> None:
-    (tmp_path / "stopping.py").write_text(
-        "import os, signal\n"
-        "from lightning import Callback\n"
-        "class Stop(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *args):\n"
-        "        if trainer.global_step >= 30:\n"
-        "            os.kill(os.getpid(), signal.SIGKILL)\n"
-    )
-    options = ["--trainer.max_epochs", "3", "--trainer.callbacks", "stopping.Stop", "--run_dir", "run"]
+    options = ["--trainer.max_epochs", "3", *write_killer(tmp_path, 30), "--run_dir", "run"]
     assert litpeft(*words, *LORA, *options, cwd=tmp_path).returncode == -9
     record = read_record(tmp_path / "run")
     assert (record["status"], record["steps"], record["epochs"]) == ("interrupted", 24, 2.0)

@@ -128,7 +128,8 @@ class LitPeftCLI(LightningCLI):
 
     def _fit_folder(self, options: Namespace) -> None:
         adapter = options.model.init_args.adapter
-        name = _class(adapter.class_path).name if adapter else litpeft.adapters.Full.name
+        kind = _class(adapter.class_path) if adapter else litpeft.adapters.Full
+        name = kind.named(dict(adapter.init_args) if adapter and adapter.get("init_args") else {})
         experiment, run_name = run_names(typed_options(self.words), name, options.data.class_path.rpartition(".")[2])
         experiment = options.experiment or experiment
         seed = options.seed_everything

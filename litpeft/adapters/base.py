@@ -19,7 +19,7 @@ An adapter knows nothing of Lightning: it works on any `nn.Module`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -42,6 +42,20 @@ class Adapter:
     name: str
     trains_base: bool = False
     default_lr: float = 3e-4
+    modules_to_save: Sequence[str] = ()  # ends of names of further modules that train whole
+
+    @classmethod
+    def named(cls, options: Mapping[str, Any]) -> str:
+        """The strategy's name with these options, for folders and tables."""
+        return cls.name
+
+    def loading(self, device: torch.device) -> dict[str, Any]:
+        """What `from_pretrained` is to be told, for adapters that change the base while it is read.
+
+        Args:
+            device: where the model is going to be trained.
+        """
+        return {}
 
     def adapt(self, model: nn.Module) -> None:
         """Replace layers in place and set `requires_grad`; all is frozen here but what is trained whole anyway."""
@@ -70,10 +84,12 @@ class Adapter:
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
                 _train_own(model.get_submodule(name), dtype)
+        for name in _named_like(self.modules_to_save, model):
+            _train_whole(model.get_submodule(name), dtype, within=True)
         whole = list(trainable(model).values())
         own = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self.adapt(model)
-        if dtype != torch.float32 and not self.trains_base and any(parameter.requires_grad for parameter in own):
+        if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in own):
             raise UserError(f"{type(self).__name__} trains the base's own tensors: it has to say `trains_base = True`.")
         for parameter in whole:
             parameter.requires_grad = True
@@ -148,12 +164,50 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _train_whole(module: nn.Module, base_dtype: torch.dtype) -> None:
-    """Train a module in fp32 within a model of another dtype: its inputs are cast on the way in."""
+class InDtypeOf(nn.Module):
+    """A parametrization: a parameter is trained in fp32, and seen by its module in the base's dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, parameter: Tensor) -> Tensor:
+        return parameter.to(self.dtype)
+
+
+def _named_like(ends: Sequence[str], model: nn.Module) -> list[str]:
+    """Names of the modules that end so, in whole parts."""
+    names = []
+    for end in ends:
+        found = [name for name, module in model.named_modules() if f".{name}".endswith(f".{end}") and name]
+        if not found:
+            children = ", ".join(sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name}))
+            raise UserError(f"model.adapter.modules_to_save: {end!r} is no module of this model; it has: {children}.")
+        names += found
+    owners: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), set()).add(name)
+    for name in names:
+        tied = {other for p in model.get_submodule(name).parameters() for other in owners[id(p)]}
+        if outside := sorted(other for other in tied if not other.startswith(f"{name}.")):
+            raise UserError(f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; adapt it instead.")
+    return names
+
+
+def _train_whole(module: nn.Module, base_dtype: torch.dtype, within: bool = False) -> None:
+    """Train a module in fp32 within a model of another dtype: its inputs are cast on the way in.
+
+    Args:
+        module: it.
+        base_dtype: dtype of the model.
+        within: whether more of the model follows, so that its outputs are cast back.
+    """
     module.requires_grad_(True)
     module.float()
     if base_dtype != torch.float32:
         module.register_forward_pre_hook(_cast_inputs)
+        if within:
+            module.register_forward_hook(partial(_cast_output, base_dtype))
 
 
 def _train_own(module: nn.Module, base_dtype: torch.dtype) -> None:
@@ -172,4 +226,6 @@ def _cast_inputs(module: nn.Module, inputs: tuple) -> tuple:
 
 
 def _cast_output(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: Any) -> Any:
-    return output.to(dtype) if isinstance(output, Tensor) else output
+    if isinstance(output, tuple):
+        return tuple(_cast_output(dtype, module, inputs, item) for item in output)
+    return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output

@@ -3,66 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
+from torch.nn.utils import parametrize
 
-from litpeft.adapters.base import Adapter
-from litpeft.adapters.targets import match_targets
+from litpeft.adapters.base import Adapter, InDtypeOf, trainable
+from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank
+from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.targets import in_layers, match_targets
 from litpeft.errors import UserError
 
 
-class LoRALinear(nn.Module):
-    """y = x Wᵀ + b + s · (dropout(x) Aᵀ) Bᵀ, equation 3 of the paper with s = alpha / rank.
-
-    Takes over the weight and bias of the layer that it replaces, under the same names. A is (rank, in) and B
-    (out, rank), both fp32 and cast to the input's dtype when used, so that no fp32 copy of the activations is made.
-    B starts at zero: the layer then equals the one that it replaces.
-    """
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float) -> None:
-        super().__init__()
-        self.weight, self.bias = base.weight, base.bias
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.rank, self.scaling, self.dropout = rank, alpha / rank, dropout
-        options = {"dtype": torch.float32, "device": base.weight.device}
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, **options))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, **options))
-        # bound 1/sqrt(in), what nn.Linear draws, as in the authors' code: loralib/layers.py of microsoft/LoRA
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        out = F.linear(x, self.weight, self.bias)
-        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))  # (..., rank)
-        # one fused product and sum: no second tensor of the output's size is made
-        added = torch.addmm(
-            out.reshape(-1, self.out_features),
-            low.reshape(-1, self.rank),
-            self.lora_B.to(low.dtype).T,
-            alpha=self.scaling,
-        )
-        return added.view(out.shape)
-
-    def delta(self) -> Tensor:
-        """What is added to the weight: s · BA, (out, in), fp32."""
-        return self.scaling * (self.lora_B @ self.lora_A)
-
-    def merged(self) -> nn.Linear:
-        """A plain layer with the product folded in: summed in fp32, rounded once to the weight's dtype."""
-        weight = (self.weight.float() + self.delta()).to(self.weight.dtype)
-        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.bias = self.bias
-        return layer
-
-    def extra_repr(self) -> str:
-        return f"in={self.in_features}, out={self.out_features}, rank={self.rank}, scaling={self.scaling:g}"
-
-
 class LoRA(Adapter):
-    """Low-rank adaptation.
+    """Low-rank adaptation of Linear, Conv1D, Embedding, Conv2d and four-bit layers.
 
     Args:
         rank: inner dimension r of the product BA.
@@ -70,10 +29,19 @@ class LoRA(Adapter):
         dropout: share of the adapter's input that is zeroed in training; the frozen path sees all of it.
         targets: the layers to adapt: module-name suffixes and presets in a list (presets: query, key, value,
             projection, mlp, head), or `all-linear`, or one regular expression over whole names.
+        rslora: scale by alpha / sqrt(rank) instead, which keeps high ranks learning (https://arxiv.org/abs/2312.03732).
+        init: how A is drawn: `kaiming`, uniform in 1/sqrt(in), or `gaussian`, normal with deviation 1/rank. B is zero.
+        bias: which of the base's biases train too: none, all, or those of the adapted layers (lora_only).
+        rank_pattern: other ranks for some layers, by a regular expression that the end of their name matches.
+        alpha_pattern: other alphas, likewise.
+        layers: of the targets, only those in blocks with these numbers: a list, or `8:16` for 8 up to 15.
+        modules_to_save: further modules that train whole, by the end of their name; they are saved with the adapter.
+        lora_plus_ratio: B learns this many times faster than A (LoRA+, https://arxiv.org/abs/2402.12354).
+        init_from: folder of a PEFT adapter to start from; it must fit these options tensor by tensor.
     """
 
     name = "lora"
-    layers: dict[type, type] = {nn.Linear: LoRALinear}  # layer type -> adapted layer: the place to add a kind of layer
+    magnitude = False  # whether each layer has DoRA's
 
     def __init__(
         self,
@@ -81,31 +49,97 @@ class LoRA(Adapter):
         alpha: float | None = None,
         dropout: float = 0.0,
         targets: list[str] | str = ["query", "value"],  # noqa: B006 (a list, so that help and config.yaml show it)
+        rslora: bool = False,
+        init: Literal["kaiming", "gaussian"] = "kaiming",
+        bias: Literal["none", "all", "lora_only"] = "none",
+        rank_pattern: dict[str, int] | None = None,
+        alpha_pattern: dict[str, float] | None = None,
+        layers: list[int] | str | None = None,
+        modules_to_save: list[str] | None = None,
+        lora_plus_ratio: float = 1.0,
+        init_from: str | None = None,
     ) -> None:
-        if rank < 1:
-            raise UserError(f"model.adapter.rank must be at least 1, got {rank}.")
+        for name, value in {"rank": rank, **{f"rank_pattern {k}": v for k, v in (rank_pattern or {}).items()}}.items():
+            if value < 1:
+                raise UserError(f"model.adapter.{name} must be at least 1, got {value}.")
         if not 0 <= dropout < 1:
             raise UserError(f"model.adapter.dropout must be at least 0 and below 1, got {dropout}.")
+        if lora_plus_ratio <= 0:
+            raise UserError(f"model.adapter.lora_plus_ratio must be above 0, got {lora_plus_ratio}.")
         self.rank, self.dropout, self.targets = rank, dropout, targets
         self.alpha = 2 * rank if alpha is None else alpha
+        self.rslora, self.init, self.bias = rslora, init, bias
+        self.rank_pattern, self.alpha_pattern = rank_pattern or {}, alpha_pattern or {}
+        self.layers, self.modules_to_save = layers, modules_to_save or []
+        self.lora_plus_ratio, self.init_from = lora_plus_ratio, init_from
+
+    def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
+        head, new = tuple(head), tuple(new)
+        super().apply(model, head, new)
+        if self.init_from:
+            from litpeft.adapters.peft_format import load_adapter
+
+            load_adapter(Path(self.init_from), model, self)
 
     def adapt(self, model: nn.Module) -> None:
-        for name in match_targets(model, self.targets, tuple(self.layers)):
+        for name, layer in list(model.named_modules()):
+            if type(layer).__module__ == "bitsandbytes.nn.modules" and type(layer).__name__ == "Linear4bit":
+                model.set_submodule(name, Linear4bit.adopt(layer))  # of a model that somebody else has quantised
+        names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR)
+        names = names if self.layers is None else in_layers(names, self.layers)
+        for name in names:
             base = model.get_submodule(name)
-            model.set_submodule(name, self.layers[type(base)](base, self.rank, self.alpha, self.dropout))
+            model.set_submodule(name, ADAPTED[type(base)](base, self.options(name)))
+        if self.bias != "none":
+            self._train_biases(model)
+
+    def options(self, name: str) -> LowRank:
+        """Rank and scaling of the layer of this name."""
+        rank = _by_pattern(self.rank_pattern, name, self.rank)
+        alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+        scaling = alpha / (math.sqrt(rank) if self.rslora else rank)
+        return LowRank(rank, scaling, self.dropout, self.init, self.magnitude)
+
+    def _train_biases(self, model: nn.Module) -> None:
+        for module in list(model.modules()):
+            bias = module._parameters.get("bias")
+            if bias is None or not (self.bias == "all" or isinstance(module, AdaptedLayer)):
+                continue
+            bias.requires_grad = True
+            if bias.dtype != torch.float32 and not isinstance(module, AdaptedLayer):  # those cast it themselves
+                dtype, bias.data = bias.dtype, bias.data.float()
+                parametrize.register_parametrization(module, "bias", InDtypeOf(dtype), unsafe=True)
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        groups = super().param_groups(model)
+        if self.lora_plus_ratio == 1.0:
+            return groups
+        faster = {id(layer.lora_B) for layer in adapted_layers(model).values()}
+        split = [
+            group | {"params": [p for p in group["params"] if (id(p) in faster) == chosen]} | scale
+            for group in groups
+            for chosen, scale in ((False, {}), (True, {"lr_scale": self.lora_plus_ratio}))
+        ]
+        return [group for group in split if group["params"]]
 
     @torch.no_grad()
     def merge(self, model: nn.Module) -> None:
-        for name, layer in self._adapted(model).items():
+        for name, layer in adapted_layers(model).items():
             model.set_submodule(name, layer.merged())
+        for module in list(model.modules()):
+            if parametrize.is_parametrized(module, "bias"):
+                parametrize.remove_parametrizations(module, "bias", leave_parametrized=True)
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """As the base class, and `adapted_layers`: how many layers of each name were replaced."""
-        counts: dict[str, int] = {}
-        for name in self._adapted(model):
-            leaf = name.rpartition(".")[2]
-            counts[leaf] = counts.get(leaf, 0) + 1
-        return super().describe(model) | {"adapted_layers": counts}
+        counts = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
+        return super().describe(model) | {"adapted_layers": dict(counts)}
 
-    def _adapted(self, model: nn.Module) -> dict[str, nn.Module]:
-        return {n: m for n, m in model.named_modules() if isinstance(m, tuple(self.layers.values()))}
+
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The layers that an adapter has replaced, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
+
+
+def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)

@@ -23,29 +23,32 @@ PRESETS = {
 }
 
 
-def match_targets(model: nn.Module, targets: Sequence[str] | str, kinds: tuple[type, ...]) -> list[str]:
+def match_targets(
+    model: nn.Module, targets: Sequence[str] | str, kinds: tuple[type, ...], linear: tuple[type, ...] | None = None
+) -> list[str]:
     """Names of the modules that `targets` mean, in the model's order; those that train whole already are left out.
 
     Args:
         model: the model.
         targets: a list of module-name suffixes (whole parts: `query` matches `layer.0.query`, not `layer.0.subquery`)
-            and presets (`query key value projection mlp head`); or `all-linear`, every layer of the kinds given except
-            those of the head; or one string, a regular expression that matches the whole name.
+            and presets (`query key value projection mlp head`); or `all-linear`, every linear layer except those of the
+            head; or one string, a regular expression that matches the whole name.
         kinds: the layer types that the adapter can act on.
+        linear: those of them that `all-linear` means; all where it is None.
 
     Raises:
         UserError: nothing matches, or a match is a layer that the adapter cannot act on.
     """
     modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
     if targets == "all-linear" or list(targets) == ["all-linear"]:
-        head = _pattern(["head"])
-        names = [n for n, m in modules.items() if type(m) in kinds and not head.fullmatch(n)]
+        head = suffix_pattern(["head"])
+        names = [n for n, m in modules.items() if type(m) in (linear or kinds) and not head.fullmatch(n)]
     else:
         try:
-            pattern = re.compile(targets) if isinstance(targets, str) else _pattern(targets)
+            pattern = re.compile(targets) if isinstance(targets, str) else suffix_pattern(targets)
         except re.error as error:
             raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
-        names = [n for n, m in modules.items() if pattern.fullmatch(n) and list(m.parameters(recurse=False))]
+        names = [n for n, m in modules.items() if pattern.fullmatch(n) and _holds_weights(m)]
     if not names:
         leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
         listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())
@@ -62,10 +65,38 @@ def match_targets(model: nn.Module, targets: Sequence[str] | str, kinds: tuple[t
     return names
 
 
+def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
+    """Of these names, those in blocks with the given numbers: `encoder.layer.3.output` is in block 3.
+
+    Args:
+        names: dotted names of modules.
+        layers: numbers, or `first:end` without the end, as a slice is written; either side may be left out.
+
+    Raises:
+        UserError: the layers cannot be read, or none of the names is in one.
+    """
+    blocks = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+    if isinstance(layers, str):
+        bounds = re.fullmatch(r"(\d*):(\d*)", layers)
+        if bounds is None:
+            raise UserError(f"model.adapter.layers must be a list of numbers or first:end, got {layers!r}.")
+        layers = range(int(bounds[1] or 0), int(bounds[2] or 10**9))
+    chosen = [name for name, block in blocks.items() if block in layers]
+    if not chosen:
+        there = f"the targets are in blocks 0 to {max(blocks.values())}" if blocks else "no target is in a numbered block"
+        raise UserError(f"model.adapter.layers {layers} leaves no layer: {there}.")
+    return chosen
+
+
+def suffix_pattern(suffixes: Sequence[str]) -> re.Pattern[str]:
+    """What matches a module's whole name if it ends in one of these suffixes or presets."""
+    ends = "|".join(PRESETS.get(suffix, re.escape(suffix)) for suffix in suffixes)
+    return re.compile(rf"(.*\.)?({ends})")
+
+
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
-def _pattern(suffixes: Sequence[str]) -> re.Pattern[str]:
-    ends = "|".join(PRESETS.get(suffix, re.escape(suffix)) for suffix in suffixes)
-    return re.compile(rf"(.*\.)?({ends})")
+def _holds_weights(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))

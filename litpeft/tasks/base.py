@@ -22,6 +22,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from litpeft.adapters import Adapter, Full
+from litpeft.adapters.base import trainable
 from litpeft.errors import UserError
 from litpeft.optim import build_optimizer, build_scheduler
 
@@ -41,6 +42,8 @@ class FineTuner(L.LightningModule):
         dtype: what frozen weights are held in and products computed in. Trainable tensors are fp32 either way.
         optimizer: any optimizer class; AdamW at the adapter's own learning rate by default.
         scheduler: any learning-rate scheduler class, stepped once an optimizer step; constant by default.
+        gradient_checkpointing: keep only what enters each block and compute it again in backward: less memory, about a
+            third more time. `non_reentrant` is torch's recommended kind, `reentrant` its older one.
     """
 
     monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # the metric that tells which weights are better
@@ -53,16 +56,21 @@ class FineTuner(L.LightningModule):
         # None and not AdamW: arguments of a default class would leak into whichever other class is named
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
+        gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
     ) -> None:
         super().__init__()
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
         self.optimizer, self.scheduler = optimizer, scheduler
+        self.gradient_checkpointing = gradient_checkpointing
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
         self.new_tensors: list[str] = []
 
     def load(self, dtype: torch.dtype) -> tuple[nn.Module, list[str], list[str]]:
-        """The pretrained model; the names of the modules that are its head, and of parameters that no file held."""
+        """The pretrained model; the names of the modules that are its head, and of parameters that no file held.
+
+        `from_pretrained` is to be given `self.loading()` as well.
+        """
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> Tensor:
@@ -85,9 +93,33 @@ class FineTuner(L.LightningModule):
             model, head, new = self.load(torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name])
             self.adapter.apply(model, head, new)
         self.new_tensors = new
+        self._checkpoint_gradients(model)
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - begun
+
+    def loading(self) -> dict[str, Any]:
+        """What `from_pretrained` is to be told beside the dtype: an adapter may change the base while it is read."""
+        return self.adapter.loading(self.trainer.strategy.root_device)
+
+    def _checkpoint_gradients(self, model: nn.Module) -> None:
+        if self.gradient_checkpointing == "none":
+            return
+        if not getattr(model, "supports_gradient_checkpointing", False):
+            raise UserError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it out.")
+        reentrant = self.gradient_checkpointing == "reentrant"
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        if reentrant:  # it gives no gradient to a block whose input asks for none, such as that of frozen embeddings
+            model.enable_input_require_grads()
+
+    def _check_gradients(self) -> None:
+        """A tensor that gets no gradient stays as it is without a word: B of LoRA would be zero to the end."""
+        missing = [name for name, parameter in trainable(self.backbone).items() if parameter.grad is None]
+        if missing:
+            raise UserError(
+                f"model.gradient_checkpointing {self.gradient_checkpointing}: {len(missing)} trainable tensors got no "
+                f"gradient ({missing[0]}, ...); try the other kind, or leave it out."
+            )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, logged by the names that the record and the check below read."""
@@ -132,6 +164,8 @@ class FineTuner(L.LightningModule):
         rate = optimizer.param_groups[0]["lr"]
         if rate is not None:  # Adafactor may find its own
             self.log("lr", rate, batch_size=1)
+        if self.gradient_checkpointing != "none" and self.trainer.global_step == 0:
+            self._check_gradients()
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             loss = self.trainer.callback_metrics.get("train_loss", torch.zeros(()))
             if not torch.isfinite(loss):

@@ -48,6 +48,7 @@ class SequenceClassification(FineTuner):
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced
                 dtype=dtype,
                 output_loading_info=True,
+                **self.loading(),
             )
         if model.config.pad_token_id is None:  # decoders read the last token before the padding
             model.config.pad_token_id = data.tokenizer.pad_token_id
@@ -109,7 +110,7 @@ def _check_base(name: str, model: nn.Module, head: list[str], new: list[str], mi
     if wrong := sorted(in_base & set(misfits)):
         raise UserError(f"model.model_name {name}: {wrong[0]} has another shape in the file than its config.json says.")
     missing = sum(model.get_parameter(key).numel() for key in in_base)
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])  # 4-bit weights are buffers
     if missing > MOST_NEW * total:
         raise UserError(
             f"model.model_name {name}: the file lacks {len(in_base)} tensors of {type(model).__name__}, "

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from litpeft.adapters import LoRA
-from litpeft.adapters.lora import LoRALinear
+from litpeft.adapters.layers import AdaptedLinear, LowRank
 from litpeft.errors import UserError
 
 SMALL = {"vocab_size": 50, "num_labels": 3, "pad_token_id": 0}
@@ -50,9 +50,9 @@ HEADS = {"bert": "classifier", "llama": "score", "t5": "classification_head"}
 IDS = torch.tensor([[2, 5, 6, 7, 3, 1], [2, 8, 9, 3, 11, 1]])
 
 
-def layer(inputs: int, outputs: int, rank: int, bias: bool = True, dtype: torch.dtype = torch.float32) -> LoRALinear:
-    lora = LoRALinear(
-        nn.Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False), rank, alpha=rank * 1.5, dropout=0.0
+def layer(inputs: int, outputs: int, rank: int, bias: bool = True, dtype: torch.dtype = torch.float32) -> AdaptedLinear:
+    lora = AdaptedLinear(
+        nn.Linear(inputs, outputs, bias=bias, dtype=dtype).requires_grad_(False), LowRank(rank, scaling=1.5)
     )
     nn.init.normal_(lora.lora_B)
     return lora
@@ -104,7 +104,7 @@ def test_in_bf16_the_output_keeps_the_dtype_and_errs_by_no_more_than_bf16_does()
 
 def test_dropout_falls_on_the_adapters_branch_alone() -> None:
     torch.manual_seed(0)
-    lora = LoRALinear(nn.Linear(512, 16), 4, alpha=4, dropout=0.5)
+    lora = AdaptedLinear(nn.Linear(512, 16), LowRank(4, scaling=1.0, dropout=0.5))
     x = torch.randn(3, 512)
     plain = F.linear(x, lora.weight, lora.bias)
     torch.testing.assert_close(lora(x), plain)  # B is zero: what falls out cannot be seen yet
@@ -167,7 +167,7 @@ def test_merged_layers_are_plain_and_give_the_same_output(name: str) -> None:
     adapter = LoRA(rank=4, targets=TARGETS[name])
     adapter.apply(model, head=[HEADS[name]])
     for module in model.modules():
-        if isinstance(module, LoRALinear):
+        if isinstance(module, AdaptedLinear):
             nn.init.normal_(module.lora_B, std=0.1)
     before = model(IDS).logits
     adapter.merge(model)
@@ -177,7 +177,7 @@ def test_merged_layers_are_plain_and_give_the_same_output(name: str) -> None:
 
 def test_initial_values_are_drawn_as_the_paper_says() -> None:
     torch.manual_seed(0)
-    lora = LoRALinear(nn.Linear(400, 30), 64, alpha=1, dropout=0.0)
+    lora = AdaptedLinear(nn.Linear(400, 30), LowRank(64, scaling=1.0))
     assert lora.lora_B.abs().max() == 0
     bound = 1 / 20  # uniform in 1/sqrt(in)
     assert lora.lora_A.abs().max() <= bound
@@ -194,7 +194,7 @@ def test_what_is_trained_whole_gets_no_adapter_beside() -> None:
     model = MODELS["bert"]().to(torch.bfloat16)
     adapter = LoRA(rank=2, targets="all-linear")
     adapter.apply(model, head=["classifier"], new=["bert.pooler.dense.weight"])
-    adapted = {name for name, module in model.named_modules() if isinstance(module, LoRALinear)}
+    adapted = {name for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
     assert len(adapted) == 12
     assert not adapted & {"classifier", "bert.pooler.dense"}
     nn.init.normal_(model.bert.encoder.layer[0].output.dense.lora_B, std=0.1)
@@ -210,7 +210,7 @@ def test_a_sub_class_of_a_layer_is_not_taken_for_it() -> None:
 
     model = nn.ModuleDict({"plain": nn.Linear(4, 4), "other": Other(4, 4)})
     LoRA(rank=2, targets="all-linear").apply(model)
-    assert type(model["plain"]) is LoRALinear
+    assert type(model["plain"]) is AdaptedLinear
     assert type(model["other"]) is Other
     with pytest.raises(UserError, match="matches other, a Other, but this adapter acts on: Linear"):
         LoRA(rank=2, targets=["other"]).apply(nn.ModuleDict({"other": Other(4, 4)}))

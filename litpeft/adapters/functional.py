@@ -1,0 +1,231 @@
+"""The arithmetic of adapted layers: what has to be computed and kept for backward, and no more.
+
+Shapes: x (N, in), W (out, in), A (r, in), B (out, r), s the scaling, m and n (out) DoRA's magnitude and norm.
+
+    LoRA   y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ               Hu et al. 2021, eq. 3, https://arxiv.org/abs/2106.09685
+    DoRA   y = m/n ⊙ (x Wᵀ + s (drop(x) Aᵀ) Bᵀ) + b       Liu et al. 2024, eq. 5 and 11, https://arxiv.org/abs/2402.09353
+           n = ‖W + s BA‖ by row, taken as a constant in backward (section 4.3 of the paper)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Open = Callable[..., Tensor]  # (*what is held, dtype=...) -> W (out, in): a cast, a transposed view, a dequantisation
+CHUNK = 1 << 18  # numbers of a product that are held in fp32 at once: 1 MiB, which a core's cache holds
+
+
+def adapted_linear(
+    x: Tensor,
+    held: tuple[Tensor, ...],
+    open_: Open,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    magnitude: Tensor | None = None,
+    norm: Tensor | None = None,
+    opened: Tensor | None = None,
+) -> Tensor:
+    """A frozen linear layer with LoRA, or with DoRA where a magnitude is given.
+
+    Kept for backward: x, x Aᵀ (N, r), the parameters, and W as it is held; with DoRA also the output before the bias.
+    A dropout's mask is drawn again in backward from its seed.
+
+    Args:
+        x: (..., in), of the dtype to compute in.
+        held: the frozen weight's tensors, as `open_` takes them.
+        open_: gives W (out, in) in the dtype asked for.
+        bias: (out) or None.
+        A: (r, in), any dtype.
+        B: (out, r), any dtype.
+        scaling: s.
+        dropout: share of the adapter's input that is zeroed.
+        magnitude: m (out), or None for LoRA.
+        norm: n (out).
+        opened: W where the caller has opened it already; forward uses it, nothing keeps it.
+
+    Returns:
+        (..., out) of the dtype of x.
+    """
+    seed = int(torch.randint(2**62, (), device="cpu")) if dropout else None
+    return _AdaptedLinear.apply(x, bias, A, B, magnitude, norm, scaling, dropout, seed, open_, opened, *held)
+
+
+class _AdaptedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        magnitude: Tensor | None,
+        norm: Tensor | None,
+        scaling: float,
+        dropout: float,
+        seed: int | None,
+        open_: Open,
+        opened: Tensor | None,
+        *held: Tensor,
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])  # (N, in)
+        low = F.linear(rows if seed is None else rows * kept(rows, dropout, seed), A.to(x.dtype))  # (N, r)
+        w = open_(*held, dtype=x.dtype) if opened is None else opened
+        added = bias.to(x.dtype) if bias is not None else None
+        out = F.linear(rows, w, added if magnitude is None else None)
+        out.addmm_(low, (scaling / (1 - dropout) * B).to(x.dtype).T)  # in place: nothing else of the output's size
+        scaled = None
+        if magnitude is not None:
+            scale_rows_(out, magnitude / norm)
+            scaled = out
+            if added is not None:
+                out = out + added if any(ctx.needs_input_grad) else out.add_(added)
+        ctx.save_for_backward(rows, low, bias, A, B, magnitude, norm, scaled, *held)
+        ctx.settings = scaling, dropout, seed, open_, x.shape
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, low, bias, A, B, magnitude, norm, scaled, *held = ctx.saved_tensors
+        scaling, dropout, seed, open_, shape = ctx.settings
+        scaling /= 1 - dropout
+        dy = grad.reshape(-1, grad.shape[-1])  # (N, out)
+        need_x, need_bias, need_A, need_B, need_m = ctx.needs_input_grad[:5]
+        dx = dbias = dA = dB = dm = None
+        gain = magnitude / norm if magnitude is not None else None
+        sB = scaling * B if gain is None else scaling * gain[:, None] * B
+        dlow = F.linear(dy, sB.T.to(dy.dtype).contiguous())  # (N, r)
+        if need_A:
+            dA = (dlow.T @ (rows if seed is None else rows * kept(rows, dropout, seed))).to(A.dtype)
+        if need_B:
+            # the thin matrix first: its product is several times faster so on a CPU
+            dB = (low.T @ dy).T.to(B.dtype) * scaling
+            dB = dB if gain is None else dB * gain[:, None]
+        if need_x:
+            w = open_(*held, dtype=dy.dtype)
+            if gain is None:
+                dx = dy @ w
+            elif len(dy) < w.shape[1]:  # scale the smaller of the two
+                dx = torch.addcmul(dy, dy, less_one(gain, dy.dtype)) @ w
+            else:
+                dx = dy @ torch.addcmul(w, w, less_one(gain, w.dtype)[:, None])
+            if seed is None:
+                dx.addmm_(dlow, A.to(dy.dtype))
+            else:
+                dx += (dlow @ A.to(dy.dtype)).mul_(kept(rows, dropout, seed))
+            dx = dx.view(shape)
+        if need_bias:
+            dbias = dy.sum(0, dtype=bias.dtype)
+        if need_m:
+            dm = magnitude_grad(dy, scaled, magnitude)
+        return (dx, dbias, dA, dB, dm, *[None] * (6 + len(held)))
+
+
+def frozen_linear(x: Tensor, held: tuple[Tensor, ...], open_: Open, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b with a weight that is opened in forward and again in backward, and kept in neither."""
+    return _FrozenLinear.apply(x, bias, open_, *held)
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, open_: Open, *held: Tensor) -> Tensor:
+        ctx.save_for_backward(*held)
+        ctx.open_, ctx.bias_dtype = open_, None if bias is None else bias.dtype
+        return F.linear(x, open_(*held, dtype=x.dtype), None if bias is None else bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        held = ctx.saved_tensors
+        dx = grad @ ctx.open_(*held, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
+        dbias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[1] else None
+        return (dx, dbias, None, *[None] * len(held))
+
+
+class _Gain(torch.autograd.Function):
+    """out ⊙ m/n by the channel `dim`, in place; keeps the output alone."""
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, magnitude: Tensor, norm: Tensor, dim: int) -> Tensor:
+        ctx.mark_dirty(out)
+        scale_rows_(out.movedim(dim, -1), magnitude / norm)
+        ctx.save_for_backward(out, magnitude, norm)
+        ctx.dim = dim
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, magnitude, norm = ctx.saved_tensors
+        last = grad.movedim(ctx.dim, -1)
+        dm = magnitude_grad(last.flatten(0, -2), out.movedim(ctx.dim, -1).flatten(0, -2), magnitude)
+        dout = torch.addcmul(last, last, less_one(magnitude / norm, grad.dtype)).movedim(-1, ctx.dim)
+        return dout, dm, None, None
+
+
+def with_gain(out: Tensor, magnitude: Tensor, norm: Tensor, dim: int = -1) -> Tensor:
+    """DoRA's factor m/n on the channel `dim` of `out`, which is overwritten."""
+    return _Gain.apply(out, magnitude, norm, dim)
+
+
+def low_rank_norm(squares: Tensor, w: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """‖W + s BA‖ by row without forming BA.
+
+    ‖W + s BA‖² = ‖W‖² + 2 s Σ_r B ⊙ (W Aᵀ) + s² Σ_r (B (A Aᵀ)) ⊙ B: the products are (out, r) and (r, r).
+
+    Args:
+        squares: ‖W‖² (out).
+        w: W (g, out/g, in), one matrix a group; a linear layer has one group.
+        A: (g, r/g, in).
+        B: (g, out/g, r/g).
+        scaling: s.
+
+    Returns:
+        (out), of the dtype of `squares`; never 0, so that a row of zeros stays one.
+    """
+    wide = squares.dtype
+    A, B = A.to(wide), B.to(wide)
+    cross = (w @ A.mT.to(w.dtype)).to(wide)  # (g, out/g, r/g)
+    inner = A @ A.mT  # (g, r/g, r/g)
+    added = (B * (2 * scaling * cross + scaling**2 * (B @ inner))).sum(-1).flatten()
+    return (squares + added).clamp_min(0).sqrt().clamp_min(torch.finfo(wide).tiny ** 0.5)
+
+
+def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
+    """Which numbers of x a dropout keeps: the same for the same seed, without touching the global generator.
+
+    Sixteen random bits a number, four numbers a draw, which costs a fourth of drawing them one by one. The share that
+    is zeroed is `dropout` to within 2^-17.
+    """
+    generator = torch.Generator(x.device).manual_seed(seed)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None, generator=generator)
+    return (draws.view(torch.int16)[: x.numel()] >= round(dropout * 65536) - 32768).view(x.shape)
+
+
+def less_one(gain: Tensor, dtype: torch.dtype) -> Tensor:
+    """gain - 1, rounded only then: in bf16 a gain of 1.003 would be 1, and 1 + 0.003 is not."""
+    return (gain - 1).to(dtype)
+
+
+def scale_rows_(out: Tensor, gain: Tensor) -> Tensor:
+    """out ⊙ gain by the last dimension, in place, with one rounding."""
+    return out.addcmul_(out, less_one(gain, out.dtype))
+
+
+def magnitude_grad(dy: Tensor, scaled: Tensor, magnitude: Tensor) -> Tensor:
+    """Σ_N dy ⊙ scaled / m, as `scaled` is m/n ⊙ z: (out). Products and sum in m's dtype, a chunk of rows at a time."""
+    total = torch.zeros_like(magnitude)
+    step = max(1, CHUNK // max(1, dy.shape[1])) if dy.device.type == "cpu" else 16 * CHUNK // max(1, dy.shape[1]) + 1
+    for start in range(0, len(dy), step):
+        part = slice(start, start + step)
+        total += (dy[part].to(total.dtype) * scaled[part]).sum(0)
+    return torch.where(magnitude == 0, 0, total / magnitude)

@@ -1,0 +1,151 @@
+"""A frozen linear layer held in four bits a number: NF4 or FP4 by bitsandbytes' own kernels, on GPUs and CPUs alike.
+
+Blocks of 64 numbers share one fp32 `absmax`; each number is one of 16 codes times it (Dettmers et al. 2023,
+https://arxiv.org/abs/2305.14314, section 3). Double quantisation holds the `absmax` in eight bits, 256 of them sharing an
+fp32 of their own. So a number costs 4 + 32/64 = 4.5 bits, or 4 + 8/64 + 32/(64 * 256) = 4.127.
+
+All that is held are plain buffers, unlike in bitsandbytes' own layer, whose weight is a tensor of another class with its
+statistics hidden in an attribute: buffers are counted, moved and traced like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from litpeft.adapters.functional import Open, frozen_linear
+
+BLOCK, NESTED_BLOCK = 64, 256
+
+
+class Linear4bit(nn.Module):
+    """y = x Wᵀ + b with W held in four bits; dequantised for each product and never kept.
+
+    Args:
+        weight: (out, in), of the dtype that it is to be computed in; quantised on the device where it is.
+        bias: (out) or None.
+        quant_type: `nf4` (codes at the quantiles of a normal distribution) or `fp4` (1 sign, 2 exponent, 1 mantissa bit).
+        double_quant: whether the blocks' maxima are quantised too.
+        compute_dtype: what products are computed in; the input's dtype where it is None. The output has the input's.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        quant_type: str = "nf4",
+        double_quant: bool = True,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        functional = bitsandbytes().functional
+        codes, state = functional.quantize_4bit(
+            weight.detach().contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
+        )
+        self._hold(codes, state, bias, compute_dtype)
+
+    @classmethod
+    def of(cls, layer: nn.Linear | Conv1D, **options: Any) -> Linear4bit:
+        """A linear layer of torch or transformers, quantised; Conv1D holds its weight as (in, out)."""
+        return cls(layer.weight.T if isinstance(layer, Conv1D) else layer.weight, layer.bias, **options)
+
+    @classmethod
+    def adopt(cls, layer: nn.Module) -> Linear4bit:
+        """bitsandbytes' own layer, taken over bit by bit."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new._hold(layer.weight.data, layer.weight.quant_state, layer.bias, layer.compute_dtype)
+        return new
+
+    def _hold(self, codes: Tensor, state: Any, bias: Tensor | None, compute_dtype: torch.dtype | None) -> None:
+        self.out_features, self.in_features = state.shape
+        self.quant_type, self.dtype, self.compute_dtype = state.quant_type, state.dtype, compute_dtype
+        self.register_buffer("codes", codes.view(-1, 1))  # two numbers a byte
+        self.register_buffer("absmax", state.absmax)
+        self.double_quant = state.nested
+        if state.nested:
+            self.register_buffer("nested_absmax", state.state2.absmax)
+            self.register_buffer("offset", state.offset)
+        self.bias = bias
+
+    @property
+    def held(self) -> tuple[Tensor, ...]:
+        """The tensors that the weight is made of again."""
+        nested = (self.nested_absmax, self.offset) if self.double_quant else ()
+        return (self.codes, self.absmax, *nested)
+
+    @property
+    def open(self) -> Open:
+        """From `held` to the weight (out, in)."""
+        return partial(dequantise, shape=(self.out_features, self.in_features), quant_type=self.quant_type)
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight dequantised, made anew each time (T5 asks its layers for their weight's dtype)."""
+        return self.open(*self.held, dtype=self.dtype)
+
+    @property
+    def held_bytes(self) -> int:
+        """What the weight takes: codes, maxima and their own maxima."""
+        return sum(tensor.nbytes for tensor in self.held)
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        return frozen_linear(x.to(self.compute_dtype or x.dtype), self.held, self.open, self.bias).to(x.dtype)
+
+    def plain(self) -> nn.Linear:
+        """A layer of torch with the dequantised weight."""
+        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        layer.weight, layer.bias = nn.Parameter(self.weight, requires_grad=False), self.bias
+        return layer
+
+    def extra_repr(self) -> str:
+        nested = ", double_quant" if self.double_quant else ""
+        return f"in={self.in_features}, out={self.out_features}, {self.quant_type}{nested}"
+
+
+def dequantise(
+    codes: Tensor,
+    absmax: Tensor,
+    nested_absmax: Tensor | None = None,
+    offset: Tensor | None = None,
+    *,
+    shape: tuple[int, int],
+    quant_type: str,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The weight (out, in) in `dtype`."""
+    kernels = torch.ops.bitsandbytes
+    if nested_absmax is not None:
+        absmax = kernels.dequantize_blockwise(absmax, nested_absmax, _nested_codes(codes.device), NESTED_BLOCK, torch.float32)
+        absmax = absmax + offset
+    return kernels.dequantize_4bit(codes, absmax, BLOCK, quant_type, shape, dtype)
+
+
+@cache
+def _nested_codes(device: torch.device) -> Tensor:
+    """The 256 codes of eight-bit maxima: one table for all layers."""
+    with torch.inference_mode(False):
+        return bitsandbytes().functional.create_dynamic_map().to(device)
+
+
+@cache
+def bitsandbytes() -> Any:
+    """The library, imported when first needed: it is slow, and its optimizers' names would clash with torch's in YAML."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody has installed
+    import bitsandbytes as library
+
+    return library
+
+
+def cannot_quantise(device: torch.device) -> str | None:
+    """Why bitsandbytes does not work on this device; None where it does."""
+    try:
+        probe = Linear4bit(torch.ones(BLOCK, BLOCK, device=device), None)
+        return None if bool((probe.weight == 1).all()) else "what it quantised came back as another number"
+    except Exception as error:  # a missing library, kernel or driver: of any kind
+        return " ".join(str(error).split()).rstrip(".") or type(error).__name__

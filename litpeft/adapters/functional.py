@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Open = Callable[..., Tensor]  # (*what is held, dtype=...) -> W (out, in): a cast, a transposed view, a dequantisation
-CHUNK = 1 << 18  # numbers of a product that are held in fp32 at once: 1 MiB, which a core's cache holds
+CHUNK = 1 << 17  # numbers that are held in fp32 at once on a CPU: 512 KiB, which a core's cache holds
 
 
 def adapted_linear(
@@ -84,8 +84,7 @@ class _AdaptedLinear(torch.autograd.Function):
         out.addmm_(low, (scaling / (1 - dropout) * B).to(x.dtype).T)  # in place: nothing else of the output's size
         scaled = None
         if magnitude is not None:
-            scale_rows_(out, magnitude / norm)
-            scaled = out
+            scaled = out = times(out, magnitude / norm, out)
             if added is not None:
                 out = out + added if any(ctx.needs_input_grad) else out.add_(added)
         ctx.save_for_backward(rows, low, bias, A, B, magnitude, norm, scaled, *held)
@@ -111,13 +110,7 @@ class _AdaptedLinear(torch.autograd.Function):
             dB = (low.T @ dy).T.to(B.dtype) * scaling
             dB = dB if gain is None else dB * gain[:, None]
         if need_x:
-            w = open_(*held, dtype=dy.dtype)
-            if gain is None:
-                dx = dy @ w
-            elif len(dy) < w.shape[1]:  # scale the smaller of the two
-                dx = torch.addcmul(dy, dy, less_one(gain, dy.dtype)) @ w
-            else:
-                dx = dy @ torch.addcmul(w, w, less_one(gain, w.dtype)[:, None])
+            dx = (dy if gain is None else times(dy, gain)) @ open_(*held, dtype=dy.dtype)
             if seed is None:
                 dx.addmm_(dlow, A.to(dy.dtype))
             else:
@@ -157,7 +150,8 @@ class _Gain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, out: Tensor, magnitude: Tensor, norm: Tensor, dim: int) -> Tensor:
         ctx.mark_dirty(out)
-        scale_rows_(out.movedim(dim, -1), magnitude / norm)
+        last = out.movedim(dim, -1)
+        times(last, magnitude / norm, last)
         ctx.save_for_backward(out, magnitude, norm)
         ctx.dim = dim
         return out
@@ -168,8 +162,7 @@ class _Gain(torch.autograd.Function):
         out, magnitude, norm = ctx.saved_tensors
         last = grad.movedim(ctx.dim, -1)
         dm = magnitude_grad(last.flatten(0, -2), out.movedim(ctx.dim, -1).flatten(0, -2), magnitude)
-        dout = torch.addcmul(last, last, less_one(magnitude / norm, grad.dtype)).movedim(-1, ctx.dim)
-        return dout, dm, None, None
+        return times(last, magnitude / norm).movedim(-1, ctx.dim), dm, None, None
 
 
 def with_gain(out: Tensor, magnitude: Tensor, norm: Tensor, dim: int = -1) -> Tensor:
@@ -211,21 +204,23 @@ def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
     return (draws.view(torch.int16)[: x.numel()] >= round(dropout * 65536) - 32768).view(x.shape)
 
 
-def less_one(gain: Tensor, dtype: torch.dtype) -> Tensor:
-    """gain - 1, rounded only then: in bf16 a gain of 1.003 would be 1, and 1 + 0.003 is not."""
-    return (gain - 1).to(dtype)
+def times(x: Tensor, gain: Tensor, out: Tensor | None = None) -> Tensor:
+    """x ⊙ gain by the last dimension, with the gain's precision and one rounding.
 
-
-def scale_rows_(out: Tensor, gain: Tensor) -> Tensor:
-    """out ⊙ gain by the last dimension, in place, with one rounding."""
-    return out.addcmul_(out, less_one(gain, out.dtype))
+    In bf16 the gain itself must not be rounded: 1.003 would be 1. The CPU's kernel would copy all of x in the wider dtype,
+    hence a chunk of rows at a time there.
+    """
+    out = torch.empty_like(x) if out is None else out
+    rows = len(x) if x.dtype == gain.dtype or x.device.type != "cpu" else max(1, CHUNK * len(x) // max(1, x.numel()))
+    for part, into in zip(x.split(max(1, rows)), out.split(max(1, rows)), strict=True):
+        torch.mul(part, gain, out=into)
+    return out
 
 
 def magnitude_grad(dy: Tensor, scaled: Tensor, magnitude: Tensor) -> Tensor:
     """Σ_N dy ⊙ scaled / m, as `scaled` is m/n ⊙ z: (out). Products and sum in m's dtype, a chunk of rows at a time."""
     total = torch.zeros_like(magnitude)
-    step = max(1, CHUNK // max(1, dy.shape[1])) if dy.device.type == "cpu" else 16 * CHUNK // max(1, dy.shape[1]) + 1
-    for start in range(0, len(dy), step):
-        part = slice(start, start + step)
-        total += (dy[part].to(total.dtype) * scaled[part]).sum(0)
+    rows = len(dy) if dy.dtype == total.dtype else max(1, (CHUNK if dy.device.type == "cpu" else 16 * CHUNK) // len(total))
+    for some, part in zip(dy.split(max(1, rows)), scaled.split(max(1, rows)), strict=True):
+        total += (some.to(total.dtype) * part).sum(0)
     return torch.where(magnitude == 0, 0, total / magnitude)

@@ -61,7 +61,7 @@ class AdaptedLayer(nn.Module):
         if options.magnitude:
             opened = self.matrix()
             with torch.no_grad():
-                self.register_buffer("squares", _squares(opened), persistent=False)
+                self.register_buffer("squares", row_squares(opened), persistent=False)
                 self.magnitude = nn.Parameter(self.norm(opened))
 
     def take_over(self, base: nn.Module) -> None:
@@ -334,6 +334,11 @@ ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {  # layer type -> adapted 
 LINEAR = (nn.Linear, Conv1D, Linear4bit)  # what `all-linear` means
 
 
+def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
+    """The layers that an adapter has replaced, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
+
+
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.to(dtype)
 
@@ -342,7 +347,7 @@ def _cast_transposed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return weight.T.to(dtype)
 
 
-def _squares(matrix: Tensor) -> Tensor:
+def row_squares(matrix: Tensor) -> Tensor:
     """‖W‖² by row, a few rows at a time: no fp32 copy of a bf16 weight is made."""
     wide = torch.promote_types(matrix.dtype, torch.float32)
     return torch.cat([rows.to(wide).square().sum(1) for rows in matrix.split(256)])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from litpeft.adapters.base import Adapter, InDtypeOf, trainable
-from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank
+from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.targets import in_layers, match_targets
 from litpeft.errors import UserError
@@ -134,11 +134,6 @@ class LoRA(Adapter):
         """As the base class, and `adapted_layers`: how many layers of each name were replaced."""
         counts = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
         return super().describe(model) | {"adapted_layers": dict(counts)}
-
-
-def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """The layers that an adapter has replaced, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
 
 
 def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:

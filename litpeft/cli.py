@@ -231,7 +231,7 @@ class LitPeftCLI(LightningCLI):
 
 def main(words: list[str]) -> int:
     """Run one verb; the exit code is 0, 1 (the run failed), 130 or 143 (interrupted). Mistakes raise `UserError`."""
-    _quieten()
+    quieten()
     sys.path.insert(0, os.getcwd())  # a console script lacks it, and classes of one's own lie here
     try:
         LitPeftCLI(words[0], words[1:])
@@ -272,7 +272,7 @@ def _class(path: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _quieten() -> None:
+def quieten() -> None:
     """Leave the screen to progress, results and errors."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -18,7 +18,7 @@ STEP = re.compile(r"step-\d+")  # the name of a checkpoint
 TRACEBACK = "traceback.txt"
 OURS = (FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
 NOT_VARIED = re.compile(  # options that are not in a run's name: where it goes, what its folder says, how text is read
-    r"config|run_dir|experiment|resume|overwrite|seed_everything|model|data|model\.adapter|print_config"
+    r"config|run_dir|experiment|resume|overwrite|seed_everything|model|data|model\.adapter(\.quant_type)?|print_config"
     r"|trainer\.(accelerator|enable_\w+|logger)|data\.(num_workers|cache_dir|columns|delimiter|encoding|label_\w+)"
     r"|data\.\w+_(file|column)|predictions\.file"
 )

@@ -106,8 +106,8 @@ class LoRA(Adapter):
             if bias is None or not (self.bias == "all" or isinstance(module, AdaptedLayer)):
                 continue
             bias.requires_grad = True
-            if bias.dtype != torch.float32 and not isinstance(module, AdaptedLayer):  # those cast it themselves
-                dtype, bias.data = bias.dtype, bias.data.float()
+            dtype, bias.data = bias.dtype, bias.data.float()
+            if dtype != torch.float32 and not isinstance(module, AdaptedLayer):  # those cast it themselves
                 parametrize.register_parametrization(module, "bias", InDtypeOf(dtype), unsafe=True)
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
@@ -124,8 +124,9 @@ class LoRA(Adapter):
 
     @torch.no_grad()
     def merge(self, model: nn.Module) -> None:
-        for name, layer in adapted_layers(model).items():
-            model.set_submodule(name, layer.merged())
+        merged = {name: layer.merged() for name, layer in adapted_layers(model).items()}  # all of them, or none
+        for name, layer in merged.items():
+            model.set_submodule(name, layer)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module, "bias"):
                 parametrize.remove_parametrizations(module, "bias", leave_parametrized=True)

@@ -64,6 +64,14 @@ class Quantised:
         """From now on nothing is quantised; the reason goes into the record."""
         self._full_precision = reason
 
+    @torch.no_grad()
+    def merge(self, model: nn.Module) -> None:
+        """As the adapter's; four-bit layers without one become plain as well, with their dequantised weights."""
+        super().merge(model)
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, Linear4bit):
+                model.set_submodule(name, layer.plain())
+
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """As the adapter's, and `quantised`: layers, numbers and bytes held in four bits, or why there are none."""
         layers = four_bit_layers(model)

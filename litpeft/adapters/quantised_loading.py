@@ -77,6 +77,7 @@ class FourBitLoader(HfQuantizer):
     quantization_config: FourBitConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
+        self.misfits: list[str] = []
         self.names = set(quantisable(model, self.quantization_config.skip, self.quantization_config.whole))
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
@@ -84,17 +85,23 @@ class FourBitLoader(HfQuantizer):
         return parameter == "weight" and module in self.names
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Quantise(self.quantization_config)
+        return _Quantise(self.quantization_config, self.misfits)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
         """Put in the layers; a weight that no file held was not quantised, and its layer stays."""
+        if self.misfits:
+            raise ValueError(self.misfits[0])
         for name in self.names:
             layer = model.get_submodule(name)
             if isinstance(layer.weight, _Packed):
                 new = layer.weight.layer
                 new.bias = layer.bias
                 model.set_submodule(name, new)
-        del model.config.quantization_config, model.hf_quantizer
+        del model.config.quantization_config, model.hf_quantizer, model.quantization_method
+        model.is_quantized = False  # or it would refuse to be cast and saved
+        for module in model.modules():
+            if hasattr(getattr(module, "config", None), "_is_quantized"):
+                del module.config._is_quantized
 
     def is_serializable(self) -> bool:
         return False
@@ -111,8 +118,8 @@ class _Packed(nn.Parameter):
 
 
 class _Quantise(ConversionOps):
-    def __init__(self, config: FourBitConfig) -> None:
-        self.config = config
+    def __init__(self, config: FourBitConfig, misfits: list[str]) -> None:
+        self.config, self.misfits = config, misfits  # transformers would make a report of an exception, without its text
 
     def convert(self, input_dict: dict[str, Any], model: nn.Module, **_: Any) -> dict[str, Tensor]:
         packed = {}
@@ -120,7 +127,7 @@ class _Quantise(ConversionOps):
             value = value[0] if isinstance(value, list) else value
             expected = model.get_parameter(name).shape
             if value.shape != expected:
-                raise ValueError(f"{name} has the shape {tuple(value.shape)} in the file, and {tuple(expected)} in the model")
+                self.misfits.append(f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} here")
             module = model.get_submodule(name.rpartition(".")[0])
             matrix = (value.T if isinstance(module, Conv1D) else value).to(self.config.device)
             layer = Linear4bit(matrix, None, **self.config.options)

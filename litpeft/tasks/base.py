@@ -66,10 +66,15 @@ class FineTuner(L.LightningModule):
         self.load_seconds: float | None = None
         self.new_tensors: list[str] = []
 
-    def load(self, dtype: torch.dtype) -> tuple[nn.Module, list[str], list[str]]:
+    def load(
+        self, data: L.LightningDataModule, dtype: torch.dtype, **options: Any
+    ) -> tuple[nn.Module, list[str], list[str]]:
         """The pretrained model; the names of the modules that are its head, and of parameters that no file held.
 
-        `from_pretrained` is to be given `self.loading()` as well.
+        Args:
+            data: what it is going to be trained on: its labels, its tokenizer.
+            dtype: of the weights.
+            options: what `from_pretrained` is to be told besides; an adapter may change the base while it is read.
         """
         raise NotImplementedError
 
@@ -83,24 +88,26 @@ class FineTuner(L.LightningModule):
 
     def configure_model(self) -> None:
         """Load the backbone and make it trainable. Lightning calls this when data and device are known."""
-        if self.backbone is not None:
-            return
+        if self.backbone is None:
+            self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
+
+    def build(self, data: L.LightningDataModule, device: torch.device) -> None:
+        """Load the backbone for this data and device and make it trainable.
+
+        It is made on the host, where the first values are drawn alike for every device, and moved afterwards by Lightning
+        (which calls this within the GPU's device context, in which transformers would ask for accelerate).
+        """
         begun = time.perf_counter()
-        # On the host, where the first values are drawn alike for every device; Lightning moves the model afterwards.
-        # (It calls this within the GPU's device context, in which transformers would ask for accelerate.)
         with torch.device("cpu"):
             # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
-            model, head, new = self.load(torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name])
+            dtype = torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name]
+            model, head, new = self.load(data, dtype, **self.adapter.loading(device))
             self.adapter.apply(model, head, new)
         self.new_tensors = new
         self._checkpoint_gradients(model)
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - begun
-
-    def loading(self) -> dict[str, Any]:
-        """What `from_pretrained` is to be told beside the dtype: an adapter may change the base while it is read."""
-        return self.adapter.loading(self.trainer.strategy.root_device)
 
     def _checkpoint_gradients(self, model: nn.Module) -> None:
         if self.gradient_checkpointing == "none":

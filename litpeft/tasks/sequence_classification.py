@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
@@ -36,8 +37,9 @@ class SequenceClassification(FineTuner):
         )
         self.scores = nn.ModuleDict({kind: scores.clone(prefix=f"{kind}_") for kind in ("val", "test")})
 
-    def load(self, dtype: torch.dtype) -> tuple[nn.Module, list[str], list[str]]:
-        data = self.trainer.datamodule
+    def load(
+        self, data: LightningDataModule, dtype: torch.dtype, **options: Any
+    ) -> tuple[nn.Module, list[str], list[str]]:
         names = data.label_names
         with asking_hub(self.model_name, "model.model_name", "a local folder, or package:NAME"):
             model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -48,7 +50,7 @@ class SequenceClassification(FineTuner):
                 ignore_mismatched_sizes=True,  # a head for other labels is replaced
                 dtype=dtype,
                 output_loading_info=True,
-                **self.loading(),
+                **options,
             )
         if model.config.pad_token_id is None:  # decoders read the last token before the padding
             model.config.pad_token_id = data.tokenizer.pad_token_id

@@ -17,6 +17,7 @@ from tests.conftest import litpeft, write_killer, write_sentences
 
 FULL = ["--model.adapter", "Full"]
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.2"]
+QDORA = ["--model.adapter", "QDoRA", *LORA[2:], "--model.dtype", "bf16"]
 CASES = {  # options, and the optimizer step at which the process is killed; an epoch has 12 batches
     "mid-epoch": ([*FULL, "--checkpoint.every_n_steps", "3"], 17),
     "mid-epoch, lora with dropout": ([*LORA, "--checkpoint.every_n_steps", "3"], 17),
@@ -27,6 +28,7 @@ CASES = {  # options, and the optimizer step at which the process is killed; an 
         [*LORA, "--trainer.val_check_interval", "6", "--trainer.accumulate_grad_batches", "4"],
         5,
     ),
+    "dora on four bits with dropout": ([*QDORA, "--checkpoint.every_n_steps", "3"], 17),
     "worker processes": ([*LORA, "--checkpoint.every_n_steps", "3", "--data.num_workers", "2"], 17),
 }
 

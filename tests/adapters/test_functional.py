@@ -1,0 +1,472 @@
+"""The arithmetic of adapted layers against dense formulas in float64, and what it keeps and makes in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from litpeft.adapters.functional import (
+    CHUNK,
+    adapted_linear,
+    frozen_linear,
+    kept,
+    low_rank_norm,
+    magnitude_grad,
+    times,
+    with_gain,
+)
+
+SCALING = 1.5
+UNIT = 2**-8  # what one rounding to bf16 may err by, relative
+
+
+def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return weight.to(dtype)
+
+
+def tensors(
+    lead: tuple[int, ...], inputs: int, outputs: int, rank: int, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> dict[str, Tensor]:
+    """x, the frozen weight and norm, and what trains; magnitudes have both signs and none is near zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    weight = draw(outputs, inputs) / inputs**0.5
+    A, B = draw(rank, inputs) / inputs**0.5, draw(outputs, rank) / rank**0.5
+    signs = draw(outputs).sign()
+    drawn = {
+        "x": draw(*lead, inputs),
+        "weight": weight,
+        "bias": draw(outputs),
+        "A": A,
+        "B": B,
+        "magnitude": (0.5 + draw(outputs).abs()) * signs,
+        "norm": (weight + SCALING * B @ A).norm(dim=1) + 0.1,  # any constant: it need not be the norm here
+    }
+    return {name: tensor.to(dtype) for name, tensor in drawn.items()}
+
+
+def dense(t: dict[str, Tensor], bias: bool, magnitude: bool, mask: Tensor | float = 1.0) -> Tensor:
+    """The formulas at the top of the module, with BA formed and plain autograd; the mask falls on the branch alone."""
+    out = t["x"] @ t["weight"].T + (t["x"] * mask) @ (SCALING * t["B"] @ t["A"]).T
+    if magnitude:
+        out = t["magnitude"] / t["norm"] * out
+    return out + t["bias"] if bias else out
+
+
+def ours(t: dict[str, Tensor], bias: bool, magnitude: bool, dropout: float = 0.0) -> Tensor:
+    m, n = (t["magnitude"], t["norm"]) if magnitude else (None, None)
+    return adapted_linear(
+        t["x"], (t["weight"],), cast, t["bias"] if bias else None, t["A"], t["B"], SCALING, dropout, m, n
+    )
+
+
+def leaves(t: dict[str, Tensor], bias: bool, magnitude: bool) -> list[str]:
+    return ["x", "A", "B", *(["bias"] if bias else []), *(["magnitude"] if magnitude else [])]
+
+
+def trainable(t: dict[str, Tensor], names: list[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Copies, those named as leaves with gradients."""
+    return {k: v.detach().to(dtype or v.dtype).clone().requires_grad_(k in names) for k, v in t.items()}
+
+
+# --- values and gradients
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("magnitude", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_gradients_in_float64_are_those_of_finite_differences(bias: bool, magnitude: bool, dropout: float) -> None:
+    t = tensors((2, 3), 5, 4, 3)
+    names = leaves(t, bias, magnitude)
+
+    def function(*given: Tensor) -> Tensor:
+        torch.manual_seed(0)  # the same dropout each time
+        return ours(t | dict(zip(names, given, strict=True)), bias, magnitude, dropout)
+
+    assert torch.autograd.gradcheck(function, [t[name].requires_grad_() for name in names])
+
+
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_gradients_of_the_gain_in_float64_are_those_of_finite_differences(dim: int) -> None:
+    torch.manual_seed(0)
+    out = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    magnitude = torch.randn(out.shape[dim], dtype=torch.float64, requires_grad=True)
+    norm = torch.rand(out.shape[dim], dtype=torch.float64) + 0.5
+    # a copy, since what is given is overwritten
+    assert torch.autograd.gradcheck(lambda o, m: with_gain(o.clone(), m, norm, dim), (out, magnitude))
+
+
+def test_gradients_of_a_frozen_layer_in_float64_are_those_of_finite_differences() -> None:
+    t = tensors((2, 3), 5, 4, 3)
+    x, bias = t["x"].requires_grad_(), t["bias"].requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, b: frozen_linear(x, (t["weight"],), cast, b), (x, bias))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    lead=st.lists(st.integers(0, 4), max_size=3).map(tuple),
+    inputs=st.integers(1, 24),
+    outputs=st.integers(1, 24),
+    rank=st.integers(1, 32),
+    bias=st.booleans(),
+    magnitude=st.booleans(),
+    dropout=st.sampled_from([0.0, 0.25, 0.9]),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 1000),
+)
+def test_values_and_all_gradients_are_those_of_the_dense_formula(
+    lead: tuple[int, ...],
+    inputs: int,
+    outputs: int,
+    rank: int,
+    bias: bool,
+    magnitude: bool,
+    dropout: float,
+    dtype: torch.dtype,
+    seed: int,
+) -> None:
+    drawn = tensors(lead, inputs, outputs, rank, dtype, seed)
+    names = leaves(drawn, bias, magnitude)
+    mine, exact = trainable(drawn, names), trainable(drawn, names, torch.float64)
+    torch.manual_seed(seed)
+    mask: Tensor | float = 1.0
+    if dropout:
+        mask = kept(drawn["x"].reshape(-1, inputs), dropout, int(torch.randint(2**62, ()))).view(*lead, inputs)
+        mask = mask.double() / (1 - dropout)
+    torch.manual_seed(seed)
+    out, expected = ours(mine, bias, magnitude, dropout), dense(exact, bias, magnitude, mask)
+    assert out.dtype == dtype
+    assert out.shape == (*lead, outputs)
+    upstream = torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    out.backward(upstream)
+    expected.backward(upstream.double())
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-5
+
+    def near(a: Tensor, b: Tensor, what: str) -> None:
+        assert a.shape == b.shape, what
+        if a.numel():
+            size = max(1.0, float(b.detach().abs().max())) / (1 - dropout)
+            assert float((a.double() - b).detach().abs().max()) <= tolerance * size, what
+
+    near(out, expected, "output")
+    for name in names:
+        assert mine[name].grad.dtype == dtype
+        near(mine[name].grad, exact[name].grad, name)
+    assert mine["weight"].grad is None
+
+
+@pytest.mark.parametrize("frozen", ["x", "bias", "A", "B", "magnitude"])
+def test_what_needs_no_gradient_gets_none_and_the_others_are_the_same(frozen: str) -> None:
+    t = tensors((6,), 5, 4, 3)
+    everything = trainable(t, leaves(t, True, True))
+    ours(everything, True, True).square().sum().backward()
+    fewer = trainable(t, [name for name in leaves(t, True, True) if name != frozen])
+    ours(fewer, True, True).square().sum().backward()
+    for name in leaves(t, True, True):
+        if name == frozen:
+            assert fewer[name].grad is None
+        else:
+            assert torch.equal(fewer[name].grad, everything[name].grad), name
+
+
+def test_rows_and_upstream_gradients_need_not_be_contiguous() -> None:
+    t = tensors((4, 6), 5, 4, 3)
+    straight = trainable(t, leaves(t, True, True))
+    crooked = trainable(t, leaves(t, True, True))
+    upstream = torch.randn(4, 6, 4, dtype=torch.float64)
+    ours(straight, True, True).backward(upstream)
+    x = crooked["x"].transpose(0, 1).contiguous().transpose(0, 1)
+    assert not x.is_contiguous()
+    out = ours(crooked | {"x": x}, True, True)
+    out.backward(upstream.transpose(0, 1).contiguous().transpose(0, 1))
+    for name in leaves(t, True, True):
+        torch.testing.assert_close(crooked[name].grad, straight[name].grad, rtol=1e-12, atol=1e-12)
+
+
+# --- DoRA's norm
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    groups=st.integers(1, 3),
+    inputs=st.integers(1, 24),
+    outputs=st.integers(1, 8),
+    rank=st.integers(1, 12),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    seed=st.integers(0, 1000),
+)
+def test_the_norm_is_that_of_the_dense_rows(
+    groups: int, inputs: int, outputs: int, rank: int, dtype: torch.dtype, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    w = torch.randn(groups, outputs, inputs, dtype=dtype)
+    A, B = torch.randn(groups, rank, inputs, dtype=dtype), torch.randn(groups, outputs, rank, dtype=dtype)
+    squares = w.double().square().sum(-1).flatten().to(dtype)
+    norm = low_rank_norm(squares, w, A, B, SCALING)
+    low = SCALING * B.double() @ A.double()
+    exact = (w.double() + low).norm(dim=-1).flatten()
+    assert norm.dtype == dtype
+    # three terms cancel each other, so what is bounded is the error of the square, by the size of the terms
+    size = (w.double().norm(dim=-1) + low.norm(dim=-1)).flatten().square()
+    bound = 4 * (inputs + rank) * torch.finfo(dtype).eps * size
+    assert ((norm.double().square() - exact.square()).abs() <= bound).all()
+
+
+def test_the_norm_of_a_row_of_zeros_leaves_it_one_with_no_nan() -> None:
+    w = torch.randn(1, 4, 6)
+    w[0, 2] = 0
+    A, B = torch.randn(1, 3, 6), torch.zeros(1, 4, 3)
+    norm = low_rank_norm(w.square().sum(-1).flatten(), w, A, B, SCALING)
+    assert (norm > 0).all()
+    out = with_gain(torch.randn(5, 6) @ w[0].T, w[0].norm(dim=1), norm)
+    assert out.isfinite().all()
+    assert (out[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, 1e-1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_adapter_cancels_the_weight_the_norm_errs_by_no_more_than_its_terms_rounding(
+    dtype: torch.dtype, distance: float
+) -> None:
+    torch.manual_seed(0)
+    A, B = torch.randn(1, 8, 32, dtype=dtype), torch.randn(1, 16, 8, dtype=dtype)
+    w = -SCALING * B @ A * (1 + distance * torch.randn(1, 16, 32, dtype=dtype))
+    norm = low_rank_norm(w.square().sum(-1).flatten(), w, A, B, SCALING)
+    exact = (w.double() + SCALING * B.double() @ A.double()).norm(dim=-1).flatten()
+    size = w.double().square().sum(-1).flatten()
+    assert norm.isfinite().all()
+    assert (norm > 0).all()
+    assert ((norm.double().square() - exact.square()).abs() <= 64 * torch.finfo(dtype).eps * size).all()
+
+
+# --- dropout's mask
+
+
+def test_the_mask_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+    x = torch.empty(64, 33)
+    assert torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 7))
+    assert torch.equal(kept(x, 0.5, 7), kept(x.bfloat16(), 0.5, 7))  # of its shape alone
+    assert not torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 8))
+    assert kept(x, 0.5, 7).dtype == torch.bool
+
+
+def test_the_mask_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    kept(torch.empty(100), 0.5, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 5), (1,), (2,), (3,), (5,), (7, 3), (4, 4)])
+def test_the_mask_has_the_shape_of_what_it_masks(shape: tuple[int, ...]) -> None:
+    assert kept(torch.empty(shape), 0.5, 1).shape == shape
+
+
+@pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_the_share_of_zeros_is_the_dropout_in_every_column_of_a_draw(dropout: float) -> None:
+    n = 400_000
+    zeros = ~kept(torch.empty(n // 4, 4), dropout, 11)  # four numbers come from one draw: each must have its share
+    for some in (zeros, *zeros.T):
+        deviation = (dropout * (1 - dropout) / some.numel()) ** 0.5
+        assert abs(float(some.double().mean()) - dropout) < 5 * deviation + 2**-17
+    pairs = [float((a & b).double().mean()) for a, b in itertools.combinations(zeros.T, 2)]
+    both = dropout**2
+    assert all(abs(pair - both) < 5 * (both * (1 - both) / (n // 4)) ** 0.5 + 2**-15 for pair in pairs)  # independent
+
+
+@pytest.mark.parametrize("dropout", [1e-6, 1 - 1e-6])
+def test_a_dropout_next_to_none_or_all_keeps_nearly_all_or_nearly_none(dropout: float) -> None:
+    assert abs(float(kept(torch.empty(1000), dropout, 1).double().mean()) - (1 - dropout)) < 0.01
+
+
+def test_dropout_keeps_the_mean_and_falls_on_the_adapters_branch_alone() -> None:
+    t = tensors((3,), 40, 6, 4)
+    frozen = t["x"] @ t["weight"].T
+    torch.manual_seed(0)
+    outs = torch.stack([ours(t, False, False, 0.5) for _ in range(2000)])
+    spread = outs.std(0) / len(outs) ** 0.5
+    assert ((outs.mean(0) - ours(t, False, False)).abs() < 5 * spread).all()
+    assert (outs.std(0) > 0).all()
+    without = t | {"B": torch.zeros_like(t["B"])}
+    torch.testing.assert_close(ours(without, False, False, 0.5), frozen, rtol=1e-13, atol=1e-13)
+
+
+# --- bf16
+
+
+@pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])  # in one piece, and in several
+def test_the_gain_in_bf16_errs_by_one_rounding(rows: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(rows, 64, dtype=torch.bfloat16)
+    gain = 1 + 0.01 * torch.randn(64)
+    exact = x.double() * gain.double()
+    out = times(x, gain)
+    assert out.dtype == torch.bfloat16
+    assert ((out.double() - exact).abs() <= UNIT * (1 + 2**-12) * exact.abs()).all()
+    coarse = (x * gain.bfloat16()).double() - exact  # what a gain in bf16 gives: the bound can be broken
+    assert (coarse.abs() > UNIT * (1 + 2**-12) * exact.abs()).any()
+    again = x.clone()
+    assert times(again, gain, again) is again
+    assert torch.equal(again, out)
+
+
+@pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])
+def test_the_magnitudes_gradient_in_bf16_errs_by_one_rounding_of_each_output(rows: int) -> None:
+    torch.manual_seed(0)
+    z, dy = torch.randn(rows, 64, dtype=torch.bfloat16), torch.randn(rows, 64, dtype=torch.bfloat16)
+    magnitude, norm = torch.randn(64), torch.rand(64) + 0.5
+    scaled = times(z, magnitude / norm)
+    terms = dy.double() * z.double() / norm.double()
+    error = (magnitude_grad(dy, scaled, magnitude).double() - terms.sum(0)).abs()
+    assert (error <= (UNIT + 2**-24 * (rows + 8)) * terms.abs().sum(0)).all()
+    ones = torch.ones(rows, 64, dtype=torch.bfloat16)
+    assert (magnitude_grad(ones, ones, torch.ones(64)) == rows).all()  # a sum in bf16 would end at 256
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_in_bf16_every_output_keeps_the_bound_that_its_roundings_add_up_to(magnitude: bool) -> None:
+    t = tensors((200,), 96, 80, 8)
+    t |= {name: t[name].bfloat16() for name in ("x", "weight", "bias")}
+    t |= {name: t[name].float() for name in ("A", "B", "magnitude", "norm")}
+    out = ours(t, True, magnitude)
+    assert out.dtype == torch.bfloat16
+    exact = {name: tensor.double() for name, tensor in t.items()}
+    expected = dense(exact, True, magnitude)
+    size = {name: tensor.abs() for name, tensor in exact.items()}
+    gain = size["magnitude"] / size["norm"] if magnitude else torch.ones(80, dtype=torch.float64)
+    branch = SCALING * size["x"] @ size["A"].T @ size["B"].T
+    z = dense(exact, False, False)
+    # A, B and their product with x are rounded, then the frozen product, the sum, the scaled sum and that with the bias
+    roundings = gain * (3 * branch + (exact["x"] @ exact["weight"].T).abs() + z.abs())
+    roundings = roundings + (gain * z.abs() if magnitude else 0) + size["bias"] + expected.abs()
+    sums = gain * (size["x"] @ size["weight"].T + branch) * 2**-24 * 100  # products are summed in fp32
+    assert ((out.double() - expected).abs() <= UNIT * 1.02 * roundings + sums).all()
+    assert ((out.double() - expected).norm() / expected.norm()) < 2 * UNIT
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_gradients_in_bf16_are_near_those_in_float64_and_of_their_tensors_dtype(magnitude: bool) -> None:
+    t = tensors((300,), 64, 48, 8)
+    t |= {name: t[name].bfloat16() for name in ("x", "weight", "bias")}
+    t |= {name: t[name].float() for name in ("A", "B", "magnitude", "norm")}
+    names = leaves(t, True, magnitude)
+    mine, exact = trainable(t, names), trainable(t, names, torch.float64)
+    upstream = torch.randn(300, 48).bfloat16()
+    ours(mine, True, magnitude).backward(upstream)
+    dense(exact, True, magnitude).backward(upstream.double())
+    for name in names:
+        assert mine[name].grad.dtype == mine[name].dtype, name
+        error = (mine[name].grad.double() - exact[name].grad).norm() / exact[name].grad.norm()
+        assert error < 2 * UNIT, (name, error)
+
+
+# --- memory
+
+
+def saved_by(function: Callable[[], Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
+    """The output, and what is kept for backward: one tensor for each storage."""
+    found: dict[int, Tensor] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        found.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = function()
+    return out, found
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_kept_for_backward_are_what_was_given_and_the_low_product_and_doras_output(
+    magnitude: bool, bias: bool, dtype: torch.dtype, dropout: float
+) -> None:
+    t = tensors((4, 5), 24, 36, 3)
+    t = {name: tensor.to(dtype if name in ("x", "weight") else torch.float32) for name, tensor in t.items()}
+    for name in leaves(t, bias, magnitude):
+        t[name].requires_grad_()
+    out, saved = saved_by(lambda: ours(t, bias, magnitude, dropout))
+    given = {t[name].untyped_storage().data_ptr(): name for name in t}
+    by_reference = {given[place] for place in saved if place in given}
+    assert by_reference == {"x", "weight", *leaves(t, bias, magnitude), *(["norm"] if magnitude else [])}
+    made = [tuple(tensor.shape) for place, tensor in saved.items() if place not in given]
+    assert made == [(20, 3), *([(20, 36)] if magnitude else [])]
+    assert {tensor.dtype for place, tensor in saved.items() if place not in given} == {dtype}
+    if magnitude and not bias:  # then it is the output itself
+        assert out.untyped_storage().data_ptr() in saved
+
+
+def test_a_frozen_layer_keeps_nothing_but_its_weight_as_it_is_held() -> None:
+    t = tensors((20,), 24, 36, 3, torch.bfloat16)
+    x = t["x"].requires_grad_()
+    _, saved = saved_by(lambda: frozen_linear(x, (t["weight"],), partial(cast), None))
+    assert list(saved) == [t["weight"].untyped_storage().data_ptr()]
+
+
+def test_the_gain_keeps_its_output_alone_and_overwrites_what_it_is_given() -> None:
+    out = torch.randn(6, 5)
+    leaf = torch.zeros(6, 5, requires_grad=True)
+    given = out + leaf
+    magnitude, norm = torch.randn(5, requires_grad=True), torch.rand(5) + 0.5
+    result, saved = saved_by(lambda: with_gain(given, magnitude, norm))
+    places = [tensor.untyped_storage().data_ptr() for tensor in (given, magnitude, norm)]
+    assert set(saved) == set(places)
+    assert result.data_ptr() == given.data_ptr()
+    torch.testing.assert_close(result, out * (magnitude / norm))
+
+
+class Made(TorchDispatchMode):
+    """Notes every tensor that an operation makes: of its own storage, by shape and dtype."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []  # held, so that no address comes twice
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {
+            leaf.untyped_storage().data_ptr()
+            for leaf in torch.utils._pytree.tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
+        for leaf in torch.utils._pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage().data_ptr() not in known:
+                self.tensors.append(leaf)
+        return result
+
+    def as_large_as(self, numbers: int) -> list[tuple[int, torch.dtype]]:
+        """Size and dtype of those with so many numbers or more."""
+        return sorted(((t.numel(), t.dtype) for t in self.tensors if t.numel() >= numbers), key=str)
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_in_bf16_no_wider_copy_and_nothing_of_the_outputs_size_but_it_is_made(magnitude: bool) -> None:
+    rows, inputs, outputs = 2048, 384, 256  # a chunk is a fourth of the output, and the weight a fifth
+    t = tensors((rows,), inputs, outputs, 4)
+    t = {name: tensor.to(torch.bfloat16 if name in ("x", "weight", "bias") else torch.float32) for name, tensor in t.items()}
+    for name in leaves(t, False, magnitude):
+        t[name].requires_grad_()
+    half = rows * outputs // 2
+    with Made() as made:
+        out = ours(t, False, magnitude)
+    assert made.as_large_as(half) == [(rows * outputs, torch.bfloat16)]
+    upstream = torch.ones_like(out)
+    with Made() as made:
+        out.backward(upstream)
+    scaled = [(rows * outputs, torch.bfloat16)] if magnitude else []  # dy times the gain, for x's gradient
+    assert made.as_large_as(half) == sorted([*scaled, (rows * inputs, torch.bfloat16)], key=str)

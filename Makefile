@@ -3,10 +3,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast lint format bench clean
+.PHONY: help setup demo test test-fast test-gpu lint format bench bench-adapters clean
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready  ## make the virtual environment and install the tested set of packages into it
 
@@ -25,6 +25,9 @@ test: setup  ## run all tests
 test-fast: setup  ## run the tests that need no real model and no network
 	$(BIN)/python -m pytest -m "not slow"
 
+test-gpu: setup  ## run the tests that need CUDA; where there is none they are skipped, and say so
+	$(BIN)/python -m pytest tests/gpu -rs
+
 lint: setup  ## check style
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
@@ -33,6 +36,9 @@ format: setup  ## put style right
 
 bench: setup  ## measure speed as a ratio to Hugging Face Trainer + PEFT, in alternation on one thread
 	$(BIN)/python -m tests.peers.bench
+
+bench-adapters: setup  ## measure what each adapter costs beside its frozen layer, and PEFT's, in one process
+	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=9 $(BIN)/python -m tests.peers.bench_adapters
 
 clean:  ## remove the virtual environment and what tools left; runs/ stays
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

@@ -190,7 +190,9 @@ def _named_like(ends: Sequence[str], model: nn.Module) -> list[str]:
     for name in names:
         tied = {other for p in model.get_submodule(name).parameters() for other in owners[id(p)]}
         if outside := sorted(other for other in tied if not other.startswith(f"{name}.")):
-            raise UserError(f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; adapt it instead.")
+            raise UserError(
+                f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; adapt it instead."
+            )
     return names
 
 

@@ -56,14 +56,16 @@ def adapted_linear(
         (..., out) of the dtype of x.
     """
     seed = int(torch.randint(2**62, (), device="cpu")) if dropout else None
-    return _AdaptedLinear.apply(x, bias, A, B, magnitude, norm, scaling, dropout, seed, open_, opened, *held)
+    rows = x.reshape(-1, x.shape[-1])  # (N, in); out here, so that the output is no view that must not be written to
+    out = _AdaptedLinear.apply(rows, bias, A, B, magnitude, norm, scaling, dropout, seed, open_, opened, *held)
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        rows: Tensor,
         bias: Tensor | None,
         A: Tensor,
         B: Tensor,
@@ -76,28 +78,28 @@ class _AdaptedLinear(torch.autograd.Function):
         opened: Tensor | None,
         *held: Tensor,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])  # (N, in)
-        low = F.linear(rows if seed is None else rows * kept(rows, dropout, seed), A.to(x.dtype))  # (N, r)
-        w = open_(*held, dtype=x.dtype) if opened is None else opened
-        added = bias.to(x.dtype) if bias is not None else None
-        out = F.linear(rows, w, added if magnitude is None else None)
-        out.addmm_(low, (scaling / (1 - dropout) * B).to(x.dtype).T)  # in place: nothing else of the output's size
+        dtype = rows.dtype
+        low = F.linear(rows if seed is None else rows * kept(rows, dropout, seed), A.to(dtype))  # (N, r)
+        added = bias.to(dtype) if bias is not None else None
+        out = F.linear(
+            rows, opened if opened is not None else open_(*held, dtype=dtype), None if norm is not None else added
+        )
+        out.addmm_(low, (scaling / (1 - dropout) * B).to(dtype).T)  # in place: nothing else of the output's size
         scaled = None
         if magnitude is not None:
             scaled = out = times(out, magnitude / norm, out)
             if added is not None:
                 out = out + added if any(ctx.needs_input_grad) else out.add_(added)
         ctx.save_for_backward(rows, low, bias, A, B, magnitude, norm, scaled, *held)
-        ctx.settings = scaling, dropout, seed, open_, x.shape
-        return out.view(*x.shape[:-1], out.shape[-1])
+        ctx.settings = scaling, dropout, seed, open_
+        return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         rows, low, bias, A, B, magnitude, norm, scaled, *held = ctx.saved_tensors
-        scaling, dropout, seed, open_, shape = ctx.settings
+        scaling, dropout, seed, open_ = ctx.settings
         scaling /= 1 - dropout
-        dy = grad.reshape(-1, grad.shape[-1])  # (N, out)
         need_x, need_bias, need_A, need_B, need_m = ctx.needs_input_grad[:5]
         dx = dbias = dA = dB = dm = None
         gain = magnitude / norm if magnitude is not None else None
@@ -115,7 +117,6 @@ class _AdaptedLinear(torch.autograd.Function):
                 dx.addmm_(dlow, A.to(dy.dtype))
             else:
                 dx += (dlow @ A.to(dy.dtype)).mul_(kept(rows, dropout, seed))
-            dx = dx.view(shape)
         if need_bias:
             dbias = dy.sum(0, dtype=bias.dtype)
         if need_m:
@@ -125,7 +126,8 @@ class _AdaptedLinear(torch.autograd.Function):
 
 def frozen_linear(x: Tensor, held: tuple[Tensor, ...], open_: Open, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b with a weight that is opened in forward and again in backward, and kept in neither."""
-    return _FrozenLinear.apply(x, bias, open_, *held)
+    out = _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), bias, open_, *held)
+    return out.view(*x.shape[:-1], out.shape[-1])
 
 
 class _FrozenLinear(torch.autograd.Function):
@@ -140,7 +142,7 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         held = ctx.saved_tensors
         dx = grad @ ctx.open_(*held, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
-        dbias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[1] else None
+        dbias = grad.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[1] else None
         return (dx, dbias, None, *[None] * len(held))
 
 
@@ -170,6 +172,12 @@ def with_gain(out: Tensor, magnitude: Tensor, norm: Tensor, dim: int = -1) -> Te
     return _Gain.apply(out, magnitude, norm, dim)
 
 
+def as_autocast(x: Tensor) -> Tensor:
+    """x as a linear layer would see it: where autocast is on, in its dtype."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
 def low_rank_norm(squares: Tensor, w: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     """‖W + s BA‖ by row without forming BA.
 
@@ -183,14 +191,16 @@ def low_rank_norm(squares: Tensor, w: Tensor, A: Tensor, B: Tensor, scaling: flo
         scaling: s.
 
     Returns:
-        (out), of the dtype of `squares`; never 0, so that a row of zeros stays one.
+        (out), of the dtype of `squares`; never 0, so that a row of zeros stays one. Where BA all but cancels W, what is
+        left is below the rounding of ‖W‖², and that is what is given.
     """
     wide = squares.dtype
     A, B = A.to(wide), B.to(wide)
     cross = (w @ A.mT.to(w.dtype)).to(wide)  # (g, out/g, r/g)
     inner = A @ A.mT  # (g, r/g, r/g)
     added = (B * (2 * scaling * cross + scaling**2 * (B @ inner))).sum(-1).flatten()
-    return (squares + added).clamp_min(0).sqrt().clamp_min(torch.finfo(wide).tiny ** 0.5)
+    limits = torch.finfo(wide)
+    return (squares + added).maximum(limits.eps * squares).sqrt().clamp_min(limits.tiny**0.5)
 
 
 def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
@@ -200,15 +210,18 @@ def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
     is zeroed is `dropout` to within 2^-17.
     """
     generator = torch.Generator(x.device).manual_seed(seed)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None, generator=generator)
-    return (draws.view(torch.int16)[: x.numel()] >= round(dropout * 65536) - 32768).view(x.shape)
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(
+        -(2**63), None, generator=generator
+    )
+    least = min(round(dropout * 65536) - 32768, 32767)  # the draws are signed
+    return (draws.view(torch.int16)[: x.numel()] >= least).view(x.shape)
 
 
 def times(x: Tensor, gain: Tensor, out: Tensor | None = None) -> Tensor:
     """x ⊙ gain by the last dimension, with the gain's precision and one rounding.
 
-    In bf16 the gain itself must not be rounded: 1.003 would be 1. The CPU's kernel would copy all of x in the wider dtype,
-    hence a chunk of rows at a time there.
+    In bf16 the gain itself must not be rounded: 1.003 would be 1. The CPU's kernel would copy all of x in the wider
+    dtype, hence a chunk of rows at a time there.
     """
     out = torch.empty_like(x) if out is None else out
     rows = len(x) if x.dtype == gain.dtype or x.device.type != "cpu" else max(1, CHUNK * len(x) // max(1, x.numel()))
@@ -220,7 +233,9 @@ def times(x: Tensor, gain: Tensor, out: Tensor | None = None) -> Tensor:
 def magnitude_grad(dy: Tensor, scaled: Tensor, magnitude: Tensor) -> Tensor:
     """Σ_N dy ⊙ scaled / m, as `scaled` is m/n ⊙ z: (out). Products and sum in m's dtype, a chunk of rows at a time."""
     total = torch.zeros_like(magnitude)
-    rows = len(dy) if dy.dtype == total.dtype else max(1, (CHUNK if dy.device.type == "cpu" else 16 * CHUNK) // len(total))
+    rows = (
+        len(dy) if dy.dtype == total.dtype else max(1, (CHUNK if dy.device.type == "cpu" else 16 * CHUNK) // len(total))
+    )
     for some, part in zip(dy.split(max(1, rows)), scaled.split(max(1, rows)), strict=True):
         total += (some.to(total.dtype) * part).sum(0)
     return torch.where(magnitude == 0, 0, total / magnitude)

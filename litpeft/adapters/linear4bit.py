@@ -1,16 +1,17 @@
 """A frozen linear layer held in four bits a number: NF4 or FP4 by bitsandbytes' own kernels, on GPUs and CPUs alike.
 
 Blocks of 64 numbers share one fp32 `absmax`; each number is one of 16 codes times it (Dettmers et al. 2023,
-https://arxiv.org/abs/2305.14314, section 3). Double quantisation holds the `absmax` in eight bits, 256 of them sharing an
-fp32 of their own. So a number costs 4 + 32/64 = 4.5 bits, or 4 + 8/64 + 32/(64 * 256) = 4.127.
+https://arxiv.org/abs/2305.14314, section 3). Double quantisation holds the `absmax` in eight bits, 256 of them sharing
+an fp32 of their own. So a number costs 4 + 32/64 = 4.5 bits, or 4 + 8/64 + 32/(64 * 256) = 4.127.
 
-All that is held are plain buffers, unlike in bitsandbytes' own layer, whose weight is a tensor of another class with its
-statistics hidden in an attribute: buffers are counted, moved and traced like any other.
+All that is held are plain buffers, unlike in bitsandbytes' own layer, whose weight is a tensor of another class with
+its statistics hidden in an attribute: buffers are counted, moved and traced like any other.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Open, frozen_linear
+from litpeft.adapters.functional import Open, as_autocast, frozen_linear
+from litpeft.errors import UserError
 
 BLOCK, NESTED_BLOCK = 64, 256
 
@@ -29,7 +31,8 @@ class Linear4bit(nn.Module):
     Args:
         weight: (out, in), of the dtype that it is to be computed in; quantised on the device where it is.
         bias: (out) or None.
-        quant_type: `nf4` (codes at the quantiles of a normal distribution) or `fp4` (1 sign, 2 exponent, 1 mantissa bit).
+        quant_type: `nf4` (codes at the quantiles of a normal distribution) or `fp4` (sign, two bits of exponent, one
+            of mantissa).
         double_quant: whether the blocks' maxima are quantised too.
         compute_dtype: what products are computed in; the input's dtype where it is None. The output has the input's.
     """
@@ -56,7 +59,13 @@ class Linear4bit(nn.Module):
 
     @classmethod
     def adopt(cls, layer: nn.Module) -> Linear4bit:
-        """bitsandbytes' own layer, taken over bit by bit."""
+        """bitsandbytes' own layer, taken over bit by bit.
+
+        Raises:
+            UserError: it has packed its weight for evaluation on a CPU, which some processors make it do.
+        """
+        if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            raise UserError("a 4-bit layer of bitsandbytes was packed for evaluation; load the model anew to adapt it.")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new._hold(layer.weight.data, layer.weight.quant_state, layer.bias, layer.compute_dtype)
@@ -71,12 +80,22 @@ class Linear4bit(nn.Module):
         if state.nested:
             self.register_buffer("nested_absmax", state.state2.absmax)
             self.register_buffer("offset", state.offset)
+        self._table = _nested_codes(codes.device)  # one for all layers, and no buffer of this one
         self.bias = bias
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear4bit:
+        """Moves go through; a cast of the model to another dtype leaves the statistics as they are."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            setattr(self, name, tensor.to(self.codes.device))
+        self._table = _nested_codes(self.codes.device)
+        return self
 
     @property
     def held(self) -> tuple[Tensor, ...]:
         """The tensors that the weight is made of again."""
-        nested = (self.nested_absmax, self.offset) if self.double_quant else ()
+        nested = (self.nested_absmax, self.offset, self._table) if self.double_quant else ()
         return (self.codes, self.absmax, *nested)
 
     @property
@@ -92,10 +111,12 @@ class Linear4bit(nn.Module):
     @property
     def held_bytes(self) -> int:
         """What the weight takes: codes, maxima and their own maxima."""
-        return sum(tensor.nbytes for tensor in self.held)
+        return sum(tensor.nbytes for tensor in self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        return frozen_linear(x.to(self.compute_dtype or x.dtype), self.held, self.open, self.bias).to(x.dtype)
+        x = as_autocast(x)
+        with torch.autocast(x.device.type, enabled=False):
+            return frozen_linear(x.to(self.compute_dtype or x.dtype), self.held, self.open, self.bias).to(x.dtype)
 
     def plain(self) -> nn.Linear:
         """A layer of torch with the dequantised weight."""
@@ -113,17 +134,20 @@ def dequantise(
     absmax: Tensor,
     nested_absmax: Tensor | None = None,
     offset: Tensor | None = None,
+    table: Tensor | None = None,
     *,
     shape: tuple[int, int],
     quant_type: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The weight (out, in) in `dtype`."""
+    """The weight (out, in) in `dtype`.
+
+    As one row: bitsandbytes 0.50 on a CPU takes the wrong maximum where a block runs over the end of a row.
+    """
     kernels = torch.ops.bitsandbytes
     if nested_absmax is not None:
-        absmax = kernels.dequantize_blockwise(absmax, nested_absmax, _nested_codes(codes.device), NESTED_BLOCK, torch.float32)
-        absmax = absmax + offset
-    return kernels.dequantize_4bit(codes, absmax, BLOCK, quant_type, shape, dtype)
+        absmax = kernels.dequantize_blockwise(absmax, nested_absmax, table, NESTED_BLOCK, torch.float32) + offset
+    return kernels.dequantize_4bit(codes, absmax, BLOCK, quant_type, (1, shape[0] * shape[1]), dtype).view(shape)
 
 
 @cache
@@ -135,7 +159,7 @@ def _nested_codes(device: torch.device) -> Tensor:
 
 @cache
 def bitsandbytes() -> Any:
-    """The library, imported when first needed: it is slow, and its optimizers' names would clash with torch's in YAML."""
+    """The library, imported when first needed: it is slow, and its optimizers' names clash with torch's in YAML."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody has installed
     import bitsandbytes as library
 

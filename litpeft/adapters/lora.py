@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from litpeft.adapters.base import Adapter, InDtypeOf, trainable
+from litpeft.adapters.base import Adapter, InDtypeOf
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.targets import in_layers, match_targets

@@ -1,4 +1,4 @@
-"""Adapters on disk as PEFT writes them: `adapter_config.json` and `adapter_model.safetensors`, to load there and from there.
+"""Adapters on disk as PEFT has them, `adapter_config.json` and `adapter_model.safetensors`: written and read.
 
 A layer P's tensors are `base_model.model.P.lora_A.weight` and so on; names and shapes by kind of layer in
 https://huggingface.co/docs/peft/developer_guides/checkpoint.
@@ -105,7 +105,9 @@ def load_adapter(folder: Path, model: nn.Module, adapter: LoRA) -> None:
         if rank != layer.rank:
             raise _misfit(folder, f"{name} has rank {rank} there and {layer.rank} here; set rank or rank_pattern")
         if not math.isclose(scaling, layer.scaling, rel_tol=1e-6):
-            raise _misfit(folder, f"{name} is scaled by {scaling:g} there and {layer.scaling:g} here; set alpha or rslora")
+            raise _misfit(
+                folder, f"{name} is scaled by {scaling:g} there and {layer.scaling:g} here; set alpha or rslora"
+            )
     wanted = {PREFIX + foreign: (own, parameter) for own, (foreign, parameter) in _names(model).items()}
     whole = {key for key, (own, _) in wanted.items() if not _adapters_own(layers, own)}
     missing = wanted.keys() - found.keys() - (whole if not whole & found.keys() else set())
@@ -225,7 +227,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(config, dict):
         raise UserError(f"{option}: {CONFIG} is no table of options.")
     # with bias: all, PEFT writes the biases of a head a second and third time
-    return config, {name: t for name, t in found.items() if not re.search(r"\.(original_module|modules_to_save)\.", name)}
+    return config, {
+        name: t for name, t in found.items() if not re.search(r"\.(original_module|modules_to_save)\.", name)
+    }
 
 
 def _misfit(folder: Path, reason: str) -> UserError:

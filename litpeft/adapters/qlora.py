@@ -45,9 +45,7 @@ class Quantised:
     def loading(self, device: torch.device) -> dict[str, Any]:
         if not self._can_quantise(device):
             return {}
-        config = FourBitConfig(
-            options=self._layer_options, skip=self.skip, whole=self.modules_to_save, device=device
-        )
+        config = FourBitConfig(options=self._layer_options, skip=self.skip, whole=self.modules_to_save, device=device)
         return {"quantization_config": config}
 
     def adapt(self, model: nn.Module) -> None:
@@ -57,7 +55,9 @@ class Quantised:
                 if not layer.weight.requires_grad:
                     model.set_submodule(name, Linear4bit.of(layer, **self._layer_options))
             if not four_bit_layers(model):
-                raise UserError(f"model.adapter: nothing to quantise in {type(model).__name__} beside skip {self.skip}.")
+                raise UserError(
+                    f"model.adapter: nothing to quantise in {type(model).__name__} beside skip {self.skip}."
+                )
         super().adapt(model)
 
     def in_full_precision(self, reason: str) -> None:

@@ -49,7 +49,9 @@ def _head(model: nn.Module) -> list[str]:
     base = getattr(model, "base_model_prefix", "")
     if not hasattr(model, base or " "):
         return []
-    return [name for name, child in model.named_children() if name != base and child is not model.get_output_embeddings()]
+    return [
+        name for name, child in model.named_children() if name != base and child is not model.get_output_embeddings()
+    ]
 
 
 @dataclass(kw_only=True)
@@ -66,7 +68,7 @@ class FourBitConfig(QuantizationConfigMixin):
     options: dict[str, Any] = field(default_factory=dict)
     skip: Sequence[str] = ()
     whole: Sequence[str] = ()
-    device: torch.device = torch.device("cpu")
+    device: torch.device
     quant_method: str = METHOD  # by which transformers finds the loader below
 
 
@@ -97,6 +99,9 @@ class FourBitLoader(HfQuantizer):
                 new = layer.weight.layer
                 new.bias = layer.bias
                 model.set_submodule(name, new)
+        for parameter in model.parameters():  # views of the mapped file, and would keep all of it in memory
+            if parameter.untyped_storage().nbytes() > parameter.nbytes:
+                parameter.data = parameter.data.clone()
         del model.config.quantization_config, model.hf_quantizer, model.quantization_method
         model.is_quantized = False  # or it would refuse to be cast and saved
         for module in model.modules():
@@ -119,7 +124,10 @@ class _Packed(nn.Parameter):
 
 class _Quantise(ConversionOps):
     def __init__(self, config: FourBitConfig, misfits: list[str]) -> None:
-        self.config, self.misfits = config, misfits  # transformers would make a report of an exception, without its text
+        self.config, self.misfits = (
+            config,
+            misfits,
+        )  # transformers would make a report of an exception, without its text
 
     def convert(self, input_dict: dict[str, Any], model: nn.Module, **_: Any) -> dict[str, Tensor]:
         packed = {}
@@ -127,7 +135,9 @@ class _Quantise(ConversionOps):
             value = value[0] if isinstance(value, list) else value
             expected = model.get_parameter(name).shape
             if value.shape != expected:
-                self.misfits.append(f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} here")
+                self.misfits.append(
+                    f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} here"
+                )
             module = model.get_submodule(name.rpartition(".")[0])
             matrix = (value.T if isinstance(module, Conv1D) else value).to(self.config.device)
             layer = Linear4bit(matrix, None, **self.config.options)

@@ -83,7 +83,9 @@ def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
         layers = range(int(bounds[1] or 0), int(bounds[2] or 10**9))
     chosen = [name for name, block in blocks.items() if block in layers]
     if not chosen:
-        there = f"the targets are in blocks 0 to {max(blocks.values())}" if blocks else "no target is in a numbered block"
+        there = (
+            f"the targets are in blocks 0 to {max(blocks.values())}" if blocks else "no target is in a numbered block"
+        )
         raise UserError(f"model.adapter.layers {layers} leaves no layer: {there}.")
     return chosen
 

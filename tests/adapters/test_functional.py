@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litpeft.adapters.functional import (
@@ -458,7 +457,10 @@ class Made(TorchDispatchMode):
 def test_in_bf16_no_wider_copy_and_nothing_of_the_outputs_size_but_it_is_made(magnitude: bool) -> None:
     rows, inputs, outputs = 2048, 384, 256  # a chunk is a fourth of the output, and the weight a fifth
     t = tensors((rows,), inputs, outputs, 4)
-    t = {name: tensor.to(torch.bfloat16 if name in ("x", "weight", "bias") else torch.float32) for name, tensor in t.items()}
+    t = {
+        name: tensor.to(torch.bfloat16 if name in ("x", "weight", "bias") else torch.float32)
+        for name, tensor in t.items()
+    }
     for name in leaves(t, False, magnitude):
         t[name].requires_grad_()
     half = rows * outputs // 2

@@ -111,7 +111,11 @@ def test_biases_train_in_fp32_within_a_base_of_any_dtype(bias: str, dtype: torch
     optimizer.step()
     moved = {name for name, p in trainable(model).items() if not torch.equal(p, before[name])}
     # neither of them can move: softmax is blind to what is added to all keys
-    still = {name for name in before if "lora_A" in name or "key.bias" in name or name.endswith("key.parametrizations.bias.original")}
+    still = {
+        name
+        for name in before
+        if "lora_A" in name or "key.bias" in name or name.endswith("key.parametrizations.bias.original")
+    }
     assert moved >= before.keys() - still
 
 

@@ -11,6 +11,7 @@ import argparse
 import gc
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 
 import peft
@@ -141,9 +142,14 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
-    print(f"rank {RANK}, dropout {options.dropout:g}, {options.threads} thread(s); tax: step over the frozen layer's step")
-    print("width tokens dtype layer   |     frozen   |  LoRA tax: ours, PEFT; peak MiB  |  DoRA tax: ours, PEFT; peak MiB")
+    print(
+        f"rank {RANK}, dropout {options.dropout:g}, {options.threads} thread(s); tax: step over the frozen layer's step"
+    )
+    print(
+        "width tokens dtype layer   |     frozen   |  LoRA tax: ours, PEFT; peak MiB  |  DoRA tax: ours, PEFT; peak MiB"
+    )
     for width in options.widths:
         for dtype in options.dtypes:
             for layer in options.layers:

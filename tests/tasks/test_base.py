@@ -50,7 +50,14 @@ def test_tensors_that_get_no_gradient_stop_the_run(
     from transformers import PreTrainedModel
 
     monkeypatch.setattr(PreTrainedModel, "enable_input_require_grads", lambda self: None)
-    options = ["--model.adapter", "LoRA", "--model.gradient_checkpointing", "reentrant", "--run_dir", str(tmp_path / "r")]
+    options = [
+        "--model.adapter",
+        "LoRA",
+        "--model.gradient_checkpointing",
+        "reentrant",
+        "--run_dir",
+        str(tmp_path / "r"),
+    ]
     assert main([*words, *options]) == 2
     said = capsys.readouterr().err
     assert "model.gradient_checkpointing reentrant: 8 trainable tensors got no gradient (bert.encoder.layer.0." in said

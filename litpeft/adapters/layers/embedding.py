@@ -1,0 +1,45 @@
+"""Embeddings with an adapter."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from litpeft.adapters.functional import with_gain
+from litpeft.adapters.layers.base import AdaptedLayer
+from litpeft.errors import UserError
+
+
+class AdaptedEmbedding(AdaptedLayer):
+    """nn.Embedding with an adapter: E[i] + s B A[:, i]. As a matrix it is Eᵀ (dim, vocabulary): linear on one-hot rows.
+
+    A starts at zero and B is drawn, as its authors do it; its dropout is none, there being nothing to drop of an index.
+    No function of our own: the lookup keeps indices only, and the product is added in place.
+    """
+
+    def take_over(self, base: nn.Embedding) -> None:
+        if base.max_norm is not None or base.scale_grad_by_freq or base.sparse:
+            raise UserError("an embedding with max_norm, scale_grad_by_freq or sparse gradients gets no adapter.")
+        self.weight, self.bias, self.padding_idx = base.weight, None, base.padding_idx
+        self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
+        self.in_features, self.out_features = base.num_embeddings, base.embedding_dim
+
+    def draw(self, init: str) -> None:
+        nn.init.zeros_(self.lora_A)
+        nn.init.normal_(self.lora_B)
+
+    def matrix(self) -> Tensor:
+        return self.weight.T
+
+    def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., dim)
+        out = F.embedding(ids, self.weight).view(-1, self.out_features)
+        low = F.embedding(ids.reshape(-1), self.lora_A.T, self.padding_idx).to(out.dtype)  # (N, r)
+        out = out.addmm_(low, (self.scaling * self.lora_B).to(out.dtype).T)
+        if self.magnitude is not None:
+            out = with_gain(out, self.magnitude, self.norm())
+        return out.view(*ids.shape, self.out_features)
+
+    def plain(self, matrix: Tensor) -> nn.Embedding:
+        layer = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta")
+        layer.weight = nn.Parameter(matrix.T.contiguous(), requires_grad=False)
+        return layer

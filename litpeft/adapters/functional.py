@@ -9,7 +9,7 @@ Shapes: x (N, in), W (out, in), A (r, in), B (out, r), s the scaling, m and n (o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -87,9 +87,7 @@ class _AdaptedLinear(torch.autograd.Function):
         out.addmm_(low, (scaling / (1 - dropout) * B).to(dtype).T)  # in place: nothing else of the output's size
         scaled = None
         if magnitude is not None:
-            scaled = out = times(out, magnitude / norm, out)
-            if added is not None:
-                out = out + added if any(ctx.needs_input_grad) else out.add_(added)
+            scaled, out = times_plus(out, magnitude / norm, added, keep=any(ctx.needs_input_grad))
         ctx.save_for_backward(rows, low, bias, A, B, magnitude, norm, scaled, *held)
         ctx.settings = scaling, dropout, seed, open_
         return out
@@ -100,27 +98,24 @@ class _AdaptedLinear(torch.autograd.Function):
         rows, low, bias, A, B, magnitude, norm, scaled, *held = ctx.saved_tensors
         scaling, dropout, seed, open_ = ctx.settings
         scaling /= 1 - dropout
-        need_x, need_bias, need_A, need_B, need_m = ctx.needs_input_grad[:5]
+        need_x, need_bias, need_A, need_B = ctx.needs_input_grad[:4]
         dx = dbias = dA = dB = dm = None
-        gain = magnitude / norm if magnitude is not None else None
-        sB = scaling * B if gain is None else scaling * gain[:, None] * B
-        dlow = F.linear(dy, sB.T.to(dy.dtype).contiguous())  # (N, r)
+        if need_bias:
+            dbias = dy.sum(0, dtype=bias.dtype)
+        if magnitude is not None:
+            dy, dm = times_backward(dy, scaled, magnitude, norm)
+        dlow = F.linear(dy, (scaling * B).T.to(dy.dtype).contiguous())  # (N, r)
         if need_A:
             dA = (dlow.T @ (rows if seed is None else rows * kept(rows, dropout, seed))).to(A.dtype)
         if need_B:
             # the thin matrix first: its product is several times faster so on a CPU
             dB = (low.T @ dy).T.to(B.dtype) * scaling
-            dB = dB if gain is None else dB * gain[:, None]
         if need_x:
-            dx = (dy if gain is None else times(dy, gain)) @ open_(*held, dtype=dy.dtype)
+            dx = dy @ open_(*held, dtype=dy.dtype)
             if seed is None:
                 dx.addmm_(dlow, A.to(dy.dtype))
             else:
                 dx += (dlow @ A.to(dy.dtype)).mul_(kept(rows, dropout, seed))
-        if need_bias:
-            dbias = dy.sum(0, dtype=bias.dtype)
-        if need_m:
-            dm = magnitude_grad(dy, scaled, magnitude)
         return (dx, dbias, dA, dB, dm, *[None] * (6 + len(held)))
 
 
@@ -152,8 +147,7 @@ class _Gain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, out: Tensor, magnitude: Tensor, norm: Tensor, dim: int) -> Tensor:
         ctx.mark_dirty(out)
-        last = out.movedim(dim, -1)
-        times(last, magnitude / norm, last)
+        times_plus(out.movedim(dim, -1), magnitude / norm)
         ctx.save_for_backward(out, magnitude, norm)
         ctx.dim = dim
         return out
@@ -162,9 +156,8 @@ class _Gain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         out, magnitude, norm = ctx.saved_tensors
-        last = grad.movedim(ctx.dim, -1)
-        dm = magnitude_grad(last.flatten(0, -2), out.movedim(ctx.dim, -1).flatten(0, -2), magnitude)
-        return times(last, magnitude / norm).movedim(-1, ctx.dim), dm, None, None
+        dout, dm = times_backward(grad.movedim(ctx.dim, -1), out.movedim(ctx.dim, -1), magnitude, norm)
+        return dout.movedim(-1, ctx.dim), dm, None, None
 
 
 def with_gain(out: Tensor, magnitude: Tensor, norm: Tensor, dim: int = -1) -> Tensor:
@@ -217,25 +210,46 @@ def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
     return (draws.view(torch.int16)[: x.numel()] >= least).view(x.shape)
 
 
-def times(x: Tensor, gain: Tensor, out: Tensor | None = None) -> Tensor:
-    """x ⊙ gain by the last dimension, with the gain's precision and one rounding.
+def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool = True) -> tuple[Tensor, Tensor]:
+    """z ⊙ gain by the last dimension, in place with the gain's precision and one rounding; and that plus the bias.
 
-    In bf16 the gain itself must not be rounded: 1.003 would be 1. The CPU's kernel would copy all of x in the wider
-    dtype, hence a chunk of rows at a time there.
+    In bf16 the gain itself must not be rounded: 1.003 would be 1. A CPU kernel would copy all of z in the wider dtype,
+    hence a few rows at a time.
+
+    Args:
+        z: (..., out); holds z ⊙ gain afterwards.
+        gain: (out), fp32 or wider.
+        bias: (out) of the dtype of z, or None.
+        keep: whether the first result is needed after the second.
     """
-    out = torch.empty_like(x) if out is None else out
-    rows = len(x) if x.dtype == gain.dtype or x.device.type != "cpu" else max(1, CHUNK * len(x) // max(1, x.numel()))
-    for part, into in zip(x.split(max(1, rows)), out.split(max(1, rows)), strict=True):
-        torch.mul(part, gain, out=into)
-    return out
+    out = z if bias is None or not keep else torch.empty_like(z)
+    for part, into in _by_rows(z, out):
+        torch.mul(part, gain, out=part)
+        if bias is not None:
+            torch.add(part, bias, out=into)
+    return z, out
 
 
-def magnitude_grad(dy: Tensor, scaled: Tensor, magnitude: Tensor) -> Tensor:
-    """Σ_N dy ⊙ scaled / m, as `scaled` is m/n ⊙ z: (out). Products and sum in m's dtype, a chunk of rows at a time."""
-    total = torch.zeros_like(magnitude)
-    rows = (
-        len(dy) if dy.dtype == total.dtype else max(1, (CHUNK if dy.device.type == "cpu" else 16 * CHUNK) // len(total))
-    )
-    for some, part in zip(dy.split(max(1, rows)), scaled.split(max(1, rows)), strict=True):
-        total += (some.to(total.dtype) * part).sum(0)
-    return torch.where(magnitude == 0, 0, total / magnitude)
+def times_backward(dy: Tensor, scaled: Tensor, magnitude: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
+    """From the gradient of m/n ⊙ z to those of z and m: dy ⊙ m/n and Σ dy ⊙ scaled / m, as `scaled` is m/n ⊙ z.
+
+    Args:
+        dy: (..., out).
+        scaled: likewise.
+        magnitude: m (out), in whose dtype products are made and summed.
+        norm: n (out).
+    """
+    gain, total, dz = magnitude / norm, torch.zeros_like(magnitude), torch.empty_like(dy)
+    for part, other, into in _by_rows(dy, scaled, dz):
+        wide = part.to(total.dtype)
+        torch.mul(wide, gain, out=into)
+        total += (wide * other).flatten(0, -2).sum(0)
+    return dz, torch.where(magnitude == 0, 0, total / magnitude)
+
+
+def _by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The same few rows of each at a time, so that temporaries stay in a CPU's cache; more of them on a GPU."""
+    first = tensors[0]
+    most = CHUNK if first.device.type == "cpu" else 16 * CHUNK
+    rows = max(1, most * len(first) // max(1, first.numel()))
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

@@ -20,8 +20,8 @@ from litpeft.adapters.functional import (
     frozen_linear,
     kept,
     low_rank_norm,
-    magnitude_grad,
-    times,
+    times_backward,
+    times_plus,
     with_gain,
 )
 
@@ -312,14 +312,19 @@ def test_the_gain_in_bf16_errs_by_one_rounding(rows: int) -> None:
     x = torch.randn(rows, 64, dtype=torch.bfloat16)
     gain = 1 + 0.01 * torch.randn(64)
     exact = x.double() * gain.double()
-    out = times(x, gain)
+    out, same = times_plus(x.clone(), gain)
+    assert out is same
     assert out.dtype == torch.bfloat16
     assert ((out.double() - exact).abs() <= UNIT * (1 + 2**-12) * exact.abs()).all()
     coarse = (x * gain.bfloat16()).double() - exact  # what a gain in bf16 gives: the bound can be broken
     assert (coarse.abs() > UNIT * (1 + 2**-12) * exact.abs()).any()
-    again = x.clone()
-    assert times(again, gain, again) is again
-    assert torch.equal(again, out)
+    bias = torch.randn(64, dtype=torch.bfloat16)
+    kept_apart, shifted = times_plus(x.clone(), gain, bias)
+    assert torch.equal(kept_apart, out)
+    assert torch.equal(shifted, out + bias)
+    first, second = times_plus(x.clone(), gain, bias, keep=False)
+    assert first is second
+    assert torch.equal(second, shifted)
 
 
 @pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])
@@ -327,12 +332,15 @@ def test_the_magnitudes_gradient_in_bf16_errs_by_one_rounding_of_each_output(row
     torch.manual_seed(0)
     z, dy = torch.randn(rows, 64, dtype=torch.bfloat16), torch.randn(rows, 64, dtype=torch.bfloat16)
     magnitude, norm = torch.randn(64), torch.rand(64) + 0.5
-    scaled = times(z, magnitude / norm)
+    scaled = times_plus(z.clone(), magnitude / norm)[0]
     terms = dy.double() * z.double() / norm.double()
-    error = (magnitude_grad(dy, scaled, magnitude).double() - terms.sum(0)).abs()
+    dz, dm = times_backward(dy, scaled, magnitude, norm)
+    assert torch.equal(dz, times_plus(dy.clone(), magnitude / norm)[0])
+    error = (dm.double() - terms.sum(0)).abs()
     assert (error <= (UNIT + 2**-24 * (rows + 8)) * terms.abs().sum(0)).all()
     ones = torch.ones(rows, 64, dtype=torch.bfloat16)
-    assert (magnitude_grad(ones, ones, torch.ones(64)) == rows).all()  # a sum in bf16 would end at 256
+    one = torch.ones(64)
+    assert (times_backward(ones, ones, one, one)[1] == rows).all()  # a sum in bf16 would end at 256
 
 
 @pytest.mark.parametrize("magnitude", [False, True])

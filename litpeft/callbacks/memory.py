@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes on Linux
+RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 
 
 class MemoryRecorder(Callback):
@@ -68,6 +70,16 @@ class MemoryRecorder(Callback):
         return {
             "peak_allocated_bytes": max((p["allocated"] for p in self.phases.values()), default=None),
             "peak_reserved_bytes": max((p["reserved"] for p in self.phases.values()), default=None),
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT,
+            "peak_rss_bytes": peak_rss_bytes(),
             "memory_phases": self.phases or None,
         }
+
+
+def peak_rss_bytes() -> int:
+    """Most host memory that the process has held since it started.
+
+    Linux's own mark and not getrusage's, which a process takes over from the one that started it, however large that was.
+    """
+    status = Path("/proc/self/status")
+    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
+    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT

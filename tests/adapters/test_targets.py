@@ -8,6 +8,7 @@ import transformers as tf
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from litpeft.adapters.layers import ADAPTED, LINEAR
 from litpeft.adapters.targets import match_targets
 from litpeft.errors import UserError
 
@@ -16,6 +17,9 @@ BUILD = {
     "roberta": lambda: tf.RobertaForSequenceClassification(tf.RobertaConfig(num_hidden_layers=2)),
     "distilbert": lambda: tf.DistilBertForSequenceClassification(tf.DistilBertConfig(n_layers=2)),
     "llama": lambda: tf.LlamaForSequenceClassification(tf.LlamaConfig(num_hidden_layers=2)),
+    "mistral": lambda: tf.MistralForSequenceClassification(tf.MistralConfig(num_hidden_layers=2)),
+    "qwen2": lambda: tf.Qwen2ForSequenceClassification(tf.Qwen2Config(num_hidden_layers=2)),
+    "qwen3": lambda: tf.Qwen3ForCausalLM(tf.Qwen3Config(num_hidden_layers=2)),
     "t5": lambda: tf.T5ForSequenceClassification(tf.T5Config(num_layers=2, num_decoder_layers=2)),
     "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(num_hidden_layers=2)),
     "gpt2": lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(n_layer=2)),
@@ -26,6 +30,9 @@ EXPECTED = {
     "roberta": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 2, "all-linear": 12},
     "distilbert": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 2, "all-linear": 12},
     "llama": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 6, "head": 1, "all-linear": 14},
+    "mistral": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 6, "head": 1, "all-linear": 14},
+    "qwen2": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 6, "head": 1, "all-linear": 14},
+    "qwen3": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 6, "head": 1, "all-linear": 14},
     "t5": {"query": 6, "key": 6, "value": 6, "projection": 6, "mlp": 8, "head": 2, "all-linear": 32},
     "vit": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 1, "all-linear": 12},
     "gpt2": {"query": 2, "projection": 2, "mlp": 4, "head": 1, "all-linear": 8},
@@ -70,3 +77,12 @@ def test_a_layer_of_another_kind_is_told(models: dict[str, nn.Module]) -> None:
         UserError, match=r"matches transformer.h.0.attn.c_attn, a Conv1D, but this adapter acts on: Linear"
     ):
         match_targets(models["gpt2"], ["c_attn"], (nn.Linear,))
+
+
+def test_embeddings_and_convolutions_are_matched_by_name_and_not_by_all_linear(models: dict[str, nn.Module]) -> None:
+    kinds = tuple(ADAPTED)
+    assert match_targets(models["vit"], ["patch_embeddings.projection"], kinds, LINEAR) == [
+        "vit.embeddings.patch_embeddings.projection"
+    ]
+    assert match_targets(models["gpt2"], ["wte"], kinds, LINEAR) == ["transformer.wte"]
+    assert len(match_targets(models["gpt2"], "all-linear", kinds, LINEAR)) == EXPECTED["gpt2"]["all-linear"]

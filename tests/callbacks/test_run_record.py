@@ -46,7 +46,8 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     } - ({"git"} if record["git"] else set())
     assert record["status"] == "ok"
     assert (record["adapter"], record["data"], record["task"]) == ("lora", "SST2", "SequenceClassification")
-    assert record["adapter_options"] == {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
+    told = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
+    assert record["adapter_options"].items() >= told.items()
     assert record["adapter_summary"] == {"adapted_layers": {"query": 2, "value": 2}}
     assert record["trainable_params"] == 4 * 2 * 4 * 32 + 2 * 32 + 2
     assert (record["steps"], record["epochs"], record["effective_batch_size"]) == (24, 2, 8)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
+import re
 import tempfile
 import time
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
@@ -99,7 +100,7 @@ def main() -> None:
     told = {
         "train_tokens_per_second": sum(map(len, rows["input_ids"])) * share / float(seconds.sum()),
         "step_seconds_p50": float(np.median(seconds)),
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_rss_bytes": int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024,
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "train_loss": float(np.mean(clock.losses)),
     }

@@ -78,7 +78,7 @@ class MemoryRecorder(Callback):
 def peak_rss_bytes() -> int:
     """Most host memory that the process has held since it started.
 
-    Linux's own mark and not getrusage's, which a process takes over from the one that started it, however large that was.
+    Linux's own mark and not getrusage's, which a process takes over from the one that started it, large or not.
     """
     status = Path("/proc/self/status")
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None

@@ -24,7 +24,7 @@ FIELDS = {
     # what was run
     "adapter": "name of the strategy: none, frozen, lora, ...",
     "adapter_options": "its options",
-    "adapter_summary": "what it did to this model: layers adapted, by name",
+    "adapter_summary": "what it did to this model: layers adapted, by name; layers, numbers and bytes held in four bits",
     "task": "class of the task",
     "model_name": "as given",
     "data": "class of the data set",
@@ -134,6 +134,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("status", record["status"]),
         ("adapter", record["adapter"]),
         ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if total else None),
+        ("held in four bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
         ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
         ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),
         ("peak host memory", _bytes(record["peak_rss_bytes"])),
@@ -147,6 +148,10 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("test accuracy", _with_unit(record["test_accuracy"], ".2%")),
     ]
     return [(name, value) for name, value in rows if value is not None]
+
+
+def _quantised(told: dict[str, int] | None) -> str | None:
+    return told and f"{told['params']:,} params of {told['layers']} layers, {_bytes(told['bytes'])}"
 
 
 def _with_unit(value: float | None, form: str, unit: str = "") -> str | None:

@@ -24,7 +24,7 @@ FIELDS = {
     # what was run
     "adapter": "name of the strategy: none, frozen, lora, ...",
     "adapter_options": "its options",
-    "adapter_summary": "what it did to this model: layers adapted, by name; layers, numbers and bytes held in four bits",
+    "adapter_summary": "what it did to this model: layers adapted, by name; layers, numbers, bytes held in four bits",
     "task": "class of the task",
     "model_name": "as given",
     "data": "class of the data set",

@@ -77,7 +77,7 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
 def _said(path: str, reason: str) -> str:
     """One of jsonargparse's reasons in our words."""
     if match := re.match(r"Expected a dot import path string: (.*)", reason):
-        names = sorted({kind.__name__ for kind in _derived(CLASSES[path])}) if path in CLASSES else []
+        names = sorted({kind.__name__ for kind in _derived(CLASSES[path]) if _shown(kind)}) if path in CLASSES else []
         listed = f"; known: {', '.join(names)}" if 0 < len(names) < 10 else ""
         return f"{path}: no class named {match[1]!r}{_guess(match[1], names)}{listed}."
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason):
@@ -105,6 +105,12 @@ def _derived(kind: type) -> Iterator[type]:
     for child in kind.__subclasses__():
         yield child
         yield from _derived(child)
+
+
+def _shown(kind: type) -> bool:
+    """Whether a class is one to name: of ours, those that their folder imports; of others', all."""
+    folder = kind.__module__.rpartition(".")[0]
+    return not folder.startswith("litpeft.") or hasattr(importlib.import_module(folder), kind.__name__)
 
 
 def _arguments(kind: type | None) -> set[str]:

@@ -119,8 +119,11 @@ class FineTuneData(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Take the tables from the cache, and the rows of each split that the limits leave."""
         for split in self._needed(stage):
-            rows = self._chosen(split)
-            self.rows[split] = EncodedRows(self.table(split)[0], rows, self.tokenizer.pad_token_id)
+            self.rows[split] = self.encoded(split, self._chosen(split))
+
+    def encoded(self, split: Split, rows: np.ndarray) -> EncodedRows:
+        """What batches are made from: these rows of the split's table."""
+        return EncodedRows(self.table(split)[0], rows, self.tokenizer.pad_token_id)
 
     def table(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         """All rows of a split, tokenised, and facts about them; a validation split cut from train is train's table."""

@@ -4,73 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from litpeft.data.base import FineTuneData, Split
-from litpeft.data.cache import file_fingerprint
-from litpeft.data.files import read_rows
+from litpeft.data.base import Split
+from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
-from litpeft.hub import asking_hub
 
-HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 BATCH = 1000  # texts that the tokenizer is given at once
 FEW = 20  # that many different labels are classes in however few rows
 
 
-class TextClassification(FineTuneData):
+class TextClassification(TabularData):
     """Texts with a class each, from local files or the hub.
 
     Labels are numbers (from `label_offset` on) or names. Number and names of the classes come from `label_names`, else
     from the hub's description of the set, else from the training rows.
 
     Args:
-        train_file: .tsv, .csv, .jsonl, .json or .parquet; the hub is not asked where a file is given.
-        val_file: likewise; without it, validation rows are cut from the training rows.
-        test_file: likewise.
-        predict_file: texts to predict, labels not needed; without it the test rows, else the validation rows.
-        dataset: hub id of a set, used where no `train_file`, `val_file` or `test_file` is given.
         text_column: name of the column with the text, or several to be joined by a space.
-        label_column: name of the column with the label.
+        label_column: name of the column with the label; rows of `predict_file` need none.
         label_names: names of the classes, in the order of their numbers.
         label_offset: the number of the first class in the files (1 where they count from one).
-        columns: names of the columns of .tsv and .csv files that have no header.
-        delimiter: between columns, one character; a tab in .tsv (which is never quoted), a comma in .csv.
-        encoding: of text files.
-        options: batch size, limits and the rest, as in `FineTuneData`.
+        options: files, batch size, limits and the rest, as in `TabularData` and `FineTuneData`.
     """
 
     def __init__(
         self,
-        train_file: str | None = None,
-        val_file: str | None = None,
-        test_file: str | None = None,
-        predict_file: str | None = None,
-        dataset: str | None = None,
         text_column: str | list[str] = "text",
         label_column: str = "label",
         label_names: list[str] | None = None,
         label_offset: int = 0,
-        columns: list[str] | None = None,
-        delimiter: str | None = None,
-        encoding: str = "utf-8",
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
-        self.dataset = None if any((train_file, val_file, test_file)) else dataset
         self.text_columns = [text_column] if isinstance(text_column, str) else list(text_column)
         self.label_column, self.label_offset, self._label_names = label_column, label_offset, label_names
-        self.columns, self.delimiter, self.encoding = columns, delimiter, encoding
         if label_names is not None and len(set(label_names)) < max(2, len(label_names)):
             raise UserError(f"data.label_names needs two or more different names, got {label_names}.")
-        if delimiter is not None and len(delimiter) != 1:
-            raise UserError(f"data.delimiter must be one character, got {delimiter!r} (a tab is typed $'\\t').")
-        if not any(self.files.values()) and dataset is None:
-            raise UserError(f"{type(self).__name__} needs data.train_file (a local file) or data.dataset (a hub id).")
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -78,35 +51,22 @@ class TextClassification(FineTuneData):
         return self._label_names or self._hub_label_names() or self.table("train")[1]["label_names"]
 
     def source(self, split: Split) -> dict[str, Any] | None:
-        labelled, split = split != "predict", self._origin(split)
+        labelled, split = split != "predict", self.origin(split)
         how: dict[str, Any] = {"text": self.text_columns, "label": self.label_column, "labelled": labelled}
         if split != "train":
             how["names"] = self.label_names  # what is checked against them must not be found again under others
         elif self._label_names:
             how["names"] = self._label_names
-        if path := self.files[split]:
-            try:
-                digest = file_fingerprint(path)
-            except OSError as error:
-                raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
-            layout = self.layout(path)
-            return how | layout | {"split": split, "file": digest, "suffix": Path(path).suffix}
-        if self.dataset and split != "predict" and (rows := self._hub_rows(split)) is not None:
-            return how | {"split": split, "hub": rows._fingerprint, "offset": self.label_offset}
-        return None
+        where = self.where(split)
+        return where and how | {"label_offset": self.label_offset} | where
 
     def layout(self, path: str) -> dict[str, Any]:
-        """How to read a file: `columns`, `text_column`, `label_offset`, `delimiter`, `encoding`."""
-        return {
-            "columns": self.columns,
-            "text_column": self.text_columns,
-            "label_offset": self.label_offset,
-            "delimiter": self.delimiter,
-            "encoding": self.encoding,
-        }
+        """How to read a file; beside what all tables have, `text_column` and `label_offset`."""
+        own = {"text_column": self.text_columns, "label_offset": self.label_offset}
+        return super().layout(path) | own
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
-        labelled, origin = split != "predict", self._origin(split)
+        labelled, origin = split != "predict", self.origin(split)
         places, texts, labels = [], [], []
         for place, text, label in self._read(origin, labelled):
             places.append(place), texts.append(text), labels.append(label)
@@ -138,33 +98,11 @@ class TextClassification(FineTuneData):
             encoded += ids
         return encoded, cut
 
-    def _origin(self, split: Split) -> Split:
-        """The split whose rows are read: `predict` falls back to the test rows, then to those of validation."""
-        if split != "predict" or self.files["predict"]:
-            return split
-        for other in ("test", "val"):
-            if self.files[other] or (self.dataset and self._hub_rows(other) is not None):
-                return other
-        return split
-
     def _read(self, split: Split, labelled: bool) -> Iterator[tuple[str, str, Any]]:
         """(place, text, label) of each row; the place is what an error message names."""
         path = self.files[split]
-        layout = self.layout(path) if path else {"text_column": self.text_columns}
-        text_columns = layout["text_column"]
-        required = [*text_columns, *([self.label_column] if labelled else [])]
-        if path:
-            rows = read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
-        else:
-            hub = self._hub_rows(split)
-            for name in required:
-                if name not in hub.column_names:
-                    raise UserError(
-                        f"data.dataset {self.dataset}: no column {name!r}; it has: {', '.join(hub.column_names)} "
-                        "(see data.text_column, data.label_column)."
-                    )
-            rows = ((f"{self.dataset} {split} row {i}", row) for i, row in enumerate(hub, 1))
-        for place, row in rows:
+        text_columns = self.layout(path)["text_column"] if path else self.text_columns
+        for place, row in self.read(split, [*text_columns, *([self.label_column] if labelled else [])]):
             parts = [row[name] for name in text_columns]
             for name, part in zip(text_columns, parts, strict=True):
                 if not isinstance(part, str):
@@ -176,17 +114,8 @@ class TextClassification(FineTuneData):
                 raise UserError(f"{place}: the text is empty; remove the row, or see data.text_column.")
             yield place, text, row[self.label_column] if labelled else None
 
-    @cached_property
-    def _hub_set(self) -> datasets.DatasetDict:
-        assert self.dataset is not None
-        with asking_hub(self.dataset, "data.dataset", "local files (data.train_file, data.val_file)"):
-            return datasets.load_dataset(self.dataset)
-
-    def _hub_rows(self, split: Split) -> datasets.Dataset | None:
-        return next((self._hub_set[name] for name in HUB_SPLITS[split] if name in self._hub_set), None)
-
     def _hub_label_names(self) -> list[str] | None:
-        rows = self._hub_rows("train") if self.dataset else None
+        rows = self.hub_rows("train") if self.dataset else None
         feature = rows.features.get(self.label_column) if rows is not None else None
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 

@@ -44,6 +44,7 @@ class FineTuner(L.LightningModule):
         scheduler: any learning-rate scheduler class, stepped once an optimizer step; constant by default.
         gradient_checkpointing: keep only what enters each block and compute it again in backward: less memory, about a
             third more time. `non_reentrant` is torch's recommended kind, `reentrant` its older one.
+        compile_blocks: compile each block of the model (torch.compile): the first steps take a minute, later ones less.
     """
 
     monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # the metric that tells which weights are better
@@ -57,11 +58,12 @@ class FineTuner(L.LightningModule):
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
+        compile_blocks: bool = False,
     ) -> None:
         super().__init__()
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
         self.optimizer, self.scheduler = optimizer, scheduler
-        self.gradient_checkpointing = gradient_checkpointing
+        self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
         self.new_tensors: list[str] = []
@@ -105,6 +107,10 @@ class FineTuner(L.LightningModule):
             self.adapter.apply(model, head, new)
         self.new_tensors = new
         self._checkpoint_gradients(model)
+        if self.compile_blocks:
+            for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+                for block in blocks:
+                    block.compile(dynamic=True)  # lengths differ from batch to batch
         model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - begun

@@ -37,7 +37,7 @@ class Alpaca(Instructions, TabularData):
 
     def source_of_examples(self, split: Split) -> dict[str, Any] | None:
         where = self.where(self.origin(split))
-        return where and {"columns": self.names, "answered": split != "predict"} | where
+        return where and {"names": self.names, "answered": split != "predict"} | where
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
         instruction, given, response = self.names

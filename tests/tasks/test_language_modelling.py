@@ -1,0 +1,434 @@
+"""Causal and sequence-to-sequence tasks: the loss and its gradients, packing, answers, and whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from litpeft.__main__ import main
+from litpeft.adapters import Full, LoRA
+from litpeft.adapters.base import trainable
+from litpeft.data import Alpaca
+from litpeft.records import read_record
+from litpeft.tasks import CausalLM, Seq2SeqLM
+from litpeft.tasks.head_loss import head_loss
+
+WORDS = [
+    "the",
+    "a",
+    "of",
+    "red",
+    "blue",
+    "green",
+    "say",
+    "repeat",
+    "word",
+    "and",
+    "is",
+    "what",
+    "plus",
+    "minus",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+]
+MAKE = {
+    "llama": lambda size: LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
+    ),
+    "gpt2": lambda size: GPT2LMHeadModel(
+        GPT2Config(vocab_size=size, n_embd=32, n_layer=2, n_head=4, n_positions=128, bos_token_id=1, eos_token_id=1)
+    ),
+    "gemma2": lambda size: Gemma2ForCausalLM(
+        Gemma2Config(
+            vocab_size=size,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=64,
+            head_dim=8,
+            final_logit_softcapping=0.1,
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    ),
+    "t5": lambda size: T5ForConditionalGeneration(
+        T5Config(
+            vocab_size=size,
+            d_model=32,
+            d_kv=8,
+            d_ff=64,
+            num_layers=2,
+            num_heads=4,
+            eos_token_id=1,
+            pad_token_id=0,
+            decoder_start_token_id=0,
+        )
+    ),
+}
+TARGETS = {"llama": "all-linear", "gpt2": "all-linear", "gemma2": ["query"], "t5": ["query", "value"]}
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Language models of some thousand numbers that know thirty words."""
+    root = tmp_path_factory.mktemp("language")
+    vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS, *".:#?!"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name, make in MAKE.items():
+        torch.manual_seed(0)
+        model = make(len(vocabulary))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        for dropout in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "dropout_rate"):
+            if hasattr(model.config, dropout):
+                setattr(model.config, dropout, 0.0)
+        model.save_pretrained(root / name)
+        special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=128, **special).save_pretrained(
+            root / name
+        )
+    return {name: str(root / name) for name in MAKE}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Instructions of many lengths, one without a response."""
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+    draw = __import__("random").Random(0)
+    made = []
+    for i in range(40):
+        words = draw.choices(WORDS[3:6], k=draw.randint(1, 9))
+        given = " ".join(words) if i % 3 else ""
+        made.append({"instruction": "repeat the word " + words[0], "input": given, "output": " ".join(words)})
+    made.append({"instruction": "say what", "input": "", "output": ""})
+    path.write_text(json.dumps(made))
+    return str(path)
+
+
+def task_of(name: str) -> type[CausalLM] | type[Seq2SeqLM]:
+    return Seq2SeqLM if name == "t5" else CausalLM
+
+
+def ready(folder: str, rows: str, name: str, adapter=None, **options):
+    """A task with its model built and its data set up, and a trainer that knows both."""
+    L.seed_everything(0, verbose=False)
+    data = Alpaca(
+        tokenizer=folder,
+        train_file=rows,
+        batch_size=options.pop("batch_size", 8),
+        val_samples=8,
+        max_length=96,
+        **options,
+    )
+    task = task_of(name)(folder, adapter or LoRA(rank=2, targets=TARGETS[name]), dtype="fp32")
+    trainer = L.Trainer(max_steps=1, **QUIET)
+    trainer.strategy._lightning_module = task
+    task.trainer = data.trainer = trainer
+    trainer.datamodule = data
+    data.setup("fit")
+    task.build(data, torch.device("cpu"))
+    task.eval()
+    with torch.no_grad():
+        for parameter in trainable(task.backbone).values():
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    return task, data
+
+
+def gradients(task, total: torch.Tensor) -> dict[str, torch.Tensor]:
+    task.zero_grad()
+    total.backward()
+    return {key: p.grad.clone() for key, p in trainable(task.backbone).items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("train_on", ["response", "prompt"])
+@pytest.mark.parametrize("name", MAKE)
+@pytest.mark.parametrize("kind", [LoRA, Full])
+def test_loss_and_gradients_are_those_of_transformers(
+    folders: dict[str, str], rows: str, name: str, kind: type, train_on: str
+) -> None:
+    adapter = LoRA(rank=2, targets=TARGETS[name]) if kind is LoRA else Full()
+    task, data = ready(folders[name], rows, name, adapter, train_on=train_on)
+    assert task._whole_logits == (name == "gemma2")  # it caps its logits after the head
+    batch = data.rows["train"][[0, 5, 9, 12]]
+    total, tokens = task.token_loss(batch)
+    mine = gradients(task, total / tokens)
+    inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+    theirs = task.backbone(**inputs).loss
+    assert (total / tokens).item() == pytest.approx(theirs.item(), rel=1e-5)
+    for key, gradient in gradients(task, theirs).items():
+        torch.testing.assert_close(mine[key], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_only_the_response_and_its_end_carry_loss(folders: dict[str, str], rows: str) -> None:
+    _, data = ready(folders["llama"], rows, "llama")
+    batch = data.rows["train"][[3]]
+    row = int(batch["row"][0])
+    labelled = batch["labels"][0][batch["labels"][0] >= 0]
+    said = data.tokenizer.decode(labelled)
+    assert said == data.table("train")[0]["answer"][row] + " </s>"
+    assert torch.equal(batch["input_ids"][0][-len(labelled) :], labelled)
+    everything = ready(folders["llama"], rows, "llama", train_on="prompt")[1].rows["train"][[3]]
+    assert torch.equal(everything["labels"], everything["input_ids"])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_one_batch_of_eight_is_four_of_two(folders: dict[str, str], rows: str, name: str, tmp_path: Path) -> None:
+    """On texts of unequal length the mean over tokens is not the mean of means."""
+    found = {}
+    for size, times in ((8, 1), (2, 4)):
+        L.seed_everything(0, verbose=False)
+        data = Alpaca(
+            tokenizer=folders[name], train_file=rows, train_samples=8, batch_size=size, val_samples=8, max_length=96
+        )
+        task = task_of(name)(folders[name], LoRA(rank=2, targets=TARGETS[name]), dtype="fp32", optimizer=_sgd)
+        L.Trainer(max_steps=1, accumulate_grad_batches=times, limit_val_batches=0, **QUIET).fit(task, datamodule=data)
+        found[size] = {key: p.detach() for key, p in trainable(task.backbone).items()}
+    for key, tensor in found[8].items():
+        torch.testing.assert_close(found[2][key], tensor, rtol=1e-5, atol=1e-7)
+
+
+def _sgd(groups):
+    return torch.optim.SGD(groups, lr=1.0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_packed_rows_have_the_loss_and_gradients_of_rows_alone(folders: dict[str, str], rows: str, name: str) -> None:
+    alone, data = ready(folders[name], rows, name)
+    packed, bins = ready(folders[name], rows, name, packing=True)
+    assert alone.backbone.config._attn_implementation == "sdpa"
+    encoded = bins.rows["train"]
+    assert len(encoded) < len(data.rows["train"])
+    assert max(encoded.lengths) <= 96
+    chosen = [0, 1, len(encoded) - 1]
+    batch = encoded[chosen]
+    members = [int(row) for number in chosen for row in encoded.bins[number]]
+    assert int(batch["samples"]) == len(members)
+    total, tokens = packed.token_loss(batch)
+    apart, count = alone.token_loss(data.rows["train"][members])
+    assert int(tokens) == int(count)
+    assert total.item() == pytest.approx(apart.item(), rel=1e-5)
+    expected = gradients(alone, apart)
+    for key, gradient in gradients(packed, total).items():
+        torch.testing.assert_close(
+            gradient, expected[key], rtol=1e-3, atol=1e-5 * float(expected[key].abs().max()) + 1e-7
+        )
+    counts = packed.token_counts(batch)
+    assert int(counts["tokens"]) == int(alone.token_counts(data.rows["train"][members])["tokens"])
+    assert int(counts["trained"]) == int(tokens)
+
+
+def test_every_row_is_in_one_bin_and_no_bin_overflows() -> None:
+    from litpeft.data.packing import pack
+
+    lengths = torch.randint(1, 65, (500,), generator=torch.Generator().manual_seed(0)).numpy()
+    bins = pack(lengths, 64)
+    assert sorted(row for rows in bins for row in rows) == list(range(500))
+    assert max(lengths[rows].sum() for rows in bins) <= 64
+    assert len(bins) <= -(-lengths.sum() // 64) * 1.02 + 1
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_loss_in_chunks_is_that_of_the_whole(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("litpeft.tasks.head_loss.CHUNK", 7 * 50)  # seven positions at a time
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50).double().requires_grad_(trained)
+    hidden = torch.randn(23, 16, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(50, (23,))
+    scale = 0.37
+    (head_loss(hidden, labels, head, 50) * scale).backward()
+    mine = [hidden.grad.clone(), *(p.grad.clone() for p in head.parameters() if trained)]
+    hidden.grad = None
+    head.zero_grad()
+    (F.cross_entropy(head(hidden).float(), labels, reduction="sum") * scale).backward()
+    theirs = [hidden.grad, *(p.grad for p in head.parameters() if trained)]
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_batch_without_a_label_costs_nothing_and_is_no_nan(folders: dict[str, str], rows: str) -> None:
+    task, data = ready(folders["llama"], rows, "llama")
+    batch = data.rows["train"][[0, 1]]
+    batch["labels"][:] = -100
+    total, tokens = task.token_loss(batch)
+    assert (total.item(), int(tokens)) == (0.0, 0)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_answers_are_those_of_transformers_one_by_one(folders: dict[str, str], rows: str, name: str) -> None:
+    task, data = ready(folders[name], rows, name)
+    said, prompts = [], []
+    for batch, asked, _ in data.prompts("val", 5):
+        said += task.answers(batch)
+        prompts += [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+        assert len(asked) == len(batch["row"])
+    for answer, prompt in zip(said, prompts, strict=True):
+        out = task.backbone.generate(prompt[None], max_new_tokens=64, do_sample=False, use_cache=True, pad_token_id=0)
+        alone = out[0] if name == "t5" else out[0][len(prompt) :]
+        assert answer == data.tokenizer.decode(alone, skip_special_tokens=True)
+
+
+def run(folder: str, rows: str, name: str, run_dir: Path, *options: str) -> int:
+    words = ["fit", "--model", task_of(name).__name__, "--model.model_name", folder, "--model.dtype", "fp32"]
+    words += ["--data", "Alpaca", "--data.train_file", rows, "--data.val_samples", "8", "--data.max_length", "96"]
+    adapter = (
+        [] if "--model.adapter" in options else ["--model.adapter", "LoRA", "--model.adapter.targets", "all-linear"]
+    )
+    words += ["--data.batch_size", "4", *adapter]
+    words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run_dir", str(run_dir)]
+    return main([*words, *options])
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+def test_a_run_learns_records_shows_answers_and_predicts(
+    folders: dict[str, str], rows: str, name: str, tmp_path: Path
+) -> None:
+    options = ["--model.generate_samples", "8", "--model.max_new_tokens", "12", "--trainer.max_epochs", "12"]
+    options += ["--model.adapter", "Full"]
+    assert run(folders[name], rows, name, tmp_path / "run", *options) == 0
+    record = read_record(tmp_path / "run")
+    assert record["status"] == "ok"
+    assert record["data_summary"]["tables"]["train"]["empty_responses_dropped"] == 1
+    assert record["val_loss"] < 2.0  # ln 28 is 3.3
+    assert record["other_metrics"]["val_perplexity"] == pytest.approx(2.718281828 ** record["val_loss"], rel=1e-4)
+    assert 0 <= record["other_metrics"]["val_exact_match"] <= 1
+    assert record["trained_tokens_per_second"] < record["train_tokens_per_second"] <= record["padded_tokens_per_second"]
+    events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0})
+    events.Reload()
+    shown = events.Tensors("answers/text_summary")
+    assert len(shown) == 12
+    assert b"expected: " in shown[-1].tensor_proto.string_val[0]
+    file = tmp_path / "ask.json"
+    file.write_text(json.dumps([{"instruction": "repeat the word red"}, {"instruction": "say what", "input": "blue"}]))
+    words = ["predict", "--run_dir", str(tmp_path / "run"), "--data.predict_file", str(file)]
+    assert main([*words, "--trainer.enable_progress_bar", "false"]) == 0
+    said = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in said] == ["repeat the word red", "say what\n\nblue"]
+    assert all("response" in line for line in said)
+
+
+def test_validation_loss_is_the_mean_over_all_tokens(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
+    assert run(folders["llama"], rows, "llama", tmp_path / "a", "--trainer.max_steps", "2") == 0
+    one = read_record(tmp_path / "a")["val_loss"]
+    words = ["validate", "--run_dir", str(tmp_path / "a"), "--data.batch_size", "1"]
+    assert main([*words, "--trainer.enable_progress_bar", "false"]) == 0
+    options = ["--trainer.max_steps", "2", "--model.compile_blocks", "false"]
+    assert run(folders["llama"], rows, "llama", tmp_path / "b", *options) == 0
+    assert read_record(tmp_path / "b")["val_loss"] == one
+
+
+def test_compiled_blocks_give_the_same_losses(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
+    options = ["--trainer.max_steps", "3", "--model.adapter.dropout", "0"]
+    assert run(folders["llama"], rows, "llama", tmp_path / "eager", *options) == 0
+    assert run(folders["llama"], rows, "llama", tmp_path / "compiled", *options, "--model.compile_blocks", "true") == 0
+    eager, compiled = (read_record(tmp_path / name) for name in ("eager", "compiled"))
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-4)
+    assert compiled["val_loss"] == pytest.approx(eager["val_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("adapter", ["DoRA", "QLoRA", "QDoRA", "Full"])
+def test_every_strategy_trains_packed_with_accumulation(
+    folders: dict[str, str], rows: str, adapter: str, tmp_path: Path
+) -> None:
+    options = ["--model.adapter", adapter, *([] if adapter == "Full" else ["--model.adapter.targets", "all-linear"])]
+    options += ["--data.packing", "true", "--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2"]
+    words = ["fit", "--model", "CausalLM", "--model.model_name", folders["llama"], "--data", "Alpaca"]
+    words += ["--data.train_file", rows, "--data.val_samples", "8", "--data.max_length", "96", "--data.batch_size", "2"]
+    words += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path)]
+    assert main([*words, *options]) == 0
+    record = read_record(tmp_path)
+    assert record["data_summary"]["packed_rows"]["train"] < 32
+    assert record["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--data.template", "chat"], "data.template chat: the tokenizer"),
+        (["--data.template", "nowhere.yaml"], "data.template nowhere.yaml: give alpaca, chat, or a YAML file"),
+        (["--data.instruction_column", "ask"], "no column 'ask'"),
+        (["--data.max_length", "8"], "data.max_length 8 leaves no response in any of the"),
+        (["--model.max_new_tokens", "0"], "model.max_new_tokens must be at least 1"),
+        (["--model", "Seq2SeqLM"], "cannot be loaded"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    folders: dict[str, str], rows: str, options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(folders["llama"], rows, "llama", tmp_path / "run", *options) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+
+
+def test_a_template_of_ones_own_fills_its_places_and_no_others(folders: dict[str, str], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from litpeft.data.templates import ALPACA, Template
+
+    file = tmp_path / "own.yaml"
+    file.write_text("prompt_input: '{x} {instruction} | {input} >'\nprompt_no_input: 'Q {instruction} A'\n")
+    template = Template(str(file), AutoTokenizer.from_pretrained(folders["llama"]))
+    assert template.prompt("a {input} b", "") == "Q a {input} b A"
+    assert template.prompt("say {instruction}", "it {instruction}") == "{x} say {instruction} | it {instruction} >"
+    published = Template("alpaca", template.tokenizer).prompt("Do.", "it")
+    assert published == ALPACA["prompt_input"].format(instruction="Do.", input="it")
+
+
+def test_merged_language_models_are_loaded_by_transformers(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
+    for name, auto in (("llama", AutoModelForCausalLM), ("t5", AutoModelForSeq2SeqLM)):
+        targets = ["--model.adapter.targets", "[query,embed_tokens]" if name == "llama" else "[query]"]
+        assert run(folders[name], rows, name, tmp_path / name, *targets, "--trainer.max_steps", "3") == 0
+        out = tmp_path / f"{name}-merged"
+        assert main(["export", str(tmp_path / name), str(out), "--format", "merged"]) == 0
+        model = auto.from_pretrained(out)
+        tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
+        assert tied == (name == "t5")  # an adapter of the embeddings parts them from the head

@@ -119,6 +119,8 @@ class LitPeftCLI(LightningCLI):
         check_trainer(trainer)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
+        if os.path.isdir(model.model_name):  # the run is to be found again from other folders
+            model.model_name = os.path.abspath(model.model_name)
         if data.tokenizer is None:
             data.tokenizer = model.model_name
         if self.verb == "fit":
@@ -225,6 +227,7 @@ class LitPeftCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         """Hand the checkpoint to the verb; a folder, so LightningCLI does not read options out of it."""
         self.config_init[self.verb]["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
+        self.model.adapter._checkpoint_follows = self.checkpoint is not None
         if self.verb in ("validate", "test"):
             self.config_init[self.verb]["verbose"] = False  # the table is ours
 

@@ -84,7 +84,7 @@ class Adapter:
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
                 _train_own(model.get_submodule(name), dtype)
-        for name in _named_like(self.modules_to_save, model):
+        for name in _outermost(_named_like(self.modules_to_save, model), head):
             _train_whole(model.get_submodule(name), dtype, within=True)
         whole = list(trainable(model).values())
         own = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -97,6 +97,10 @@ class Adapter:
             parameter.data = parameter.data.float()
         if not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
+
+    def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """The tensors that this adapter has added, by name: each is there to learn."""
+        return {}
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Trainable parameters only, in the form that optimizers take.
@@ -183,7 +187,9 @@ def _named_like(ends: Sequence[str], model: nn.Module) -> list[str]:
         if not found:
             children = ", ".join(sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name}))
             raise UserError(f"model.adapter.modules_to_save: {end!r} is no module of this model; it has: {children}.")
-        names += found
+        for name in found:
+            inside = model.get_submodule(name)  # a list of modules is never called itself
+            names += [f"{name}.{i}" for i in range(len(inside))] if isinstance(inside, nn.ModuleList) else [name]
     owners: dict[int, set[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
@@ -194,6 +200,15 @@ def _named_like(ends: Sequence[str], model: nn.Module) -> list[str]:
                 f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; adapt it instead."
             )
     return names
+
+
+def _outermost(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The names that lie in none of the others and in no other of their own."""
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if not any(f"{name}.".startswith(f"{other}.") for other in [*others, *(set(names) - {name})])
+    ]
 
 
 def _train_whole(module: nn.Module, base_dtype: torch.dtype, within: bool = False) -> None:
@@ -207,7 +222,7 @@ def _train_whole(module: nn.Module, base_dtype: torch.dtype, within: bool = Fals
     module.requires_grad_(True)
     module.float()
     if base_dtype != torch.float32:
-        module.register_forward_pre_hook(_cast_inputs)
+        module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
         if within:
             module.register_forward_hook(partial(_cast_output, base_dtype))
 
@@ -219,12 +234,18 @@ def _train_own(module: nn.Module, base_dtype: torch.dtype) -> None:
         parameter.data = parameter.data.float()
     if base_dtype != torch.float32:
         if not list(module.children()):
-            module.register_forward_pre_hook(_cast_inputs)
+            module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
         module.register_forward_hook(partial(_cast_output, base_dtype))
 
 
-def _cast_inputs(module: nn.Module, inputs: tuple) -> tuple:
-    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+def _cast_inputs(module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return tuple(_wide(x) for x in inputs), {name: _wide(x) for name, x in options.items()}
+
+
+def _wide(x: Any) -> Any:
+    if isinstance(x, tuple):
+        return tuple(_wide(item) for item in x)
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
 def _cast_output(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: Any) -> Any:

@@ -35,6 +35,7 @@ class Linear4bit(nn.Module):
             of mantissa).
         double_quant: whether the blocks' maxima are quantised too.
         compute_dtype: what products are computed in; the input's dtype where it is None. The output has the input's.
+        transposed: whether it stands for a Conv1D, whose own weight is (in, out).
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Linear4bit(nn.Module):
         quant_type: str = "nf4",
         double_quant: bool = True,
         compute_dtype: torch.dtype | None = None,
+        transposed: bool = False,
     ) -> None:
         super().__init__()
+        self.transposed = transposed
         functional = bitsandbytes().functional
         codes, state = functional.quantize_4bit(
             weight.detach().contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
@@ -55,7 +58,8 @@ class Linear4bit(nn.Module):
     @classmethod
     def of(cls, layer: nn.Linear | Conv1D, **options: Any) -> Linear4bit:
         """A linear layer of torch or transformers, quantised; Conv1D holds its weight as (in, out)."""
-        return cls(layer.weight.T if isinstance(layer, Conv1D) else layer.weight, layer.bias, **options)
+        transposed = isinstance(layer, Conv1D)
+        return cls(layer.weight.T if transposed else layer.weight, layer.bias, transposed=transposed, **options)
 
     @classmethod
     def adopt(cls, layer: nn.Module) -> Linear4bit:
@@ -68,6 +72,7 @@ class Linear4bit(nn.Module):
             raise UserError("a 4-bit layer of bitsandbytes was packed for evaluation; load the model anew to adapt it.")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
+        new.transposed = False
         new._hold(layer.weight.data, layer.weight.quant_state, layer.bias, layer.compute_dtype)
         return new
 
@@ -118,10 +123,14 @@ class Linear4bit(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return frozen_linear(x.to(self.compute_dtype or x.dtype), self.held, self.open, self.bias).to(x.dtype)
 
-    def plain(self) -> nn.Linear:
-        """A layer of torch with the dequantised weight."""
-        layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
-        layer.weight, layer.bias = nn.Parameter(self.weight, requires_grad=False), self.bias
+    def plain(self, matrix: Tensor | None = None) -> nn.Linear | Conv1D:
+        """The layer that it was made of, with this weight (out, in); its own, dequantised, where that is None."""
+        matrix = self.weight if matrix is None else matrix
+        sizes = self.in_features, self.out_features
+        with torch.device("meta"):
+            layer = Conv1D(*reversed(sizes)) if self.transposed else nn.Linear(*sizes)
+        layer.weight = nn.Parameter(matrix.T.contiguous() if self.transposed else matrix, requires_grad=False)
+        layer.bias = self.bias
         return layer
 
     def extra_repr(self) -> str:

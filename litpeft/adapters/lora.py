@@ -28,13 +28,14 @@ class LoRA(Adapter):
         alpha: the product is scaled by alpha / rank; twice the rank where it is not given.
         dropout: share of the adapter's input that is zeroed in training; the frozen path sees all of it.
         targets: the layers to adapt: module-name suffixes and presets in a list (presets: query, key, value,
-            projection, mlp, head), or `all-linear`, or one regular expression over whole names.
+            projection, mlp, head; they hide a suffix of that name), or `all-linear`, or one regular expression over
+            whole names.
         rslora: scale by alpha / sqrt(rank) instead, which keeps high ranks learning (https://arxiv.org/abs/2312.03732).
         init: how A is drawn: `kaiming`, uniform in 1/sqrt(in), or `gaussian`, normal with deviation 1/rank. B is zero.
         bias: which of the base's biases train too: none, all, or those of the adapted layers (lora_only).
         rank_pattern: other ranks for some layers, by a regular expression that the end of their name matches.
         alpha_pattern: other alphas, likewise.
-        layers: of the targets, only those in blocks with these numbers: a list, or `8:16` for 8 up to 15.
+        layers: of the targets, only those in blocks with these numbers: a list, or `8-15`, both included.
         modules_to_save: further modules that train whole, by the end of their name; they are saved with the adapter.
         lora_plus_ratio: B learns this many times faster than A (LoRA+, https://arxiv.org/abs/2402.12354).
         init_from: folder of a PEFT adapter to start from; it must fit these options tensor by tensor.
@@ -62,6 +63,11 @@ class LoRA(Adapter):
         for name, value in {"rank": rank, **{f"rank_pattern {k}": v for k, v in (rank_pattern or {}).items()}}.items():
             if value < 1:
                 raise UserError(f"model.adapter.{name} must be at least 1, got {value}.")
+        for key in [*(rank_pattern or {}), *(alpha_pattern or {})]:
+            _compiled(key)
+        for value in [1 if alpha is None else alpha, *(alpha_pattern or {}).values()]:
+            if value <= 0:
+                raise UserError(f"model.adapter.alpha must be above 0, got {value}.")
         if not 0 <= dropout < 1:
             raise UserError(f"model.adapter.dropout must be at least 0 and below 1, got {dropout}.")
         if lora_plus_ratio <= 0:
@@ -72,11 +78,12 @@ class LoRA(Adapter):
         self.rank_pattern, self.alpha_pattern = rank_pattern or {}, alpha_pattern or {}
         self.layers, self.modules_to_save = layers, modules_to_save or []
         self.lora_plus_ratio, self.init_from = lora_plus_ratio, init_from
+        self._checkpoint_follows = False  # whose tensors replace those of `init_from`
 
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
         head, new = tuple(head), tuple(new)
         super().apply(model, head, new)
-        if self.init_from:
+        if self.init_from and not self._checkpoint_follows:
             from litpeft.adapters.peft_format import load_adapter
 
             load_adapter(Path(self.init_from), model, self)
@@ -87,6 +94,9 @@ class LoRA(Adapter):
                 model.set_submodule(name, Linear4bit.adopt(layer))  # of a model that somebody else has quantised
         names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR)
         names = names if self.layers is None else in_layers(names, self.layers)
+        for key in [*self.rank_pattern, *self.alpha_pattern]:
+            if not any(_compiled(key).fullmatch(name) for name in names):
+                raise UserError(f"model.adapter: the pattern {key!r} matches no adapted layer, such as {names[0]}.")
         for name in names:
             base = model.get_submodule(name)
             model.set_submodule(name, ADAPTED[type(base)](base, self.options(name)))
@@ -110,6 +120,14 @@ class LoRA(Adapter):
             if dtype != torch.float32 and not isinstance(module, AdaptedLayer):  # those cast it themselves
                 parametrize.register_parametrization(module, "bias", InDtypeOf(dtype), unsafe=True)
 
+    def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        return {
+            f"{name}.{leaf}": parameter
+            for name, layer in adapted_layers(model).items()
+            for leaf, parameter in layer.named_parameters(recurse=False)
+            if leaf in ("lora_A", "lora_B", "magnitude")
+        }
+
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         groups = super().param_groups(model)
         if self.lora_plus_ratio == 1.0:
@@ -129,7 +147,9 @@ class LoRA(Adapter):
             model.set_submodule(name, layer)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module, "bias"):
-                parametrize.remove_parametrizations(module, "bias", leave_parametrized=True)
+                seen = module.bias.detach().clone()
+                parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
+                module.bias = nn.Parameter(seen, requires_grad=False)
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """As the base class, and `adapted_layers`: how many layers of each name were replaced."""
@@ -138,4 +158,11 @@ class LoRA(Adapter):
 
 
 def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", name)), default)
+    return next((value for key, value in patterns.items() if _compiled(key).fullmatch(name)), default)
+
+
+def _compiled(key: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(.*\.)?({key})")
+    except re.error as error:
+        raise UserError(f"model.adapter: the pattern {key!r} is not a regular expression: {error}.") from error

@@ -57,6 +57,12 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LoRA, base_name: str)
     for name, layer in layers.items():
         if isinstance(layer, AdaptedConv2d) and (layer.dilation != (1, 1) or layer.padding_mode != "zeros"):
             raise UserError(f"PEFT's adapters ignore dilation and padding mode of {name}; give --format merged.")
+        if isinstance(layer, AdaptedConv2d) and layer.groups > 1 and layer.magnitude is not None:
+            raise UserError(f"PEFT's DoRA measures the groups of {name} otherwise; give --format merged.")
+    for saved in _whole_modules(model):  # PEFT asks whether a name ends so, whole part or not
+        for name, _ in model.named_modules():
+            if name.endswith(saved) and name != saved and name not in _whole_modules(model):
+                raise UserError(f"PEFT would take {name} for the saved {saved}; give --format merged.")
     tensors = {PREFIX + foreign: _to_peft(layers, own, p.detach()) for own, (foreign, p) in _names(model).items()}
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, str(folder / TENSORS), {"format": "pt"})
     ranks = {name: layer.rank for name, layer in layers.items()}
@@ -93,11 +99,21 @@ def load_adapter(folder: Path, model: nn.Module, adapter: LoRA) -> None:
         UserError: the folder cannot be read, or rank, scaling, layers, or the kind of adapter differ.
     """
     config, found = _read(folder)
+    try:
+        _copy(folder, config, found, model, adapter)
+    except (TypeError, ValueError, AttributeError, re.error) as error:
+        raise _misfit(folder, f"its {CONFIG} holds what PEFT does not write ({error})") from error
+
+
+def _copy(folder: Path, config: dict[str, Any], found: dict[str, Tensor], model: nn.Module, adapter: LoRA) -> None:
     layers = adapted_layers(model)
     if config.get("peft_type") != "LORA":
         raise _misfit(folder, f"it is of the type {config.get('peft_type')}, not LORA")
     if foreign := [name for name in FOREIGN if config.get(name)]:
         raise _misfit(folder, f"it was made with {foreign[0]}, which changes what a layer computes")
+    init = str(config.get("init_lora_weights", True))
+    if init.startswith(("pissa", "olora", "loftq", "corda", "lora_ga")):
+        raise _misfit(folder, f"init_lora_weights is {init}: PEFT changed the base under it when it was begun")
     if bool(config.get("use_dora")) != adapter.magnitude:
         raise _misfit(folder, f"it is {'' if config.get('use_dora') else 'not '}DoRA's")
     for name, layer in layers.items():
@@ -120,6 +136,8 @@ def load_adapter(folder: Path, model: nn.Module, adapter: LoRA) -> None:
         values[own] = _from_peft(layers, own, found[key], folder)
         if values[own].shape != parameter.shape:
             raise _misfit(folder, f"{key} has the shape {tuple(found[key].shape)}, not that of {own}")
+        if not values[own].isfinite().all():
+            raise _misfit(folder, f"{key} holds numbers that are not finite")
     with torch.no_grad():
         for key, (own, parameter) in wanted.items():
             if key in found:

@@ -11,6 +11,7 @@ from litpeft.adapters.dora import DoRA
 from litpeft.adapters.linear4bit import Linear4bit, cannot_quantise
 from litpeft.adapters.lora import LoRA
 from litpeft.adapters.quantised_loading import FourBitConfig, quantisable
+from litpeft.adapters.targets import PRESETS, suffix_pattern
 from litpeft.errors import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
@@ -50,6 +51,10 @@ class Quantised:
 
     def adapt(self, model: nn.Module) -> None:
         if self._can_quantise(next(model.parameters()).device):
+            names = [name for name, _ in model.named_modules()]
+            for end in self.skip:
+                if end not in PRESETS and not any(map(suffix_pattern([end]).fullmatch, names)):
+                    raise UserError(f"model.adapter.skip: {end!r} is no module of {type(model).__name__}.")
             for name in quantisable(model, self.skip):
                 layer = model.get_submodule(name)
                 if not layer.weight.requires_grad:

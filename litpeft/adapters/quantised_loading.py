@@ -139,8 +139,9 @@ class _Quantise(ConversionOps):
                     f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} here"
                 )
             module = model.get_submodule(name.rpartition(".")[0])
-            matrix = (value.T if isinstance(module, Conv1D) else value).to(self.config.device)
-            layer = Linear4bit(matrix, None, **self.config.options)
+            transposed = isinstance(module, Conv1D)
+            matrix = (value.T if transposed else value).to(self.config.device)
+            layer = Linear4bit(matrix, None, transposed=transposed, **self.config.options)
             packed[name] = _Packed(layer.codes, requires_grad=False)
             packed[name].layer = layer
         return packed

@@ -13,9 +13,9 @@ from litpeft.errors import UserError
 # One pattern a preset, searched at the end of a module's dotted name. The spellings of BERT, RoBERTa and ViT;
 # DistilBERT; Llama, Mistral and Qwen; T5 (`q k v o wi wo`); GPT-2 has query, key and value in one `c_attn`.
 PRESETS = {
-    "query": r"query|q_proj|q_lin|(SelfAttention|EncDecAttention|attention)\.q|c_attn",
-    "key": r"key|k_proj|k_lin|(SelfAttention|EncDecAttention|attention)\.k|c_attn",
-    "value": r"value|v_proj|v_lin|(SelfAttention|EncDecAttention|attention)\.v|c_attn",
+    "query": r"query|query_proj|q_proj|q_lin|(SelfAttention|EncDecAttention|attention)\.q|c_attn",
+    "key": r"key|key_proj|k_proj|k_lin|(SelfAttention|EncDecAttention|attention)\.k|c_attn",
+    "value": r"value|value_proj|v_proj|v_lin|(SelfAttention|EncDecAttention|attention)\.v|c_attn",
     "projection": r"attention\.output\.dense|o_proj|out_lin|(SelfAttention|EncDecAttention)\.o|attn\.c_proj",
     "mlp": r"intermediate\.dense|\d+\.output\.dense|gate_proj|up_proj|down_proj|lin1|lin2|mlp\.fc1|mlp\.fc2"
     r"|DenseReluDense\.w(i|o|i_0|i_1)|c_fc|mlp\.c_proj",
@@ -40,15 +40,25 @@ def match_targets(
         UserError: nothing matches, or a match is a layer that the adapter cannot act on.
     """
     modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
-    if targets == "all-linear" or list(targets) == ["all-linear"]:
-        head = suffix_pattern(["head"])
-        names = [n for n, m in modules.items() if type(m) in (linear or kinds) and not head.fullmatch(n)]
-    else:
-        try:
-            pattern = re.compile(targets) if isinstance(targets, str) else suffix_pattern(targets)
-        except re.error as error:
-            raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
-        names = [n for n, m in modules.items() if pattern.fullmatch(n) and _holds_weights(m)]
+    if isinstance(targets, str) and re.fullmatch(r"[\w-]+", targets) and targets not in modules:
+        targets = [targets]  # one word, that as an expression over whole names could mean nothing
+    chosen: set[str] = set()
+    for target in [targets] if isinstance(targets, str) else targets:
+        if target == "all-linear":
+            head = suffix_pattern(["head"])
+            found = {n for n, m in modules.items() if type(m) in (linear or kinds) and not head.fullmatch(n)}
+        else:
+            try:
+                pattern = re.compile(target) if isinstance(targets, str) else suffix_pattern([target])
+            except re.error as error:
+                raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
+            found = {n for n, m in modules.items() if pattern.fullmatch(n) and _holds_weights(m)}
+        if not found:
+            targets = target  # the one to tell of
+            chosen = set()
+            break
+        chosen |= found
+    names = [name for name in modules if name in chosen]
     if not names:
         leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
         listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())
@@ -70,24 +80,24 @@ def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
 
     Args:
         names: dotted names of modules.
-        layers: numbers, or `first:end` without the end, as a slice is written; either side may be left out.
+        layers: numbers, or `first-last`; without the last, up to the end.
 
     Raises:
         UserError: the layers cannot be read, or none of the names is in one.
     """
     blocks = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
+    there = set(blocks.values())
     if isinstance(layers, str):
-        bounds = re.fullmatch(r"(\d*):(\d*)", layers)
+        bounds = re.fullmatch(r"(\d+)-(\d*)", layers)
         if bounds is None:
-            raise UserError(f"model.adapter.layers must be a list of numbers or first:end, got {layers!r}.")
-        layers = range(int(bounds[1] or 0), int(bounds[2] or 10**9))
-    chosen = [name for name, block in blocks.items() if block in layers]
-    if not chosen:
+            raise UserError(f"model.adapter.layers must be a list of numbers or first-last, got {layers!r}.")
+        layers = range(int(bounds[1]), int(bounds[2] or max(there, default=0)) + 1)
+    if not layers or not set(layers) <= there:
         there = (
             f"the targets are in blocks 0 to {max(blocks.values())}" if blocks else "no target is in a numbered block"
         )
-        raise UserError(f"model.adapter.layers {layers} leaves no layer: {there}.")
-    return chosen
+        raise UserError(f"model.adapter.layers {list(layers)}: {there}.")
+    return [name for name, block in blocks.items() if block in layers]
 
 
 def suffix_pattern(suffixes: Sequence[str]) -> re.Pattern[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from litpeft.tasks import FineTuner
 
-MARKS = ("adapter_config.json", "config.json")  # one of them is in a folder that this command has written
+MARK = "litpeft_export.json"  # where an export comes from; a folder without it is not ours to replace
 
 
 def main(arguments: list[str]) -> int:
@@ -39,13 +41,18 @@ def main(arguments: list[str]) -> int:
         help="what a four-bit run is merged into: the weights that it was trained on, made whole again (the default), "
         "or those of the file, which the adapter has never seen",
     )
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], help="of merged weights; by default the run's")
+    parser.add_argument(
+        "--dtype",
+        choices=["bf16", "fp32"],
+        help="of merged weights; by default the run's, fp32 of Full",
+    )
     parser.add_argument("--checkpoint", type=Path, help="other than the one that the run stands for")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
     options = parser.parse_args(arguments)
+    options.out = Path(os.path.abspath(options.out))
     if options.format == "adapter" and (options.base or options.dtype):
         raise UserError("--base and --dtype say how to merge; leave them out with --format adapter.")
-    if options.out.exists() and not (options.overwrite and any((options.out / mark).is_file() for mark in MARKS)):
+    if options.out.exists() and not (options.overwrite and (options.out / MARK).is_file()):
         way = "holds no earlier export" if options.overwrite else "exists already; give --overwrite or another folder"
         raise UserError(f"{options.out} {way}.")
     with _whole_or_not_at_all(options.out) as folder:
@@ -66,7 +73,12 @@ def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
                 os.fsync(opened.fileno())
         if out.exists():
             out.rename(old)
-        scratch.rename(out)
+        try:
+            scratch.rename(out)
+        except BaseException:
+            if old.exists():
+                old.rename(out)
+            raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{getattr(error, 'filename', None) or out}: {reason}.") from error
@@ -84,6 +96,8 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.callbacks import FolderCheckpointIO
     from litpeft.cli import LitPeftCLI, quieten
     from litpeft.hub import local_or_hub
+    from litpeft.records import read_record
+    from litpeft.tasks.base import DTYPES
 
     class Loaded(LitPeftCLI):
         """The run's task and data as `predict` would have them, and nothing done with them."""
@@ -93,11 +107,15 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     quieten()
     where = ["--ckpt_path", str(options.checkpoint)] if options.checkpoint else []
     cli = Loaded("predict", ["--run_dir", str(options.run_dir), "--trainer.accelerator", "cpu", *where])
+    if (status := read_record(cli.run_dir)["status"]) != "ok":
+        print(f"litpeft: the run is {status}; its checkpoint {cli.checkpoint.name} is exported.", file=sys.stderr)
     task, data, adapter = cli.model, cli.datamodule, cli.model.adapter
     if options.base and not hasattr(adapter, "in_full_precision"):
         raise UserError(f"--base is for four-bit runs, and {options.run_dir} is one of {adapter.name}.")
     if options.format == "adapter" and not isinstance(adapter, LoRA):
         raise UserError(f"PEFT has no adapter like {adapter.name}; give --format merged.")
+    origin = {"run_dir": str(options.run_dir), "checkpoint": str(cli.checkpoint), "format": options.format}
+    (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     state = FolderCheckpointIO().load_checkpoint(cli.checkpoint)["state_dict"]
 
     def build() -> torch.nn.Module:
@@ -114,7 +132,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     if options.base == "original":
         adapter.in_full_precision("merged into the original base")
         model = build()
-    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32, None: next(model.parameters()).dtype}[options.dtype]
+    dtype = DTYPES[options.dtype or ("fp32" if adapter.trains_base else task.dtype_name)]
     if dtype == torch.float32:  # before merging: what is added must not be rounded first
         for module in model.modules():
             if module is not model and hasattr(module, "quant_type"):
@@ -127,10 +145,12 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     model.to(dtype).save_pretrained(folder)
     data.tokenizer.save_pretrained(folder)
     again = type(model).from_pretrained(folder)
-    difference = (_logits(again) - trained).abs().max().item()
+    difference, largest = (_logits(again) - trained).abs().max().item(), trained.abs().max().item()
+    if options.base != "original" and not difference < 0.5 * largest:
+        raise UserError(f"merged, the model is another (logits differ by {difference:.2e}): nothing is written.")
     return (
         f"{type(model).__name__} in {str(again.dtype).removeprefix('torch.')}; largest difference of its logits to "
-        f"those of the trained model {difference:.2e}, with logits up to {trained.abs().max():.2f}"
+        f"those of the trained model {difference:.2e}, with logits up to {largest:.2f}"
     )
 
 

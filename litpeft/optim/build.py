@@ -31,8 +31,9 @@ def build_optimizer(
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer cannot be made: {error}.") from error
     for group, scale in zip(optimizer.param_groups, scales, strict=True):
-        if scale != 1.0:  # an optimizer may have no rate of its own (Adafactor's relative steps)
-            group["lr"] *= scale
+        if scale != 1.0 and group["lr"] is None:
+            raise UserError("model.optimizer finds its own learning rate, of which lora_plus_ratio can be no multiple.")
+        group["lr"] = group["lr"] if scale == 1.0 else group["lr"] * scale
     return optimizer
 
 
@@ -51,10 +52,13 @@ def build_scheduler(
         parameters = inspect.signature(factory).parameters
         given = {"total_steps": None} if "total_steps" in parameters else {}
     fill = {"total_steps": total_steps} if "total_steps" in given and given["total_steps"] is None else {}
+    before = [group["lr"] for group in optimizer.param_groups]
     try:
         scheduler = factory(optimizer, **fill)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.scheduler cannot be made: {error}.") from error
+    if len(set(before)) > 1 and len({group["lr"] for group in optimizer.param_groups}) == 1:
+        raise UserError("model.scheduler gives all parameters one rate, and would undo the adapter's lora_plus_ratio.")
     told = {"scheduler": scheduler, "interval": "step"}
     if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau: there is a metric only after validation
         told |= {"monitor": scheduler.monitor, "interval": "epoch", "strict": True}

@@ -11,6 +11,7 @@ To add one: derive from `FineTuner` in a file of its own, implement `load`, `los
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from litpeft.adapters import Adapter, Full
-from litpeft.adapters.base import trainable
 from litpeft.errors import UserError
 from litpeft.optim import build_optimizer, build_scheduler
 
@@ -126,13 +126,19 @@ class FineTuner(L.LightningModule):
             model.enable_input_require_grads()
 
     def _check_gradients(self) -> None:
-        """A tensor that gets no gradient stays as it is without a word: B of LoRA would be zero to the end."""
-        missing = [name for name, parameter in trainable(self.backbone).items() if parameter.grad is None]
-        if missing:
-            raise UserError(
-                f"model.gradient_checkpointing {self.gradient_checkpointing}: {len(missing)} trainable tensors got no "
-                f"gradient ({missing[0]}, ...); try the other kind, or leave it out."
-            )
+        """What an adapter has added and gets no gradient would stay as it is without a word: a B of zero to the end.
+
+        In no layer of a name, that is: of a mixture of experts, some may have nothing to do in a step.
+        """
+        learns: dict[str, list[str]] = {}
+        for name, parameter in self.adapter.added(self.backbone).items():
+            learns.setdefault(re.sub(r"\d+", "#", name), []).append("" if parameter.grad is not None else name)
+        idle = [names for names in learns.values() if all(names)]
+        if idle:
+            kind = self.gradient_checkpointing
+            way = "take it out of model.adapter.targets, the model does not use it"
+            way = way if kind == "none" else f"model.gradient_checkpointing {kind} may cut it off: try the other kind"
+            raise UserError(f"{sum(map(len, idle))} tensors of the adapter got no gradient ({idle[0][0]}, ...); {way}.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss, logged by the names that the record and the check below read."""
@@ -177,7 +183,7 @@ class FineTuner(L.LightningModule):
         rate = optimizer.param_groups[0]["lr"]
         if rate is not None:  # Adafactor may find its own
             self.log("lr", rate, batch_size=1)
-        if self.gradient_checkpointing != "none" and self.trainer.global_step == 0:
+        if self.trainer.global_step == 0:
             self._check_gradients()
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             loss = self.trainer.callback_metrics.get("train_loss", torch.zeros(()))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import nn
+from transformers import AutoConfig
 
 from litpeft.errors import UserError
 from litpeft.hub import asking_hub, local_or_hub
@@ -23,9 +24,12 @@ def load_pretrained(
         UserError: it cannot be loaded, or has fewer positions than the data has tokens a row.
     """
     with asking_hub(name, "model.model_name", "a local folder, or package:NAME"):
-        model, report = auto.from_pretrained(
-            local_or_hub(name, "model.model_name"), dtype=dtype, output_loading_info=True, **options
-        )
+        path = local_or_hub(name, "model.model_name")
+        if getattr(AutoConfig.from_pretrained(path), "quantization_config", None):
+            raise UserError(
+                f"model.model_name {name}: its weights are quantised already; give the original model, and QLoRA."
+            )
+        model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and data.max_length > positions:
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")

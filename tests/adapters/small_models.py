@@ -85,7 +85,7 @@ MODELS = {
     "vit": Small(
         lambda: ViTForImageClassification(ViTConfig(**WIDE, **QUIET, image_size=8, patch_size=4, num_labels=3)),
         ["classifier"],
-        ["q_proj", "v_proj", "projection"],
+        ["q_proj", "v_proj", "patch_embeddings.projection"],
         {"pixel_values": PIXELS},
     ),
 }

@@ -6,6 +6,8 @@ Outputs, every gradient, ten optimizer steps, merged weights, and both direction
 from __future__ import annotations
 
 import copy
+import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -147,7 +149,8 @@ def test_merged_weights_are_those_of_peft_and_the_layers_are_plain(name: str, st
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
 def test_peft_loads_what_we_write_and_computes_the_same(name: str, strategy: str, tmp_path: Path) -> None:
-    mine, adapter = ours(name, strategy, rank_pattern={MODELS[name].targets[0]: 2})
+    some = next(iter(adapted_layers(ours(name, strategy)[0])))
+    mine, adapter = ours(name, strategy, rank_pattern={re.escape(some): 2})
     disturb(mine)
     write_adapter(tmp_path, mine, adapter, "base")
     with warnings.catch_warnings(record=True) as caught:
@@ -204,6 +207,15 @@ def test_a_folder_that_does_not_fit_is_refused_with_the_option_to_change(tmp_pat
     assert "it lacks" in refused(targets=[*MODELS["bert"].targets, "key"])
     assert "it lacks" in refused(bias="all")
     assert "there is no adapter_config.json" in refused(init_from=str(tmp_path / "nowhere"))
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    for wrong, said in (
+        ({"r": "4"}, "has rank 4"),
+        ({"lora_alpha": None}, "holds what PEFT does not write"),
+        ({"init_lora_weights": "pissa"}, "PEFT changed the base"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(json.dumps(told | wrong))
+        assert said in refused()
+    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
     assert "cannot be read, it may be damaged" in refused()
 

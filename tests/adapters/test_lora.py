@@ -53,6 +53,9 @@ def test_dropout_falls_on_the_adapters_branch_alone() -> None:
         ({"rank": 0}, "model.adapter.rank must be at least 1"),
         ({"rank_pattern": {"key": 0}}, "model.adapter.rank_pattern key must be at least 1"),
         ({"dropout": 1.0}, "model.adapter.dropout must be"),
+        ({"alpha": 0}, "model.adapter.alpha must be above 0"),
+        ({"alpha_pattern": {"query": 0}}, "model.adapter.alpha must be above 0"),
+        ({"rank_pattern": {"(": 4}}, "the pattern '(' is not a regular expression"),
         ({"dropout": -0.1}, "model.adapter.dropout must be"),
         ({"lora_plus_ratio": 0.0}, "model.adapter.lora_plus_ratio must be above 0"),
     ],
@@ -80,7 +83,7 @@ def test_rank_alpha_and_scaling_follow_patterns() -> None:
     assert told["1.attention.self.value"] == (2, 8 / 2**0.5)
 
 
-@pytest.mark.parametrize(("layers", "left"), [([1], {1}), ("0:1", {0}), (":", {0, 1}), ("1:", {1})])
+@pytest.mark.parametrize(("layers", "left"), [([1], {1}), ("0-0", {0}), ("0-1", {0, 1}), ("1-", {1})])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
 def test_layers_say_in_which_blocks(name: str, layers: list[int] | str, left: set[int]) -> None:
     model = applied(name, LoRA(rank=2, targets=["query", "mlp"], layers=layers))
@@ -89,7 +92,11 @@ def test_layers_say_in_which_blocks(name: str, layers: list[int] | str, left: se
 
 @pytest.mark.parametrize(
     ("layers", "said"),
-    [([7], r"layers \[7\] leaves no layer: the targets are in blocks 0 to 1"), ("1-2", "must be a list of numbers or")],
+    [
+        ([7], r"layers \[7\]: the targets are in blocks 0 to 1"),
+        ("0-5", "blocks 0 to 1"),
+        ("1:2", "must be a list of numbers or"),
+    ],
 )
 def test_layers_that_are_not_there_are_refused(layers: list[int] | str, said: str) -> None:
     with pytest.raises(UserError, match=said):
@@ -195,3 +202,47 @@ def test_what_was_matched_is_told() -> None:
     assert told["total_params"] == sum(p.numel() for p in small("bert").parameters()) + sum(
         layer.lora_A.numel() + layer.lora_B.numel() for layer in adapted_layers(model).values()
     )
+
+
+def test_a_pattern_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="the pattern 'querry' matches no adapted layer, such as bert.encoder"):
+        applied("bert", LoRA(rank_pattern={"querry": 16}))
+
+
+def test_a_head_named_among_further_modules_still_computes_in_fp32() -> None:
+    model = applied("bert", LoRA(modules_to_save=["classifier", "intermediate", "layer.1"]), torch.bfloat16)
+    assert model(**MODELS["bert"].inputs).logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", [LoRA, DoRA, QLoRA])
+def test_biases_within_a_bf16_base_are_merged(kind: type[LoRA]) -> None:
+    adapter = kind(rank=2, bias="all")
+    model = applied("bert", adapter, torch.bfloat16)
+    disturb(model)
+    before = model.eval()(**MODELS["bert"].inputs).logits
+    adapter.merge(model)
+    torch.testing.assert_close(model(**MODELS["bert"].inputs).logits, before, rtol=5e-2, atol=5e-2)
+    assert model.state_dict().keys() == small("bert").state_dict().keys()
+
+
+def test_a_quantised_conv1d_is_merged_into_a_conv1d() -> None:
+    adapter = QLoRA(rank=2, targets=["c_attn"])
+    model = applied("gpt2", adapter)
+    disturb(model)
+    before = model.eval()(**MODELS["gpt2"].inputs).logits
+    adapter.merge(model)
+    assert {n: type(m) for n, m in model.named_modules()} == {n: type(m) for n, m in small("gpt2").named_modules()}
+    assert {n: p.shape for n, p in model.named_parameters()} == {
+        n: p.shape for n, p in small("gpt2").named_parameters()
+    }
+    torch.testing.assert_close(model(**MODELS["gpt2"].inputs).logits, before, rtol=1e-4, atol=1e-5)
+
+
+def test_rates_that_a_scheduler_makes_equal_are_refused() -> None:
+    from litpeft.optim import build_scheduler
+
+    adapter = LoRA(rank=2, lora_plus_ratio=16.0)
+    model = applied("bert", adapter)
+    optimizer = build_optimizer(None, adapter.param_groups(model), default_lr=1e-3)
+    with pytest.raises(UserError, match="would undo the adapter's lora_plus_ratio"):
+        build_scheduler(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=9), optimizer, 9)

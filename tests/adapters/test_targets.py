@@ -68,7 +68,7 @@ def test_a_string_is_a_regular_expression_over_whole_names(models: dict[str, nn.
 
 
 def test_what_matches_nothing_is_told_with_what_there_is(models: dict[str, nn.Module]) -> None:
-    with pytest.raises(UserError, match=r"\['c_attn'\] matches no layer of BertFor.*attention.self.query \(2\)"):
+    with pytest.raises(UserError, match=r"'c_attn' matches no layer of BertFor.*attention.self.query \(2\)"):
         match_targets(models["bert"], ["c_attn"], (nn.Linear,))
 
 
@@ -86,3 +86,13 @@ def test_embeddings_and_convolutions_are_matched_by_name_and_not_by_all_linear(m
     ]
     assert match_targets(models["gpt2"], ["wte"], kinds, LINEAR) == ["transformer.wte"]
     assert len(match_targets(models["gpt2"], "all-linear", kinds, LINEAR)) == EXPECTED["gpt2"]["all-linear"]
+
+
+def test_every_target_of_a_list_has_to_match_and_one_word_is_a_suffix(models: dict[str, nn.Module]) -> None:
+    with pytest.raises(UserError, match="'valeu' matches no layer"):
+        match_targets(models["bert"], ["query", "valeu"], (nn.Linear,))
+    assert match_targets(models["bert"], "query", (nn.Linear,)) == match_targets(
+        models["bert"], ["query"], (nn.Linear,)
+    )
+    both = match_targets(models["bert"], ["all-linear", "word_embeddings"], (nn.Linear, nn.Embedding), (nn.Linear,))
+    assert len(both) == EXPECTED["bert"]["all-linear"] + 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import peft
@@ -92,6 +93,8 @@ def test_a_run_can_start_from_an_exported_one(runs: dict[str, Path], words: list
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
+    shutil.rmtree(tmp_path / "adapter")  # from now on the run has what it started from in its checkpoint
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "again"), "--format", "adapter"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -116,12 +119,14 @@ def test_a_folder_in_use_is_refused_and_an_earlier_export_replaced_on_request(
     words = ["export", str(runs["lora"]), str(tmp_path / "out"), "--format", "adapter"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("precious")
+    (tmp_path / "out" / "config.json").write_text("{}")  # of a model, that is not an export's mark
     assert main(words) == 2
     assert "exists already; give --overwrite or another folder" in capsys.readouterr().err
     assert main([*words, "--overwrite"]) == 2
     assert "holds no earlier export" in capsys.readouterr().err
     assert (tmp_path / "out" / "mine.txt").read_text() == "precious"
     (tmp_path / "out" / "mine.txt").unlink()
+    (tmp_path / "out" / "config.json").unlink()
     (tmp_path / "out").rmdir()
     assert main(words) == 0
     assert main([*words, "--overwrite"]) == 0

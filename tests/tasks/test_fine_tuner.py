@@ -60,7 +60,8 @@ def test_tensors_that_get_no_gradient_stop_the_run(
     ]
     assert main([*words, *options]) == 2
     said = capsys.readouterr().err
-    assert "model.gradient_checkpointing reentrant: 8 trainable tensors got no gradient (bert.encoder.layer.0." in said
+    assert "8 tensors of the adapter got no gradient (bert.encoder.layer.0." in said
+    assert "model.gradient_checkpointing reentrant may cut it off: try the other kind" in said
     assert read_record(tmp_path / "r")["status"] == "failed"
 
 

@@ -96,7 +96,9 @@ class AdaptedLayer(nn.Module):
 
     def _now(self) -> tuple[object, ...]:
         A, B = self.lora_A, self.lora_B
-        return _optimizer_steps, id(A), A._version, id(B), B._version, A.device, self.squares.dtype
+        # training or not, as averages of weights are put in for validation with no trace in a version
+        key = _optimizer_steps, self.training, id(A), A._version, id(B), B._version
+        return *key, A.device, self.squares.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         """As every module; the norm of W is that of the weight as it is then."""
@@ -105,7 +107,7 @@ class AdaptedLayer(nn.Module):
         return self
 
     def norm(self, opened: Tensor | None = None) -> Tensor:
-        """‖W + s BA‖ by row (out), worked out once an optimizer step however often it is asked for.
+        """‖W + s BA‖ by row (out), worked out once an optimizer step, and once more for validation.
 
         Args:
             opened: W where the caller has it open.

@@ -75,7 +75,7 @@ class AdaptedConv1D(AdaptedLinear):
 
 
 class AdaptedLinear4bit(AdaptedLinear):
-    """A four-bit layer with an adapter. It is merged into a plain nn.Linear with the dequantised weight."""
+    """A four-bit layer with an adapter. It is merged into the layer that was quantised, with its weight dequantised."""
 
     def take_over(self, base: Linear4bit) -> None:
         self.bias, base.bias = base.bias, None
@@ -97,6 +97,11 @@ class AdaptedLinear4bit(AdaptedLinear):
     @property
     def open(self) -> Open:
         return self.base.open
+
+    def plain(self, matrix: Tensor) -> nn.Module:
+        layer = self.base.plain(matrix)
+        layer.bias = self.bias
+        return layer
 
     def compute(self, x: Tensor) -> Tensor:
         return super().compute(x.to(self.base.compute_dtype or x.dtype)).to(x.dtype)

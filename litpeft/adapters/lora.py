@@ -144,6 +144,8 @@ class LoRA(Adapter):
     def merge(self, model: nn.Module) -> None:
         merged = {name: layer.merged() for name, layer in adapted_layers(model).items()}  # all of them, or none
         for name, layer in merged.items():
+            if getattr(layer, "bias", None) is not None:  # it may have been trained, in fp32
+                layer.bias = nn.Parameter(layer.bias.to(layer.weight.dtype), requires_grad=False)
             model.set_submodule(name, layer)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module, "bias"):

@@ -209,7 +209,7 @@ def test_a_folder_that_does_not_fit_is_refused_with_the_option_to_change(tmp_pat
     assert "there is no adapter_config.json" in refused(init_from=str(tmp_path / "nowhere"))
     told = json.loads((tmp_path / "adapter_config.json").read_text())
     for wrong, said in (
-        ({"r": "4"}, "has rank 4"),
+        ({"r": "4"}, "holds what PEFT does not write"),
         ({"lora_alpha": None}, "holds what PEFT does not write"),
         ({"init_lora_weights": "pissa"}, "PEFT changed the base"),
     ):

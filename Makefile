@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format bench bench-adapters clean
+.PHONY: help setup demo test test-fast test-gpu lint format bench-peers bench-adapters clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,7 +34,7 @@ lint: setup  ## check style
 format: setup  ## put style right
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: setup  ## measure speed as a ratio to Hugging Face Trainer + PEFT, in alternation on one thread
+bench-peers: setup  ## measure speed and memory as ratios to Hugging Face Trainer + PEFT, in alternation on one thread
 	$(BIN)/python -m tests.peers.bench
 
 bench-adapters: setup  ## measure what each adapter costs beside its frozen layer, and PEFT's, in one process

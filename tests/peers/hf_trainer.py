@@ -1,7 +1,7 @@
-"""The peer: Hugging Face Trainer + PEFT on a classification set, set up as well as we know how.
+"""The peer: Hugging Face Trainer + PEFT, set up as well as we know how.
 
-Base weights in bf16 (or fp32) with fp32 adapters, batches grouped by length, dynamic padding, fused AdamW, no evaluation
-and no saving. Prints one JSON line by the names of litpeft's record.
+Base weights in bf16 (or fp32, or four bits) with fp32 adapters, batches grouped by length, dynamic padding, prompts
+masked, fused AdamW, no evaluation and no saving. Prints one JSON line by the names of litpeft's record.
 """
 
 from __future__ import annotations
@@ -13,61 +13,105 @@ import re
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import torch
 import transformers
-from datasets import load_dataset
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+
+from litpeft.data.templates import ALPACA
+from tests.peers.live_bytes import StepPeak
+from tests.peers.step_peak import STEP
+
+IGNORED = -100
 
 
 class Clock(transformers.TrainerCallback):
-    """When each step ended, and the losses that were logged."""
+    """When each step ended, the losses that were logged, and the peak of one step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.losses: list[float] = []
+        self.peak = StepPeak()
+
+    def on_step_begin(self, args, state, control, **_) -> None:
+        if state.global_step == STEP:
+            self.peak.start()
 
     def on_step_end(self, args, state, control, **_) -> None:
+        if state.global_step == STEP + 1:
+            self.peak.stop()
         self.ends.append(time.perf_counter())
 
     def on_log(self, args, state, control, logs=None, **_) -> None:
         self.losses += [float(logs["loss"])] if "loss" in (logs or {}) else []
 
 
+def labelled(rows: list[dict[str, str]], tokenizer: Any, length: int) -> list[dict[str, Any]]:
+    """Texts with a class each."""
+    names = sorted({row["label"] for row in rows})
+    encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)
+    return [
+        {"input_ids": ids, "attention_mask": [1] * len(ids), "labels": names.index(row["label"])}
+        for ids, row in zip(encoded["input_ids"], rows, strict=True)
+    ]
+
+
+def instructed(rows: list[dict[str, str]], tokenizer: Any, length: int) -> list[dict[str, Any]]:
+    """Prompts and responses in one row, the prompt without loss."""
+    made = []
+    for row in rows:
+        text = ALPACA["prompt_input" if row.get("input") else "prompt_no_input"]
+        prompt = tokenizer(text.format(**{"input": "", **row}))["input_ids"]
+        response = tokenizer(row["output"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+        ids, labels = (prompt + response)[:length], ([IGNORED] * len(prompt) + response)[:length]
+        if any(label != IGNORED for label in labels):
+            made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return made
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=["classification", "instructions"], required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--train_file", required=True, help="TSV with columns text and label (names)")
-    parser.add_argument("--adapter", choices=["none", "lora"], required=True)
+    parser.add_argument("--train_file", required=True, help="JSON: text and label, or instruction, input and output")
+    parser.add_argument("--adapter", choices=["none", "lora", "dora", "qlora-nf4"], required=True)
     parser.add_argument("--dtype", choices=["bf16", "fp32"], required=True)
-    parser.add_argument("--samples", type=int, required=True)
     parser.add_argument("--batch_size", type=int, required=True)
     parser.add_argument("--max_length", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
+    parser.add_argument("--dropout", type=float, required=True)
     parser.add_argument("--warmup_steps", type=int, required=True, help="first steps that the rates leave out")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
     tokenizer = transformers.AutoTokenizer.from_pretrained(options.model)
-    rows = load_dataset("csv", data_files=options.train_file, delimiter="\t", quoting=3, split="train")
-    rows = rows.shuffle(seed=0).select(range(options.samples))
-    rows = rows.map(
-        lambda row: (
-            tokenizer(row["text"], truncation=True, max_length=options.max_length)
-            | {"labels": ["negative", "positive"].index(row["label"])}
-        ),
-        remove_columns=["text", "label"],
-    )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    classify = options.task == "classification"
+    rows = json.loads(Path(options.train_file).read_text())
+    encoded = (labelled if classify else instructed)(rows, tokenizer, options.max_length)
     mixed = options.dtype == "bf16" and options.adapter == "none"  # full fine-tuning keeps fp32 weights
-    model = transformers.AutoModelForSequenceClassification.from_pretrained(
-        options.model, num_labels=2, dtype=torch.bfloat16 if options.dtype == "bf16" and not mixed else torch.float32
-    )
-    if options.adapter == "lora":
-        config = LoraConfig(
-            r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["query", "value"], task_type="SEQ_CLS"
+    dtype = torch.bfloat16 if options.dtype == "bf16" else torch.float32
+    settings: dict[str, Any] = {"dtype": torch.float32 if mixed else dtype}
+    if options.adapter.startswith("qlora"):
+        settings["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
         )
+    if classify:
+        auto = transformers.AutoModelForSequenceClassification
+        settings["num_labels"] = 2
+        collate: Any = transformers.DataCollatorWithPadding(tokenizer)
+        targets, task = ["query", "value"], "SEQ_CLS"
+    else:
+        auto, targets, task = transformers.AutoModelForCausalLM, ["q_proj", "v_proj"], "CAUSAL_LM"
+        collate = transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    model = auto.from_pretrained(options.model, **settings)
+    if options.adapter != "none":
+        how = {"lora_dropout": options.dropout, "use_dora": options.adapter == "dora"}
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type=task, **how)
         model = get_peft_model(model, config)
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
@@ -83,14 +127,14 @@ def main() -> None:
             bf16=mixed,
             disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
-            logging_steps=5,
+            logging_steps=1,
             train_sampling_strategy="group_by_length",
         )
         trainer = transformers.Trainer(
             model=model,
             args=settings,
-            train_dataset=rows,
-            data_collator=transformers.DataCollatorWithPadding(tokenizer),
+            train_dataset=Dataset.from_list(encoded),
+            data_collator=collate,
             callbacks=[clock],
         )
         trainer.train()
@@ -98,11 +142,12 @@ def main() -> None:
     seconds = np.diff(clock.ends)[skipped - 1 :]
     share = len(seconds) / len(clock.ends)  # lengths are grouped at random, so the tokens of a share of steps follow it
     told = {
-        "train_tokens_per_second": sum(map(len, rows["input_ids"])) * share / float(seconds.sum()),
+        "train_tokens_per_second": sum(len(row["input_ids"]) for row in encoded) * share / float(seconds.sum()),
         "step_seconds_p50": float(np.median(seconds)),
+        "peak_tensor_bytes": clock.peak.bytes,
         "peak_rss_bytes": int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024,
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "train_loss": float(np.mean(clock.losses)),
+        "losses": clock.losses,
     }
     print(json.dumps(told))
 

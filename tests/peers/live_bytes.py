@@ -1,0 +1,50 @@
+"""The most bytes of tensors that are alive at once during one training step, measured alike on both sides."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+
+import torch
+
+
+class StepPeak:
+    """Between `start` and `stop` lies a step; `bytes` is the peak in it, with all that was alive when it began.
+
+    By the events of PyTorch's own CPU allocator; a file that is mapped counts as what of it is held. It costs time, so
+    the step is left out of the rates.
+    """
+
+    bytes: int | None = None
+
+    def start(self) -> None:
+        gc.collect()
+        self._before = _alive()
+        self._profile = torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        )
+        self._profile.__enter__()
+
+    def stop(self) -> None:
+        self._profile.__exit__(None, None, None)
+        now = most = 0
+        for event in self._profile.profiler.kineto_results.events():
+            if event.name() == "[memory]":
+                now += event.nbytes()
+                most = max(most, now)
+        self.bytes = self._before + most
+        del self._profile
+
+
+def _alive() -> int:
+    found: dict[int, int] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for thing in gc.get_objects():
+            try:
+                if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
+                    storage = thing.untyped_storage()
+                    found[storage.data_ptr()] = storage.nbytes()
+            except (ReferenceError, RuntimeError):  # dead proxies, and tensors without storage
+                continue
+    return sum(found.values())

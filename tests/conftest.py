@@ -13,7 +13,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOOD = ["good", "great", "lovely", "superb", "fine"]
@@ -47,6 +53,21 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     model = BertForSequenceClassification(config)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")}
     model.save_pretrained(folder, state_dict=state)  # as a pretrained model comes: without a head
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str:
+    """Folder of a two-layer Llama with random weights, and the same tokenizer; a separator ends its texts."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model, eos_token="[SEP]")
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=0, bos_token_id=2, eos_token_id=3, **sizes
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -40,16 +41,22 @@ def test_names_are_unique_and_every_file_is_found() -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_command_of_each_file_trains_a_step(name: str, tmp_path: Path, tiny_model: str, table: str) -> None:
+def test_the_command_of_each_file_trains_a_step(
+    name: str, tmp_path: Path, tiny_model: str, tiny_llama: str, table: str
+) -> None:
     words = first_line(FILES[name])
     if words == ["demo"]:
         words = ["fit", "--config", "demo"]
     assert name in words
+    if "CausalLM" in words:
+        rows = [{"instruction": "a story", "input": "", "output": f"the {GOOD[i % 5]} film"} for i in range(40)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        tiny_model, table = tiny_llama, str(tmp_path / "rows.json")
+    files = [] if name == "arithmetic" else ["--data.train_file", table]  # it makes its rows itself
     tiny = [
         "--model.model_name",
         tiny_model,
-        "--data.train_file",
-        table,
+        *files,
         "--data.val_samples",
         "8",
         "--trainer.max_steps",

@@ -33,8 +33,9 @@ CLASSES: dict[str, type] = {
 # what jsonargparse lists beside the reason: the alternatives that it tried, and what it was given
 NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
-    r"|Expected a <class '(NoneType|list)'>"
+    r"|Expected a <class 'NoneType'>"
 )
+SHAPE = re.compile(r"Expected a <class 'list'>")  # an alternative that is told of only where there is no other
 
 
 class OneLineParser(LightningArgumentParser):
@@ -70,6 +71,7 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
             line = line[match.end() :].removeprefix("- ")
         if line and not NOISE.match(line):
             reasons.append(line)
+    reasons.sort(key=lambda reason: bool(SHAPE.match(reason)))
     path = ".".join(dict.fromkeys(keys))
     return _said(path, reasons[0] if reasons else " ".join(message.split()))
 
@@ -85,12 +87,14 @@ def _said(path: str, reason: str) -> str:
         return f"{path}: there is no {match[1]}.{match[2]}{_guess(f'{match[1]}.{match[2]}', names)}."
     if match := re.search(r"Option '([^']+)' is not accepted", reason):
         if match[1] in _arguments(CLASSES.get(path)):
-            return f"{path}.{match[1]}: name the class (--{path} ...) before its options."
+            own = {kind.__name__ for kind in _derived(CLASSES[path]) if _shown(kind) and _takes(kind, match[1])}
+            named = ", ".join(sorted(own))
+            return f"{path}.{match[1]}: name a class that has it ({named}) before its options (--{path} ...)."
         return f"{path} has no option {match[1]!r}{_guess(match[1], _arguments(CLASSES.get(path)))}."
-    if match := re.match(r"Expected an? (?:typing\.)?(.+?)\.? Got value: (.*)", reason):
+    if match := re.match(r"Expected an? (?:typing\.)?(.+?)\.?(?: Got value: (.*))?$", reason):
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])
-        wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted)
-        return f"{path} must be {wanted}, got {match[2]}."
+        wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted).replace("list", "a list, as [a,b]")
+        return f"{path} must be {wanted}{f', got {match[2]}' if match[2] else ''}."
     if match := re.match(r"the following arguments are required: (.*)", reason):
         names = [
             name.partition(".")[2] if name.startswith(("fit.", "test.", "validate.", "predict.")) else name
@@ -105,6 +109,11 @@ def _derived(kind: type) -> Iterator[type]:
     for child in kind.__subclasses__():
         yield child
         yield from _derived(child)
+
+
+def _takes(kind: type, name: str) -> bool:
+    """Whether a class has this argument, its own or one that it hands on."""
+    return any(name in inspect.signature(cls.__init__).parameters for cls in kind.__mro__)
 
 
 def _shown(kind: type) -> bool:

@@ -22,6 +22,14 @@ class Quantised:
 
     Linear and Conv1D layers are quantised while the model is read, one by one, or when the adapter is applied to a
     model that is there already. Embeddings, norms, biases, tied weights and what trains whole stay as they are.
+
+    Args:
+        quant_type: `nf4`, codes at the quantiles of a normal distribution, or `fp4`, small floating-point numbers.
+        double_quant: whether the maxima of the blocks are quantised too: 4.13 bits a number instead of 4.5.
+        compute_dtype: what products with dequantised weights are computed in; the model's dtype by default.
+        skip: layers that stay as they are: module-name suffixes and presets, as in `targets`.
+        on_unavailable: where bitsandbytes cannot quantise, an `error`, or `full_precision`, told in the record.
+        options: rank, alpha and the rest, as in the adapter.
     """
 
     def __init__(
@@ -110,30 +118,12 @@ def four_bit_layers(model: nn.Module) -> list[Linear4bit]:
 
 
 class QLoRA(Quantised, LoRA):
-    """LoRA on a four-bit base.
-
-    Args:
-        quant_type: `nf4`, codes at the quantiles of a normal distribution, or `fp4`, small floating-point numbers.
-        double_quant: whether the maxima of the blocks are quantised too: 4.13 bits a number instead of 4.5.
-        compute_dtype: what products with dequantised weights are computed in; the model's dtype by default.
-        skip: layers that stay as they are: module-name suffixes and presets, as in `targets`.
-        on_unavailable: where bitsandbytes cannot quantise, an `error`, or `full_precision`, told in the record.
-        options: rank, alpha and the rest, as in `LoRA`.
-    """
+    """LoRA on a four-bit base; options as in `Quantised` and `LoRA`."""
 
     name = "qlora"
 
 
 class QDoRA(Quantised, DoRA):
-    """DoRA on a four-bit base.
-
-    Args:
-        quant_type: `nf4`, codes at the quantiles of a normal distribution, or `fp4`, small floating-point numbers.
-        double_quant: whether the maxima of the blocks are quantised too: 4.13 bits a number instead of 4.5.
-        compute_dtype: what products with dequantised weights are computed in; the model's dtype by default.
-        skip: layers that stay as they are: module-name suffixes and presets, as in `targets`.
-        on_unavailable: where bitsandbytes cannot quantise, an `error`, or `full_precision`, told in the record.
-        options: rank, alpha and the rest, as in `LoRA`.
-    """
+    """DoRA on a four-bit base; options as in `Quantised` and `LoRA`."""
 
     name = "qdora"

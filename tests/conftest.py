@@ -24,6 +24,14 @@ from transformers import (
 SHARED = Path(__file__).parents[2] / "shared"
 GOOD = ["good", "great", "lovely", "superb", "fine"]
 BAD = ["bad", "awful", "dull", "poor", "weak"]
+# of a Trainer whose run leaves nothing behind
+QUIET = {
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "accelerator": "cpu",
+}
 REST = ["the", "film", "was", "a", "story", "and", "plot", "of", "it", "very"]
 
 

@@ -37,12 +37,13 @@ class Adapter:
         trains_base: whether the trainable weights are the base's own. They are then held in fp32 and computed in the
             task's dtype by autocast; otherwise the adapter casts its few fp32 tensors itself and no autocast is needed.
         default_lr: learning rate used where no optimizer is named.
+        modules_to_save: ends of names of further modules that train whole.
     """
 
     name: str
     trains_base: bool = False
     default_lr: float = 3e-4
-    modules_to_save: Sequence[str] = ()  # ends of names of further modules that train whole
+    modules_to_save: Sequence[str] = ()
 
     @classmethod
     def named(cls, options: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from litpeft.adapters.base import Adapter, InDtypeOf
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
-from litpeft.adapters.targets import in_layers, match_targets
+from litpeft.adapters.targets import by_pattern, ending_in, in_layers, match_targets
 from litpeft.errors import UserError
 
 
@@ -105,8 +105,8 @@ class LoRA(Adapter):
 
     def options(self, name: str) -> LowRank:
         """Rank and scaling of the layer of this name."""
-        rank = _by_pattern(self.rank_pattern, name, self.rank)
-        alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+        rank = by_pattern(self.rank_pattern, name, self.rank)
+        alpha = by_pattern(self.alpha_pattern, name, self.alpha)
         scaling = alpha / (math.sqrt(rank) if self.rslora else rank)
         return LowRank(rank, scaling, self.dropout, self.init, self.magnitude)
 
@@ -159,12 +159,8 @@ class LoRA(Adapter):
         return super().describe(model) | {"adapted_layers": dict(counts)}
 
 
-def _by_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
-    return next((value for key, value in patterns.items() if _compiled(key).fullmatch(name)), default)
-
-
 def _compiled(key: str) -> re.Pattern[str]:
     try:
-        return re.compile(rf"(.*\.)?({key})")
+        return ending_in(key)
     except re.error as error:
         raise UserError(f"model.adapter: the pattern {key!r} is not a regular expression: {error}.") from error

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from litpeft.adapters.base import trainable
 from litpeft.adapters.layers import AdaptedConv1D, AdaptedConv2d, AdaptedEmbedding, AdaptedLayer, adapted_layers
+from litpeft.adapters.targets import by_pattern
 from litpeft.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,9 +60,10 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LoRA, base_name: str)
             raise UserError(f"PEFT's adapters ignore dilation and padding mode of {name}; give --format merged.")
         if isinstance(layer, AdaptedConv2d) and layer.groups > 1 and layer.magnitude is not None:
             raise UserError(f"PEFT's DoRA measures the groups of {name} otherwise; give --format merged.")
-    for saved in _whole_modules(model):  # PEFT asks whether a name ends so, whole part or not
+    whole = _whole_modules(model)
+    for saved in whole:  # PEFT asks whether a name ends so, whole part or not
         for name, _ in model.named_modules():
-            if name.endswith(saved) and name != saved and name not in _whole_modules(model):
+            if name.endswith(saved) and name not in whole:
                 raise UserError(f"PEFT would take {name} for the saved {saved}; give --format merged.")
     tensors = {PREFIX + foreign: _to_peft(layers, own, p.detach()) for own, (foreign, p) in _names(model).items()}
     save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, str(folder / TENSORS), {"format": "pt"})
@@ -84,7 +86,7 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LoRA, base_name: str)
         "bias": adapter.bias,
         "fan_in_fan_out": any(isinstance(layer, AdaptedConv1D) for layer in layers.values()),
         "target_modules": list(layers),
-        "modules_to_save": _whole_modules(model) or None,
+        "modules_to_save": whole or None,
         "init_lora_weights": True,  # anything else would change the base when it is loaded
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -224,12 +226,8 @@ def _alpha(layer: AdaptedLayer, rslora: bool) -> float:
 
 
 def _rank_and_scaling(config: dict[str, Any], name: str) -> tuple[int, float]:
-    def special(patterns: dict[str, Any] | None, default: Any) -> Any:
-        found = (v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", name))
-        return next(found, default)
-
-    rank = special(config.get("rank_pattern"), config.get("r", 8))
-    alpha = special(config.get("alpha_pattern"), config.get("lora_alpha", 8))
+    rank = by_pattern(config.get("rank_pattern") or {}, name, config.get("r", 8))
+    alpha = by_pattern(config.get("alpha_pattern") or {}, name, config.get("lora_alpha", 8))
     return rank, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 

@@ -124,10 +124,8 @@ class _Packed(nn.Parameter):
 
 class _Quantise(ConversionOps):
     def __init__(self, config: FourBitConfig, misfits: list[str]) -> None:
-        self.config, self.misfits = (
-            config,
-            misfits,
-        )  # transformers would make a report of an exception, without its text
+        self.config = config
+        self.misfits = misfits  # transformers would make a report of an exception, without its text
 
     def convert(self, input_dict: dict[str, Any], model: nn.Module, **_: Any) -> dict[str, Tensor]:
         packed = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -54,17 +55,11 @@ def match_targets(
                 raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
             found = {n for n, m in modules.items() if pattern.fullmatch(n) and _holds_weights(m)}
         if not found:
-            targets = target  # the one to tell of
-            chosen = set()
-            break
+            raise _matches_nothing(target, model, modules, kinds)
         chosen |= found
+    if not chosen:
+        raise _matches_nothing(targets, model, modules, kinds)
     names = [name for name in modules if name in chosen]
-    if not names:
-        leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
-        listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())
-        raise UserError(
-            f"model.adapter.targets {targets!r} matches no layer of {type(model).__name__}; it has: {listed or 'none'}."
-        )
     for name in names:
         if type(modules[name]) not in kinds:  # a sub-class computes something else
             known = ", ".join(kind.__name__ for kind in kinds)
@@ -75,6 +70,26 @@ def match_targets(
     return names
 
 
+def _matches_nothing(
+    target: Sequence[str] | str, model: nn.Module, modules: dict[str, nn.Module], kinds: tuple[type, ...]
+) -> UserError:
+    leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
+    listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())
+    return UserError(
+        f"model.adapter.targets {target!r} matches no layer of {type(model).__name__}; it has: {listed or 'none'}."
+    )
+
+
+def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """The first value whose key, a regular expression, matches the end of this name in whole parts; else `default`."""
+    return next((value for key, value in patterns.items() if ending_in(key).fullmatch(name)), default)
+
+
+def ending_in(expression: str) -> re.Pattern[str]:
+    """What matches a whole name if its end, in whole parts, matches this expression."""
+    return re.compile(rf"(.*\.)?({expression})")
+
+
 def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
     """Of these names, those in blocks with the given numbers: `encoder.layer.3.output` is in block 3.
 
@@ -83,7 +98,7 @@ def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
         layers: numbers, or `first-last`; without the last, up to the end.
 
     Raises:
-        UserError: the layers cannot be read, or none of the names is in one.
+        UserError: the layers cannot be read, or one of them holds none of the names.
     """
     blocks = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
     there = set(blocks.values())
@@ -93,17 +108,15 @@ def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
             raise UserError(f"model.adapter.layers must be a list of numbers or first-last, got {layers!r}.")
         layers = range(int(bounds[1]), int(bounds[2] or max(there, default=0)) + 1)
     if not layers or not set(layers) <= there:
-        there = (
-            f"the targets are in blocks 0 to {max(blocks.values())}" if blocks else "no target is in a numbered block"
-        )
-        raise UserError(f"model.adapter.layers {list(layers)}: {there}.")
+        known = f"the targets are in blocks 0 to {max(there)}" if there else "no target is in a numbered block"
+        raise UserError(f"model.adapter.layers {list(layers)}: {known}.")
     return [name for name, block in blocks.items() if block in layers]
 
 
 def suffix_pattern(suffixes: Sequence[str]) -> re.Pattern[str]:
     """What matches a module's whole name if it ends in one of these suffixes or presets."""
     ends = "|".join(PRESETS.get(suffix, re.escape(suffix)) for suffix in suffixes)
-    return re.compile(rf"(.*\.)?({ends})")
+    return ending_in(ends)
 
 
 def _trains(module: nn.Module) -> bool:

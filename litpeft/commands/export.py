@@ -93,6 +93,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
 
     from litpeft.adapters import LoRA
     from litpeft.adapters.peft_format import write_adapter
+    from litpeft.adapters.qlora import four_bit_layers
     from litpeft.callbacks import FolderCheckpointIO
     from litpeft.cli import LitPeftCLI, quieten
     from litpeft.hub import local_or_hub
@@ -134,9 +135,8 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         model = build()
     dtype = DTYPES[options.dtype or ("fp32" if adapter.trains_base else task.dtype_name)]
     if dtype == torch.float32:  # before merging: what is added must not be rounded first
-        for module in model.modules():
-            if module is not model and hasattr(module, "quant_type"):
-                module.dtype = dtype
+        for layer in four_bit_layers(model):
+            layer.dtype = dtype
         model.float()
     adapter.merge(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

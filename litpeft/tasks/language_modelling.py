@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from litpeft.adapters import Adapter
 from litpeft.adapters.base import trainable
 from litpeft.data.instruction_rows import IGNORED
 from litpeft.errors import UserError
@@ -36,19 +34,8 @@ class LanguageModelling(FineTuner):
     auto: Any  # transformers' class that loads the model
     encoder_decoder = False
 
-    def __init__(
-        self,
-        model_name: str,
-        adapter: Adapter | None = None,
-        dtype: Literal["bf16", "fp32"] = "bf16",
-        optimizer: OptimizerCallable | None = None,
-        scheduler: LRSchedulerCallable | None = None,
-        gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
-        compile_blocks: bool = False,
-        generate_samples: int = 0,
-        max_new_tokens: int = 64,
-    ) -> None:
-        super().__init__(model_name, adapter, dtype, optimizer, scheduler, gradient_checkpointing, compile_blocks)
+    def __init__(self, *common: Any, generate_samples: int = 0, max_new_tokens: int = 64, **options: Any) -> None:
+        super().__init__(*common, **options)
         for name, value, least in (("generate_samples", generate_samples, 0), ("max_new_tokens", max_new_tokens, 1)):
             if value < least:
                 raise UserError(f"model.{name} must be at least {least}, got {value}.")

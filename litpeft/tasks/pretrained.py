@@ -27,7 +27,8 @@ def load_pretrained(
         path = local_or_hub(name, "model.model_name")
         if getattr(AutoConfig.from_pretrained(path), "quantization_config", None):
             raise UserError(
-                f"model.model_name {name}: its weights are quantised already; give the original model, and QLoRA."
+                f"model.model_name {name}: its weights are quantised already; "
+                "give the original model, and an adapter that quantises it."
             )
         model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     positions = getattr(model.config, "max_position_embeddings", None)

@@ -32,6 +32,8 @@ from litpeft.data import Alpaca
 from litpeft.records import read_record
 from litpeft.tasks import CausalLM, Seq2SeqLM
 from litpeft.tasks.head_loss import head_loss
+from tests.adapters.small_models import WIDE
+from tests.conftest import QUIET
 
 WORDS = [
     "the",
@@ -59,11 +61,8 @@ MAKE = {
     "llama": lambda size: LlamaForCausalLM(
         LlamaConfig(
             vocab_size=size,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            **WIDE,
             num_key_value_heads=2,
-            intermediate_size=64,
             max_position_embeddings=128,
             tie_word_embeddings=True,
             pad_token_id=0,
@@ -77,11 +76,8 @@ MAKE = {
     "gemma2": lambda size: Gemma2ForCausalLM(
         Gemma2Config(
             vocab_size=size,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
+            **WIDE,
             num_key_value_heads=2,
-            intermediate_size=64,
             head_dim=8,
             final_logit_softcapping=0.1,
             pad_token_id=0,
@@ -103,13 +99,6 @@ MAKE = {
     ),
 }
 TARGETS = {"llama": "all-linear", "gpt2": "all-linear", "gemma2": ["query"], "t5": ["query", "value"]}
-QUIET = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-}
 
 
 @pytest.fixture(scope="module")

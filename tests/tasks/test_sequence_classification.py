@@ -21,14 +21,7 @@ from litpeft.errors import UserError
 from litpeft.records import read_record
 from litpeft.run_folder import newest_checkpoint
 from litpeft.tasks import SequenceClassification, base
-
-QUIET = {
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "accelerator": "cpu",
-}
+from tests.conftest import QUIET
 
 
 def fit(model: str, files: dict[str, str], adapter, tmp_path: Path, callbacks=(), steps: int = 2, **options):

@@ -4,8 +4,8 @@ To add a kind: derive from `AdaptedLayer` in a file of its own, say how to read 
 compute, and enter it in `ADAPTED`.
 
 An adapted layer takes over weight and bias of the one that it replaces, under the same names, and adds `lora_A`,
-`lora_B` and, for DoRA, `magnitude`, all fp32 and cast when used. It equals the one that it
-replaces until it is trained.
+`lora_B` and, for DoRA, `magnitude`, all fp32 and cast when used. It equals the one that it replaces
+until it is trained.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from litpeft.ops.dropout import kept, new_seed
+
 Open = Callable[..., Tensor]  # (*what is held, dtype=...) -> W (out, in): a cast, a transposed view, a dequantisation
 CHUNK = 1 << 17  # numbers that are held in fp32 at once on a CPU: 512 KiB, which a core's cache holds
 
@@ -55,7 +57,7 @@ def adapted_linear(
     Returns:
         (..., out) of the dtype of x.
     """
-    seed = int(torch.randint(2**62, (), device="cpu")) if dropout else None
+    seed = new_seed() if dropout else None
     rows = x.reshape(-1, x.shape[-1])  # (N, in); out here, so that the output is no view that must not be written to
     out = _AdaptedLinear.apply(rows, bias, A, B, magnitude, norm, scaling, dropout, seed, open_, opened, *held)
     return out.view(*x.shape[:-1], out.shape[-1])
@@ -79,7 +81,7 @@ class _AdaptedLinear(torch.autograd.Function):
         *held: Tensor,
     ) -> Tensor:
         dtype = rows.dtype
-        low = F.linear(rows if seed is None else rows * kept(rows, dropout, seed), A.to(dtype))  # (N, r)
+        low = F.linear(_zeroed(rows, dropout, seed), A.to(dtype))  # (N, r)
         added = bias.to(dtype) if bias is not None else None
         out = F.linear(
             rows, opened if opened is not None else open_(*held, dtype=dtype), None if norm is not None else added
@@ -106,7 +108,7 @@ class _AdaptedLinear(torch.autograd.Function):
             dy, dm = times_backward(dy, scaled, magnitude, norm)
         dlow = F.linear(dy, (scaling * B).T.to(dy.dtype).contiguous())  # (N, r)
         if need_A:
-            dA = (dlow.T @ (rows if seed is None else rows * kept(rows, dropout, seed))).to(A.dtype)
+            dA = (dlow.T @ _zeroed(rows, dropout, seed)).to(A.dtype)
         if need_B:
             # the thin matrix first: its product is several times faster so on a CPU
             dB = (low.T @ dy).T.to(B.dtype) * scaling
@@ -115,8 +117,13 @@ class _AdaptedLinear(torch.autograd.Function):
             if seed is None:
                 dx.addmm_(dlow, A.to(dy.dtype))
             else:
-                dx += (dlow @ A.to(dy.dtype)).mul_(kept(rows, dropout, seed))
+                dx += _zeroed(dlow @ A.to(dy.dtype), dropout, seed)
         return (dx, dbias, dA, dB, dm, *[None] * (6 + len(held)))
+
+
+def _zeroed(x: Tensor, dropout: float, seed: int | None) -> Tensor:
+    """Without what the dropout of this seed drops; what is left is not made larger."""
+    return x if seed is None else x * kept(x, dropout, seed)
 
 
 def frozen_linear(x: Tensor, held: tuple[Tensor, ...], open_: Open, bias: Tensor | None) -> Tensor:
@@ -194,20 +201,6 @@ def low_rank_norm(squares: Tensor, w: Tensor, A: Tensor, B: Tensor, scaling: flo
     added = (B * (2 * scaling * cross + scaling**2 * (B @ inner))).sum(-1).flatten()
     limits = torch.finfo(wide)
     return (squares + added).maximum(limits.eps * squares).sqrt().clamp_min(limits.tiny**0.5)
-
-
-def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
-    """Which numbers of x a dropout keeps: the same for the same seed, without touching the global generator.
-
-    Sixteen random bits a number, four numbers a draw, which costs a fourth of drawing them one by one. The share that
-    is zeroed is `dropout` to within 2^-17.
-    """
-    generator = torch.Generator(x.device).manual_seed(seed)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(
-        -(2**63), None, generator=generator
-    )
-    least = min(round(dropout * 65536) - 32768, 32767)  # the draws are signed
-    return (draws.view(torch.int16)[: x.numel()] >= least).view(x.shape)
 
 
 def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool = True) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from litpeft.adapters import Adapter, Full
 from litpeft.errors import UserError
+from litpeft.ops.attention import use_lean_attention
+from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -105,6 +107,9 @@ class FineTuner(L.LightningModule):
             dtype = torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name]
             model, head, new = self.load(data, dtype, **self.adapter.loading(device))
             self.adapter.apply(model, head, new)
+        if device.type == "cpu":
+            use_lean_attention(model)
+            use_lean_dropout(model)
         self.new_tensors = new
         self._checkpoint_gradients(model)
         if self.compile_blocks:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from litpeft.data.instruction_rows import IGNORED
+from litpeft.errors import UserError
 from litpeft.tasks.base import Batch
 from litpeft.tasks.language_modelling import LanguageModelling
 
@@ -15,11 +20,35 @@ class CausalLM(LanguageModelling):
 
     auto = AutoModelForCausalLM
 
+    def load(
+        self, data: LightningDataModule, dtype: torch.dtype, **options: Any
+    ) -> tuple[nn.Module, list[str], list[str]]:
+        model, head, new = super().load(data, dtype, **options)
+        if _sees_ahead(model):
+            raise UserError(
+                f"model.model_name {self.model_name}: its tokens attend to later ones, it cannot foretell them; "
+                "give a causal model."
+            )
+        return model, head, new
+
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        # packed, no mask is given: transformers keeps attention within each run of positions then
-        return {name: batch[name] for name in ("input_ids", "attention_mask", "position_ids") if name in batch}
+        """Without a mask: rows are padded at their end, where nothing that carries loss looks.
+
+        Packed rows are told apart by their positions: transformers keeps attention within each run of them.
+        """
+        return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
 
     def at_labels(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         following = labels[:, 1:]  # each position foretells the next
         carrying = following != IGNORED
         return hidden[:, :-1][carrying], following[carrying]
+
+
+@torch.no_grad()
+def _sees_ahead(model: nn.Module) -> bool:
+    """Whether what is said of the first tokens depends on the last."""
+    ids = torch.arange(4)[None] % model.config.vocab_size
+    other = ids.clone()
+    other[0, -1] = 0
+    one, two = (model(input_ids=each).logits[:, :-1].float() for each in (ids, other))
+    return not torch.allclose(one, two, rtol=1e-2, atol=1e-2 * float(one.abs().max()))

@@ -13,8 +13,8 @@ from torchmetrics.aggregation import MeanMetric
 from litpeft.adapters.base import trainable
 from litpeft.data.instruction_rows import IGNORED
 from litpeft.errors import UserError
+from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner
-from litpeft.tasks.head_loss import head_loss
 from litpeft.tasks.pretrained import check_base, load_pretrained
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,12 +17,12 @@ from litpeft.adapters.functional import (
     CHUNK,
     adapted_linear,
     frozen_linear,
-    kept,
     low_rank_norm,
     times_backward,
     times_plus,
     with_gain,
 )
+from litpeft.ops.dropout import kept
 
 SCALING = 1.5
 UNIT = 2**-8  # what one rounding to bf16 may err by, relative
@@ -252,43 +251,6 @@ def test_where_the_adapter_cancels_the_weight_the_norm_errs_by_no_more_than_its_
 
 
 # --- dropout's mask
-
-
-def test_the_mask_is_the_same_for_the_same_seed_and_another_for_another() -> None:
-    x = torch.empty(64, 33)
-    assert torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 7))
-    assert torch.equal(kept(x, 0.5, 7), kept(x.bfloat16(), 0.5, 7))  # of its shape alone
-    assert not torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 8))
-    assert kept(x, 0.5, 7).dtype == torch.bool
-
-
-def test_the_mask_leaves_the_global_generator_alone() -> None:
-    torch.manual_seed(3)
-    state = torch.get_rng_state()
-    kept(torch.empty(100), 0.5, 1)
-    assert torch.equal(torch.get_rng_state(), state)
-
-
-@pytest.mark.parametrize("shape", [(), (0, 5), (1,), (2,), (3,), (5,), (7, 3), (4, 4)])
-def test_the_mask_has_the_shape_of_what_it_masks(shape: tuple[int, ...]) -> None:
-    assert kept(torch.empty(shape), 0.5, 1).shape == shape
-
-
-@pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.9, 0.999])
-def test_the_share_of_zeros_is_the_dropout_in_every_column_of_a_draw(dropout: float) -> None:
-    n = 400_000
-    zeros = ~kept(torch.empty(n // 4, 4), dropout, 11)  # four numbers come from one draw: each must have its share
-    for some in (zeros, *zeros.T):
-        deviation = (dropout * (1 - dropout) / some.numel()) ** 0.5
-        assert abs(float(some.double().mean()) - dropout) < 5 * deviation + 2**-17
-    pairs = [float((a & b).double().mean()) for a, b in itertools.combinations(zeros.T, 2)]
-    both = dropout**2
-    assert all(abs(pair - both) < 5 * (both * (1 - both) / (n // 4)) ** 0.5 + 2**-15 for pair in pairs)  # independent
-
-
-@pytest.mark.parametrize("dropout", [1e-6, 1 - 1e-6])
-def test_a_dropout_next_to_none_or_all_keeps_nearly_all_or_nearly_none(dropout: float) -> None:
-    assert abs(float(kept(torch.empty(1000), dropout, 1).double().mean()) - (1 - dropout)) < 0.01
 
 
 def test_dropout_keeps_the_mean_and_falls_on_the_adapters_branch_alone() -> None:

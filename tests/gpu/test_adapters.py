@@ -11,8 +11,8 @@ from transformers import AutoModelForSequenceClassification
 
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
-from litpeft.adapters.functional import kept
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.ops.dropout import kept
 from tests.adapters.small_models import LABELS, MODELS, disturb, small
 from tests.adapters.test_against_peft import STRATEGIES, compare
 

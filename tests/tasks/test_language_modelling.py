@@ -14,6 +14,9 @@ from torch.nn import functional as F
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    BertLMHeadModel,
     Gemma2Config,
     Gemma2ForCausalLM,
     GPT2Config,
@@ -29,9 +32,11 @@ from litpeft.__main__ import main
 from litpeft.adapters import Full, LoRA
 from litpeft.adapters.base import trainable
 from litpeft.data import Alpaca
+from litpeft.errors import UserError
+from litpeft.ops.attention import NAME
+from litpeft.ops.head_loss import head_loss
 from litpeft.records import read_record
 from litpeft.tasks import CausalLM, Seq2SeqLM
-from litpeft.tasks.head_loss import head_loss
 from tests.adapters.small_models import WIDE
 from tests.conftest import QUIET
 
@@ -196,6 +201,15 @@ def test_loss_and_gradients_are_those_of_transformers(
         torch.testing.assert_close(mine[key], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_a_model_that_sees_later_tokens_is_refused(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
+    size = len(AutoTokenizer.from_pretrained(folders["llama"]))
+    config = BertConfig(vocab_size=size, **WIDE, max_position_embeddings=128, initializer_range=0.5)
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folders["llama"]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="its tokens attend to later ones"):
+        ready(str(tmp_path), rows, "llama", Full())
+
+
 def test_only_the_response_and_its_end_carry_loss(folders: dict[str, str], rows: str) -> None:
     _, data = ready(folders["llama"], rows, "llama")
     batch = data.rows["train"][[3]]
@@ -232,7 +246,7 @@ def _sgd(groups):
 def test_packed_rows_have_the_loss_and_gradients_of_rows_alone(folders: dict[str, str], rows: str, name: str) -> None:
     alone, data = ready(folders[name], rows, name)
     packed, bins = ready(folders[name], rows, name, packing=True)
-    assert alone.backbone.config._attn_implementation == "sdpa"
+    assert alone.backbone.config._attn_implementation == NAME  # in fp32 and evaluation, torch's SDPA
     encoded = bins.rows["train"]
     assert len(encoded) < len(data.rows["train"])
     assert max(encoded.lengths) <= 96
@@ -266,7 +280,7 @@ def test_every_row_is_in_one_bin_and_no_bin_overflows() -> None:
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_the_loss_in_chunks_is_that_of_the_whole(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("litpeft.tasks.head_loss.CHUNK", 7 * 50)  # seven positions at a time
+    monkeypatch.setattr("litpeft.ops.head_loss.CHUNK", 7 * 50)  # seven positions at a time
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50).double().requires_grad_(trained)
     hidden = torch.randn(23, 16, dtype=torch.float64, requires_grad=True)

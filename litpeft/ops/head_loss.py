@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-CHUNK = 1 << 23  # logits that are held at once: 32 MiB in fp32
+CHUNK = 1 << 23  # logits that are held at once
+IN_CACHE = 1 << 17  # of which so many in fp32 at a time: 512 KiB
 
 
 def head_loss(hidden: Tensor, labels: Tensor, head: nn.Module, vocabulary: int) -> Tensor:
@@ -37,19 +37,20 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         if not any(ctx.needs_input_grad):
             for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
-                total += F.cross_entropy(head(part).float(), wanted, reduction="sum")
+                total += _cross_entropy(head(part), wanted)
             return total
         d_hidden = torch.empty_like(hidden)
         d_trained = [torch.zeros_like(parameter) for parameter in trained]
         for part, wanted, into in zip(hidden.split(rows), labels.split(rows), d_hidden.split(rows), strict=True):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
-                loss = F.cross_entropy(head(part).float(), wanted, reduction="sum")
-            found, *others = torch.autograd.grad(loss, [part, *trained])
+                logits = head(part)
+            gradient = torch.empty_like(logits)
+            total += _cross_entropy(logits.detach(), wanted, gradient)
+            found, *others = torch.autograd.grad(logits, [part, *trained], gradient)
             into.copy_(found)
             for kept, more in zip(d_trained, others, strict=True):
                 kept += more
-            total += loss.detach()
         ctx.save_for_backward(d_hidden, *d_trained)
         return total
 
@@ -58,3 +59,21 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden, *d_trained = (saved * grad.to(saved.dtype) for saved in ctx.saved_tensors)
         return (d_hidden, None, None, None, *d_trained)
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Tensor:
+    """The sum over rows, in fp32; the gradient by the logits, softmax minus one-hot, is written where it is wanted."""
+    total = logits.new_zeros((), dtype=torch.float32)
+    rows = max(1, IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
+    for first in range(0, len(logits), rows):
+        some = slice(first, first + rows)
+        at = labels[some, None]
+        wide = logits[some].to(torch.float32, copy=True)
+        wide -= wide.amax(-1, keepdim=True)
+        picked = wide.gather(-1, at)
+        sums = wide.exp_().sum(-1, keepdim=True)
+        total += (sums.log() - picked).sum()
+        if gradient is not None:
+            wide /= sums
+            gradient[some] = wide.scatter_add_(-1, at, torch.full_like(picked, -1))
+    return total

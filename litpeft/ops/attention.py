@@ -1,0 +1,166 @@
+"""Attention of short rows on a CPU, at the price of its matrix products.
+
+torch's fused kernel takes three to fifteen times as long in bf16 as the products that it is made of, most of it in
+backward, and knows no dropout, for which torch computes the whole of it in several passes over memory. Here a few heads
+at a time are computed within a core's cache, by batched products:
+
+    P = softmax(q kᵀ s + mask)    out = drop(P) v         Vaswani et al. 2017, eq. 1, https://arxiv.org/abs/1706.03762
+
+Scores and probabilities are fp32, as in the fused kernel. P is worked out again in backward and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from litpeft.ops.dropout import kept, new_seed
+
+NAME = "litpeft"
+LONGEST = 512  # tokens: of longer rows torch's kernel is as fast, and holds less
+CHUNK = 1 << 18  # scores that are held at once, where one head has fewer: 1 MiB in fp32
+MASKED = torch.finfo(torch.float32).min / 2  # finite: a row of padding that attends to nothing must not become NaN
+
+
+def use_lean_attention(model: nn.Module) -> None:
+    """Have a model of transformers compute its attention so where it pays; a model that has its own way keeps it."""
+    if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation(NAME)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in place of its own functions (its AttentionInterface).
+
+    Args:
+        module: the attention layer, which tells whether it is causal.
+        query: (B, H, T, D).
+        key: (B, G, S, D), each head of it for H/G heads of the query.
+        value: (B, G, S, D).
+        attention_mask: (B, 1 or H, T, S), bool (True attends) or added to the scores; None for all, or by `is_causal`.
+        dropout: of the probabilities.
+        scaling: s; 1/√D where it is None.
+        is_causal: whether each position attends to the earlier ones only, where there is no mask.
+
+    Returns:
+        (B, T, H, D), and None for the probabilities.
+    """
+    pays = query.device.type == "cpu" and (query.dtype != torch.float32 or dropout > 0)
+    short = max(query.shape[2], key.shape[2]) <= LONGEST and 0 <= dropout < 1
+    bias_learns = attention_mask is not None and attention_mask.requires_grad
+    more = [name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None]
+    # by the mode and not by who needs a gradient: a block that is checkpointed has to do the same when it is repeated
+    if not (module.training and pays and short) or bias_learns or more or torch.compiler.is_compiling():
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **others
+        )
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and causal and query.shape[2] > 1:
+        earlier = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        attention_mask = earlier[None, None]
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, MASKED)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    seed = new_seed() if dropout else 0
+    with torch.autocast(query.device.type, enabled=False):
+        return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed), None
+
+
+AttentionInterface.register(NAME, attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        dropout: float,
+        seed: int,
+    ) -> Tensor:
+        shape, groups = query.shape, key.shape[1]
+        query, key, value = _by_group(query, groups), key.contiguous(), value.contiguous()
+        if mask is not None:  # a view: (B, G, H/G, T, S)
+            mask = mask.expand(*shape[:3], key.shape[2]).unflatten(1, (groups, -1))
+        ctx.save_for_backward(query, key, value, mask)
+        ctx.settings = scaling, dropout, seed
+        out = value.new_empty(*query.shape[:3], value.shape[3])
+        for place, part in enumerate(_parts(query, key)):
+            q, k, v, into = (tensor[part].flatten(0, 1) for tensor in (query, key, value, out))
+            p = _probabilities(q, k, mask, part, scaling)
+            if dropout:
+                p *= _factors(p, dropout, seed + place)
+            torch.bmm(p.to(v.dtype), v, out=into)
+        return out.view(*shape[:3], -1).transpose(1, 2).contiguous()  # (B, T, H, D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask = ctx.saved_tensors
+        scaling, dropout, seed = ctx.settings
+        grad = grad.transpose(1, 2)
+        shape = *grad.shape[:3], query.shape[3]
+        grad = _by_group(grad, key.shape[1])
+        dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, key, value))
+        for place, part in enumerate(_parts(query, key)):
+            q, k, v, g = (tensor[part].flatten(0, 1) for tensor in (query, key, value, grad))
+            dq, dk, dv = (tensor[part].flatten(0, 1) for tensor in (dquery, dkey, dvalue))
+            p = _probabilities(q, k, mask, part, scaling)
+            dp, dropped = torch.bmm(g, v.mT).to(p.dtype), p
+            if dropout:
+                factors = _factors(p, dropout, seed + place)
+                dp, dropped = dp.mul_(factors), p * factors
+            torch.bmm(dropped.to(v.dtype).mT, g, out=dv)
+            ds = torch._softmax_backward_data(dp, p, -1, torch.float32).mul_(scaling).to(q.dtype)
+            torch.bmm(ds, k, out=dq)
+            torch.bmm(ds.mT, q, out=dk)
+        return (dquery.view(shape), dkey, dvalue, *[None] * 4)
+
+
+def _by_group(heads: Tensor, groups: int) -> Tensor:
+    """(B, H, T, D) -> (B, G, H/G T, D): what attends to the same keys comes one below the other."""
+    return heads.unflatten(1, (groups, -1)).flatten(2, 3).contiguous()
+
+
+def _parts(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Which rows of the batch, and which of their groups of heads, are computed at a time."""
+    batch, groups, per_group = query.shape[0], query.shape[1], query.shape[2] * key.shape[2]
+    rows = max(1, CHUNK // (groups * per_group))
+    some = groups if groups * per_group <= CHUNK else max(1, CHUNK // per_group)
+    for row in range(0, batch, rows):
+        for group in range(0, groups, some):
+            yield slice(row, row + rows), slice(group, group + some)
+
+
+def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, part: tuple[slice, slice], scaling: float) -> Tensor:
+    """Of (n, H/G T, D) and (n, S, D), P (n, H/G T, S) in fp32."""
+    scores = torch.bmm(q.float().mul_(scaling) if q.dtype != torch.float32 else q * scaling, k.float().mT)
+    if mask is not None:
+        mask = mask[part]
+        scores.view(mask.shape).add_(mask)
+    return torch.softmax(scores, -1)
+
+
+def _factors(p: Tensor, dropout: float, seed: int) -> Tensor:
+    """What a dropout multiplies with: 0 or 1 / (1 - dropout)."""
+    return kept(p, dropout, seed).to(p.dtype).mul_(1 / (1 - dropout))

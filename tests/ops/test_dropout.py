@@ -1,0 +1,88 @@
+"""The masks of dropout: their shares, their seeds; and that a model's own dropout is replaced by the same thing."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from litpeft.ops.dropout import Dropout, kept, use_lean_dropout
+
+
+def test_the_mask_is_the_same_for_the_same_seed_and_another_for_another() -> None:
+    x = torch.empty(64, 33)
+    assert torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 7))
+    assert torch.equal(kept(x, 0.5, 7), kept(x.bfloat16(), 0.5, 7))  # of its shape alone
+    assert not torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 8))
+    assert set(kept(x, 0.5, 7).unique().tolist()) == {0, 1}
+
+
+def test_the_mask_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    kept(torch.empty(100), 0.5, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 5), (1,), (2,), (3,), (5,), (7, 3), (4, 4)])
+def test_the_mask_has_the_shape_of_what_it_masks(shape: tuple[int, ...]) -> None:
+    assert kept(torch.empty(shape), 0.5, 1).shape == shape
+
+
+@pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.9, 0.999])
+def test_the_share_of_zeros_is_the_dropout_in_every_column_of_a_draw(dropout: float) -> None:
+    n = 400_000
+    zeros = kept(torch.empty(n // 4, 4), dropout, 11) == 0  # four numbers come from one draw: each must have its share
+    for some in (zeros, *zeros.T):
+        deviation = (dropout * (1 - dropout) / some.numel()) ** 0.5
+        assert abs(float(some.double().mean()) - dropout) < 5 * deviation + 2**-17
+    pairs = [float((a & b).double().mean()) for a, b in itertools.combinations(zeros.T, 2)]
+    both = dropout**2
+    assert all(abs(pair - both) < 5 * (both * (1 - both) / (n // 4)) ** 0.5 + 2**-15 for pair in pairs)  # independent
+
+
+@pytest.mark.parametrize("dropout", [1e-6, 1 - 1e-6])
+def test_a_dropout_next_to_none_or_all_keeps_nearly_all_or_nearly_none(dropout: float) -> None:
+    assert abs(float(kept(torch.empty(1000), dropout, 1).double().mean()) - (1 - dropout)) < 0.01
+
+
+def test_a_layer_with_these_masks_zeroes_its_share_scales_the_rest_and_passes_the_gradient_likewise() -> None:
+    torch.manual_seed(0)
+    layer = Dropout(0.3)
+    x = torch.randn(500, 400, dtype=torch.float64).add_(10).requires_grad_()
+    out = layer(x)
+    zero = out == 0
+    assert abs(float(zero.double().mean()) - 0.3) < 5 * (0.3 * 0.7 / x.numel()) ** 0.5
+    torch.testing.assert_close(out, torch.where(zero, 0, x / 0.7), rtol=1e-14, atol=0)
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, torch.where(zero, 0, torch.ones_like(x) / 0.7), rtol=1e-14, atol=0)
+
+
+def test_each_call_draws_anew_and_the_global_state_repeats_it() -> None:
+    layer, x = Dropout(0.5), torch.ones(1000)
+    state = torch.get_rng_state()
+    first, second = layer(x), layer(x)
+    torch.set_rng_state(state)
+    assert not torch.equal(first, second)
+    assert torch.equal(layer(x), first)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_none_and_all_are_torchs(share: float) -> None:
+    x = torch.randn(10)
+    assert torch.equal(Dropout(share)(x), nn.Dropout(share)(x))
+
+
+def test_nothing_is_dropped_in_evaluation() -> None:
+    x = torch.randn(10)
+    assert torch.equal(Dropout(0.5).eval()(x), x)
+
+
+def test_a_models_own_dropouts_are_replaced_and_those_of_another_kind_are_not() -> None:
+    model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Dropout1d(0.2)))
+    use_lean_dropout(model)
+    assert type(model[0]) is Dropout
+    assert model[0].p == 0.2
+    assert type(model[1][0]) is nn.Dropout1d

@@ -24,13 +24,13 @@ from peft import LoraConfig, get_peft_model
 
 from litpeft.data.templates import ALPACA
 from tests.peers.live_bytes import StepPeak
-from tests.peers.step_peak import STEP
+from tests.peers.step_peak import STEPS
 
 IGNORED = -100
 
 
 class Clock(transformers.TrainerCallback):
-    """When each step ended, the losses that were logged, and the peak of one step."""
+    """When each step ended, the losses that were logged, and the peak in the first ones."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -38,11 +38,11 @@ class Clock(transformers.TrainerCallback):
         self.peak = StepPeak()
 
     def on_step_begin(self, args, state, control, **_) -> None:
-        if state.global_step == STEP:
+        if state.global_step == 0:
             self.peak.start()
 
     def on_step_end(self, args, state, control, **_) -> None:
-        if state.global_step == STEP + 1:
+        if state.global_step == STEPS:
             self.peak.stop()
         self.ends.append(time.perf_counter())
 

@@ -1,4 +1,4 @@
-"""The most bytes of tensors that are alive at once during one training step, measured alike on both sides."""
+"""The most bytes of tensors that are alive at once during training steps, measured alike on both sides."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 class StepPeak:
-    """Between `start` and `stop` lies a step; `bytes` is the peak in it, with all that was alive when it began.
+    """Between `start` and `stop` lie steps; `bytes` is the peak in them, with all that was alive when they began.
 
     By the events of PyTorch's own CPU allocator; a file that is mapped counts as what of it is held. It costs time, so
-    the step is left out of the rates.
+    they are left out of the rates.
     """
 
     bytes: int | None = None

@@ -6,32 +6,38 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lightning import Callback, Trainer
+from lightning import Callback, LightningModule, Trainer
 
 from tests.peers.live_bytes import StepPeak
+from tests.peers.products import Products
 
-STEP = 1  # the second: optimizer states are there, and it is within the warm-up
+STEPS = 3  # the longest batch comes first on both sides, and states of the optimizer are there from the second on
 
 
 class Measure(Callback):
-    """Writes `peak.json` with the peak of live tensor bytes of one step, and the loss of each."""
+    """Writes `peak.json`: peak of live tensor bytes in the first steps, floor of the next a token, all losses."""
 
     def __init__(self) -> None:
         self.peak = StepPeak()
+        self.products = Products()
+        self.padded = 0  # tokens of the step whose products are counted
         self.losses: list[float] = []
 
-    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == STEP:
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, _: int) -> None:
+        if trainer.global_step == 0:
             self.peak.start()
-
-    def on_before_zero_grad(self, trainer: Trainer, *_: Any) -> None:
-        """Nothing: gradients of the step before are freed within the step, as in Trainer."""
+        if trainer.global_step == STEPS:
+            self.padded = int(module.token_counts(batch)["padded"])
+            self.products.__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == STEP + 1:
+        if trainer.global_step == STEPS:
             self.peak.stop()
+        if trainer.global_step == STEPS + 1:
+            self.products.__exit__(None, None, None)
         self.losses.append(float(trainer.callback_metrics["train_loss"]))
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
-        told = {"peak_tensor_bytes": self.peak.bytes, "losses": self.losses}
+        floor = self.products.seconds() / self.padded
+        told = {"peak_tensor_bytes": self.peak.bytes, "losses": self.losses, "floor_seconds_per_token": floor}
         (Path(trainer.default_root_dir) / "peak.json").write_text(json.dumps(told))

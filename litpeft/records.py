@@ -44,7 +44,11 @@ FIELDS = {
     "peak_allocated_bytes": "most that CUDA's allocator had handed out at once during the fit; null without CUDA",
     "peak_reserved_bytes": "most that CUDA's allocator had taken from the device; null without CUDA",
     "peak_rss_bytes": "most host memory that the process has held since it started",
-    "memory_phases": "allocated and reserved peaks by phase: load, first_step, train, validate; null without CUDA",
+    "peak_tensor_bytes": "most bytes of tensors alive at once in the steps that were followed",
+    "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
+    "train_seconds leave them out",
+    "memory_phases": "by phase (load, first_step, train, validate, save): peaks of the host, of CUDA, and of tensors "
+    "with its split by what they are for (litpeft/memory/tracker.py); null or absent is not known",
     # time
     "new_tensors": "names of parameters that no file held: drawn at random and trained",
     "load_seconds": "reading the model and putting the adapter in",
@@ -138,6 +142,8 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
         ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),
         ("peak host memory", _bytes(record["peak_rss_bytes"])),
+        ("peak of tensors", _bytes(record["peak_tensor_bytes"])),
+        *((f"  {name.replace('_', ' ')}", _bytes(count)) for name, count in _largest_split(record)),
         ("steps", f"{record['steps']:,} in {record['train_seconds']:.1f} s" if record["train_seconds"] else None),
         ("median step", _with_unit(record["step_seconds_p50"], ".3f", "s")),
         ("samples a second", _with_unit(record["train_samples_per_second"], ",.0f")),
@@ -152,6 +158,13 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _quantised(told: dict[str, int] | None) -> str | None:
     return told and f"{told['params']:,} params of {told['layers']} layers, {_bytes(told['bytes'])}"
+
+
+def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
+    """What the greatest peak of tensors was made of; what is nothing is left out."""
+    phases = (record["memory_phases"] or {}).values()
+    split = max(phases, key=lambda phase: phase.get("peak_tensor_bytes", 0), default={}).get("tensor_bytes", {})
+    return [(name, count) for name, count in split.items() if count]
 
 
 def _with_unit(value: float | None, form: str, unit: str = "") -> str | None:

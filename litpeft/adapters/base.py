@@ -147,6 +147,11 @@ class Adapter:
     def merge(self, model: nn.Module) -> None:
         """Fold what was added into plain layers, in place. Nothing to do where nothing was added."""
 
+    def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
+        """The model's tensors by what they are for, `base_weights` or `adapter_weights`; a later entry wins."""
+        mine = [] if self.trains_base else list(trainable(model).values())
+        return {"base_weights": [*model.parameters(), *model.buffers()], "adapter_weights": mine}
+
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Counts and bytes for the record.
 

@@ -123,7 +123,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
 def _zeroed(x: Tensor, dropout: float, seed: int | None) -> Tensor:
     """Without what the dropout of this seed drops; what is left is not made larger."""
-    return x if seed is None else x * kept(x, dropout, seed)
+    return x if seed is None else x * kept(x, dropout, seed).to(x.dtype)
 
 
 def frozen_linear(x: Tensor, held: tuple[Tensor, ...], open_: Open, bias: Tensor | None) -> Tensor:

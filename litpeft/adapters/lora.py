@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from litpeft.adapters.base import Adapter, InDtypeOf
@@ -152,6 +152,13 @@ class LoRA(Adapter):
                 seen = module.bias.detach().clone()
                 parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
                 module.bias = nn.Parameter(seen, requires_grad=False)
+
+    def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
+        """As every adapter's; what DoRA keeps of its norms is the adapter's too."""
+        roles = super().roles(model)
+        for layer in adapted_layers(model).values():
+            roles["adapter_weights"] += layer.norms()
+        return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """As the base class, and `adapted_layers`: how many layers of each name were replaced."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from litpeft.adapters.dora import DoRA
 from litpeft.adapters.linear4bit import Linear4bit, cannot_quantise
@@ -84,6 +84,11 @@ class Quantised:
         for name, layer in list(model.named_modules()):
             if isinstance(layer, Linear4bit):
                 model.set_submodule(name, layer.plain())
+
+    def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
+        """As the adapter's, and `quantisation_constants`."""
+        constants = [constant for layer in four_bit_layers(model) for constant in layer.held[1:]]
+        return super().roles(model) | {"quantisation_constants": constants}
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """As the adapter's, and `quantised`: layers, numbers and bytes held in four bits, or why there are none."""

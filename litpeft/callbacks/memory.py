@@ -1,30 +1,57 @@
-"""Peaks of memory: CUDA's by phase where there is a GPU, the host's everywhere."""
+"""Peaks of memory by phase, and in a few steps what the bytes are for."""
 
 from __future__ import annotations
 
 import re
 import resource
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch.utils._pytree import tree_leaves
+
+from litpeft.errors import UserError
+from litpeft.memory import MemoryTracker
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
+PROC = Path("/proc/self")
+CUDA = {  # in the record: torch.cuda.memory_stats
+    "peak_allocated_bytes": "allocated_bytes.all.peak",
+    "peak_reserved_bytes": "reserved_bytes.all.peak",
+    "peak_active_bytes": "active_bytes.all.peak",
+    "allocator_retries": "num_alloc_retries",
+}
 
 
 class MemoryRecorder(Callback):
-    """Record peaks of memory by phase: `load`, `first_step` (optimizer state is born in it), `train`, `validate`.
+    """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save.
 
-    At each border of phases the device is synchronised, its peaks are read and set back. Without a GPU the CUDA figures
-    are null, and only the host's peak is known.
+    At each border of phases CUDA is synchronised and its peaks are read and set back, as is the kernel's mark of the
+    host's. In a few training steps and in the first batch of the first validation the storage of every tensor is
+    followed, so that the peak can be told by what it is for. That takes time: the figures of throughput leave such
+    steps out.
+
+    Args:
+        track_steps: optimizer steps that are followed, counted from 0 at the start or the resume. The first one has the
+            longest batch of the epoch and no states of the optimizer before its end. Blocks that are compiled cannot be
+            followed.
     """
 
-    def __init__(self) -> None:
-        self.phases: dict[str, dict[str, int]] = {}
+    def __init__(self, track_steps: Sequence[int] = (0, 1)) -> None:
+        if any(step < 0 for step in track_steps):
+            raise UserError(f"memory.track_steps must not be negative, got {list(track_steps)}.")
+        self.track_steps = list(track_steps)
+        self.tracked_steps: list[int] = []
+        self.phases: dict[str, dict[str, Any]] = {}
+        self.tracker: MemoryTracker | None = None  # while one is on
         self._phase: str | None = None
         self._steps_before = 0
+        self._retries = 0
+        self._host_peak = 0
+        self._host_known = True  # whether the kernel's mark was set back when the phase began
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -37,49 +64,118 @@ class MemoryRecorder(Callback):
         self._steps_before = trainer.global_step  # of a resumed run
         self._enter("first_step", pl_module.device)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._phase == "save":
+            self._enter("train", pl_module.device)
+        step = trainer.global_step - self._steps_before
+        if step in self.track_steps and self.tracker is None and not pl_module.compile_blocks:
+            self.tracked_steps.append(step)
+            self._track(trainer, pl_module)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._phase == "first_step" and trainer.global_step > self._steps_before:
+        done = trainer.global_step - self._steps_before
+        if self.tracker is not None and done > self.tracked_steps[-1]:  # batches may be accumulated
+            self._tracked(trainer)
+        if self._phase == "first_step" and done:
             self._enter("train", pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._enter("validate", pl_module.device)
 
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        first = self._phase == "validate" and "peak_tensor_bytes" not in self.phases.get("validate", {})
+        if first and self.track_steps and self.tracker is None and not pl_module.compile_blocks:
+            self._track(trainer, pl_module)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self.tracker is not None and self._phase == "validate":
+            self._tracked(trainer)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
             self._enter("train", pl_module.device)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._phase is not None:
+            self._enter("save", pl_module.device)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._enter(None, pl_module.device)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self.tracker is not None:  # what filled the memory is worth knowing
+            self._tracked(trainer)
         self._enter(None, pl_module.device)
 
+    def _track(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.tracker = MemoryTracker(pl_module.device)
+        self.tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
+        self.tracker.label(_states(trainer), "optimizer_state")
+        self.tracker.__enter__()
+
+    def _tracked(self, trainer: Trainer) -> None:
+        tracker, self.tracker = self.tracker, None
+        tracker.__exit__(None, None, None)
+        tracker.label(_states(trainer), "optimizer_state")  # the first step's are new
+        peak = tracker.peak()
+        kept = self.phases.setdefault(self._phase, {})
+        if peak.bytes > kept.get("peak_tensor_bytes", 0):
+            kept |= {"peak_tensor_bytes": peak.bytes, "tensor_bytes": peak.split}
+
     def _enter(self, phase: str | None, device: torch.device) -> None:
+        found: dict[str, int | None] = {"peak_rss_bytes": peak_rss_bytes() if self._host_known else None}
+        self._host_peak = max(self._host_peak, peak_rss_bytes())
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-            if self._phase is not None:
-                kept = self.phases.setdefault(self._phase, {"allocated": 0, "reserved": 0})
-                kept["allocated"] = max(kept["allocated"], torch.cuda.max_memory_allocated(device))
-                kept["reserved"] = max(kept["reserved"], torch.cuda.max_memory_reserved(device))
+            stats = torch.cuda.memory_stats(device)
+            found |= {name: stats.get(key, 0) for name, key in CUDA.items()}
+            found["allocator_retries"] -= self._retries  # counted from the start of the process
+            self._retries += found["allocator_retries"]
             torch.cuda.reset_peak_memory_stats(device)
+        if self._phase is not None:
+            kept = self.phases.setdefault(self._phase, {})
+            for name, value in found.items():
+                both = [v for v in (kept.get(name), value) if v is not None]
+                kept[name] = (sum if name == "allocator_retries" else max)(both) if both else None
+        self._host_known = _reset_peak_rss()
         self._phase = phase
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""
+
+        def most(name: str) -> int | None:
+            return max((p[name] for p in self.phases.values() if p.get(name) is not None), default=None)
+
         return {
-            "peak_allocated_bytes": max((p["allocated"] for p in self.phases.values()), default=None),
-            "peak_reserved_bytes": max((p["reserved"] for p in self.phases.values()), default=None),
-            "peak_rss_bytes": peak_rss_bytes(),
+            "peak_allocated_bytes": most("peak_allocated_bytes"),
+            "peak_reserved_bytes": most("peak_reserved_bytes"),
+            "peak_tensor_bytes": most("peak_tensor_bytes"),
+            "peak_rss_bytes": max(self._host_peak, peak_rss_bytes()),
+            "tracked_steps": self.tracked_steps,
             "memory_phases": self.phases or None,
         }
 
 
+def _states(trainer: Trainer) -> list[torch.Tensor]:
+    states = [list(optimizer.state.values()) for optimizer in trainer.optimizers]
+    return [leaf for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)]
+
+
 def peak_rss_bytes() -> int:
-    """Most host memory that the process has held since it started.
+    """Most host memory that the process has held since it started, or since the mark was set back.
 
     Linux's own mark and not getrusage's, which a process takes over from the one that started it, large or not.
     """
-    status = Path("/proc/self/status")
+    status = PROC / "status"
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
     return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+
+
+def _reset_peak_rss() -> bool:
+    """Set the kernel's mark back to what is held now; False where it cannot be."""
+    try:
+        (PROC / "clear_refs").write_text("5")
+    except OSError:  # no Linux, or a container that does not let us
+        return False
+    return True

@@ -22,12 +22,14 @@ class ThroughputRecorder(Callback):
 
     Args:
         warmup_steps: first optimizer steps that the rates leave out, while memory pools fill and kernels are chosen.
+            Steps in which memory is followed are left out wherever they are.
     """
 
     def __init__(self, warmup_steps: int = 5) -> None:
         self.warmup_steps = warmup_steps
         self.step_seconds: list[float] = []
         self.step_counts: list[dict[str, int]] = []
+        self.slowed_steps: set[int] = set()  # by a measurement that takes time, such as that of memory
         self._open_seconds = 0.0  # of the step that is being made
         self._open_counts: dict[str, Any] = dict.fromkeys(COUNTS, 0)
         self._begun = 0.0
@@ -55,7 +57,10 @@ class ThroughputRecorder(Callback):
         counts = {name: int(count) for name, count in self._open_counts.items()}
         self.step_seconds.append(self._open_seconds)
         self.step_counts.append(counts)
-        pl_module.log("train_tokens_per_second", counts["tokens"] / self._open_seconds, batch_size=1)
+        if any(getattr(callback, "tracker", None) is not None for callback in trainer.callbacks):
+            self.slowed_steps.add(len(self.step_seconds) - 1)
+        else:
+            pl_module.log("train_tokens_per_second", counts["tokens"] / self._open_seconds, batch_size=1)
         self._steps_before = trainer.global_step
         self._open_seconds, self._open_counts = 0.0, dict.fromkeys(COUNTS, 0)
 
@@ -70,8 +75,9 @@ class ThroughputRecorder(Callback):
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record; rates are null where no step is left after warm-up."""
-        seconds = np.array(self.step_seconds[self.warmup_steps :])
-        counted = self.step_counts[self.warmup_steps :]
+        taken = [i for i in range(self.warmup_steps, len(self.step_seconds)) if i not in self.slowed_steps]
+        seconds = np.array([self.step_seconds[i] for i in taken])
+        counted = [self.step_counts[i] for i in taken]
         rates = dict.fromkeys(COUNTS)
         if len(seconds):
             rates = {name: sum(step[name] for step in counted) / float(seconds.sum()) for name in COUNTS}

@@ -49,13 +49,13 @@ class _Dropout(torch.autograd.Function):
         mask = kept(x, share, seed)
         ctx.save_for_backward(mask)
         ctx.factor = 1 / (1 - share)
-        return (x * mask).mul_(ctx.factor)
+        return (x * mask.to(x.dtype)).mul_(ctx.factor)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
-        return (grad * mask).mul_(ctx.factor), None, None
+        return (grad * mask.to(grad.dtype)).mul_(ctx.factor), None, None
 
 
 def use_lean_dropout(model: nn.Module) -> None:

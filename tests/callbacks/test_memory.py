@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from litpeft.callbacks import MemoryRecorder
+from litpeft.callbacks import MemoryRecorder, memory
+from litpeft.errors import UserError
 
 PROBE = """
 from litpeft.callbacks import MemoryRecorder
@@ -32,19 +34,24 @@ def test_on_a_cpu_the_hosts_peak_is_known_and_cudas_is_null() -> None:
 
 def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
     """The device is played, since CI has none; `tests/gpu` has the real one."""
-    peak = {"allocated": 0, "reserved": 0}
+    peak = {"allocated": 0, "reserved": 0, "retries": 3}
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak["allocated"])
-    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: peak["reserved"])
+
+    def stats(device: torch.device) -> dict[str, int]:
+        peaks = {f"{name}_bytes.all.peak": peak[name] for name in ("allocated", "reserved")}
+        return peaks | {"active_bytes.all.peak": peak["allocated"], "num_alloc_retries": peak["retries"]}
+
+    monkeypatch.setattr(torch.cuda, "memory_stats", stats)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(allocated=1, reserved=2))
     module = SimpleNamespace(device=torch.device("cuda"))
     trainer = SimpleNamespace(global_step=0, sanity_checking=False)
-    recorder = MemoryRecorder()
+    recorder = MemoryRecorder(track_steps=[])
 
     def use(amount: int) -> None:
         peak.update(allocated=max(peak["allocated"], amount), reserved=max(peak["reserved"], 2 * amount))
 
     recorder.setup(trainer, module, "fit")
+    recorder._retries = 3  # of an earlier run in this process
     use(100)  # loading
     recorder.on_sanity_check_start(trainer, module)
     use(30)
@@ -60,8 +67,49 @@ def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None
     use(40)
     recorder.on_validation_end(trainer, module)
     use(65)
+    peak["retries"] = 5
     recorder.on_train_end(trainer, module)
-    phases = {name: told["allocated"] for name, told in recorder.phases.items()}
+    phases = {name: told["peak_allocated_bytes"] for name, told in recorder.phases.items()}
     assert phases == {"load": 100, "validate": 40, "first_step": 90, "train": 65}
+    retries = {name: told["allocator_retries"] for name, told in recorder.phases.items()}
+    assert retries == {"load": 0, "validate": 0, "first_step": 0, "train": 2}
     told = recorder.measured()
     assert (told["peak_allocated_bytes"], told["peak_reserved_bytes"]) == (100, 200)
+
+
+HOST = SimpleNamespace(device=torch.device("cpu"))
+
+
+def test_the_hosts_peak_falls_into_its_phase() -> None:
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False)
+    recorder = MemoryRecorder(track_steps=[])
+    recorder.setup(trainer, HOST, "fit")
+    held = bytearray(b"x" * 500_000_000)
+    recorder.on_train_start(trainer, HOST)
+    del held
+    trainer.global_step = 1
+    recorder.on_train_batch_end(trainer, HOST)
+    recorder.on_train_end(trainer, HOST)
+    load, train = (recorder.phases[name]["peak_rss_bytes"] for name in ("load", "train"))
+    if load is None:
+        pytest.skip("the kernel's mark cannot be set back here")
+    assert load - train > 400_000_000
+    assert recorder.measured()["peak_rss_bytes"] >= load
+
+
+def test_where_the_mark_cannot_be_set_back_the_phases_are_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "status").write_text("VmHWM:\t    2000 kB\n")
+    (tmp_path / "clear_refs").mkdir()  # not to be written to
+    monkeypatch.setattr(memory, "PROC", tmp_path)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False)
+    recorder = MemoryRecorder(track_steps=[])
+    recorder.setup(trainer, HOST, "fit")
+    recorder.on_train_start(trainer, HOST)
+    recorder.on_train_end(trainer, HOST)
+    assert recorder.phases["first_step"]["peak_rss_bytes"] is None
+    assert recorder.measured()["peak_rss_bytes"] == 2000 * 1024
+
+
+def test_a_negative_step_is_refused() -> None:
+    with pytest.raises(UserError, match="memory.track_steps must not be negative"):
+        MemoryRecorder(track_steps=[-1])

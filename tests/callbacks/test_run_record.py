@@ -42,7 +42,7 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     assert list(record) == list(FIELDS)
     unknown = {name for name, value in record.items() if value is None}
     assert unknown == {
-        *("error", "git", "memory_phases", "peak_allocated_bytes", "peak_reserved_bytes"),
+        *("error", "git", "peak_allocated_bytes", "peak_reserved_bytes"),
         *("test_loss", "test_accuracy", "test_f1", "other_metrics"),
     } - ({"git"} if record["git"] else set())
     assert record["status"] == "ok"
@@ -54,6 +54,18 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     assert (record["steps"], record["epochs"], record["effective_batch_size"]) == (24, 2, 8)
     assert record["data_summary"]["rows"] == {"train": 96, "val": 32}
     assert record["peak_rss_bytes"] > 100e6
+    assert record["tracked_steps"] == [0, 1]
+    assert set(record["memory_phases"]) == {"load", "first_step", "train", "validate", "save"}
+    for phase in ("first_step", "train", "validate"):
+        told = record["memory_phases"][phase]
+        assert sum(told["tensor_bytes"].values()) == told["peak_tensor_bytes"] <= record["peak_tensor_bytes"]
+        assert told["tensor_bytes"]["adapter_weights"] == record["adapter_bytes"]
+        assert told["tensor_bytes"]["base_weights"] == record["model_bytes"] - record["adapter_bytes"]
+    train = record["memory_phases"]["train"]["tensor_bytes"]
+    states = 2 * record["adapter_bytes"]  # two moments a number, and a count of steps a tensor
+    assert states < train["optimizer_state"] <= states + 4 * 10
+    assert record["memory_phases"]["first_step"]["tensor_bytes"]["optimizer_state"] in (0, train["optimizer_state"])
+    assert record["memory_phases"]["validate"]["tensor_bytes"]["activations"] == 0
     assert record["optimizer_settings"][0]["weight_decay"] == 0.01
     assert record["optimizer_settings"][1]["weight_decay"] == 0.0
     assert record["optimizer_settings"][0]["initial_lr"] == 1e-3

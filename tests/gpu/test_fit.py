@@ -28,6 +28,6 @@ def test_a_run_on_cuda_records_its_peaks_by_phase(tmp_path: Path, words: list[st
     ]
     assert main([*words, *options, "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
-    assert set(record["memory_phases"]) == {"load", "first_step", "train", "validate"}
+    assert set(record["memory_phases"]) >= {"load", "first_step", "train", "validate"}
     assert record["peak_reserved_bytes"] >= record["peak_allocated_bytes"] >= record["model_bytes"]
     assert record["machine"]["device"] == torch.cuda.get_device_name()

@@ -122,6 +122,10 @@ class AdaptedLayer(nn.Module):
             self._norm, self._norm_at = norm, self._now()
         return norm
 
+    def norms(self) -> list[Tensor]:
+        """What is kept to work out DoRA's norm: ‖W‖² by row, and the norm itself from its first use on."""
+        return [] if self.magnitude is None else [self.squares, self._norm]
+
     def grouped(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """W (g, out/g, in), A (g, r/g, in) and B (g, out/g, r/g)."""
         w, A, B = matrix, self.lora_A.flatten(1), self.lora_B.flatten(1)

@@ -98,7 +98,12 @@ def main() -> None:
     settings: dict[str, Any] = {"dtype": torch.float32 if mixed else dtype}
     if options.adapter.startswith("qlora"):
         settings["quantization_config"] = transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            # what is named replaces the defaults; PEFT cannot train a head of four bits
+            llm_int8_skip_modules=["classifier"] if classify else None,
         )
     if classify:
         auto = transformers.AutoModelForSequenceClassification

@@ -18,8 +18,7 @@ class StepPeak:
     bytes: int | None = None
 
     def start(self) -> None:
-        gc.collect()
-        self._before = _alive()
+        self._before = alive_bytes()
         self._profile = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
         )
@@ -36,8 +35,10 @@ class StepPeak:
         del self._profile
 
 
-def _alive() -> int:
+def alive_bytes() -> int:
+    """Of all tensors in the process, on the host."""
     found: dict[int, int] = {}
+    gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for thing in gc.get_objects():

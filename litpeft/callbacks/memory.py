@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils._pytree import tree_leaves
 
 from litpeft.errors import UserError
 from litpeft.memory import MemoryTracker
+from litpeft.memory.picture import split_picture
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 PROC = Path("/proc/self")
@@ -102,6 +104,11 @@ class MemoryRecorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._enter(None, pl_module.device)
+        if most(self.phases, "peak_tensor_bytes"):
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    picture = split_picture(self.phases)
+                    logger.experiment.add_image("memory", picture, trainer.global_step, dataformats="HWC")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.tracker is not None:  # what filled the memory is worth knowing
@@ -143,18 +150,17 @@ class MemoryRecorder(Callback):
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""
-
-        def most(name: str) -> int | None:
-            return max((p[name] for p in self.phases.values() if p.get(name) is not None), default=None)
-
-        return {
-            "peak_allocated_bytes": most("peak_allocated_bytes"),
-            "peak_reserved_bytes": most("peak_reserved_bytes"),
-            "peak_tensor_bytes": most("peak_tensor_bytes"),
+        peaks = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_tensor_bytes")
+        return {name: most(self.phases, name) for name in peaks} | {
             "peak_rss_bytes": max(self._host_peak, peak_rss_bytes()),
             "tracked_steps": self.tracked_steps,
             "memory_phases": self.phases or None,
         }
+
+
+def most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
+    """The greatest figure of this name over all phases; None where none knows it."""
+    return max((phase[name] for phase in phases.values() if phase.get(name) is not None), default=None)
 
 
 def _states(trainer: Trainer) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import subprocess
@@ -10,12 +11,15 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image, ImageColor
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from litpeft.__main__ import main
+from litpeft.memory.picture import BAR, COLOURS, LEFT, ROW
 from litpeft.records import FIELDS, read_record
 from tests.conftest import litpeft, write_killer
 
@@ -35,6 +39,20 @@ def finished(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path
     ]
     assert main([*words, *LORA, *options, "--trainer.max_epochs", "2", "--run_dir", str(run_dir)]) == 0
     return run_dir
+
+
+def test_tensorboard_shows_the_split_of_memory_as_a_picture(finished: Path) -> None:
+    events = EventAccumulator(str(finished))
+    events.Reload()
+    (shown,) = events.Images("memory")
+    image = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB"))
+    record = read_record(finished)
+    phases = {name: told for name, told in record["memory_phases"].items() if "tensor_bytes" in told}
+    for row, told in enumerate(phases.values()):
+        bar = image[10 + row * ROW + 2, LEFT : LEFT + BAR]
+        for name, colour in COLOURS.items():
+            width = int((bar == ImageColor.getrgb(colour)).all(-1).sum())
+            assert abs(width - BAR * told["tensor_bytes"][name] / record["peak_tensor_bytes"]) <= 1
 
 
 def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:

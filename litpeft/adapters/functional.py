@@ -9,7 +9,7 @@ Shapes: x (N, in), W (out, in), A (r, in), B (out, r), s the scaling, m and n (o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +18,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.ops.dropout import kept, new_seed
+from litpeft.ops.rows import by_rows
 
 Open = Callable[..., Tensor]  # (*what is held, dtype=...) -> W (out, in): a cast, a transposed view, a dequantisation
-CHUNK = 1 << 17  # numbers that are held in fp32 at once on a CPU: 512 KiB, which a core's cache holds
 
 
 def adapted_linear(
@@ -216,7 +216,7 @@ def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool =
         keep: whether the first result is needed after the second.
     """
     out = z if bias is None or not keep else torch.empty_like(z)
-    for part, into in _by_rows(z, out):
+    for part, into in by_rows(z, out):
         torch.mul(part, gain, out=part)
         if bias is not None:
             torch.add(part, bias, out=into)
@@ -233,16 +233,8 @@ def times_backward(dy: Tensor, scaled: Tensor, magnitude: Tensor, norm: Tensor) 
         norm: n (out).
     """
     gain, total, dz = magnitude / norm, torch.zeros_like(magnitude), torch.empty_like(dy)
-    for part, other, into in _by_rows(dy, scaled, dz):
+    for part, other, into in by_rows(dy, scaled, dz):
         wide = part.to(total.dtype)
         torch.mul(wide, gain, out=into)
         total += (wide * other).flatten(0, -2).sum(0)
     return dz, torch.where(magnitude == 0, 0, total / magnitude)
-
-
-def _by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows of each at a time, so that temporaries stay in a CPU's cache; more of them on a GPU."""
-    first = tensors[0]
-    most = CHUNK if first.device.type == "cpu" else 16 * CHUNK
-    rows = max(1, most * len(first) // max(1, first.numel()))
-    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

@@ -70,9 +70,8 @@ class MemoryRecorder(Callback):
         if self._phase == "save":
             self._enter("train", pl_module.device)
         step = trainer.global_step - self._steps_before
-        if step in self.track_steps and self.tracker is None and not pl_module.compile_blocks:
+        if step in self.track_steps and self._track(trainer, pl_module):
             self.tracked_steps.append(step)
-            self._track(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         done = trainer.global_step - self._steps_before
@@ -87,7 +86,7 @@ class MemoryRecorder(Callback):
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         first = self._phase == "validate" and "peak_tensor_bytes" not in self.phases.get("validate", {})
-        if first and self.track_steps and self.tracker is None and not pl_module.compile_blocks:
+        if first and self.track_steps:
             self._track(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -104,7 +103,7 @@ class MemoryRecorder(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._enter(None, pl_module.device)
-        if most(self.phases, "peak_tensor_bytes"):
+        if _most(self.phases, "peak_tensor_bytes"):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
                     picture = split_picture(self.phases)
@@ -115,11 +114,15 @@ class MemoryRecorder(Callback):
             self._tracked(trainer)
         self._enter(None, pl_module.device)
 
-    def _track(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _track(self, trainer: Trainer, pl_module: LightningModule) -> bool:
+        """Follow from here on; False where this is done already, or cannot be."""
+        if self.tracker is not None or pl_module.compile_blocks:
+            return False
         self.tracker = MemoryTracker(pl_module.device)
         self.tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
         self.tracker.label(_states(trainer), "optimizer_state")
         self.tracker.__enter__()
+        return True
 
     def _tracked(self, trainer: Trainer) -> None:
         tracker, self.tracker = self.tracker, None
@@ -131,8 +134,9 @@ class MemoryRecorder(Callback):
             kept |= {"peak_tensor_bytes": peak.bytes, "tensor_bytes": peak.split}
 
     def _enter(self, phase: str | None, device: torch.device) -> None:
-        found: dict[str, int | None] = {"peak_rss_bytes": peak_rss_bytes() if self._host_known else None}
-        self._host_peak = max(self._host_peak, peak_rss_bytes())
+        host = peak_rss_bytes()
+        self._host_peak = max(self._host_peak, host)
+        found: dict[str, int | None] = {"peak_rss_bytes": host if self._host_known else None}
         if device.type == "cuda":
             torch.cuda.synchronize(device)
             stats = torch.cuda.memory_stats(device)
@@ -151,14 +155,14 @@ class MemoryRecorder(Callback):
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""
         peaks = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_tensor_bytes")
-        return {name: most(self.phases, name) for name in peaks} | {
+        return {name: _most(self.phases, name) for name in peaks} | {
             "peak_rss_bytes": max(self._host_peak, peak_rss_bytes()),
             "tracked_steps": self.tracked_steps,
             "memory_phases": self.phases or None,
         }
 
 
-def most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
+def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
     """The greatest figure of this name over all phases; None where none knows it."""
     return max((phase[name] for phase in phases.values() if phase.get(name) is not None), default=None)
 

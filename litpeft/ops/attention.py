@@ -64,7 +64,7 @@ def attention(
     pays = query.device.type == "cpu" and (query.dtype != torch.float32 or dropout > 0)
     short = max(query.shape[2], key.shape[2]) <= LONGEST and 0 <= dropout < 1
     bias_learns = attention_mask is not None and attention_mask.requires_grad
-    more = [name for name in ("position_bias", "softcap", "cache") if others.get(name) is not None]
+    more = any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
     # by the mode and not by who needs a gradient: a block that is checkpointed has to do the same when it is repeated
     if not (module.training and pays and short) or bias_learns or more or torch.compiler.is_compiling():
         return sdpa_attention_forward(

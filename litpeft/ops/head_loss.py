@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from litpeft.ops.rows import by_rows
+
 CHUNK = 1 << 23  # logits that are held at once
-IN_CACHE = 1 << 17  # of which so many in fp32 at a time: 512 KiB
 
 
 def head_loss(hidden: Tensor, labels: Tensor, head: nn.Module, vocabulary: int) -> Tensor:
@@ -64,16 +65,13 @@ class _HeadLoss(torch.autograd.Function):
 def _cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Tensor:
     """The sum over rows, in fp32; the gradient by the logits, softmax minus one-hot, is written where it is wanted."""
     total = logits.new_zeros((), dtype=torch.float32)
-    rows = max(1, IN_CACHE // logits.shape[-1]) if logits.device.type == "cpu" else len(logits)
-    for first in range(0, len(logits), rows):
-        some = slice(first, first + rows)
-        at = labels[some, None]
-        wide = logits[some].to(torch.float32, copy=True)
+    for some, at, *into in by_rows(logits, labels[:, None], *([] if gradient is None else [gradient])):
+        wide = some.to(torch.float32, copy=True)
         wide -= wide.amax(-1, keepdim=True)
         picked = wide.gather(-1, at)
         sums = wide.exp_().sum(-1, keepdim=True)
         total += (sums.log() - picked).sum()
-        if gradient is not None:
+        if into:
             wide /= sums
-            gradient[some] = wide.scatter_add_(-1, at, torch.full_like(picked, -1))
+            into[0].copy_(wide.scatter_add_(-1, at, torch.full_like(picked, -1)))
     return total

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litpeft.adapters.functional import (
-    CHUNK,
     adapted_linear,
     frozen_linear,
     low_rank_norm,
@@ -23,6 +22,7 @@ from litpeft.adapters.functional import (
     with_gain,
 )
 from litpeft.ops.dropout import kept
+from litpeft.ops.rows import CHUNK
 
 SCALING = 1.5
 UNIT = 2**-8  # what one rounding to bf16 may err by, relative

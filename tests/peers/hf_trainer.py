@@ -22,11 +22,10 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
+from litpeft.data.instruction_rows import IGNORED
 from litpeft.data.templates import ALPACA
 from tests.peers.live_bytes import StepPeak
 from tests.peers.step_peak import STEPS
-
-IGNORED = -100
 
 
 class Clock(transformers.TrainerCallback):

@@ -17,6 +17,7 @@ TRAINER_VERBS = {
 }
 COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the same name
     "configs": "list, print or copy the configurations that come with the package",
+    "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",
     "export": "write a finished run as a PEFT adapter, or as a plain model with the adapter folded in",
     "demo": "fine-tune a small real model on real text, from what pip can bring",
 }

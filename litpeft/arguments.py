@@ -41,7 +41,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         elif word.startswith("--config="):
             word = f"--config={_checked(word.removeprefix('--config='))}"
         out.append(word)
-    finished = verb != "fit" or "resume" in typed
+    finished = verb in ("validate", "test", "predict") or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
         return out
     if "run_dir" not in typed:

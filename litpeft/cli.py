@@ -63,11 +63,14 @@ class LitPeftCLI(LightningCLI):
         words: what was typed after it.
     """
 
+    runs: type[Trainer] = Trainer  # has a method for each verb
+
     def __init__(self, verb: str, words: list[str]) -> None:
         self.verb, self.words = verb, words
         super().__init__(
             FineTuner,
             FineTuneData,
+            trainer_class=self.runs,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -172,12 +172,6 @@ def with_gain(out: Tensor, magnitude: Tensor, norm: Tensor, dim: int = -1) -> Te
     return _Gain.apply(out, magnitude, norm, dim)
 
 
-def as_autocast(x: Tensor) -> Tensor:
-    """x as a linear layer would see it: where autocast is on, in its dtype."""
-    kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-
-
 def low_rank_norm(squares: Tensor, w: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     """‖W + s BA‖ by row without forming BA.
 

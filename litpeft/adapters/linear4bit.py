@@ -13,14 +13,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Open, as_autocast, frozen_linear
+from litpeft.adapters.functional import Open, frozen_linear
 from litpeft.errors import UserError
+from litpeft.ops.autocast import as_autocast, without_autocast
 
 BLOCK, NESTED_BLOCK = 64, 256
 
@@ -49,10 +51,12 @@ class Linear4bit(nn.Module):
     ) -> None:
         super().__init__()
         self.transposed = transposed
-        functional = bitsandbytes().functional
-        codes, state = functional.quantize_4bit(
-            weight.detach().contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
-        )
+        if weight.is_meta:
+            codes, state = _shapes(weight, quant_type, double_quant)
+        else:
+            codes, state = bitsandbytes().functional.quantize_4bit(
+                weight.detach().contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
+            )
         self._hold(codes, state, bias, compute_dtype)
 
     @classmethod
@@ -120,7 +124,7 @@ class Linear4bit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         x = as_autocast(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return frozen_linear(x.to(self.compute_dtype or x.dtype), self.held, self.open, self.bias).to(x.dtype)
 
     def plain(self, matrix: Tensor | None = None) -> nn.Linear | Conv1D:
@@ -159,9 +163,23 @@ def dequantise(
     return kernels.dequantize_4bit(codes, absmax, BLOCK, quant_type, (1, shape[0] * shape[1]), dtype).view(shape)
 
 
+def _shapes(weight: Tensor, quant_type: str, double_quant: bool) -> tuple[Tensor, SimpleNamespace]:
+    """What bitsandbytes would make of a weight on the meta device, which it must not see: it remembers a device."""
+    bitsandbytes()  # whose operations are computed with
+    blocks = -(-weight.numel() // BLOCK)
+    absmax = weight.new_empty(blocks, dtype=torch.uint8 if double_quant else torch.float32)
+    nested = SimpleNamespace(absmax=weight.new_empty(-(-blocks // NESTED_BLOCK), dtype=torch.float32))
+    offset = weight.new_empty((), dtype=torch.float32)
+    state = SimpleNamespace(shape=weight.shape, quant_type=quant_type, dtype=weight.dtype, absmax=absmax)
+    state.nested, state.state2, state.offset = double_quant, nested, offset
+    return weight.new_empty((-(-weight.numel() // 2), 1), dtype=torch.uint8), state
+
+
 @cache
 def _nested_codes(device: torch.device) -> Tensor:
     """The 256 codes of eight-bit maxima: one table for all layers."""
+    if device.type == "meta":
+        return torch.empty(256, device=device)
     with torch.inference_mode(False):
         return bitsandbytes().functional.create_dynamic_map().to(device)
 
@@ -177,6 +195,8 @@ def bitsandbytes() -> Any:
 
 def cannot_quantise(device: torch.device) -> str | None:
     """Why bitsandbytes does not work on this device; None where it does."""
+    if device.type == "meta":  # shapes alone
+        return None
     try:
         probe = Linear4bit(torch.ones(BLOCK, BLOCK, device=device), None)
         return None if bool((probe.weight == 1).all()) else "what it quantised came back as another number"

@@ -9,7 +9,7 @@ Not seen: what a kernel takes and frees within itself, and tensors that are made
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,6 +130,13 @@ class MemoryTracker(TorchDispatchMode):
             if storage.born <= moment and (storage.died is None or moment <= storage.died):
                 found.split[storage.category] += storage.bytes
         return found
+
+    def events(self) -> Iterator[tuple[int, int, int]]:
+        """(operation, number, bytes) in order: a storage came to be with it, or was gone after it."""
+        births = ((storage.born, 0, number, storage.bytes) for number, storage in enumerate(self._seen))
+        deaths = ((s.died, 1, number, s.bytes) for number, s in enumerate(self._seen) if s.died is not None)
+        for operation, _, number, size in sorted([*births, *deaths]):
+            yield operation, number, size
 
     def _label_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:

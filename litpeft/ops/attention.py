@@ -21,6 +21,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import kept, new_seed
 
 NAME = "litpeft"
@@ -78,7 +79,7 @@ def attention(
         attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, MASKED)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     seed = new_seed() if dropout else 0
-    with torch.autocast(query.device.type, enabled=False):
+    with without_autocast(query):
         return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed), None
 
 

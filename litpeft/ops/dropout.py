@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 
@@ -22,7 +23,9 @@ def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
     """
     count, device = x.numel(), x.device
     words = -(-count // 4)
-    if device.type == "cpu":
+    if x.is_meta or isinstance(x, FakeTensor):  # of an estimate: no numbers, but as many bytes
+        draws = torch.empty(words, dtype=torch.int64, device=device).view(torch.int16)
+    elif device.type == "cpu":
         draws = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))  # twice as fast as torch's
     else:
         generator = torch.Generator(device).manual_seed(seed)

@@ -1,7 +1,7 @@
 """The LightningModule that every task derives from: a backbone, an adapter, an optimizer and a schedule.
 
-To add one: derive from `FineTuner` in a file of its own, implement `load`, `loss`, `token_counts` and
-`validation_step`, import it in `__init__.py`. One that differs in little derives from its neighbour:
+To add one: derive from `FineTuner` in a file of its own, implement `load`, `loss`, `token_counts`, `example`
+and `validation_step`, import it in `__init__.py`. One that differs in little derives from its neighbour:
 
     class LabelSmoothing(SequenceClassification):
         def loss(self, batch):
@@ -86,6 +86,10 @@ class FineTuner(L.LightningModule):
         """What training makes smaller: the mean over a batch, a scalar."""
         raise NotImplementedError
 
+    def example(self, rows: int, tokens: int) -> Batch:
+        """A batch of this many rows of this many tokens, each with a label where one can be: for an estimate."""
+        raise NotImplementedError
+
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """What a batch counts for: `samples`, `tokens` (real), `padded` (with padding), `trained` (that carry loss)."""
         raise NotImplementedError
@@ -95,17 +99,24 @@ class FineTuner(L.LightningModule):
         if self.backbone is None:
             self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
 
-    def build(self, data: L.LightningDataModule, device: torch.device) -> None:
+    def build(self, data: L.LightningDataModule, device: torch.device, weights: bool = True) -> None:
         """Load the backbone for this data and device and make it trainable.
 
         It is made on the host, where the first values are drawn alike for every device, and moved afterwards by
         Lightning (which calls this within the GPU's device context, in which transformers would ask for accelerate).
+
+        Args:
+            data: what it is going to be trained on.
+            device: where.
+            weights: whether they are read; without them the model is built on torch's meta device, shapes alone.
         """
         begun = time.perf_counter()
-        with torch.device("cpu"):
+        with torch.device("cpu" if weights else "meta"):
             # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
             dtype = torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name]
-            model, head, new = self.load(data, dtype, **self.adapter.loading(device))
+            model, head, new = self.load(
+                data, dtype, **self.adapter.loading(device if weights else torch.device("meta"))
+            )
             self.adapter.apply(model, head, new)
         if device.type == "cpu":
             use_lean_attention(model)
@@ -183,8 +194,12 @@ class FineTuner(L.LightningModule):
             return None
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
+    def scale_gradients(self) -> None:
+        """What is left to be done to the gradients of an effective batch before they are clipped."""
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the rate of this step; stop at a loss that is no number. On a GPU, look only when metrics are logged."""
+        self.scale_gradients()
         rate = optimizer.param_groups[0]["lr"]
         if rate is not None:  # Adafactor may find its own
             self.log("lr", rate, batch_size=1)

@@ -24,7 +24,7 @@ class CausalLM(LanguageModelling):
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
         model, head, new = super().load(data, dtype, **options)
-        if _sees_ahead(model):
+        if not next(model.parameters()).is_meta and _sees_ahead(model):
             raise UserError(
                 f"model.model_name {self.model_name}: its tokens attend to later ones, it cannot foretell them; "
                 "give a causal model."

@@ -12,6 +12,7 @@ from transformers import AutoConfig
 from litpeft.errors import UserError
 from litpeft.hub import asking_hub, local_or_hub
 
+OF_WEIGHTS = ("quantization_config", "ignore_mismatched_sizes")  # options of reading them
 MOST_NEW = 0.1  # of a base's numbers may be drawn at random; BERT's pooler is a fiftieth
 
 
@@ -20,17 +21,25 @@ def load_pretrained(
 ) -> tuple[nn.Module, list[str], list[str]]:
     """A model of one of transformers' auto classes; names of parameters that no file held, and that another shape.
 
+    With torch's meta device as the default it is the architecture alone: no weights are read, or looked for.
+
     Raises:
         UserError: it cannot be loaded, or has fewer positions than the data has tokens a row.
     """
     with asking_hub(name, "model.model_name", "a local folder, or package:NAME"):
         path = local_or_hub(name, "model.model_name")
-        if getattr(AutoConfig.from_pretrained(path), "quantization_config", None):
+        config = AutoConfig.from_pretrained(path)
+        if getattr(config, "quantization_config", None):
             raise UserError(
                 f"model.model_name {name}: its weights are quantised already; "
                 "give the original model, and an adapter that quantises it."
             )
-        model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+        if torch.get_default_device().type == "meta":
+            own = {key: value for key, value in options.items() if key not in OF_WEIGHTS}
+            model = auto.from_config(AutoConfig.from_pretrained(path, **own), dtype=dtype)
+            report: dict[str, Any] = {"mismatched_keys": [], "missing_keys": []}
+        else:
+            model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and data.max_length > positions:
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")

@@ -57,6 +57,12 @@ class SequenceClassification(FineTuner):
         draw_again(model, new)
         return model, head, new
 
+    def example(self, rows: int, tokens: int) -> Batch:
+        ids = torch.zeros(rows, tokens, dtype=torch.int64)
+        mask = torch.ones_like(ids)
+        mask[-1, -1] = rows == 1  # rows differ in length, and models take other ways where all are full
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids[:, 0]}
+
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         rows, width = batch["input_ids"].shape
         return {"samples": rows, "tokens": batch["attention_mask"].sum(), "padded": rows * width, "trained": rows}

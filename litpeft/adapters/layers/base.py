@@ -48,8 +48,8 @@ class AdaptedLayer(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(shape_A, dtype=torch.float32, device="cpu"))
         self.lora_B = nn.Parameter(torch.empty(shape_B, dtype=torch.float32, device="cpu"))
         self.draw(options.init)
-        for parameter in (self.lora_A, self.lora_B):
-            parameter.data = parameter.data.to(next(self.frozen()).device)
+        device = next(self.frozen()).device
+        self.lora_A, self.lora_B = (nn.Parameter(p.detach().to(device)) for p in (self.lora_A, self.lora_B))
         self.magnitude = None
         if options.magnitude:
             opened = self.matrix()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Open, adapted_linear, as_autocast
+from litpeft.adapters.functional import Open, adapted_linear
 from litpeft.adapters.layers.base import AdaptedLayer
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.ops.autocast import as_autocast, without_autocast
 
 
 class AdaptedLinear(AdaptedLayer):
@@ -32,7 +33,7 @@ class AdaptedLinear(AdaptedLayer):
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         x = as_autocast(x)
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             return self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:

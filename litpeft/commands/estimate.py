@@ -1,0 +1,280 @@
+"""`litpeft estimate`: what a run will need, from the configuration that `fit` takes; no weights, no GPU."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+import time
+from collections.abc import Callable
+from math import ceil
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from lightning import Trainer
+from rich.console import Console
+from rich.table import Table
+
+from litpeft import adapters
+from litpeft.adapters import Adapter
+from litpeft.cli import LitPeftCLI, quieten
+from litpeft.errors import UserError
+from litpeft.memory import CATEGORIES
+from litpeft.memory.cuda import CONTEXT, WORKSPACES
+from litpeft.memory.trace import Trace, trace
+from litpeft.tasks import FineTuner
+
+MIB, GIB = 2**20, 2**30
+USABLE = 0.985  # of a card's nominal memory: what torch finds on a 4090, an A100 or an H100
+UNIT = 16  # tokens: the length of rows is looked for in multiples of it
+TOKENS_MOST, ROWS_MOST = 1 << 17, 1 << 14  # longer rows and larger batches are not looked for
+
+
+class _Estimating(Trainer):
+    def estimate(self, model: Any, datamodule: Any) -> None:
+        """The verb, by which the parser finds it."""
+
+
+class EstimateCLI(LitPeftCLI):
+    """The task and the data of a `fit`, and nothing done with them."""
+
+    runs = _Estimating
+
+    def subcommands(self) -> dict[str, set[str]]:
+        return {"estimate": {"model", "datamodule"}}
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--device",
+            type=str | int | None,
+            help="cpu, or a GPU by a name that says its memory ('A100 40GB') or by its bytes; by default what is here",
+        )
+        parser.add_argument(
+            "--compare", type=str | None, help="adapters beside each other: none,lora,dora,qlora-nf4,qlora-fp4"
+        )
+        parser.add_argument(
+            "--tokens", type=int | None, help="tokens a row, in place of the data's longest batch; no data is read then"
+        )
+
+    def _finished_folder(self, options: Any) -> None:
+        """There is none: nothing is written."""
+
+    def instantiate_trainer(self, **_: Any) -> None:
+        return None
+
+    def after_instantiate_classes(self) -> None: ...
+
+    def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+class Plan:
+    """What is to be estimated.
+
+    Attributes:
+        task: as configured.
+        rows: of a batch.
+        tokens: of its longest row.
+        limit: bytes of the device that a run may have, its context aside; None on a CPU.
+    """
+
+    def __init__(self, words: list[str]) -> None:
+        cli = EstimateCLI("estimate", words)
+        options = cli.config["estimate"]
+        self.task: FineTuner = cli.model
+        self.device, self.card = _device(options.device)
+        self.limit = None if self.card is None else int(self.card * USABLE) - CONTEXT
+        self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
+        self.adapters = [self.task.adapter]
+        if options.compare:
+            self.adapters = [_adapter(name.strip(), self.task.adapter) for name in options.compare.split(",")]
+        if self.task.compile_blocks:
+            raise UserError("model.compile_blocks: what compiled blocks will hold cannot be estimated; leave it out.")
+        self._read(cli.datamodule, options.tokens)
+
+    def _read(self, data: Any, tokens: int | None) -> None:
+        """The longest batch of the run, which it begins with; or one that is made up."""
+        self.rows, self.tokens = data.batch_size, tokens
+        if tokens is not None:
+            if tokens < 1:
+                raise UserError(f"--tokens must be at least 1, got {tokens}.")
+            names = getattr(data, "_label_names", None) or ["0", "1"]
+            self.data: Any = SimpleNamespace(
+                max_length=tokens, label_names=names, tokenizer=SimpleNamespace(pad_token_id=0)
+            )
+            self.batch = self.held_out = self.task.example(self.rows, tokens)
+            self.source = "made up"
+            return
+        place = SimpleNamespace(root_device=torch.device("cpu"))
+        data.trainer = SimpleNamespace(
+            lightning_module=self.task, global_rank=0, world_size=1, strategy=place, state=SimpleNamespace(fn=_FIT)
+        )
+        try:
+            data.prepare_data()
+            data.setup("fit")
+        except UserError as error:
+            raise UserError(f"{str(error).rstrip('.')}; or give --tokens to estimate without the data.") from error
+        self.data = data
+        self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
+        self.rows, self.tokens = self.batch["input_ids"].shape
+        self.source = "the longest batch of the data, which a run begins with"
+
+    def trace(self, adapter: Adapter, batch: Any = None, first_step: bool = True) -> Trace:
+        """The steps with this adapter; with another batch, without validation."""
+        task = copy.copy(self.task)
+        task.adapter = copy.deepcopy(adapter)
+        batches = (self.batch, self.held_out) if batch is None else (batch, None)
+        return trace(task, self.data, *batches, self.device, self.accumulate, self.clip, first_step)
+
+    def needed(self, found: Trace) -> int:
+        """Bytes at the peak of a run: of tensors on a CPU, as reserved by the allocator on a GPU."""
+        return max(phase.reserved_bytes or phase.tensors.bytes for phase in found.phases.values())
+
+    def largest(self, adapter: Adapter, found: Trace) -> tuple[int, int]:
+        """The largest batch with rows of these tokens, and the longest rows with a batch of this size, that fit."""
+
+        def more(rows: int, tokens: int) -> int:
+            self.data.max_length = tokens
+            try:
+                return self.needed(self.trace(adapter, self.task.example(rows, tokens), first_step=False))
+            finally:
+                self.data.max_length = kept
+
+        kept, now, longest = self.data.max_length, self.needed(found), found.positions or TOKENS_MOST
+        held = found.phases["train"].tensors.split
+        always = sum(size for name, size in held.items() if name not in ("activations", "temporaries", "other"))
+        rows = largest(lambda rows: more(rows, self.tokens), self.limit, {0: always, self.rows: now}, ROWS_MOST)
+        units = {0: always, self.tokens / UNIT: now}
+        some = largest(lambda units: more(self.rows, units * UNIT), self.limit, units, longest // UNIT)
+        return rows, some * UNIT
+
+
+_FIT = SimpleNamespace(value="fit")
+
+
+def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int], most: int) -> int:
+    """The largest number from 0 to `most` of which the bytes are within the limit.
+
+    They grow nearly in proportion: the line through the two points that are nearest to the limit tells where to look.
+
+    Args:
+        bytes_at: grows with its argument.
+        limit: bytes.
+        points: two numbers at least, and their bytes; they need not be whole.
+        most: the largest that is looked at.
+    """
+    points = dict(points)
+    low = int(max((x for x, y in points.items() if y <= limit), default=-1))
+    high = min([most + 1, *(ceil(x) for x, y in points.items() if y > limit)])
+    while high - low > 1:
+        (x0, y0), (x1, y1) = sorted(points.items(), key=lambda point: abs(point[1] - limit))[:2]
+        guess = x0 + (limit - y0) * (x1 - x0) / ((y1 - y0) or 1)
+        guess = min(max(int(guess), low + 1), high - 1)
+        points[guess] = bytes_at(guess)
+        low, high = (guess, high) if points[guess] <= limit else (low, guess)
+    return max(0, low)
+
+
+def main(words: list[str]) -> int:
+    quieten()
+    begun = time.perf_counter()
+    plan = Plan(words)
+    console = Console()
+    found = [plan.trace(adapter) for adapter in plan.adapters]
+    shape = f"batches of {plan.rows} x {plan.tokens} tokens ({plan.source})"
+    print(f"{type(plan.task).__name__}, {plan.task.model_name}, {plan.task.dtype_name}, {shape}")
+    if len(found) == 1:
+        console.print(_split(plan, found[0]))
+    console.print(_summary(plan, found))
+    for line in _assumed(plan):
+        print(f"- {line}")
+    print(f"estimated in {time.perf_counter() - begun:.1f} s")
+    return 0
+
+
+def _split(plan: Plan, found: Trace) -> Table:
+    """What the bytes are for, by phase."""
+    table = Table(title=f"peak of {plan.adapters[0].name}, MiB", title_justify="left")
+    table.add_column("")
+    for phase in found.phases:
+        table.add_column(phase.replace("_", " "), justify="right")
+    peaks = list(found.phases.values())
+    rows = {name.replace("_", " "): [p.tensors.split[name] for p in peaks] for name in CATEGORIES}
+    rows |= {"all tensors": [p.tensors.bytes for p in peaks]}
+    if plan.device == "cuda":
+        rows |= {"allocated": [p.allocated_bytes for p in peaks], "reserved by then": [p.reserved_bytes for p in peaks]}
+    for name, sizes in rows.items():
+        if any(sizes):
+            table.add_row(name, *(f"{size / MIB:,.1f}" for size in sizes))
+    return table
+
+
+def _summary(plan: Plan, found: list[Trace]) -> Table:
+    """One row an adapter: what it trains, what it needs, and whether that fits."""
+    table = Table()
+    columns = ["adapter", "trained", "of parameters", "checkpoint MiB", "model MiB", "peak of tensors MiB"]
+    if plan.limit is not None:
+        columns += ["reserved MiB", "with context MiB", f"of {plan.card / GIB:,.1f} GiB"]
+        columns += [f"largest batch at {plan.tokens} tokens", f"longest rows at {plan.rows}"]
+    for column in columns:
+        table.add_column(column, justify="left" if column == "adapter" else "right")
+    for adapter, each in zip(plan.adapters, found, strict=True):
+        counts = each.counts
+        peak = max(phase.tensors.bytes for phase in each.phases.values())
+        cells = [adapter.name, f"{counts['trainable_params']:,}", f"{counts['total_params']:,}"]
+        cells += [f"{size / MIB:,.1f}" for size in (counts["adapter_bytes"], counts["model_bytes"], peak)]
+        if plan.limit is not None:
+            needed = plan.needed(each)
+            cells += [f"{size / MIB:,.1f}" for size in (needed, needed + CONTEXT)]
+            cells += ["fits" if needed <= plan.limit else "does not fit"]
+            rows, tokens = plan.largest(adapter, each)
+            cells += [f"{rows:,}", f"{tokens:,}"]
+        table.add_row(*cells)
+    return table
+
+
+def _assumed(plan: Plan) -> list[str]:
+    """What the figures rest on."""
+    told = ["followed: two optimizer steps and a batch of validation of fit's own code, on tensors without numbers"]
+    if plan.device == "cpu":
+        return [*told, "not counted: Python and the libraries, and what kernels take within themselves"]
+    context, cublas = CONTEXT // MIB, sum(WORKSPACES) / MIB
+    told += [
+        "4-bit weights are dequantised whole for each product, one at a time; logits are made a chunk at a time",
+        f"modelled: torch's caching allocator, and {cublas:.1f} MiB that cuBLAS takes from it (more on Hopper)",
+        f"assumed: a CUDA context of {context} MiB, flash attention where there is no mask",
+        "not modelled: fragmentation by batches of other shapes, which adds a few per cent to what is reserved",
+    ]
+    if plan.limit is not None:
+        told += [f"fits: reserved and context are within {USABLE:.1%} of {plan.card / GIB:,.1f} GiB, which torch finds"]
+    return told
+
+
+def _device(given: str | int | None) -> tuple[str, int | None]:
+    """`cpu` or `cuda`, and the bytes of its memory where they are to be looked at."""
+    if given is None:
+        if not torch.cuda.is_available():
+            return "cpu", None
+        return "cuda", round(torch.cuda.get_device_properties(0).total_memory / USABLE)
+    text = str(given).strip()
+    if text == "cpu":
+        return "cpu", None
+    if text.isdecimal():
+        return "cuda", round(int(text) / USABLE)
+    if match := re.search(r"(\d+(?:\.\d+)?) ?gi?b\b", text, re.IGNORECASE):
+        return "cuda", round(float(match[1]) * GIB)
+    raise UserError(f"--device {text}: give cpu, a GPU with its memory ('{text} 40GB'), or bytes.")
+
+
+def _adapter(name: str, like: Adapter) -> Adapter:
+    """The adapter of this name, with those options of another one that it has too."""
+    kinds = {getattr(adapters, each).name: getattr(adapters, each) for each in adapters.__all__ if each != "Adapter"}
+    base, _, quant_type = name.partition("-")
+    kind = kinds.get(base)
+    if kind is None or (quant_type and quant_type not in ("nf4", "fp4")) or bool(quant_type) != base.startswith("q"):
+        known = [f"{each}-nf4" if each.startswith("q") else each for each in kinds]
+        raise UserError(f"--compare: no adapter is called {name!r}; known: {', '.join(known)} (or -fp4).")
+    takes = {option for parent in kind.__mro__ for option in inspect.signature(parent.__init__).parameters}
+    options = {option: value for option, value in vars(like).items() if option in takes}
+    return kind(**options | ({"quant_type": quant_type} if quant_type else {}))

@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from litpeft.ops.dropout import kept, new_seed
+from litpeft.ops.overridable import overridable
 
 NAME = "litpeft"
 LONGEST = 512  # tokens: of longer rows torch's kernel is as fast, and holds less
@@ -35,6 +36,7 @@ def use_lean_attention(model: nn.Module) -> None:
         model.set_attn_implementation(NAME)
 
 
+@overridable
 def attention(
     module: nn.Module,
     query: Tensor,

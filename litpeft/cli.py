@@ -28,6 +28,7 @@ import litpeft.tasks
 from litpeft.arguments import check_trainer, typed_options, with_configs
 from litpeft.callbacks import (
     Checkpoint,
+    EnergyRecorder,
     FolderCheckpointIO,
     MemoryRecorder,
     PredictionWriter,
@@ -206,6 +207,7 @@ class LitPeftCLI(LightningCLI):
         settings["callbacks"] = [
             given.throughput,
             given.memory,
+            EnergyRecorder(),
             *theirs,
             given.predictions,
             given.checkpoint,

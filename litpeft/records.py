@@ -58,12 +58,23 @@ FIELDS = {
     "epochs": "passes over the training rows, the part of one that was begun included",
     "steps": "optimizer steps",
     "warmup_steps_left_out": "first steps since the start or resume, that the following figures leave out",
-    "step_seconds_p50": "median seconds an optimizer step",
+    "step_seconds_p50": "median seconds an optimizer step; it and the rates leave the sampled steps out",
     "step_seconds_p95": "95th percentile of the same",
     "train_samples_per_second": "rows a second",
     "train_tokens_per_second": "real tokens a second, padding not counted",
     "padded_tokens_per_second": "tokens a second, padding counted",
     "trained_tokens_per_second": "positions that carry loss a second (one a row in classification)",
+    "sampled_steps": "how many were split into parts, every tenth or as throughput.sample_every says",
+    "step_split_seconds_p50": "median seconds of a sampled step's parts: data_wait, forward, backward, optimizer",
+    "step_split_seconds_p95": "95th percentile of the same, each by itself",
+    "model_flops_per_step": "mean of the sampled steps: operations of the matrix products that the batch needs in "
+    "forward and backward; no gradient of a frozen weight, nothing for what is computed twice (litpeft/flops.py)",
+    "model_flops_per_second": "the same a second of the sampled steps",
+    "peak_flops_per_second": "what the device can make: throughput.peak_flops, or as throughput.measure_peak found",
+    "flops_utilisation": "model_flops_per_second as a share of that",
+    "energy_joules": "of all sources from the start of training to its end, validation and checkpoints included, and "
+    "before a resume; null unless each is known",
+    "energy_joules_by_source": "cpu_packages (processors) and gpu (its board), whoever made them work",
     # quality
     "train_loss": "mean over the last finished epoch (or what a resume left of it), in training mode (dropout on)",
     "val_step": "optimizer steps after which val_* were measured; those of `checkpoint` where validation ended the run",
@@ -146,8 +157,14 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         *((f"  {name.replace('_', ' ')}", _bytes(count)) for name, count in _largest_split(record)),
         ("steps", f"{record['steps']:,} in {record['train_seconds']:.1f} s" if record["train_seconds"] else None),
         ("median step", _with_unit(record["step_seconds_p50"], ".3f", "s")),
+        *(
+            (f"  {part.replace('_', ' ')}", f"{seconds:.3f} s")
+            for part, seconds in (record["step_split_seconds_p50"] or {}).items()
+        ),
         ("samples a second", _with_unit(record["train_samples_per_second"], ",.0f")),
         ("tokens a second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
+        ("model FLOP/s", _with_unit(record["model_flops_per_second"], ".3g", _share(record["flops_utilisation"]))),
+        ("energy", _with_unit(record["energy_joules"], ",.0f", "J")),
         ("train loss", _with_unit(record["train_loss"], ".4f")),
         ("val loss", _with_unit(record["val_loss"], ".4f")),
         ("val accuracy", _with_unit(record["val_accuracy"], ".2%")),
@@ -165,6 +182,10 @@ def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
     phases = (record["memory_phases"] or {}).values()
     split = max(phases, key=lambda phase: phase.get("peak_tensor_bytes", 0), default={}).get("tensor_bytes", {})
     return [(name, count) for name, count in split.items() if count]
+
+
+def _share(utilisation: float | None) -> str:
+    return "" if utilisation is None else f"({utilisation:.0%} of the peak)"
 
 
 def _with_unit(value: float | None, form: str, unit: str = "") -> str | None:

@@ -124,7 +124,7 @@ def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN" in text
-    assert "first optimizer steps that the rates leave out" in text
+    assert "first optimizer steps that the figures leave out" in text
     lora = litpeft("fit", "--model.help", "SequenceClassification")
     assert "what frozen weights are held in and products computed in" in " ".join(lora.stdout.split())
 

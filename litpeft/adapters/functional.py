@@ -18,11 +18,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.ops.dropout import kept, new_seed
+from litpeft.ops.overridable import overridable
 from litpeft.ops.rows import by_rows
 
 Open = Callable[..., Tensor]  # (*what is held, dtype=...) -> W (out, in): a cast, a transposed view, a dequantisation
 
 
+@overridable
 def adapted_linear(
     x: Tensor,
     held: tuple[Tensor, ...],
@@ -126,6 +128,7 @@ def _zeroed(x: Tensor, dropout: float, seed: int | None) -> Tensor:
     return x if seed is None else x * kept(x, dropout, seed).to(x.dtype)
 
 
+@overridable
 def frozen_linear(x: Tensor, held: tuple[Tensor, ...], open_: Open, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b with a weight that is opened in forward and again in backward, and kept in neither."""
     out = _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), bias, open_, *held)

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
-from litpeft.data.instruction_rows import IGNORED
 from litpeft.memory.allocator import replay
 from litpeft.memory.cuda import WORKSPACES, cuda_choices, leave_to_driver
 from litpeft.memory.dataless import Dataless, materialise, pretending
@@ -146,8 +145,7 @@ def _known(task: FineTuner, batch: Batch) -> tuple[bool, int]:
     fed = task.inputs(batch) if hasattr(task, "inputs") else batch
     plain = "position_ids" not in fed and ("attention_mask" not in fed or bool(fed["attention_mask"].all()))
     labels = batch["labels"]
-    shifted = labels[:, 1:] if labels.dim() == 2 and labels.shape == batch["input_ids"].shape else labels
-    return plain, int((shifted != IGNORED).sum())
+    return plain, len(task.at_labels(labels[..., None], labels)[1]) if hasattr(task, "at_labels") else 1
 
 
 def _pretended(tensor: Tensor, fake: FakeTensorMode | None) -> Tensor:

@@ -23,6 +23,7 @@ from transformers.masking_utils import sdpa_mask
 
 from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import kept, new_seed
+from litpeft.ops.overridable import overridable
 
 NAME = "litpeft"
 LONGEST = 512  # tokens: of longer rows torch's kernel is as fast, and holds less
@@ -36,6 +37,7 @@ def use_lean_attention(model: nn.Module) -> None:
         model.set_attn_implementation(NAME)
 
 
+@overridable
 def attention(
     module: nn.Module,
     query: Tensor,

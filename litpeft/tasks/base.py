@@ -113,10 +113,9 @@ class FineTuner(L.LightningModule):
         begun = time.perf_counter()
         with torch.device("cpu" if weights else "meta"):
             # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
-            dtype = torch.float32 if self.adapter.trains_base else DTYPES[self.dtype_name]
-            model, head, new = self.load(
-                data, dtype, **self.adapter.loading(device if weights else torch.device("meta"))
-            )
+            dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
+            where = device if weights else torch.device("meta")
+            model, head, new = self.load(data, dtype, **self.adapter.loading(where))
             self.adapter.apply(model, head, new)
         if device.type == "cpu":
             use_lean_attention(model)
@@ -140,6 +139,8 @@ class FineTuner(L.LightningModule):
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
         if reentrant:  # it gives no gradient to a block whose input asks for none, such as that of frozen embeddings
             model.enable_input_require_grads()
+        else:  # transformers asks for that gradient either way; here it would be worked out for nothing
+            model.disable_input_require_grads()
 
     def _check_gradients(self) -> None:
         """What an adapter has added and gets no gradient would stay as it is without a word: a B of zero to the end.
@@ -164,11 +165,16 @@ class FineTuner(L.LightningModule):
         self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=rows)
         return loss
 
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What products are computed in."""
+        return DTYPES[self.dtype_name]
+
     @contextmanager
     def computing(self) -> Iterator[None]:
         """Within, products are computed in the task's dtype, also where the adapter holds its weights in fp32."""
         wanted = self.adapter.trains_base and self.dtype_name != "fp32"
-        with torch.autocast(self.device.type, DTYPES[self.dtype_name], enabled=wanted):
+        with torch.autocast(self.device.type, self.compute_dtype, enabled=wanted):
             yield
 
     def configure_optimizers(self) -> dict[str, Any]:

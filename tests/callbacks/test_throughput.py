@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import csv
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
+from safetensors.torch import load_file
 
+from litpeft.__main__ import main
 from litpeft.callbacks import ThroughputRecorder
+from litpeft.callbacks.throughput import PARTS, Step
+from litpeft.errors import UserError
+from litpeft.records import read_record
+from litpeft.run_folder import newest_checkpoint
+from tests.conftest import QUIET
 
-WAIT, COMPUTE, OTHER = 0.25, 1.0, 100.0  # seconds: waiting for a batch, making a step, all that lies between steps
+COUNTED = {"samples": 4, "tokens": 1, "padded": 1, "trained": 1}
+
+# seconds: waiting for a batch, the parts of a step, all that lies between steps
+WAIT, FORWARD, BACKWARD, OPTIMIZER, OTHER = 0.25, 1.0, 2.0, 0.5, 100.0
+BATCH = WAIT + FORWARD + BACKWARD
+SLOW = 3.0  # more in the forward of the eighth step
+FLOPS = 2 * 2 * 5 * 2  # of Linear(5, 1) on two rows: forward and the weight's gradient, the input asks for none
 
 
 class Clock:
@@ -17,6 +36,9 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def spend(self, seconds: float) -> None:
+        self.now += seconds
 
 
 class Loader:
@@ -31,11 +53,24 @@ class Loader:
     def __iter__(self):
         for i in range(self.batches):
             self.requested_at = self.clock()
-            self.clock.now += WAIT * (8 if i == 0 else 1)
+            self.clock.spend(WAIT * (8 if i == 0 else 1))
             yield torch.full((2, 5), float(i))
 
 
+class Optimizer(torch.optim.SGD):
+    """Takes time, beside that of the closure with forward and backward in it."""
+
+    clock: Clock
+
+    def step(self, closure):
+        loss = closure()
+        self.clock.spend(OPTIMIZER)
+        return loss
+
+
 class Module(L.LightningModule):
+    compile_blocks, gradient_checkpointing = False, "none"
+
     def __init__(self, clock: Clock) -> None:
         super().__init__()
         self.clock = clock
@@ -45,53 +80,186 @@ class Module(L.LightningModule):
         return {"samples": 2, "tokens": torch.tensor(7), "padded": 10, "trained": 3}
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        self.clock.now += COMPUTE
-        return self.layer(batch).sum()
+        self.clock.spend(FORWARD + (SLOW if self.trainer.global_step == 7 else 0))
+        loss = self.layer(batch).sum()
+        loss.register_hook(lambda _: self.clock.spend(BACKWARD))
+        return loss
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        self.clock.now += OTHER
+        self.clock.spend(OTHER)
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.0)
+        optimizer = Optimizer(self.parameters(), lr=0.0)
+        optimizer.clock = self.clock
+        return optimizer
 
 
 class Slow(L.Callback):
     """Another callback that works after each batch, an evaluation or a checkpoint say."""
 
     def on_train_batch_end(self, trainer, module, *args) -> None:
-        module.clock.now += OTHER
+        module.clock.spend(OTHER)
+
+
+def fitted(tmp_path: Path, recorder: ThroughputRecorder, batches: int, accumulate: int = 1, **options) -> dict:
+    recorder.clock = clock = Clock()
+    module = Module(clock)
+    for name, value in options.items():
+        setattr(module, name, value)
+    trainer = L.Trainer(
+        **QUIET | {"logger": CSVLogger(tmp_path, "", "")}, max_epochs=1, accumulate_grad_batches=accumulate,
+        callbacks=[recorder, Slow()], default_root_dir=tmp_path, val_check_interval=0.5,
+    )  # fmt: skip
+    trainer.fit(module, Loader(clock, batches), Loader(clock, 2))
+    return recorder.measured()
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_steps_are_counted_exactly_and_nothing_else_is(
-    monkeypatch: pytest.MonkeyPatch, tmp_path, accumulate: int
-) -> None:
-    clock = Clock()
-    monkeypatch.setattr("litpeft.callbacks.throughput.time.perf_counter", clock)
-    recorder = ThroughputRecorder(warmup_steps=2)
-    trainer = L.Trainer(
-        max_epochs=1, accumulate_grad_batches=accumulate, callbacks=[recorder, Slow()], logger=False, default_root_dir=tmp_path,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, val_check_interval=0.5, accelerator="cpu",
-    )  # fmt: skip
-    trainer.fit(Module(clock), Loader(clock, 12), Loader(clock, 2))
-    told = recorder.measured()
-    step = accumulate * (WAIT + COMPUTE)
-    steps = 12 // accumulate
-    assert told["train_seconds"] == pytest.approx(steps * step + 7 * WAIT)  # the first batch was slow to come
+def test_steps_are_counted_exactly_and_nothing_else_is(tmp_path: Path, accumulate: int) -> None:
+    told = fitted(tmp_path, ThroughputRecorder(warmup_steps=2, sample_every=0), 6 * accumulate, accumulate)
+    step = accumulate * BATCH + OPTIMIZER
+    assert told["train_seconds"] == pytest.approx(6 * step + 7 * WAIT)  # the first batch was slow to come
     assert told["step_seconds_p50"] == told["step_seconds_p95"] == pytest.approx(step)
-    assert told["train_samples_per_second"] == pytest.approx(2 / (WAIT + COMPUTE))
-    assert told["train_tokens_per_second"] == pytest.approx(7 / (WAIT + COMPUTE))
-    assert told["padded_tokens_per_second"] == pytest.approx(10 / (WAIT + COMPUTE))
-    assert told["trained_tokens_per_second"] == pytest.approx(3 / (WAIT + COMPUTE))
+    assert told["train_samples_per_second"] == pytest.approx(2 * accumulate / step)
+    assert told["train_tokens_per_second"] == pytest.approx(7 * accumulate / step)
+    assert told["padded_tokens_per_second"] == pytest.approx(10 * accumulate / step)
+    assert told["trained_tokens_per_second"] == pytest.approx(3 * accumulate / step)
     assert told["warmup_steps_left_out"] == 2
+    assert told["sampled_steps"] == 0
+    sampled = ("step_split_seconds_p50", "step_split_seconds_p95", "model_flops_per_step", "model_flops_per_second")
+    assert {told[name] for name in sampled} == {None}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sampled_steps_are_split_and_stand_by_themselves(tmp_path: Path, accumulate: int) -> None:
+    """Of ten steps, the two of warm-up are left out, and the fourth, sixth, eighth and tenth sampled."""
+    recorder = ThroughputRecorder(warmup_steps=2, sample_every=2, peak_flops=100.0)
+    told = fitted(tmp_path, recorder, 10 * accumulate, accumulate)
+    step = accumulate * BATCH + OPTIMIZER
+    assert [i for i, step in enumerate(recorder.steps) if step.parts is not None] == [3, 5, 7, 9]
+    assert all(sum(step.parts.values()) == pytest.approx(step.seconds) for step in recorder.steps if step.parts)
+    assert told["sampled_steps"] == 4
+    assert told["step_seconds_p95"] == pytest.approx(step)  # the slow eighth is not among the others
+    parts = {"data_wait": accumulate * WAIT, "forward": accumulate * FORWARD, "backward": accumulate * BACKWARD}
+    parts["optimizer"] = OPTIMIZER
+    assert told["step_split_seconds_p50"] == pytest.approx(parts)
+    # 95 % of the way from the first to the last of four is 0.85 from the third to it
+    parts["forward"] += 0.85 * accumulate * SLOW
+    assert told["step_split_seconds_p95"] == pytest.approx(parts)
+    assert told["model_flops_per_step"] == accumulate * FLOPS
+    rate = 4 * accumulate * FLOPS / (4 * step + accumulate * SLOW)
+    assert told["model_flops_per_second"] == pytest.approx(rate)
+    assert told["peak_flops_per_second"] == 100.0
+    assert told["flops_utilisation"] == pytest.approx(rate / 100)
+    rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row["step_seconds/forward"]]
+    assert [int(row["step"]) for row in rows] == [3, 5, 7, 9]
+    assert float(rows[2]["step_seconds/forward"]) == pytest.approx(accumulate * (FORWARD + SLOW))
+    assert float(rows[0]["model_flops_per_second"]) == pytest.approx(accumulate * FLOPS / step)
+
+
+@pytest.mark.parametrize("options", [{"compile_blocks": True}, {"gradient_checkpointing": "reentrant"}])
+def test_what_cannot_be_counted_is_null(tmp_path: Path, options: dict) -> None:
+    told = fitted(tmp_path, ThroughputRecorder(warmup_steps=0, sample_every=2, peak_flops=1.0), 4, **options)
+    assert told["step_split_seconds_p50"]["forward"] == pytest.approx(FORWARD)
+    assert {told[name] for name in ("model_flops_per_step", "model_flops_per_second", "flops_utilisation")} == {None}
+
+
+def test_steps_in_which_memory_is_followed_are_in_no_figure() -> None:
+    recorder = ThroughputRecorder(warmup_steps=0)
+    split = dict.fromkeys(PARTS, 1.0)
+    recorder.steps = [Step(2.0, COUNTED), Step(8.0, COUNTED, slowed=True)]
+    recorder.steps += [Step(4.0, COUNTED, split, 12), Step(99.0, COUNTED, split, 12, slowed=True)]
+    told = recorder.measured()
+    assert (told["step_seconds_p95"], told["sampled_steps"], told["model_flops_per_second"]) == (2.0, 1, 3.0)
+
+
+def test_a_device_is_waited_for_at_the_borders_of_sampled_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is played: what it is asked for is done when it is waited for."""
+    clock, queue = Clock(), []
+
+    def synchronise(device: torch.device) -> None:
+        clock.spend(sum(queue))
+        queue.clear()
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronise)
+    recorder = ThroughputRecorder(warmup_steps=0, sample_every=2)
+    recorder.clock = clock
+    module = SimpleNamespace(
+        device=torch.device("cuda"), compile_blocks=True, gradient_checkpointing="none",
+        token_counts=lambda _: dict(COUNTED), log=lambda *_, **__: None,
+    )  # fmt: skip
+    trainer = SimpleNamespace(global_step=0, train_dataloader=None, callbacks=[], loggers=[])
+    for step in range(2):
+        recorder.on_train_batch_start(trainer, module, None, 0)
+        queue.append(FORWARD)
+        recorder.on_before_backward(trainer, module)
+        assert bool(queue) == (step == 0)
+        queue.append(BACKWARD)
+        recorder.on_after_backward(trainer, module)
+        queue.append(OPTIMIZER)
+        trainer.global_step += 1
+        recorder.on_train_batch_end(trainer, module, None, None, 0)
+    first, second = recorder.steps
+    assert first.seconds == second.seconds == FORWARD + BACKWARD + OPTIMIZER
+    assert second.parts == {"data_wait": 0, "forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMIZER}
+
+
+def test_a_run_that_fails_leaves_no_counter_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Module, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(Module, "training_step", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fitted(tmp_path, recorder := ThroughputRecorder(warmup_steps=0, sample_every=2), 4)
+    recorder.steps = [Step()]
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fitted(tmp_path / "sampled", recorder, 4)
+    assert torch._C._len_torch_function_stack() == 0
+
+
+@pytest.mark.parametrize("kind", ["none", "non_reentrant"])
+def test_checkpointed_gradients_are_the_same_operations(kind: str, words: list[str], tmp_path: Path) -> None:
+    """Of a real run, by hand; below the first layer's query, key and value nothing trains."""
+    options = [
+        "--model.adapter",
+        "LoRA",
+        "--model.adapter.rank",
+        "2",
+        "--trainer.max_steps",
+        "3",
+        "--data.batch_size",
+        "96",
+    ]
+    options += ["--throughput.warmup_steps", "0", "--throughput.sample_every", "2", "--throughput.measure_peak", "true"]
+    options += ["--memory.track_steps", "[]", "--model.gradient_checkpointing", kind, "--run_dir", str(tmp_path / kind)]
+    assert main([*words, *options]) == 0
+    told = read_record(tmp_path / kind)
+    rows, length, width, inner, layers = 96, 15, 32, 64, 2
+    positions, scores = rows * length, rows * length * length * width
+    low = 2 * positions * 2 * width  # A or B once
+    first = 2 * (2 * positions * width * width + low * 2 + low * 3) + 2 * positions * width * width + 2 * scores * 5
+    other = 2 * (4 * positions * width * width + low * 3 + low * 3) + 4 * positions * width * width + 2 * scores * 6
+    rest = 4 * positions * (width * width + 2 * width * inner)
+    head = 4 * rows * width * width + 6 * rows * width * 2  # pooler, classifier
+    assert told["model_flops_per_step"] == first + other + layers * rest + head
+    assert told["flops_utilisation"] == told["model_flops_per_second"] / told["peak_flops_per_second"]
+
+
+def test_sampling_and_the_peak_change_no_bit(words: list[str], tmp_path: Path) -> None:
+    same = [*words, "--model.adapter", "DoRA", "--model.adapter.dropout", "0.2", "--trainer.max_steps", "6"]
+    sampling = ["--throughput.warmup_steps", "0", "--throughput.sample_every", "2", "--throughput.measure_peak", "true"]
+    assert main([*same, "--throughput.sample_every", "0", "--run_dir", str(tmp_path / "plain")]) == 0
+    assert main([*same, *sampling, "--run_dir", str(tmp_path / "sampled")]) == 0
+    assert read_record(tmp_path / "sampled")["model_flops_per_step"] > 0
+    plain, sampled = (
+        load_file(newest_checkpoint(tmp_path / run) / "trainable.safetensors") for run in ("plain", "sampled")
+    )
+    assert all(torch.equal(sampled[name], tensor) for name, tensor in plain.items())
 
 
 def test_a_run_shorter_than_its_warm_up_has_no_rates() -> None:
     recorder = ThroughputRecorder(warmup_steps=5)
-    recorder.step_seconds, recorder.step_counts = (
-        [1.0] * 5,
-        [{"samples": 1, "tokens": 1, "padded": 1, "trained": 1}] * 5,
-    )
+    recorder.steps = [Step(1.0, COUNTED)] * 5
     told = recorder.measured()
     assert told["train_seconds"] == 5.0
     assert told["step_seconds_p50"] is told["train_tokens_per_second"] is None
@@ -99,9 +267,26 @@ def test_a_run_shorter_than_its_warm_up_has_no_rates() -> None:
 
 def test_percentiles_are_numpys() -> None:
     recorder = ThroughputRecorder(warmup_steps=1)
-    recorder.step_seconds = [99.0, *map(float, range(1, 21))]
-    recorder.step_counts = [{"samples": 4, "tokens": 1, "padded": 1, "trained": 1}] * 21
+    recorder.steps = [Step(seconds, COUNTED) for seconds in (99.0, *map(float, range(1, 21)))]
     told = recorder.measured()
     assert told["step_seconds_p50"] == 10.5
     assert told["step_seconds_p95"] == pytest.approx(19.05)
     assert told["train_samples_per_second"] == pytest.approx(80 / 210)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"warmup_steps": -1}, "throughput.warmup_steps must not be negative, got -1."),
+        ({"sample_every": 1}, "throughput.sample_every must be 0 or at least 2, got 1."),
+        ({"peak_flops": 0.0}, "throughput.peak_flops must be above 0 and finite, got 0.0."),
+        ({"peak_flops": float("nan")}, "throughput.peak_flops must be above 0 and finite, got nan."),
+        (
+            {"peak_flops": 1e12, "measure_peak": True},
+            "give throughput.peak_flops or throughput.measure_peak, not both.",
+        ),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(options: dict, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
+        ThroughputRecorder(**options)

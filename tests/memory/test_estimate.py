@@ -26,11 +26,14 @@ from transformers import (
 from litpeft.adapters import Adapter, DoRA, Full, LoRA, QLoRA
 from litpeft.adapters.linear4bit import bitsandbytes
 from litpeft.callbacks import MemoryRecorder
+from litpeft.commands.demo import fetch_assets
+from litpeft.data.cache import default_cache_dir
 from litpeft.memory.trace import Trace, trace
 from litpeft.tasks import CausalLM, FineTuner, Seq2SeqLM, SequenceClassification
 from litpeft.tasks.pretrained import draw_again, load_pretrained
 from tests.conftest import QUIET
 from tests.peers.live_bytes import StepPeak, alive_bytes
+from tests.real_models import smollm2
 
 
 class ImageClassification(FineTuner):
@@ -140,16 +143,18 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def check(make: Callable[[], FineTuner], rows: int, tokens: int, unseen: float, quantised: bool) -> None:
+def check(make: Callable[[], FineTuner], rows: int, tokens: int, quantised: bool) -> None:
     """Within a thousandth of what was seen, or a hundredth where something is held in a few bits."""
     near = 0.01 if quantised else 0.001
     estimate, phases, allocated = estimated_and_true(make, rows, tokens)
-    for phase in ("first_step", "train", "validate"):
-        assert estimate.phases[phase].tensors.bytes == pytest.approx(phases[phase]["peak_tensor_bytes"], rel=near), (
-            phase
-        )
-    peak = max(estimate.phases[phase].tensors.bytes for phase in ("first_step", "train"))
-    assert peak == pytest.approx(allocated, rel=near, abs=unseen)
+    found = {phase: peak.tensors.bytes for phase, peak in estimate.phases.items()}
+    tracked = {phase: phases[phase]["peak_tensor_bytes"] for phase in found}
+    print(f"estimated {found}, tracked {tracked}, allocator {allocated:,}")
+    assert found == pytest.approx(tracked, rel=2 * near)
+    peak = max(found["first_step"], found["train"])
+    assert peak == pytest.approx(max(tracked["first_step"], tracked["train"]), rel=near)
+    # neither sees what a kernel takes and gives back within itself, a copy in another dtype of up to 128 KiB say
+    assert peak == pytest.approx(allocated, rel=near, abs=1 << 17)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "non_reentrant"])
@@ -166,4 +171,36 @@ def test_a_small_models_peak(
     }[kind]
     name = {"t5": tiny_t5, "vit": tiny_vit}.get(kind, str)(name)
     make = partial(task, name, adapter=ADAPTERS[adapter](), gradient_checkpointing=checkpointing)
-    check(make, 16, 48, 40_000, adapter == "qlora")
+    check(make, 16, 48, adapter == "qlora")
+
+
+REAL = [  # model, adapter, optimizer, rows, tokens, checkpointing
+    ("minilm", "full", "fused", 16, 64, "none"),
+    ("minilm", "full", "adamw", 8, 128, "non_reentrant"),
+    ("minilm", "full", "8-bit", 16, 64, "none"),
+    ("minilm", "lora", "fused", 16, 128, "none"),
+    ("minilm", "lora", "sgd", 16, 64, "non_reentrant"),
+    ("minilm", "dora", "adamw", 16, 128, "none"),
+    ("minilm", "qlora", "8-bit", 16, 128, "none"),
+    ("smollm2", "full", "sgd", 2, 64, "none"),
+    ("smollm2", "lora", "fused", 4, 128, "none"),
+    ("smollm2", "lora", "8-bit", 4, 64, "non_reentrant"),
+    ("smollm2", "dora", "adamw", 4, 128, "none"),
+    ("smollm2", "qlora", "fused", 4, 128, "none"),
+    ("smollm2", "qlora", "sgd", 4, 64, "non_reentrant"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "adapter", "optimizer", "rows", "tokens", "checkpointing"), REAL)
+def test_a_real_models_peak(
+    model: str, adapter: str, optimizer: str, rows: int, tokens: int, checkpointing: str
+) -> None:
+    task: type[FineTuner] = SequenceClassification if model == "minilm" else CausalLM
+    name = fetch_assets(default_cache_dir() / "demo")[0] if model == "minilm" else smollm2()
+    options = {
+        "adapter": ADAPTERS[adapter](),
+        "optimizer": OPTIMIZERS[optimizer],
+        "gradient_checkpointing": checkpointing,
+    }
+    check(partial(task, str(name), **options), rows, tokens, adapter == "qlora" or optimizer == "8-bit")

@@ -1,0 +1,71 @@
+"""The energy of the training, where the machine tells it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from litpeft.energy import READ_EVERY, EnergyMeter
+
+
+class EnergyRecorder(Callback):
+    """Record joules from the start of training to its end, validation and checkpoints between included.
+
+    Of whole processor packages and of the whole board of the GPU, see `litpeft.energy`: what else the machine does at
+    the time is in them too.
+
+    Attributes:
+        clock: seconds.
+    """
+
+    clock = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self._meter: EnergyMeter | None = None  # while training goes on
+        self._joules: dict[str, float | None] | None = None
+        self._joules_before: dict[str, float | None] | None = None  # up to the checkpoint that it was resumed from
+        self._read_at = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._meter = EnergyMeter(pl_module.device)
+        self._read()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.clock() - self._read_at >= READ_EVERY:
+            self._read()
+
+    on_validation_batch_end = on_train_batch_end
+
+    def on_train_end(self, *_: Any) -> None:
+        self._read()
+        self._meter = None
+
+    on_exception = on_train_end
+
+    def _read(self) -> None:
+        if self._meter is not None:
+            self._joules, self._read_at = self._meter.read(), self.clock()
+
+    def _total(self) -> dict[str, float | None] | None:
+        if self._joules is None or self._joules_before is None:
+            return self._joules or self._joules_before
+        both = {source: (self._joules_before.get(source), joules) for source, joules in self._joules.items()}
+        return {source: None if None in pair else sum(pair) for source, pair in both.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        self._read()
+        return {"energy_joules": self._total()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._joules_before = state_dict["energy_joules"]
+
+    def measured(self) -> dict[str, Any]:
+        """Figures for the record; the sum is null unless all of it is known."""
+        by_source = self._total()
+        known = by_source and None not in by_source.values()
+        return {
+            "energy_joules": sum(by_source.values()) if known else None,
+            "energy_joules_by_source": by_source,
+        }

@@ -105,16 +105,16 @@ def trace(
                 optimizer.step()
                 tracker.label(_states(optimizer), "optimizer_state")
             for phase in ("first_step", "train") if first_step else ("train",):
-                begun[phase] = tracker.operations
+                begun[phase] = tracker.operations + 1
                 _step(task, optimizer, given, min(accumulate, 2), clip)
                 tracker.label(_states(optimizer), "optimizer_state")
             if held_out is not None:
-                begun["validate"] = tracker.operations
+                begun["validate"] = tracker.operations + 1
                 dataless.answer, dataless.selected = held_out_facts
                 task.eval().zero_grad()  # as Lightning does
                 with torch.no_grad():
                     task.loss({name: _pretended(tensor, fake) for name, tensor in held_out.items()})
-    ends = [*list(begun.values())[1:], tracker.operations]
+    ends = [*(first - 1 for first in list(begun.values())[1:]), tracker.operations]
     phases = {
         phase: PhasePeak(tracker.peak(first, last)) for (phase, first), last in zip(begun.items(), ends, strict=True)
     }

@@ -45,6 +45,7 @@ FIELDS = {
     "peak_reserved_bytes": "most that CUDA's allocator had taken from the device; null without CUDA",
     "peak_rss_bytes": "most host memory that the process has held since it started",
     "peak_tensor_bytes": "most bytes of tensors alive at once in the steps that were followed",
+    "others_bytes": "held on the GPU before the run by other processes and this one's CUDA context; null on a CPU",
     "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
     "train_seconds leave them out",
     "memory_phases": "by phase (load, first_step, train, validate, save): peaks of the host, of CUDA, and of tensors "

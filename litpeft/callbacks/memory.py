@@ -20,6 +20,7 @@ from litpeft.memory.picture import split_picture
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 PROC = Path("/proc/self")
+CROWDED = 2**30  # bytes on a GPU before a run; a CUDA context of its own is about half of it
 CUDA = {  # in the record: torch.cuda.memory_stats
     "peak_allocated_bytes": "allocated_bytes.all.peak",
     "peak_reserved_bytes": "reserved_bytes.all.peak",
@@ -32,9 +33,9 @@ class MemoryRecorder(Callback):
     """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save.
 
     At each border of phases CUDA is synchronised and its peaks are read and set back, as is the kernel's mark of the
-    host's. In a few training steps and in the first batch of the first validation the storage of every tensor is
-    followed, so that the peak can be told by what it is for. That takes time: the figures of throughput leave such
-    steps out.
+    host's. In a few training steps, the first batch of a validation and the first checkpoint before the end the
+    storage of every tensor is followed, so that the peak can be told by what it is for. That takes time: the figures
+    of throughput leave such steps out.
 
     Args:
         track_steps: optimizer steps that are followed, counted from 0 at the start or the resume. The first one has the
@@ -50,6 +51,7 @@ class MemoryRecorder(Callback):
         self.phases: dict[str, dict[str, Any]] = {}
         self.tracker: MemoryTracker | None = None  # while one is on
         self._phase: str | None = None
+        self._others: int | None = None  # bytes on the GPU that are not of torch's allocator, before the run
         self._steps_before = 0
         self._retries = 0
         self._host_peak = 0
@@ -57,6 +59,7 @@ class MemoryRecorder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._look_around(trainer.strategy.root_device)
             self._enter("load", pl_module.device)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -67,6 +70,7 @@ class MemoryRecorder(Callback):
         self._enter("first_step", pl_module.device)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._saved(trainer)
         if self._phase == "save":
             self._enter("train", pl_module.device)
         step = trainer.global_step - self._steps_before
@@ -81,12 +85,13 @@ class MemoryRecorder(Callback):
             self._enter("train", pl_module.device)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved(trainer)
         if not trainer.sanity_checking:
             self._enter("validate", pl_module.device)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        first = self._phase == "validate" and "peak_tensor_bytes" not in self.phases.get("validate", {})
-        if first and self.track_steps:
+        first = "peak_tensor_bytes" not in self.phases.get("validate", {})
+        if first and self.track_steps and not trainer.sanity_checking:
             self._track(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -100,8 +105,11 @@ class MemoryRecorder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._phase is not None:
             self._enter("save", pl_module.device)
+            if self.track_steps and "peak_tensor_bytes" not in self.phases.get("save", {}):
+                self._track(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved(trainer)
         self._enter(None, pl_module.device)
         if _most(self.phases, "peak_tensor_bytes"):
             for logger in trainer.loggers:
@@ -114,6 +122,19 @@ class MemoryRecorder(Callback):
             self._tracked(trainer)
         self._enter(None, pl_module.device)
 
+    def _look_around(self, device: torch.device) -> None:
+        """Note what is held on a GPU already; much of it takes time from the run, and perhaps memory."""
+        if device.type != "cuda":
+            return
+        free, total = torch.cuda.mem_get_info(device)
+        self._others = total - free - torch.cuda.memory_reserved(device)
+        if self._others > CROWDED:
+            print(
+                f"litpeft: warning: {self._others / 2**30:.1f} GiB of {device} are in use before the run begins; "
+                "figures of time and allocator_retries may not be its own.",
+                file=sys.stderr,
+            )
+
     def _track(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Follow from here on; False where this is done already, or cannot be."""
         if self.tracker is not None or pl_module.compile_blocks:
@@ -123,6 +144,11 @@ class MemoryRecorder(Callback):
         self.tracker.label(_states(trainer), "optimizer_state")
         self.tracker.__enter__()
         return True
+
+    def _saved(self, trainer: Trainer) -> None:
+        """Whatever comes next, the checkpoint is written."""
+        if self.tracker is not None and self._phase == "save":
+            self._tracked(trainer)
 
     def _tracked(self, trainer: Trainer) -> None:
         tracker, self.tracker = self.tracker, None
@@ -157,6 +183,7 @@ class MemoryRecorder(Callback):
         peaks = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_tensor_bytes")
         return {name: _most(self.phases, name) for name in peaks} | {
             "peak_rss_bytes": max(self._host_peak, peak_rss_bytes()),
+            "others_bytes": self._others,
             "tracked_steps": self.tracked_steps,
             "memory_phases": self.phases or None,
         }

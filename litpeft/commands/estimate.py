@@ -173,7 +173,7 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
         guess = min(max(int(guess), low + 1), high - 1)
         points[guess] = bytes_at(guess)
         low, high = (guess, high) if points[guess] <= limit else (low, guess)
-    return max(0, low)
+    return max(0, min(low, most))
 
 
 def main(words: list[str]) -> int:

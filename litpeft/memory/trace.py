@@ -108,6 +108,7 @@ def trace(
                 begun[phase] = tracker.operations + 1
                 _step(task, optimizer, given, min(accumulate, 2), clip)
                 tracker.label(_states(optimizer), "optimizer_state")
+            del given
             if held_out is not None:
                 begun["validate"] = tracker.operations + 1
                 dataless.answer, dataless.selected = held_out_facts

@@ -13,6 +13,7 @@ import torch
 from litpeft.callbacks import MemoryRecorder, memory
 from litpeft.errors import UserError
 
+HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
 PROBE = """
 from litpeft.callbacks import MemoryRecorder
 before = MemoryRecorder().measured()["peak_rss_bytes"]
@@ -44,7 +45,7 @@ def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "memory_stats", stats)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(allocated=1, reserved=2))
     module = SimpleNamespace(device=torch.device("cuda"))
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
     recorder = MemoryRecorder(track_steps=[])
 
     def use(amount: int) -> None:
@@ -81,7 +82,7 @@ HOST = SimpleNamespace(device=torch.device("cpu"))
 
 
 def test_the_hosts_peak_falls_into_its_phase() -> None:
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")
     held = bytearray(b"x" * 500_000_000)
@@ -101,7 +102,7 @@ def test_where_the_mark_cannot_be_set_back_the_phases_are_null(monkeypatch: pyte
     (tmp_path / "status").write_text("VmHWM:\t    2000 kB\n")
     (tmp_path / "clear_refs").mkdir()  # not to be written to
     monkeypatch.setattr(memory, "PROC", tmp_path)
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")
     recorder.on_train_start(trainer, HOST)
@@ -113,3 +114,20 @@ def test_where_the_mark_cannot_be_set_back_the_phases_are_null(monkeypatch: pyte
 def test_a_negative_step_is_refused() -> None:
     with pytest.raises(UserError, match="memory.track_steps must not be negative"):
         MemoryRecorder(track_steps=[-1])
+
+
+def test_what_others_hold_on_a_gpu_is_noted_and_much_of_it_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The device is played."""
+    gib = 2**30
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: gib)
+    recorder, gpu = MemoryRecorder(), torch.device("cuda:0")
+    for free, others in ((78.5, 0.5), (60, 19)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free * gib), 80 * gib))
+        recorder._look_around(gpu)
+        assert recorder.measured()["others_bytes"] == others * gib
+    assert capsys.readouterr().err == (
+        "litpeft: warning: 19.0 GiB of cuda:0 are in use before the run begins; "
+        "figures of time and allocator_retries may not be its own.\n"
+    )

@@ -29,6 +29,7 @@ from litpeft.callbacks import MemoryRecorder
 from litpeft.commands.demo import fetch_assets
 from litpeft.data.cache import default_cache_dir
 from litpeft.memory.trace import Trace, trace
+from litpeft.ops.rows import CHUNK
 from litpeft.tasks import CausalLM, FineTuner, Seq2SeqLM, SequenceClassification
 from litpeft.tasks.pretrained import draw_again, load_pretrained
 from tests.conftest import QUIET
@@ -156,8 +157,9 @@ def check(make: Callable[[], FineTuner], rows: int, tokens: int, quantised: bool
     if within_kernels:  # bitsandbytes' 8-bit update of a CPU makes whole fp32 copies of the states of a parameter
         assert peak < allocated
         return
-    # neither sees what a kernel takes and gives back within itself, a copy in another dtype of up to 128 KiB say
-    assert peak == pytest.approx(allocated, rel=near, abs=1 << 17)
+    # neither sees what a kernel takes and gives back within itself: of DoRA's gain a few rows in fp32
+    unseen = 8 * CHUNK if getattr(make.keywords["adapter"], "magnitude", False) else 1 << 17
+    assert peak == pytest.approx(allocated, rel=near, abs=unseen)
 
 
 @pytest.mark.parametrize("checkpointing", ["none", "non_reentrant"])

@@ -1,0 +1,136 @@
+"""`litpeft estimate` as a user runs it: beside a run of the same configuration, and without weights or data."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from litpeft.__main__ import main
+from litpeft.commands.estimate import Plan, largest
+from litpeft.records import read_record
+
+ADAPTERS = {
+    "none": ["Full"],
+    "lora": ["LoRA", "--model.adapter.targets", "all-linear", "--model.adapter.dropout", "0.1"],
+    "qlora-nf4": ["QLoRA", "--model.adapter.targets", "all-linear"],
+}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_what_is_foretold_is_what_a_run_of_the_same_configuration_takes(
+    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*words[1:], "--model.adapter", *ADAPTERS[name], "--trainer.gradient_clip_val", "1"]
+    assert main(["fit", *options, "--run_dir", str(tmp_path / "run")]) == 0
+    record = read_record(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    plan = Plan([*options, "--device", "cpu"])
+    found = plan.trace(plan.task.adapter)
+    for phase in ("first_step", "validate"):
+        assert found.phases[phase].tensors.bytes == pytest.approx(
+            record["memory_phases"][phase]["peak_tensor_bytes"], rel=0.002
+        )
+    for kind in ("trainable_params", "total_params", "adapter_bytes", "model_bytes"):
+        assert found.counts[kind] == record[kind]
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # and nothing is written
+
+
+@pytest.fixture
+def config_alone(tiny_llama: str, tmp_path: Path) -> list[str]:
+    """Options of a model of which there is no more than its config.json."""
+    shutil.copy(Path(tiny_llama) / "config.json", tmp_path)
+    return ["--config", "alpaca", "--model", "CausalLM", "--model.model_name", str(tmp_path), "--model.adapter", "LoRA"]
+
+
+def test_neither_weights_nor_data_nor_a_gpu_are_needed(
+    config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    words = [
+        "--tokens",
+        "64",
+        "--data.batch_size",
+        "4",
+        "--device",
+        "Some Card 2GB",
+        "--compare",
+        "none, dora,qlora-fp4",
+    ]
+    assert main(["estimate", *config_alone, *words]) == 0
+    told = capsys.readouterr().out
+    rows = {name: re.search(rf"│ {name} .*", told)[0] for name in ("none", "dora", "qlora-fp4")}
+    assert all("fits" in row for row in rows.values())
+    trained = {name: int(row.split("│")[2].replace(",", "")) for name, row in rows.items()}
+    assert trained["none"] > trained["dora"] > trained["qlora-fp4"]
+    assert "a CUDA context of 500 MiB" in told
+
+
+def test_what_does_not_fit_is_said_to_and_what_would(
+    config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    size = 500 * 2**20 + 60 * 2**20  # little beside the context
+    words = ["--tokens", "256", "--data.batch_size", "64", "--device", str(size)]
+    plan = Plan([*config_alone, *words])
+    found = plan.trace(plan.task.adapter)
+    rows, tokens = plan.largest(plan.task.adapter, found)
+    assert plan.needed(found) > plan.limit
+    assert 0 < rows < 64
+    assert 0 < tokens < 256
+
+    def needed(rows: int, tokens: int) -> int:
+        plan.data.max_length = tokens
+        return plan.needed(plan.trace(plan.task.adapter, plan.task.example(rows, tokens)))
+
+    assert needed(rows, 256) <= plan.limit < needed(rows + 1, 256)
+    assert needed(64, tokens) <= plan.limit < needed(64, tokens + 16)
+    assert main(["estimate", *config_alone, *words]) == 0
+    assert "does not fit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--device", "A100"], "--device A100: give cpu, a GPU with its memory ('A100 40GB'), or bytes."),
+        (["--compare", "lora,lorra"], "--compare: no adapter is called 'lorra'; known: "),
+        (["--compare", "qlora"], "--compare: no adapter is called 'qlora'; known: "),
+        (["--tokens", "0"], "--tokens must be at least 1, got 0."),
+        (["--tokens", "600"], "data.max_length 600 is more than the 512 positions of "),
+        (["--data.train_file", "none.json", "--data.tokenizer", "gone/away"], "; or give --tokens to estimate without"),
+        (
+            ["--model.compile_blocks", "true"],
+            "model.compile_blocks: what compiled blocks will hold cannot be estimated",
+        ),
+        (["--devise", "cpu"], "unknown option --devise (did you mean --device?)."),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    words: list[str], sentence: str, config_alone: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = words if "--data.train_file" in words or "--tokens" in words else [*words, "--tokens", "32"]
+    assert main(["estimate", *config_alone, *words]) == 2
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.count("\n") == 1
+
+
+def test_the_largest_that_fits_is_found_whatever_the_growth() -> None:
+    draw = random.Random(0)
+    for _ in range(200):
+        slope, bend, most = draw.randint(1, 50), draw.randint(0, 3), draw.randint(1, 300)
+        always, known = draw.randint(0, 2000), draw.randint(1, 400)
+        limit = draw.randint(0, 20_000)
+        asked: list[int] = []
+
+        def bytes_at(x: float, slope: int = slope, bend: int = bend, always: int = always, asked: list = asked) -> int:
+            asked.append(int(x))
+            return int(always + slope * x + bend * x * x // 8)
+
+        points = {0: always, known: bytes_at(known)}
+        asked.clear()
+        found = largest(bytes_at, limit, points, most)
+        assert found == max((x for x in range(1, most + 1) if bytes_at(x) <= limit), default=0)

@@ -34,6 +34,10 @@ def commands() -> list[str]:
 def test_every_command_parses(command: str, capsys: pytest.CaptureFixture) -> None:
     verb, *words = shlex.split(command)[1:]
     assert verb in TRAINER_VERBS | COMMANDS
+    if verb == "estimate":
+        with pytest.raises(SystemExit) as done:  # as jsonargparse ends it
+            main([verb, *words, "--print_config"])
+        assert not done.value.code
     if verb == "fit" and "--resume" not in words:
         assert main([verb, *words, "--print_config"]) == 0, capsys.readouterr().err
 

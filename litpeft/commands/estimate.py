@@ -131,23 +131,29 @@ class Plan:
         """Bytes at the peak of a run: of tensors on a CPU, as reserved by the allocator on a GPU."""
         return max(phase.reserved_bytes or phase.tensors.bytes for phase in found.phases.values())
 
-    def largest(self, adapter: Adapter, found: Trace) -> tuple[int, int]:
-        """The largest batch with rows of these tokens, and the longest rows with a batch of this size, that fit."""
+    def largest_batch(self, adapter: Adapter, found: Trace) -> int:
+        """The most rows of these tokens that fit."""
+        points = {0: self._always(found), self.rows: self.needed(found)}
+        return largest(lambda rows: self._more(adapter, rows, self.tokens), self.limit, points, ROWS_MOST)
 
-        def more(rows: int, tokens: int) -> int:
-            self.data.max_length = tokens
-            try:
-                return self.needed(self.trace(adapter, self.task.example(rows, tokens), first_step=False))
-            finally:
-                self.data.max_length = kept
+    def longest_rows(self, adapter: Adapter, found: Trace) -> int:
+        """The most tokens a row that fit in a batch of this size, in multiples of `UNIT`."""
+        points = {0: self._always(found), self.tokens / UNIT: self.needed(found)}
+        most = (found.positions or TOKENS_MOST) // UNIT
+        return UNIT * largest(lambda units: self._more(adapter, self.rows, units * UNIT), self.limit, points, most)
 
-        kept, now, longest = self.data.max_length, self.needed(found), found.positions or TOKENS_MOST
+    def _always(self, found: Trace) -> int:
+        """What a step has to hold however small its batch."""
         held = found.phases["train"].tensors.split
-        always = sum(size for name, size in held.items() if name not in ("activations", "temporaries", "other"))
-        rows = largest(lambda rows: more(rows, self.tokens), self.limit, {0: always, self.rows: now}, ROWS_MOST)
-        units = {0: always, self.tokens / UNIT: now}
-        some = largest(lambda units: more(self.rows, units * UNIT), self.limit, units, longest // UNIT)
-        return rows, some * UNIT
+        return sum(size for name, size in held.items() if name not in ("activations", "temporaries", "other"))
+
+    def _more(self, adapter: Adapter, rows: int, tokens: int) -> int:
+        """Bytes at the peak with another batch."""
+        kept, self.data.max_length = self.data.max_length, tokens
+        try:
+            return self.needed(self.trace(adapter, self.task.example(rows, tokens), first_step=False))
+        finally:
+            self.data.max_length = kept
 
 
 _FIT = SimpleNamespace(value="fit")
@@ -216,7 +222,8 @@ def _summary(plan: Plan, found: list[Trace]) -> Table:
     columns = ["adapter", "trained", "of parameters", "checkpoint MiB", "model MiB", "peak of tensors MiB"]
     if plan.limit is not None:
         columns += ["reserved MiB", "with context MiB", f"of {plan.card / GIB:,.1f} GiB"]
-        columns += [f"largest batch at {plan.tokens} tokens", f"longest rows at {plan.rows}"]
+        columns += [f"largest batch at {plan.tokens} tokens"]
+        columns += [f"longest rows at {plan.rows}"] if len(found) == 1 else []
     for column in columns:
         table.add_column(column, justify="left" if column == "adapter" else "right")
     for adapter, each in zip(plan.adapters, found, strict=True):
@@ -228,8 +235,8 @@ def _summary(plan: Plan, found: list[Trace]) -> Table:
             needed = plan.needed(each)
             cells += [f"{size / MIB:,.1f}" for size in (needed, needed + CONTEXT)]
             cells += ["fits" if needed <= plan.limit else "does not fit"]
-            rows, tokens = plan.largest(adapter, each)
-            cells += [f"{rows:,}", f"{tokens:,}"]
+            cells += [f"{plan.largest_batch(adapter, each):,}"]
+            cells += [f"{plan.longest_rows(adapter, each):,}"] if len(found) == 1 else []
         table.add_row(*cells)
     return table
 

@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_said_to_and_what_would(
     words = ["--tokens", "256", "--data.batch_size", "64", "--device", str(size)]
     plan = Plan([*config_alone, *words])
     found = plan.trace(plan.task.adapter)
-    rows, tokens = plan.largest(plan.task.adapter, found)
+    rows, tokens = (find(plan.task.adapter, found) for find in (plan.largest_batch, plan.longest_rows))
     assert plan.needed(found) > plan.limit
     assert 0 < rows < 64
     assert 0 < tokens < 256

@@ -20,10 +20,10 @@ demo: setup  ## fine-tune a small real model on real text, in a few minutes, and
 	$(BIN)/litpeft demo
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -m "not slow" && $(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n 2 -m "not slow" && $(BIN)/python -m pytest -n 2 -m slow
 
 test-fast: setup  ## run the tests that need no real model and no network
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-gpu: setup  ## run the tests that need CUDA; where there is none they are skipped, and say so
 	$(BIN)/python -m pytest tests/gpu -rs

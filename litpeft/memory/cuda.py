@@ -1,20 +1,21 @@
 """The choices that torch makes on CUDA, made for tensors on the meta device: what is traced is what a GPU would hold.
 
-Fused dropout keeps a mask of a byte a number; attention takes the flash kernel, or with a mask the memory-efficient
-one; autocast follows CUDA's lists; optimizers work on many tensors at once, or fused.
+Fused dropout keeps a mask of a byte a number; attention takes the flash kernel, or with a mask or in fp32 the
+memory-efficient one; autocast follows CUDA's lists; optimizers work on many tensors at once, or fused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import optimizer as optimizers
+
+from litpeft.memory.cuda_autocast import cuda_autocast
 
 # cuBLAS's, which torch takes from its allocator, for the threads of forward and backward: :4096:2:16:8 in KiB
 WORKSPACES = (8_519_680, 8_519_680)
@@ -32,7 +33,7 @@ def cuda_choices() -> Iterator[None]:
         library.impl(name, kernel, "AutogradMeta")
     devices = "_get_foreach_kernels_supported_devices", "_get_fused_kernels_supported_devices"
     try:
-        with patch.multiple(optimizers, **{name: lambda: ["cuda", "meta"] for name in devices}):
+        with patch.multiple(optimizers, **{name: lambda: ["cuda", "meta"] for name in devices}), cuda_autocast():
             yield
     finally:
         library._destroy()
@@ -75,15 +76,15 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    query, key, value = (_lower(tensor) for tensor in (query, key, value))
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is None and query.dtype != torch.float32 and query.shape[-1] <= FLASH_HEAD:
         width = query.shape[-1]
         query, key, value = (F.pad(t, (0, -t.shape[-1] % 8)) if t.shape[-1] % 8 else t for t in (query, key, value))
         out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
         return out[..., :width]
-    if enable_gqa:  # which only the flash kernel has: torch copies the heads
-        key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+    if enable_gqa and key.shape[-3] != query.shape[-3]:  # which the memory-efficient kernel has not
+        given = query, key, value, attn_mask, dropout_p, is_causal
+        return aten._scaled_dot_product_attention_math(*given, scale=scale, enable_gqa=True)[0]
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
     if attn_mask is not None:
@@ -96,38 +97,13 @@ def _attention(
     )[0]
 
 
-def _lower(x: Tensor) -> Tensor:
-    """In autocast's dtype, where it is on: as it treats what is a matrix product."""
-    on = torch.is_autocast_enabled("cpu") and x.dtype == torch.float32  # meta tensors follow the host's
-    return x.to(torch.get_autocast_dtype("cpu")) if on else x
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In fp32, where autocast is on: as it treats what must not be rounded."""
-    return x.float() if torch.is_autocast_enabled("cpu") and x.is_floating_point() else x
-
-
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    x, weight, bias = _lower(x), _lower(weight), None if bias is None else _lower(bias)
     rows = x.reshape(-1, x.shape[-1])
     out = rows @ weight.t() if bias is None else torch.addmm(bias, rows, weight.t())
     return out.view(*x.shape[:-1], weight.shape[0])
 
 
-def _layer_norm(
-    x: Tensor,
-    shape: Any,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
-    weight, bias = (None if t is None else _wide(t) for t in (weight, bias))
-    return aten.native_layer_norm(_wide(x), shape, weight, bias, eps)[0]
-
-
 def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    x = _wide(x)
     # half to fp32 is one kernel on CUDA, without a copy
     half = dtype == torch.float32 and x.dtype == torch.float16
     return aten._softmax(x if dtype is None or half else x.to(dtype), dim, half)
@@ -137,6 +113,5 @@ KERNELS = {
     "dropout": _dropout,
     "scaled_dot_product_attention": _attention,
     "linear": _linear,
-    "layer_norm": _layer_norm,
     "softmax.int": _softmax,
 }

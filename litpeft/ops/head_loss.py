@@ -29,6 +29,8 @@ def head_loss(hidden: Tensor, labels: Tensor, head: nn.Module, vocabulary: int) 
         A scalar.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    if not torch.is_grad_enabled():  # which a Function is not told of: it would work out gradients for nothing
+        hidden, trained = hidden.detach(), []
     return _HeadLoss.apply(hidden, labels, head, max(1, CHUNK // vocabulary), *trained)
 
 

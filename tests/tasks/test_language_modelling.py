@@ -296,6 +296,16 @@ def test_the_loss_in_chunks_is_that_of_the_whole(trained: bool, monkeypatch: pyt
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
+def test_a_loss_without_gradients_works_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in validation, where the head is one that trains."""
+    head, hidden = torch.nn.Linear(16, 50), torch.randn(23, 16, requires_grad=True)
+    labels = torch.randint(50, (23,))
+    monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("a gradient was worked out"))
+    with torch.no_grad():
+        loss = head_loss(hidden, labels, head, 50)
+    torch.testing.assert_close(loss, F.cross_entropy(head(hidden), labels, reduction="sum").detach())
+
+
 def test_a_batch_without_a_label_costs_nothing_and_is_no_nan(folders: dict[str, str], rows: str) -> None:
     task, data = ready(folders["llama"], rows, "llama")
     batch = data.rows["train"][[0, 1]]

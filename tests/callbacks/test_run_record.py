@@ -60,7 +60,14 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     assert list(record) == list(FIELDS)
     unknown = {name for name, value in record.items() if value is None}
     assert unknown - {"git", "energy_joules"} == {  # these two as the machine has it
-        *("error", "peak_allocated_bytes", "peak_reserved_bytes", "peak_flops_per_second", "flops_utilisation"),
+        *(
+            "error",
+            "peak_allocated_bytes",
+            "peak_reserved_bytes",
+            "others_bytes",
+            "peak_flops_per_second",
+            "flops_utilisation",
+        ),
         *("test_loss", "test_accuracy", "test_f1", "other_metrics"),
     }
     assert record["status"] == "ok"

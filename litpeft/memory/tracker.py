@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 CATEGORIES = {
     "base_weights": "parameters and buffers of the model that the adapter did not add; with full fine-tuning, all",
@@ -80,9 +79,9 @@ class MemoryTracker(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.operations += 1
-        self._see(tree_leaves((args, kwargs)), "other")
+        self._see(_tensors((*args, *kwargs.values())), "other")
         result = func(*args, **kwargs)
-        self._see(tree_leaves(result), "temporaries")
+        self._see(_tensors((result,)), "temporaries")
         return result
 
     def __enter__(self) -> MemoryTracker:
@@ -148,13 +147,13 @@ class MemoryTracker(TorchDispatchMode):
                 storage.category = "activations"
         return tensor
 
-    def _see(self, things: Iterable[Any], category: str) -> list[_Storage]:
+    def _see(self, tensors: Iterable[Tensor], category: str) -> list[_Storage]:
         """What these tensors are held in; what is new is of this category."""
         found = []
-        for thing in things:
-            if not isinstance(thing, Tensor) or thing.device.type != self.device.type:
+        for tensor in tensors:
+            if tensor.device.type != self.device.type:
                 continue
-            held = thing.untyped_storage()
+            held = tensor.untyped_storage()
             address = held._cdata
             reference, storage = self._alive.get(address, (None, None))
             if storage is None or reference() is None:
@@ -171,3 +170,12 @@ class MemoryTracker(TorchDispatchMode):
                 del self._alive[address]
 
         return note
+
+
+def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
+    """Those among an operation's arguments or results, which are nested in lists at most; a pytree takes longer."""
+    for thing in things:
+        if isinstance(thing, Tensor):
+            yield thing
+        elif isinstance(thing, (tuple, list)):
+            yield from _tensors(thing)

@@ -68,6 +68,10 @@ class MemoryRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step  # of a resumed run
         self._enter("first_step", pl_module.device)
+        if self.track_steps:  # transformers reads weights in other threads, in which nothing can be followed
+            with MemoryTracker(pl_module.device) as tracker:
+                tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
+            self.phases["load"]["tensor_bytes"] = tracker.peak().split
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._saved(trainer)

@@ -208,7 +208,8 @@ def peak(stack: Stack, stage: str = "first", layers: int = LAYERS) -> float:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
             optimizer.step()
-        tracker.label([t for state in optimizer.state.values() for t in tree_leaves(state)], "optimizer_state")
+        states = tree_leaves(list(optimizer.state.values()))
+        tracker.label([state for state in states if isinstance(state, Tensor)], "optimizer_state")
         tracker.follow(model, {"base_weights": frozen, "adapter_weights": trained})
         ids = torch.zeros(1, TOKENS, dtype=torch.int64, device="meta")
         with tracker:

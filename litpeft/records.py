@@ -49,8 +49,8 @@ FIELDS = {
     "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
     "train_seconds leave them out",
     "memory_phases": "by phase (load, first_step, train, validate, save): peaks of the host, of CUDA, and of tensors "
-    "with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; null or absent is "
-    "not known",
+    "with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
+    "null or absent is not known",
     # time
     "new_tensors": "names of parameters that no file held: drawn at random and trained",
     "load_seconds": "reading the model and putting the adapter in",

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils._pytree import tree_leaves
 
 from litpeft.errors import UserError
-from litpeft.memory import MemoryTracker
+from litpeft.memory import MemoryTracker, optimizer_tensors
 from litpeft.memory.picture import split_picture
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
@@ -94,9 +93,8 @@ class MemoryRecorder(Callback):
             self._enter("validate", pl_module.device)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        first = "peak_tensor_bytes" not in self.phases.get("validate", {})
-        if first and self.track_steps and not trainer.sanity_checking:
-            self._track(trainer, pl_module)
+        if not trainer.sanity_checking:
+            self._track_once(trainer, pl_module)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self.tracker is not None and self._phase == "validate":
@@ -109,8 +107,7 @@ class MemoryRecorder(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._phase is not None:
             self._enter("save", pl_module.device)
-            if self.track_steps and "peak_tensor_bytes" not in self.phases.get("save", {}):
-                self._track(trainer, pl_module)
+            self._track_once(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved(trainer)
@@ -148,6 +145,11 @@ class MemoryRecorder(Callback):
         self.tracker.label(_states(trainer), "optimizer_state")
         self.tracker.__enter__()
         return True
+
+    def _track_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Follow from here on what this phase does for the first time."""
+        if self.track_steps and "peak_tensor_bytes" not in self.phases.get(self._phase, {}):
+            self._track(trainer, pl_module)
 
     def _saved(self, trainer: Trainer) -> None:
         """Whatever comes next, the checkpoint is written."""
@@ -199,8 +201,7 @@ def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
 
 
 def _states(trainer: Trainer) -> list[torch.Tensor]:
-    states = [list(optimizer.state.values()) for optimizer in trainer.optimizers]
-    return [leaf for leaf in tree_leaves(states) if isinstance(leaf, torch.Tensor)]
+    return [tensor for optimizer in trainer.optimizers for tensor in optimizer_tensors(optimizer)]
 
 
 def peak_rss_bytes() -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning import Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 
@@ -83,14 +84,15 @@ class Plan:
         cli = EstimateCLI("estimate", words)
         options = cli.config["estimate"]
         self.task: FineTuner = cli.model
-        self.device, self.card = _device(options.device)
-        self.limit = None if self.card is None else int(self.card * USABLE) - CONTEXT
+        self.device, self.card, usable = _device(options.device)
+        self.limit = None if usable is None else usable - CONTEXT
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
         self.adapters = [self.task.adapter]
         if options.compare:
             self.adapters = [_adapter(name.strip(), self.task.adapter) for name in options.compare.split(",")]
         if self.task.compile_blocks:
             raise UserError("model.compile_blocks: what compiled blocks will hold cannot be estimated; leave it out.")
+        self.classes_assumed = False
         self._read(cli.datamodule, options.tokens)
 
     def _read(self, data: Any, tokens: int | None) -> None:
@@ -99,7 +101,9 @@ class Plan:
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")
-            names = getattr(data, "_label_names", None) or ["0", "1"]
+            names = getattr(data, "_label_names", None)  # of a data set with classes; the rest of it is not asked
+            self.classes_assumed = names is None and hasattr(data, "_label_names")
+            names = names or ["0", "1"]
             self.data: Any = SimpleNamespace(
                 max_length=tokens, label_names=names, tokenizer=SimpleNamespace(pad_token_id=0)
             )
@@ -108,7 +112,11 @@ class Plan:
             return
         place = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(
-            lightning_module=self.task, global_rank=0, world_size=1, strategy=place, state=SimpleNamespace(fn=_FIT)
+            lightning_module=self.task,
+            global_rank=0,
+            world_size=1,
+            strategy=place,
+            state=SimpleNamespace(fn=TrainerFn.FITTING),
         )
         try:
             data.prepare_data()
@@ -123,7 +131,7 @@ class Plan:
     def trace(self, adapter: Adapter, batch: Any = None, first_step: bool = True) -> Trace:
         """The steps with this adapter; with another batch, without validation."""
         task = copy.copy(self.task)
-        task.adapter = copy.deepcopy(adapter)
+        task.adapter = adapter
         batches = (self.batch, self.held_out) if batch is None else (batch, None)
         return trace(task, self.data, *batches, self.device, self.accumulate, self.clip, first_step)
 
@@ -154,9 +162,6 @@ class Plan:
             return self.needed(self.trace(adapter, self.task.example(rows, tokens), first_step=False))
         finally:
             self.data.max_length = kept
-
-
-_FIT = SimpleNamespace(value="fit")
 
 
 def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int], most: int) -> int:
@@ -244,6 +249,7 @@ def _summary(plan: Plan, found: list[Trace]) -> Table:
 def _assumed(plan: Plan) -> list[str]:
     """What the figures rest on."""
     told = ["followed: two optimizer steps and a batch of validation of fit's own code, on tensors without numbers"]
+    told += ["assumed: two classes, as --data.label_names names none"] if plan.classes_assumed else []
     if plan.device == "cpu":
         return [*told, "not counted: Python and the libraries, and what kernels take within themselves"]
     context, cublas = CONTEXT // MIB, sum(WORKSPACES) / MIB
@@ -254,23 +260,22 @@ def _assumed(plan: Plan) -> list[str]:
         "not modelled: fragmentation by batches of other shapes, which adds a few per cent to what is reserved",
     ]
     if plan.limit is not None:
-        told += [f"fits: reserved and context are within {USABLE:.1%} of {plan.card / GIB:,.1f} GiB, which torch finds"]
+        usable = (plan.limit + CONTEXT) / GIB
+        told += [f"fits: reserved and context are within {usable:,.2f} GiB, what torch finds of {plan.card / GIB:,.1f}"]
     return told
 
 
-def _device(given: str | int | None) -> tuple[str, int | None]:
-    """`cpu` or `cuda`, and the bytes of its memory where they are to be looked at."""
-    if given is None:
-        if not torch.cuda.is_available():
-            return "cpu", None
-        return "cuda", round(torch.cuda.get_device_properties(0).total_memory / USABLE)
-    text = str(given).strip()
+def _device(given: str | int | None) -> tuple[str, int | None, int | None]:
+    """`cpu` or `cuda`; the bytes of its memory where they are looked at, and those that torch can have of them."""
+    text = "cpu" if given is None and not torch.cuda.is_available() else str(given).strip()
     if text == "cpu":
-        return "cpu", None
-    if text.isdecimal():
-        return "cuda", round(int(text) / USABLE)
+        return "cpu", None, None
+    if given is None or text.isdecimal():
+        size = int(text) if given is not None else torch.cuda.get_device_properties(0).total_memory
+        return "cuda", size, size
     if match := re.search(r"(\d+(?:\.\d+)?) ?gi?b\b", text, re.IGNORECASE):
-        return "cuda", round(float(match[1]) * GIB)
+        size = round(float(match[1]) * GIB)
+        return "cuda", size, int(size * USABLE)
     raise UserError(f"--device {text}: give cpu, a GPU with its memory ('{text} 40GB'), or bytes.")
 
 

@@ -13,12 +13,11 @@ import torch
 from lightning import LightningDataModule
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves
 
 from litpeft.memory.allocator import replay
 from litpeft.memory.cuda import WORKSPACES, cuda_choices, leave_to_driver
 from litpeft.memory.dataless import Dataless, materialise, pretending
-from litpeft.memory.tracker import MemoryTracker, Peak
+from litpeft.memory.tracker import MemoryTracker, Peak, optimizer_tensors
 from litpeft.optim import build_optimizer
 from litpeft.tasks import FineTuner
 
@@ -103,11 +102,11 @@ def trace(
                 for parameter in (p for p in task.backbone.parameters() if p.requires_grad):
                     parameter.grad = torch.empty_like(parameter)
                 optimizer.step()
-                tracker.label(_states(optimizer), "optimizer_state")
+                tracker.label(optimizer_tensors(optimizer), "optimizer_state")
             for phase in ("first_step", "train") if first_step else ("train",):
                 begun[phase] = tracker.operations + 1
                 _step(task, optimizer, given, min(accumulate, 2), clip)
-                tracker.label(_states(optimizer), "optimizer_state")
+                tracker.label(optimizer_tensors(optimizer), "optimizer_state")
             del given
             if held_out is not None:
                 begun["validate"] = tracker.operations + 1
@@ -115,15 +114,14 @@ def trace(
                 task.eval().zero_grad()  # as Lightning does
                 with torch.no_grad():
                     task.loss({name: _pretended(tensor, fake) for name, tensor in held_out.items()})
-    ends = [*(first - 1 for first in list(begun.values())[1:]), tracker.operations]
-    phases = {
-        phase: PhasePeak(tracker.peak(first, last)) for (phase, first), last in zip(begun.items(), ends, strict=True)
-    }
+    firsts = list(begun.values())
+    windows = dict(zip(begun, zip(firsts, [*firsts[1:], tracker.operations + 1], strict=True), strict=True))
+    phases = {phase: PhasePeak(tracker.peak(first, end - 1)) for phase, (first, end) in windows.items()}
     if device == "cuda":
         levels = replay(tracker.events(), WORKSPACES)
-        for (phase, first), last in zip(begun.items(), ends, strict=True):
-            phases[phase].allocated_bytes = int(levels.allocated[first : last + 1].max())
-            phases[phase].reserved_bytes = int(levels.reserved[first : last + 1].max())
+        for phase, (first, end) in windows.items():
+            phases[phase].allocated_bytes = int(levels.allocated[first:end].max())
+            phases[phase].reserved_bytes = int(levels.reserved[first:end].max())
     positions = getattr(task.backbone.config, "max_position_embeddings", None)
     return Trace(task.adapter.describe(task.backbone), phases, positions)
 
@@ -151,7 +149,3 @@ def _known(task: FineTuner, batch: Batch) -> tuple[bool, int]:
 
 def _pretended(tensor: Tensor, fake: FakeTensorMode | None) -> Tensor:
     return tensor.to("meta") if fake is None else fake.from_tensor(tensor)
-
-
-def _states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]

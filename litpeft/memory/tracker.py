@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 CATEGORIES = {
     "base_weights": "parameters and buffers of the model that the adapter did not add; with full fine-tuning, all",
@@ -170,6 +171,11 @@ class MemoryTracker(TorchDispatchMode):
                 del self._alive[address]
 
         return note
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What an optimizer keeps from step to step."""
+    return [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
 
 
 def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:

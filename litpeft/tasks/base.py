@@ -1,7 +1,8 @@
 """The LightningModule that every task derives from: a backbone, an adapter, an optimizer and a schedule.
 
-To add one: derive from `FineTuner` in a file of its own, implement `load`, `loss`, `token_counts`, `example`
-and `validation_step`, import it in `__init__.py`. One that differs in little derives from its neighbour:
+To add one: derive from `FineTuner` in a file of its own, implement `load`, `loss`, `token_counts` and
+`validation_step`, and `example` where batches are others, import it in `__init__.py`. One that differs in little
+derives from its neighbour:
 
     class LabelSmoothing(SequenceClassification):
         def loss(self, batch):
@@ -87,8 +88,11 @@ class FineTuner(L.LightningModule):
         raise NotImplementedError
 
     def example(self, rows: int, tokens: int) -> Batch:
-        """A batch of this many rows of this many tokens, each with a label where one can be: for an estimate."""
-        raise NotImplementedError
+        """A batch of this many rows of this many tokens for an estimate, each token with a label."""
+        ids = torch.zeros(rows, tokens, dtype=torch.int64)
+        mask = torch.ones_like(ids)
+        mask[-1, -1] = rows == 1  # rows differ in length, and models take other ways where all are full
+        return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         """What a batch counts for: `samples`, `tokens` (real), `padded` (with padding), `trained` (that carry loss)."""

@@ -97,12 +97,6 @@ class LanguageModelling(FineTuner):
         torch._foreach_div_(gradients, float(max(1, self._tokens)))
         self._tokens = 0
 
-    def example(self, rows: int, tokens: int) -> Batch:
-        ids = torch.zeros(rows, tokens, dtype=torch.int64)
-        mask = torch.ones_like(ids)
-        mask[-1, -1] = rows == 1  # rows differ in length, and models take other ways where all are full
-        return {"input_ids": ids, "attention_mask": mask, "labels": ids}
-
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         carrying = (batch["labels"] != IGNORED).sum()
         if "real_tokens" in batch:  # packed: several examples a row

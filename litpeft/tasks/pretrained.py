@@ -28,15 +28,15 @@ def load_pretrained(
     """
     with asking_hub(name, "model.model_name", "a local folder, or package:NAME"):
         path = local_or_hub(name, "model.model_name")
-        config = AutoConfig.from_pretrained(path)
+        own = {key: value for key, value in options.items() if key not in OF_WEIGHTS}
+        config = AutoConfig.from_pretrained(path, **own)
         if getattr(config, "quantization_config", None):
             raise UserError(
                 f"model.model_name {name}: its weights are quantised already; "
                 "give the original model, and an adapter that quantises it."
             )
         if torch.get_default_device().type == "meta":
-            own = {key: value for key, value in options.items() if key not in OF_WEIGHTS}
-            model = auto.from_config(AutoConfig.from_pretrained(path, **own), dtype=dtype)
+            model = auto.from_config(config, dtype=dtype)
             report: dict[str, Any] = {"mismatched_keys": [], "missing_keys": []}
         else:
             model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)

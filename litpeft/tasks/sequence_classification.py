@@ -58,10 +58,7 @@ class SequenceClassification(FineTuner):
         return model, head, new
 
     def example(self, rows: int, tokens: int) -> Batch:
-        ids = torch.zeros(rows, tokens, dtype=torch.int64)
-        mask = torch.ones_like(ids)
-        mask[-1, -1] = rows == 1  # rows differ in length, and models take other ways where all are full
-        return {"input_ids": ids, "attention_mask": mask, "labels": ids[:, 0]}
+        return super().example(rows, tokens) | {"labels": torch.zeros(rows, dtype=torch.int64)}
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         rows, width = batch["input_ids"].shape

@@ -83,6 +83,10 @@ FIELDS = {
     "val_loss": "mean over the validation rows",
     "val_accuracy": "share of validation rows that are right",
     "val_f1": "mean of the classes' F1 on the validation rows",
+    "validations": "each validation of the fit, in order: step, epochs, train_seconds, and its metrics by name",
+    "val_examples": "file in the run folder with what each validation row gave, where record.predictions asked for it: "
+    "JSON of `step`, `table` (fingerprint of the rows), and, in the order of the rows, `loss` and (of a classifier) "
+    "`correct`",
     "other_metrics": "validation metrics of other names, by name; null where a task has none",
     "test_loss": "as val_loss on the test rows, after `litpeft test`",
     "test_accuracy": "as val_accuracy on the test rows, after `litpeft test`",

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
-import datasets
-import transformers
 import yaml
 from jsonargparse import ActionYesNo, Namespace
 from lightning import Trainer
@@ -19,8 +15,6 @@ from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
-from rich.console import Console
-from rich.table import Table
 
 import litpeft.adapters
 import litpeft.optim
@@ -29,6 +23,7 @@ from litpeft.arguments import check_trainer, typed_options, with_configs
 from litpeft.callbacks import (
     Checkpoint,
     EnergyRecorder,
+    ExampleRecorder,
     FolderCheckpointIO,
     MemoryRecorder,
     PredictionWriter,
@@ -42,6 +37,7 @@ from litpeft.errors import UserError
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
 from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config
+from litpeft.screen import quieten, show
 from litpeft.tasks import FineTuner
 
 NOT_SAVED = (
@@ -107,6 +103,7 @@ class LitPeftCLI(LightningCLI):
         parser.add_lightning_class_args(MemoryRecorder, "memory")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(ExampleRecorder, "record")
 
     def _set_seed(self) -> None:
         seed = self.config[self.verb].seed_everything
@@ -210,6 +207,7 @@ class LitPeftCLI(LightningCLI):
             EnergyRecorder(),
             *theirs,
             given.predictions,
+            given.record,
             given.checkpoint,
             self.recorder,
         ]
@@ -219,13 +217,13 @@ class LitPeftCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Show the figures that one looks at first."""
-        _show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
+        show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
 
     def after_validate(self) -> None:
         """Show what was measured, and of which weights."""
         metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
         shown = {n: f"{v:.2%}" if n.endswith(("accuracy", "f1")) else f"{v:.4f}" for n, v in sorted(metrics.items())}
-        _show(str(self.checkpoint), [(name.replace("_", " "), value) for name, value in shown.items()])
+        show(str(self.checkpoint), [(name.replace("_", " "), value) for name, value in shown.items()])
 
     after_test = after_validate
 
@@ -268,34 +266,6 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _show(title: str, rows: list[tuple[str, str]]) -> None:
-    table = Table(title=title, title_justify="left", show_header=False)
-    for name, value in rows:
-        table.add_row(name, value)
-    Console().print(table)
-
-
 def _class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
-
-
-def quieten() -> None:
-    """Leave the screen to progress, results and errors."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (
-        ".*args parameter is intended.*",
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory.*",
-        ".*removed in v5.0.0.*",
-        ".*treespec.*",
-        ".*will be removed in.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    datasets.disable_progress_bars()

@@ -5,6 +5,7 @@ One that measures has a method `measured() -> dict` with names of `litpeft.recor
 
 from litpeft.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
 from litpeft.callbacks.energy import EnergyRecorder
+from litpeft.callbacks.examples import ExampleRecorder
 from litpeft.callbacks.memory import MemoryRecorder
 from litpeft.callbacks.predictions import PredictionWriter
 from litpeft.callbacks.progress import ProgressBar
@@ -14,6 +15,7 @@ from litpeft.callbacks.throughput import ThroughputRecorder
 __all__ = [
     "Checkpoint",
     "EnergyRecorder",
+    "ExampleRecorder",
     "FolderCheckpointIO",
     "MemoryRecorder",
     "PredictionWriter",

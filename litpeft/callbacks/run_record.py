@@ -83,6 +83,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         """So that a run that is killed leaves what was known when it was last validated."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
             self._gather(trainer)
+            self._note_validation()
             write_record(Path(trainer.default_root_dir), self.record)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -183,6 +184,14 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         }
         for callback in trainer.callbacks:
             self.record |= callback.measured() if hasattr(callback, "measured") else {}
+
+    def _note_validation(self) -> None:
+        """One of a step that was validated before, as a resume repeats it, or that came after it, is replaced."""
+        names = ("epochs", "train_seconds", "val_loss", "val_accuracy", "val_f1")
+        found = {name: self.record[name] for name in names if self.record[name] is not None}
+        told = {"step": self.record["steps"]} | found | (self.record["other_metrics"] or {})
+        earlier = [each for each in self.record["validations"] or [] if each["step"] < told["step"]]
+        self.record["validations"] = [*earlier, told]
 
     def _close(self, trainer: Trainer, status: str, error: str | None) -> None:
         self.record |= {"status": status, "error": error}

@@ -19,11 +19,12 @@ from rich.table import Table
 
 from litpeft import adapters
 from litpeft.adapters import Adapter
-from litpeft.cli import LitPeftCLI, quieten
+from litpeft.cli import LitPeftCLI
 from litpeft.errors import UserError
 from litpeft.memory import CATEGORIES
 from litpeft.memory.cuda import CONTEXT, WORKSPACES
 from litpeft.memory.trace import Trace, trace
+from litpeft.screen import quieten
 from litpeft.tasks import FineTuner
 
 MIB, GIB = 2**20, 2**30

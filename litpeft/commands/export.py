@@ -95,9 +95,10 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.adapters.peft_format import write_adapter
     from litpeft.adapters.qlora import four_bit_layers
     from litpeft.callbacks import FolderCheckpointIO
-    from litpeft.cli import LitPeftCLI, quieten
+    from litpeft.cli import LitPeftCLI
     from litpeft.hub import local_or_hub
     from litpeft.records import read_record
+    from litpeft.screen import quieten
     from litpeft.tasks.base import DTYPES
 
     class Loaded(LitPeftCLI):

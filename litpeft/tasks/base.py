@@ -69,6 +69,7 @@ class FineTuner(L.LightningModule):
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
+        self.keeps_rows = False  # validation returns what each row gave: `loss` and, of a classifier, `correct`, (B,)
         self.new_tensors: list[str] = []
 
     def load(

@@ -68,15 +68,27 @@ class LanguageModelling(FineTuner):
     def token_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """The sum of the cross-entropies, and of how many tokens."""
         with self.computing():
-            if self._whole_logits:
-                logits = self.backbone(**self.inputs(batch)).logits
-                chosen, labels = self.at_labels(logits, batch["labels"])
-                total = nn.functional.cross_entropy(chosen.float(), labels, reduction="sum")
-            else:
-                head = self.backbone.get_output_embeddings()
-                hidden, labels = self.at_labels(_before_head(self.backbone, self.inputs(batch)), batch["labels"])
-                total = head_loss(hidden, labels, head, self.backbone.config.vocab_size)
-        return total, len(labels)
+            states, labels = self._at_labels(batch)
+            return self._summed(states, labels), len(labels)
+
+    def row_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of each row, the sum of the cross-entropies, (B), and of how many tokens, (B)."""
+        owners = torch.arange(len(batch["labels"]), device=self.device)[:, None].expand_as(batch["labels"])
+        tokens = self.at_labels(owners, batch["labels"])[0].bincount(minlength=len(owners))
+        with self.computing():
+            parts = (part.split(tokens.tolist()) for part in self._at_labels(batch))
+            return torch.stack([self._summed(*part) for part in zip(*parts, strict=True)]), tokens
+
+    def _at_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What foretells a label, logits or what the head makes them from, (N, width), and the labels, (N)."""
+        if self._whole_logits:
+            return self.at_labels(self.backbone(**self.inputs(batch)).logits, batch["labels"])
+        return self.at_labels(_before_head(self.backbone, self.inputs(batch)), batch["labels"])
+
+    def _summed(self, states: Tensor, labels: Tensor) -> Tensor:
+        if self._whole_logits:
+            return nn.functional.cross_entropy(states.float(), labels, reduction="sum")
+        return head_loss(states, labels, self.backbone.get_output_embeddings(), self.backbone.config.vocab_size)
 
     def loss(self, batch: Batch) -> Tensor:
         total, tokens = self.token_loss(batch)
@@ -105,8 +117,12 @@ class LanguageModelling(FineTuner):
             tokens, rows = batch["attention_mask"].sum(), len(batch["row"])
         return {"samples": rows, "tokens": tokens, "padded": batch["input_ids"].numel(), "trained": carrying}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        if not self.keeps_rows:
+            return self._evaluate(batch, "val")
+        sums, tokens = self.row_losses(batch)
+        self.means["val"].update(sums.sum() / max(1, int(tokens.sum())), int(tokens.sum()))
+        return {"loss": sums / tokens.clamp(min=1)}
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")

@@ -72,18 +72,26 @@ class SequenceClassification(FineTuner):
     def loss(self, batch: Batch) -> Tensor:
         return F.cross_entropy(self(batch), batch["labels"])
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        logits = self._evaluate(batch, "val")
+        if not self.keeps_rows:
+            return None
+        labels = batch["labels"]
+        return {
+            "loss": F.cross_entropy(logits, labels, reduction="none"),
+            "correct": (logits.argmax(-1) == labels).int(),
+        }
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate(batch, "test")
 
-    def _evaluate(self, batch: Batch, stage: str) -> None:
+    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch)
         rows = len(batch["labels"])
         self.log(f"{stage}_loss", F.cross_entropy(logits, batch["labels"]), batch_size=rows)
         self.scores[stage].update(logits, batch["labels"])
         self.log_dict(self.scores[stage], batch_size=rows, prog_bar=True)
+        return logits
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """One dict a row: its place in the file, the likeliest label, and the probability of each."""

@@ -68,9 +68,15 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
             "peak_flops_per_second",
             "flops_utilisation",
         ),
-        *("test_loss", "test_accuracy", "test_f1", "other_metrics"),
+        *("test_loss", "test_accuracy", "test_f1", "other_metrics", "val_examples"),
     }
     assert record["status"] == "ok"
+    first, last = record["validations"]
+    assert (first["step"], last["step"], last["epochs"]) == (12, 24, 2.0)
+    assert 0 < first["train_seconds"] < last["train_seconds"] == record["train_seconds"]
+    assert {name: last[name] for name in ("val_loss", "val_accuracy")} == {
+        name: record[name] for name in ("val_loss", "val_accuracy")
+    }
     assert (record["adapter"], record["data"], record["task"]) == ("lora", "SST2", "SequenceClassification")
     told = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
     assert record["adapter_options"].items() >= told.items()

@@ -1,0 +1,41 @@
+"""What the user sees of a run: results in a table, and not what the libraries say beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+import datasets
+import transformers
+from rich.console import Console
+from rich.table import Table
+
+
+def show(title: str, rows: list[tuple[str, str]]) -> None:
+    """A table of names and values."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def quieten() -> None:
+    """Leave the screen to progress, results and errors."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    for message in (
+        ".*args parameter is intended.*",
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory.*",
+        ".*removed in v5.0.0.*",
+        ".*treespec.*",
+        ".*will be removed in.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 
 from litpeft.errors import UserError
 from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
 
+CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class that it was given to
 ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
 
 
@@ -41,6 +44,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         elif word.startswith("--config="):
             word = f"--config={_checked(word.removeprefix('--config='))}"
         out.append(word)
+    out = _without_leaks(out)
     finished = verb in ("validate", "test", "predict") or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
         return out
@@ -48,6 +52,46 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         raise UserError(f"litpeft {verb} needs --run_dir, the folder of a run.")
     saved_config(Path(typed["run_dir"]))  # says in a sentence what is missing
     return [f"--config={Path(typed['run_dir']) / CONFIG}", *out]
+
+
+def _without_leaks(words: Sequence[str]) -> list[str]:
+    """The words, with the optimizer set back to none before another one is named, and the schedule likewise.
+
+    jsonargparse keeps every argument that the new class takes too (its issue 460): SGD would have AdamW's weight decay.
+    """
+    out: list[str] = []
+    named: dict[str, str] = {}
+    for place, word in enumerate(words):
+        for key, given in _named_classes(*typed_options(words[place : place + 2])[:1]) if word[:1] == "-" else ():
+            if named.get(key) and not _same_class(named[key], given):
+                out.append(f"--model.{key}=null")
+            named[key] = given
+        out.append(word)
+    return out
+
+
+def _named_classes(typed: tuple[str, str]) -> Iterator[tuple[str, str]]:
+    """("optimizer" or "scheduler", class) that an option names, by itself or in a file."""
+    option, value = typed
+    told: dict[str, Any] = {}
+    if option == "config":
+        model = read_yaml(value).get("model")
+        told = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+    elif option.startswith("model."):
+        told = {option.removeprefix("model.").removesuffix(".class_path"): value}
+    for key in CLEAN:
+        each = told.get(key)
+        if isinstance(each, str) and each.startswith("{"):
+            each = yaml.safe_load(each)
+        path = each.get("class_path") if isinstance(each, dict) else each
+        if isinstance(path, str) and path != "null":
+            yield key, path
+
+
+def _same_class(one: str, other: str) -> bool:
+    """Whether two paths may name one class: a bare name is that of any path which ends in it."""
+    bare = "." not in one or "." not in other
+    return one.rpartition(".")[2] == other.rpartition(".")[2] if bare else one == other
 
 
 def _checked(name: str) -> str:

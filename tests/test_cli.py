@@ -132,18 +132,30 @@ def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
 # --- one optimizer's settings never reach the next (jsonargparse #460)
 
 SGD = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+ROUTES = ("flag after flag", "flag after file", "file after flag", "file after file", "short name", "whole value")
+ROUTES = (*ROUTES, "set to null between")
 SGD_YAML = "model:\n  init_args:\n    optimizer:\n      class_path: torch.optim.SGD\n      init_args: {lr: 0.1}\n"
 
 
-@pytest.mark.parametrize("route", ["flag", "yaml", "shipped overlays", "after another class"])
+@pytest.mark.parametrize("route", [*ROUTES, "flag", "yaml", "shipped overlays"])
 def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, words: list[str], route: str) -> None:
     (tmp_path / "sgd.yaml").write_text(SGD_YAML)
+    (tmp_path / "adamw.yaml").write_text(
+        SGD_YAML.replace("SGD", "AdamW").replace("lr: 0.1", "lr: 1.0, weight_decay: 0.3")
+    )
+    sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"]
+    adamw = [*ADAMW, "--model.optimizer.weight_decay", "0.3"]
     options = {
-        "flag": ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"],
+        "flag": sgd,
+        "flag after flag": [*adamw, *sgd],
+        "flag after file": ["--config", str(tmp_path / "adamw.yaml"), *sgd],
+        "file after flag": [*adamw, "--config", str(tmp_path / "sgd.yaml")],
+        "file after file": [f"--config={tmp_path / 'adamw.yaml'}", f"--config={tmp_path / 'sgd.yaml'}"],
+        "short name": [*adamw, "--model.optimizer=SGD", "--model.optimizer.lr=0.1"],
+        "whole value": [*adamw, '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}'],
+        "set to null between": [*adamw, "--model.optimizer", "null", *sgd],
         "yaml": ["--config", str(tmp_path / "sgd.yaml")],
         "shipped overlays": ["--config", "adamw", "--config", "sgd", "--model.optimizer.momentum", "0"],
-        "after another class": [*ADAMW, "--model.optimizer.weight_decay", "0.3", "--model.optimizer", "null"]
-        + ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"],
     }[route]
     assert main([*words, *options, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "run")]) == 0
     record = read_record(tmp_path / "run")

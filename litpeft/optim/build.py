@@ -40,7 +40,9 @@ def build_optimizer(
 def build_scheduler(
     factory: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int | None
 ) -> dict[str, Any] | None:
-    """What Lightning is told of the schedule, with `total_steps` filled in where it is taken and was not given.
+    """What Lightning is told of the schedule, with the run's steps filled in where they are taken and were not given.
+
+    That is `total_steps` where it is none, and the `T_max` of torch's cosine, which must be a number, where it is -1.
 
     Raises:
         UserError: the schedule refuses its arguments, or needs a number of steps that is not known.
@@ -51,7 +53,8 @@ def build_scheduler(
     if given is None:
         parameters = inspect.signature(factory).parameters
         given = {"total_steps": None} if "total_steps" in parameters else {}
-    fill = {"total_steps": total_steps} if "total_steps" in given and given["total_steps"] is None else {}
+    open_ended = {"total_steps": None, "T_max": -1}
+    fill = {name: total_steps for name, unset in open_ended.items() if name in given and given[name] == unset}
     before = [group["lr"] for group in optimizer.param_groups]
     try:
         scheduler = factory(optimizer, **fill)

@@ -55,6 +55,36 @@ class Warmup(LambdaLR):
         raise NotImplementedError
 
 
+class Constant(Warmup):
+    """Stays as it is, after a rise where one is asked for.
+
+    Args:
+        optimizer: given by the task.
+        warmup: below 1 a share of all steps, otherwise a number of steps.
+        total_steps: optimizer steps of the whole run; filled in by the task.
+    """
+
+    def __init__(self, optimizer: Optimizer, warmup: float = 0.0, total_steps: int | None = None) -> None:
+        super().__init__(optimizer, warmup, 1.0, total_steps)
+
+    def after(self, share: float) -> float:
+        return 1.0
+
+
+class WarmupInverseSqrt(Warmup):
+    """Rises, then falls with the root of the step (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, equation 3).
+
+    At step t from `warmup` W on the factor is the root of W / t, but no less than `floor`; without a warm-up it is that
+    of one step.
+    """
+
+    def _factor(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return super()._factor(step)
+        rise = max(1, self.warmup_steps)
+        return max(self.floor, math.sqrt(rise / (rise + step - self.warmup_steps)))
+
+
 class WarmupLinear(Warmup):
     """Rises, then falls in a straight line to `floor`."""
 

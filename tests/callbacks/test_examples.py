@@ -45,7 +45,17 @@ def test_a_language_models_rows_sum_to_its_loss(tmp_path: Path, tiny_llama: str,
         for i in range(40)
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    words = ["fit", "--model", "CausalLM", "--model.model_name", tiny_llama, "--model.dtype", "fp32", "--data", "Alpaca"]
+    words = [
+        "fit",
+        "--model",
+        "CausalLM",
+        "--model.model_name",
+        tiny_llama,
+        "--model.dtype",
+        "fp32",
+        "--data",
+        "Alpaca",
+    ]
     words += ["--data.train_file", str(tmp_path / "rows.json"), "--data.val_samples", "11", "--data.batch_size", "4"]
     words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from litpeft.errors import UserError
-from litpeft.optim import WarmupCosine, WarmupLinear, build_optimizer, build_scheduler
+from litpeft.optim import Constant, WarmupCosine, WarmupInverseSqrt, WarmupLinear, build_optimizer, build_scheduler
 from litpeft.optim.build import live_settings
 
 
@@ -89,3 +89,24 @@ def test_without_a_name_it_is_adamw_at_the_adapters_rate() -> None:
 def test_what_an_optimizer_refuses_is_one_sentence() -> None:
     with pytest.raises(UserError, match="model.optimizer cannot be made: Invalid learning rate: -1"):
         build_optimizer(partial(AdamW, lr=-1), [{"params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0)
+
+
+def test_a_constant_rate_stays_after_its_rise() -> None:
+    assert rates(Constant(optimizer(2.0), total_steps=4), 6) == [2.0] * 6
+    assert rates(Constant(optimizer(2.0), warmup=1, total_steps=4), 3) == [1.0, 2.0, 2.0]
+
+
+def test_the_inverse_root_is_that_of_the_step() -> None:
+    seen = rates(WarmupInverseSqrt(optimizer(), warmup=4, floor=0.5, total_steps=30), 30)
+    assert seen[:4] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5])
+    assert seen[4:17] == pytest.approx([math.sqrt(4 / step) for step in range(4, 17)])
+    assert seen[17:] == [0.5] * 13
+    assert rates(WarmupInverseSqrt(optimizer(), warmup=0, total_steps=9), 4) == pytest.approx(
+        [1 / math.sqrt(step) for step in range(1, 5)]
+    )
+
+
+def test_torchs_cosine_ends_with_the_run_where_it_is_told_minus_one() -> None:
+    made = build_scheduler(partial(CosineAnnealingLR, T_max=-1), optimizer(), 30)["scheduler"]
+    assert made.T_max == 30
+    assert build_scheduler(partial(CosineAnnealingLR, T_max=7), optimizer(), 30)["scheduler"].T_max == 7

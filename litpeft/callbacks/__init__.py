@@ -8,7 +8,7 @@ from litpeft.callbacks.energy import EnergyRecorder
 from litpeft.callbacks.examples import ExampleRecorder
 from litpeft.callbacks.memory import MemoryRecorder
 from litpeft.callbacks.predictions import PredictionWriter
-from litpeft.callbacks.progress import ProgressBar
+from litpeft.callbacks.progress import ProgressBar, ProgressLines
 from litpeft.callbacks.run_record import RunRecorder
 from litpeft.callbacks.throughput import ThroughputRecorder
 
@@ -20,6 +20,7 @@ __all__ = [
     "MemoryRecorder",
     "PredictionWriter",
     "ProgressBar",
+    "ProgressLines",
     "RunRecorder",
     "ThroughputRecorder",
 ]

@@ -15,7 +15,8 @@
     exclude: [{adapter: dora, size: rank=32}]        # or lists of values
     seeds: 5                                         # from 0 on; or a list
 
-Beside these: `baseline` (a label, or values of axes), `metric` and `target` (of `litpeft compare`), and `published`.
+Beside these: `baseline` (a label, or values of axes), `metric` and `target` (of `litpeft compare`), `published`, and
+`like: NAME`: what this file does not say but for what was published is taken from that experiment.
 """
 
 from __future__ import annotations
@@ -30,7 +31,19 @@ from typing import Any
 from litpeft.errors import UserError
 from litpeft.shipped import find_config, read_yaml
 
-KEYS = ("question", "configs", "options", "axes", "exclude", "seeds", "baseline", "metric", "target", "published")
+KEYS = (
+    "like",
+    "question",
+    "configs",
+    "options",
+    "axes",
+    "exclude",
+    "seeds",
+    "baseline",
+    "metric",
+    "target",
+    "published",
+)
 RESERVED = re.compile(r"config|run_dir|experiment|resume|overwrite|seed_everything|ckpt_path")  # the sweep gives them
 OPTION = re.compile(r"(model|data|trainer|checkpoint|throughput|memory|record|predictions)(\.|$)")
 
@@ -101,11 +114,15 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     except UserError as error:
         raise UserError(str(error).replace("--config", "litpeft sweep")) from error
     content = read_yaml(str(path))
+    if other := content.get("like"):
+        inherited = read_yaml(str(other))
+        content = {key: value for key, value in inherited.items() if key not in ("published", "like")} | content
+    if "model" in content:
+        raise UserError(f"{path}: it is a configuration of one run: litpeft fit --config {name}; a sweep has `axes`.")
     if unknown := content.keys() - set(KEYS):
         raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}; an experiment has {', '.join(KEYS)}.")
     if not content.get("axes"):
-        hint = f"it is a configuration of one run: litpeft fit --config {name}" if "model" in content else "add it"
-        raise UserError(f"{path}: there is no `axes`, what runs differ in; {hint}.")
+        raise UserError(f"{path}: there is no `axes`, what the runs differ in.")
     axes = _mapping(path, "axes", content["axes"])
     choices = {axis: _choices(f"{path}: axes.{axis}", axis, values) for axis, values in axes.items()}
     options = _options(f"{path}: options", content.get("options") or {})
@@ -205,8 +222,8 @@ def _exclusions(path: Path, content: dict[str, Any], choices: dict[str, list[Cho
 
 def _choice_name(path: Path, axis: str, value: Any, choices: dict[str, list[Choice]]) -> str:
     names = [choice.name for choice in choices[axis]]
-    for name in (str(value), _shown(axis, value)):
-        if name in names:
+    for name in names:
+        if str(value) in (name, name.partition("=")[2]) or name == _shown(axis, value):
             return name
     raise UserError(f"{path}: {axis} has no value {value!r}; it has {', '.join(names)}.")
 

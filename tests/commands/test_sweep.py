@@ -1,0 +1,238 @@
+"""`litpeft sweep` as a command: all runs made once, failures told and repeated, a kill that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from litpeft.__main__ import main
+from litpeft.records import read_record
+from tests.conftest import litpeft
+
+CALLBACKS = """
+import os, time, torch
+from lightning import Callback
+
+class Slow(Callback):
+    def on_train_batch_end(self, *args):
+        time.sleep(0.15)
+
+class OutOfMemory(Callback):
+    def on_train_batch_end(self, trainer, *args):
+        if os.environ.get("HURT") and trainer.global_step == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, tiny_model: str, sentences: dict[str, str]) -> Any:
+    """Writes an experiment on the tiny model into tmp_path, where its runs go too."""
+    (tmp_path / "mine.py").write_text(CALLBACKS)
+    options = {
+        "model.model_name": tiny_model,
+        "model.dtype": "fp32",
+        "data.train_file": sentences["train"],
+        "data.val_file": sentences["val"],
+        "data.batch_size": 8,
+        "trainer.accelerator": "cpu",
+        "trainer.max_epochs": 1,
+        "trainer.enable_progress_bar": False,
+    }
+
+    def written(axes: dict[str, Any], seeds: Any = 1, **more: Any) -> None:
+        content = {
+            "configs": ["base", "sst2", "lora", "adamw"],
+            "options": options | more,
+            "axes": axes,
+            "seeds": seeds,
+        }
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    return written
+
+
+def statuses(folder: Path) -> dict[str, str]:
+    root = folder / "runs" / "tiny"
+    return {
+        str(path.parent.relative_to(root)): read_record(path.parent)["status"] for path in root.glob("*/*/record.json")
+    }
+
+
+def test_a_dry_run_shows_trials_and_memory_and_writes_nothing(
+    tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    write({"adapter": ["none", "dora"]}, seeds=3)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    before = sorted(tmp_path.iterdir())
+    assert main(["sweep", "tiny.yaml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "2 trials x 3 seeds" in out
+    rows = {
+        line.split("│")[1].strip(): [cell.strip() for cell in line.split("│")[3:6]]
+        for line in out.splitlines()
+        if "│" in line
+    }
+    assert rows["none"][0] == "35,522"
+    assert float(rows["none"][2]) > float(rows["dora"][2]) > float(rows["dora"][1]) > 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "litpeft sweep: the following arguments are required: experiment; see litpeft sweep --help."),
+        (["none.yaml"], "litpeft sweep none.yaml: no such file, and no shipped configuration of that name"),
+        (["tiny.yaml", "--jobs", "0"], "--jobs and --trials must be at least 1."),
+        (["tiny.yaml", "lora"], "litpeft sweep: unknown argument 'lora'"),
+        (["tiny.yaml", "--job", "2"], "litpeft sweep: 'job' is no option of litpeft fit"),
+        (["tiny.yaml", "--model.rank", "2"], "trial lora: model has no option 'rank'"),
+        (["tiny.yaml", "--seed_everything", "2"], "litpeft sweep: seed_everything is given by the sweep itself"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_write_nothing(
+    tmp_path: Path,
+    write: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    words: list[str],
+    sentence: str,
+) -> None:
+    write({"adapter": ["lora"]})
+    monkeypatch.chdir(tmp_path)
+    assert main(["sweep", *words]) == 2
+    error = capsys.readouterr().err.strip()
+    assert sentence in error
+    assert "\n" not in error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_what_failed_is_told_and_repeated_on_request_alone(tmp_path: Path, write: Any) -> None:
+    """A trial that runs out of memory leaves its record; the next runs as if nothing had been."""
+    write({"way": {"hurt": {"trainer.callbacks": "mine.OutOfMemory"}, "well": {}}})
+    done = litpeft("sweep", "tiny.yaml", cwd=tmp_path, HURT="1")
+    assert done.returncode == 1
+    assert statuses(tmp_path) == {"hurt/seed0": "oom", "well/seed0": "ok"}
+    assert "litpeft: hurt seed 0 oom: CUDA out of memory. Tried to allocate 2.00 GiB" in done.stderr
+    assert "the same command with --retry runs them again" in done.stderr
+    begun = read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"]
+    log = tmp_path / "runs" / "tiny" / "logs" / "hurt-seed0.log"
+    assert log.read_text().startswith("$ litpeft fit --config ")
+
+    again = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
+    assert (again.returncode, statuses(tmp_path)["hurt/seed0"]) == (1, "oom")
+    mended = litpeft("sweep", "tiny.yaml", "--retry", cwd=tmp_path)
+    assert (mended.returncode, set(statuses(tmp_path).values())) == (0, {"ok"})
+    assert "best so far" in mended.stdout
+    assert read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"] == begun  # nothing is run twice
+
+    changed = litpeft("sweep", "tiny.yaml", "--data.batch_size", "4", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "was begun with data.init_args.batch_size 8, and it is 4 now" in changed.stderr
+
+
+def test_a_trial_that_cannot_begin_is_told_with_its_log(tmp_path: Path, write: Any) -> None:
+    write({"adapter": ["lora"]}, **{"data.train_file": "none.tsv"})
+    done = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "litpeft: lora seed 0 failed: data.train_file none.tsv: No such file or directory." in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_was_ended_in_the_middle_is_finished_as_if_nothing_had_been(
+    tmp_path: Path, write: Any, blow: signal.Signals
+) -> None:
+    write({"adapter": ["lora", "qlora-nf4"]}, **{"trainer.callbacks": "mine.Slow", "checkpoint.every_n_steps": 3})
+    command = [sys.executable, "-m", "litpeft", "sweep", "tiny.yaml", "--jobs", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    root = tmp_path / "runs" / "tiny"
+    deadline = time.monotonic() + 120
+    while len(list(root.glob("*/seed0/checkpoints/step-*3"))) < 2:
+        assert time.monotonic() < deadline, running.poll()
+        time.sleep(0.05)
+    running.send_signal(blow)
+    _, errors = running.communicate()
+    assert running.returncode == (-9 if blow == signal.SIGKILL else 128 + blow)
+    if blow != signal.SIGKILL:
+        assert "the same command goes on" in errors
+
+    finished = litpeft("sweep", "tiny.yaml", "--jobs", "2", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    for name in ("lora", "qlora-nf4"):
+        record = read_record(root / name / "seed0")
+        assert (record["status"], record["steps"]) == ("ok", 12)
+        assert "--resume" in (root / "logs" / f"{name}-seed0.log").read_text()
+        alone = litpeft(
+            "fit", "--config", str(root / "trials" / f"{name}.yaml"), "--run_dir", f"alone/{name}", cwd=tmp_path
+        )
+        assert alone.returncode == 0, alone.stderr
+        undisturbed = read_record(tmp_path / "alone" / name)
+        assert record["val_loss"] == undisturbed["val_loss"]
+
+
+@pytest.mark.slow
+def test_a_search_runs_some_of_the_trials_and_goes_on(tmp_path: Path, write: Any) -> None:
+    pytest.importorskip("optuna")
+    write({"model.adapter.rank": [2, 4, 8], "model.optimizer.lr": [1e-3, 1e-2]})
+    done = litpeft("sweep", "tiny.yaml", "--select", "optuna", "--trials", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(statuses(tmp_path).values()) == ["ok", "ok"]
+    more = litpeft("sweep", "tiny.yaml", "--select", "optuna", "--trials", "3", cwd=tmp_path)
+    assert more.returncode == 0, more.stderr
+    assert list(statuses(tmp_path).values()) == ["ok"] * 3
+    assert (tmp_path / "runs" / "tiny" / "optuna.log").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("package", "options"),
+    [("ray", ["--launcher", "ray", "--jobs", "2"]), ("submitit", ["--launcher", "slurm", "--slurm", "cluster=local"])],
+)
+def test_trials_run_on_ray_and_by_submitit(tmp_path: Path, write: Any, package: str, options: list[str]) -> None:
+    """Ray on two local workers; submitit's jobs as local processes, as there is no SLURM here."""
+    pytest.importorskip(package)
+    write({"adapter": ["lora", "dora"]})
+    done = litpeft("sweep", "tiny.yaml", *options, cwd=tmp_path, RAY_AUTH_MODE="disabled")
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path) == {"lora/seed0": "ok", "dora/seed0": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("package", "words", "extra"),
+    [
+        ("ray", ["--launcher", "ray"], "ray"),
+        ("submitit", ["--launcher", "slurm"], "slurm"),
+        ("optuna", ["--select", "optuna"], "hpo"),
+    ],
+)
+def test_what_is_not_installed_is_one_sentence(
+    tmp_path: Path,
+    write: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    package: str,
+    words: list[str],
+    extra: str,
+) -> None:
+    write({"adapter": ["lora"]})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+    try:
+        assert main(["sweep", "tiny.yaml", *words]) == 2
+    finally:
+        for number, handler in handlers:
+            signal.signal(number, handler)
+    assert f"needs {package}: pip install 'litpeft[{extra}]'." in capsys.readouterr().err

@@ -1,0 +1,137 @@
+"""The sweep's folder: what is left to do by the records, one sweep at a time, and trials that stay what they were."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litpeft.errors import UserError
+from litpeft.records import new_record, write_record
+from litpeft.sweeps.experiment import Experiment, Trial
+from litpeft.sweeps.folder import alone_in, jobs_of, lay_out
+
+TRIAL = Trial("lora,lr=1", "lora,lr=1", {"adapter": "lora", "lr": "1"}, ())
+OTHER = Trial("dora", "dora", {"adapter": "dora", "lr": "1"}, ())
+TOLD = {"question": "Which?", "baseline": "dora", "metric": None, "target": None, "published": None}
+EXPERIMENT = Experiment("mine", {"adapter": [], "lr": []}, [TRIAL, OTHER], [0, 7], TOLD)
+CONFIGS = {"lora,lr=1": {"model": {"lr": 1}, "seed_everything": 0}, "dora": {"model": {"lr": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("status", "checkpoint", "retry", "option"),
+    [
+        (None, False, False, "--overwrite"),
+        ("ok", True, True, None),
+        ("interrupted", True, False, "--resume"),
+        ("interrupted", False, False, "--overwrite"),
+        ("failed", False, False, None),
+        ("failed", True, True, "--overwrite"),
+        ("oom", False, False, None),
+        ("oom", False, True, "--overwrite"),
+    ],
+)
+def test_what_is_left_to_do(
+    tmp_path: Path, status: str | None, checkpoint: bool, retry: bool, option: str | None
+) -> None:
+    job = jobs_of(tmp_path / "mine", EXPERIMENT)[3]
+    assert (job.name, job.run_dir) == ("dora seed 7", tmp_path / "mine" / "dora" / "seed7")
+    job.run_dir.mkdir(parents=True)
+    if status:
+        write_record(job.run_dir, new_record() | {"status": status})
+    if checkpoint:
+        (job.run_dir / "checkpoints" / "step-000004").mkdir(parents=True)
+    words = job.words(retry)
+    assert (words and words[-1]) == option
+    if words:
+        told = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
+        assert told == {
+            "--config": str(tmp_path / "mine" / "trials" / "dora.yaml"),
+            "--seed_everything": "7",
+            "--run_dir": str(job.run_dir),
+            "--experiment": "mine",
+        }
+
+
+def test_all_trials_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:
+    names = [job.name for job in jobs_of(tmp_path, EXPERIMENT)]
+    assert names == ["lora,lr=1 seed 0", "dora seed 0", "lora,lr=1 seed 7", "dora seed 7"]
+
+
+def test_everything_is_written_before_it_runs(tmp_path: Path) -> None:
+    lay_out(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
+    told = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    assert told == TOLD | {
+        "experiment": "mine",
+        "axes": ["adapter", "lr"],
+        "varies": ["model.lr"],
+        "seeds": [0, 7],
+        "trials": [
+            {"name": "lora,lr=1", "label": "lora,lr=1", "axes": {"adapter": "lora", "lr": "1"}},
+            {"name": "dora", "label": "dora", "axes": {"adapter": "dora", "lr": "1"}},
+        ],
+    }
+    assert yaml.safe_load((tmp_path / "trials" / "lora,lr=1.yaml").read_text()) == CONFIGS["lora,lr=1"]
+
+
+def test_a_trial_that_was_begun_stays_what_it_was(tmp_path: Path) -> None:
+    lay_out(tmp_path, EXPERIMENT, CONFIGS, [])
+    run_dir = tmp_path / "dora" / "seed7"
+    run_dir.mkdir(parents=True)
+    write_record(run_dir, new_record() | {"config": {"model": {"lr": 1}, "seed_everything": 7}})
+    lay_out(tmp_path, EXPERIMENT, CONFIGS | {"lora,lr=1": {"model": {"lr": 2}}}, [])  # none of its runs was begun
+    with pytest.raises(UserError, match=r"trial dora was begun with model.lr 1, and it is 3 now; give another --dir"):
+        lay_out(tmp_path, EXPERIMENT, CONFIGS | {"dora": {"model": {"lr": 3}}}, [])
+    assert "lr: 3" not in (tmp_path / "trials" / "dora.yaml").read_text()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from litpeft.sweeps.folder import alone_in
+with alone_in(Path(sys.argv[1])) as lock:
+    print("in", flush=True)
+    if len(sys.argv) > 2:
+        import subprocess
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=[lock])
+    time.sleep(60)
+"""
+
+
+def test_another_sweep_is_refused_and_a_killed_one_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "in\n"
+    with pytest.raises(UserError, match=rf"another sweep works in it \(process {holder.pid} on "), alone_in(tmp_path):
+        pass
+    holder.kill()
+    holder.wait()
+    with alone_in(tmp_path):
+        assert not capsys.readouterr().out  # nothing was left to wait for
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), "trial"], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "in\n"
+    while not _children(holder.pid):
+        pass
+    (child,) = _children(holder.pid)
+    holder.kill()
+    holder.wait()
+    with alone_in(tmp_path):
+        assert "waiting for the trials of a killed sweep" in capsys.readouterr().out
+        assert not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text()
+
+
+def _children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    if not tasks.exists():
+        pytest.skip("this system does not list a process's children in /proc")
+    return [int(word) for word in tasks.read_text().split()]
+
+
+def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), alone_in(tmp_path):
+        raise KeyError
+    with alone_in(tmp_path) as lock:
+        assert os.pread(lock, 100, 0).decode().endswith(str(os.getpid()))

@@ -56,7 +56,9 @@ def search(
         of_trial.setdefault(job.trial.name, []).append(job)
     by_axes = {tuple(trial.axes.values()): trial for trial in experiment.trials}
     values = {axis: list(dict.fromkeys(t.axes[axis] for t in experiment.trials)) for axis in experiment.axes}
-    tried: set[str] = set()
+    tried = {
+        name for name, own in of_trial.items() if all(job.state() not in ("waiting", "interrupted") for job in own)
+    }
     for _ in range(20 * budget):  # what was tried before comes again at times, and costs nothing
         if len(tried) >= min(budget, len(by_axes)):
             return

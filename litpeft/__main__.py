@@ -16,6 +16,7 @@ TRAINER_VERBS = {
     "predict": "write a finished run's predictions to a file",
 }
 COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the same name
+    "compare": "hold runs against each other: a table by what varies, and which differences are real",
     "configs": "list, print or copy the configurations that come with the package",
     "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",
     "export": "write a finished run as a PEFT adapter, or as a plain model with the adapter folded in",

@@ -93,8 +93,10 @@ def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
         **{"trainer.logger": False, "trainer.enable_progress_bar": False, "trainer.accelerator": "auto"},
         **{"throughput.sample_every": 0, "memory.track_steps": [], "predictions.file": "x", "record.predictions": True},
         **{"checkpoint.every_n_steps": 7, "model.init_args.a_newer_option": 3},
+        **{"data.init_args.test_file": "test.tsv"},  # one has been tested, the other not
     }
-    write_run(tmp_path / "b", seed=1, options=harmless)
+    tables = {split: {"fingerprint": f"{split}-1"} for split in ("train", "val", "test")}
+    write_run(tmp_path / "b", seed=1, options=harmless, data_summary={"rows": {}, "tables": tables})
     assert labels(tmp_path) == ["lora"]
 
 

@@ -18,7 +18,7 @@ FOUR = {
     "none": [0.900, 0.912, 0.921, 0.905],
     "lora": [0.880, 0.901, 0.905, 0.893],
     "dora": [0.902, 0.909, 0.925, 0.903],
-    "qlora-nf4": [0.885, 0.905, 0.922, 0.899],
+    "qlora-nf4": [0.885, 0.908, 0.909, 0.900],
 }
 
 
@@ -34,7 +34,8 @@ def test_p_values_are_scipys_corrected_by_statsmodels(tmp_path: Path) -> None:
     assert [one.p for one in found] == pytest.approx(expected)
     assert [one.p_holm for one in found] == pytest.approx(corrected)
     assert [one.verdict for one in found] == ["worse" if p < 0.05 else "within noise" for p in corrected]
-    assert {one.verdict for one in found} == {"worse", "within noise"}
+    assert [one.verdict for one in found] == ["worse", "within noise", "within noise"]
+    assert found[2].p < 0.05 < found[2].p_holm
     assert found[0].test == "paired t over seeds"
 
 

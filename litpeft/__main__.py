@@ -17,6 +17,7 @@ TRAINER_VERBS = {
     "predict": "write a finished run's predictions to a file",
 }
 COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the same name
+    "compare": "hold runs against each other: a table by what varies, and which differences are real",
     "configs": "list, print or copy the configurations that come with the package",
     "sweep": "run an experiment: every trial of its axes with every seed, each in a process of its own",
     "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",

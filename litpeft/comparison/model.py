@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from litpeft.comparison.options import flat_config
 
 Verdict = Literal["better", "worse", "within noise", "cannot tell"]
 
@@ -44,6 +47,11 @@ class Run:
     @property
     def seed(self) -> int | None:
         return self.record["seed"]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """Its configuration: dotted key -> value."""
+        return flat_config(self.record)
 
 
 @dataclass(frozen=True)

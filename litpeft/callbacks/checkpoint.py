@@ -99,7 +99,7 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         asked = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if self._at_border(trainer) and (self._due or asked):
+        if self._at_border(trainer) and (self._due or (asked and not self._validates_next(trainer))):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -123,6 +123,13 @@ class Checkpoint(LightningCheckpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.last != _name(trainer.global_step):
             self._save(trainer)
+
+    @staticmethod
+    def _validates_next(trainer: Trainer) -> bool:
+        """Whether a validation follows, after which is saved: a run resumed before it would go on without it."""
+        loop = trainer.fit_loop
+        last = trainer.global_step == trainer.max_steps  # the task asks for a stop only after this hook
+        return trainer.enable_validation and (last or loop.epoch_loop._should_check_val_fx(loop._data_fetcher))
 
     @staticmethod
     def _at_border(trainer: Trainer) -> bool:

@@ -48,12 +48,18 @@ def _headline(base: Group, others: list[Group], quality: Figure, costs: list[Fig
         parts.append(f"{who} {words} with {_pairs(noise, quality)}")
     if unknown := by_verdict["cannot tell"]:
         parts.append(f"nothing can be told of {_groups(unknown)}")
-    shown = [(figure, _by_verdict(others, figure)) for figure in costs]
-    gains = [f"{_groups(found['better'])} in {plain_title(figure.title)}" for figure, found in shown if found["better"]]
-    losses = [f"{_groups(found['worse'])} in {plain_title(figure.title)}" for figure, found in shown if found["worse"]]
     sentence = f"In {name}, {'; '.join(parts)}."
-    sentence += f" Better in cost: {'; '.join(gains)}." if gains else ""
-    return sentence + (f" Worse in cost: {'; '.join(losses)}." if losses else "")
+    return " ".join([sentence, *(_sums(others, costs, verdict) for verdict in VERDICTS[:2])]).strip()
+
+
+def _sums(others: list[Group], costs: list[Figure], verdict: str) -> str:
+    """Which groups are better, or worse, in which costs; nothing where none is."""
+    by_groups: dict[str, list[str]] = {}
+    for figure in costs:
+        if groups := _by_verdict(others, figure)[verdict]:
+            by_groups.setdefault(_groups(groups), []).append(plain_title(figure.title))
+    told = [f"{groups} in {listed(titles)}" for groups, titles in by_groups.items()]
+    return f"{verdict.capitalize()} in cost: {'; '.join(told)}." if told else ""
 
 
 def _details(base: Group, others: list[Group], figure: Figure) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -10,13 +11,14 @@ from litpeft.comparison import Comparison, Figure, Run
 from litpeft.comparison.figures import figure
 from litpeft.comparison.numbers import unit
 from litpeft.report.chart import PAPER, Chart, layout, literal
-from litpeft.report.looks import look
+from litpeft.report.looks import PARTS_LIGHT, look
 from litpeft.report.wording import UNKNOWN, estimate_told, plain_title, told
 
 PHASES = "load", "first_step", "train", "validate", "save"
 PARTS = "data_wait", "forward", "backward", "optimizer"  # of a step
 RATES = "train_tokens_per_second", "train_samples_per_second", "step_seconds_p50", "train_seconds"
 SYSTEMS_PEAKS = {"peak_allocated_bytes": "CUDA memory", "peak_rss_bytes": "host memory"}
+LONGEST = 22  # characters of a name at an axis
 BAR = 30  # pixels of a group's row
 
 
@@ -129,12 +131,12 @@ def _dots(comparison: Comparison, shown: Figure) -> Chart:
     direction = {"higher": "More is better.", "lower": "Less is better."}.get(shown.better or "", "")
     missed = [row[0] for row in rows if row[1] == UNKNOWN]
     words = f"Mean and its 95 % interval over seeds. {direction}"
-    drawn = _rows_layout(shown.title, len(traces))
+    drawn = _rows_layout(shown.title, [trace["name"] for trace in traces])
     if shown.kind == "quality":  # what matters there is far from 0
         drawn["xaxis"]["rangemode"] = "normal"
     return Chart(
         f"figure-{shown.name}".replace(".", "-"),
-        plain_title(shown.title).capitalize(),
+        _title(shown),
         words + (f" Not known, or not reached: {', '.join(missed)}." if missed else ""),
         traces,
         drawn,
@@ -142,6 +144,13 @@ def _dots(comparison: Comparison, shown: Figure) -> Chart:
         rows,
         numbers,
     )
+
+
+def _title(shown: Figure) -> str:
+    title = plain_title(shown.title)
+    if shown.name.startswith("seconds_to_"):
+        return f"Time {title}"
+    return "Training time" if shown.name == "train_seconds" else title[:1].upper() + title[1:]
 
 
 def _stacked(
@@ -169,7 +178,7 @@ def _stacked(
                 "name": words,
                 "x": [_round(known.get(part, 0) * factor) for known in groups.values()],
                 "y": [literal(label) for label in labels.values()],
-                "marker": {"color": look(i).colour, "line": {"width": 1, "color": PAPER}},
+                "marker": {"color": PARTS_LIGHT[i % len(PARTS_LIGHT)], "line": {"width": 1, "color": PAPER}},
                 "hovertemplate": f"<b>%{{y}}</b><br>{words}: %{{x:,.4~g}} {shown}<extra></extra>",
                 "meta": {"rows": list(groups)},
             }
@@ -180,14 +189,20 @@ def _stacked(
         for (number, known), total in zip(groups.items(), totals, strict=True)
     ]
     heads = ["group", *(part.replace("_", " ") for part in parts), "sum"]
-    drawn = _rows_layout(shown, len(groups)) | {"barmode": "stack", "bargap": 0.35}
+    drawn = _rows_layout(shown, [literal(label) for label in labels.values()]) | {"barmode": "stack", "bargap": 0.35}
     return Chart(name, title, caption, traces, drawn, heads, rows, list(groups), used)
 
 
-def _rows_layout(title: str, rows: int) -> dict[str, Any]:
-    """Of charts with a group a row, the first on top."""
+def _rows_layout(title: str, labels: Sequence[str]) -> dict[str, Any]:
+    """Of charts with a group a row, the first on top. Long names are cut there: the hover and the table have them."""
     y = {"type": "category", "autorange": "reversed", "showgrid": False, "ticklabelstandoff": 6}
-    return layout({"title": title, "rangemode": "tozero"}, y, max(150, 80 + BAR * rows))
+    y |= {"tickmode": "array", "tickvals": list(labels), "ticktext": [_cut(label) for label in labels]}
+    return layout({"title": title, "rangemode": "tozero"}, y, max(150, 80 + BAR * len(labels)))
+
+
+def _cut(label: str) -> str:
+    text = html.unescape(label)
+    return literal(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}")
 
 
 def _means(

@@ -33,7 +33,12 @@ KINDS = (
     Kind("val_loss", "Validation loss", ".4f"),
     Kind("val_accuracy", "Validation accuracy", ".2f"),
     Kind("lr", "Learning rate", ".3g", "What the optimizer was given for its first group of parameters."),
-    Kind("train_tokens_per_second", "Throughput over time", ",.0f", "Real tokens a second since the point before."),
+    Kind(
+        "train_tokens_per_second",
+        "Tokens a second over time",
+        ",.0f",
+        "Real tokens, padding not counted, since the point before.",
+    ),
 )
 
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 LIGHT = "#0072b2", "#d55e00", "#00876c", "#a8467f", "#8f6400", "#4b3fa8", "#2b95b8", "#5b6470"
 DARK = "#4fa8e8", "#ff8a4c", "#2cc9a4", "#f09ac9", "#e5b83b", "#a99cff", "#8fe0f5", "#b4bcc7"
+# of what bars are made of (after Paul Tol's muted scheme): no group's colours, neighbours far apart
+PARTS_LIGHT = "#332288", "#4a9cc9", "#cc6677", "#117733", "#b3922f", "#2f9384", "#882255", "#7d7d27"
+PARTS_DARK = "#8d80f0", "#88ccee", "#ee8f9e", "#46b566", "#e6d68a", "#3aa898", "#d070a8", "#b9b954"
 DASHES = "solid", "dash", "dot", "dashdot", "longdash", "longdashdot"
 # plotly's name -> the same as a path in a box of 16 by 16, for the page's own legend
 MARKERS = {
@@ -60,7 +63,8 @@ def look(number: int) -> Look:
 
 def themes() -> dict[str, str]:
     """Every colour of a figure in the light theme -> in the dark one."""
-    pairs = [*zip(LIGHT, DARK, strict=True), *INK.values()]
+    parts = zip(PARTS_LIGHT, PARTS_DARK, strict=True)
+    pairs = [*zip(LIGHT, DARK, strict=True), *parts, *INK.values()]
     return dict(pairs) | {_seen_through(light): _seen_through(dark) for light, dark in zip(LIGHT, DARK, strict=True)}
 
 

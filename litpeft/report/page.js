@@ -54,7 +54,7 @@ function showRuns() {
 
 function setTheme(dark) {
   root.dataset.theme = dark ? "dark" : "light";
-  document.getElementById("theme").setAttribute("aria-pressed", String(dark));
+  document.getElementById("theme").textContent = dark ? "Light theme" : "Dark theme";
   if (window.Plotly) draw();
 }
 

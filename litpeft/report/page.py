@@ -18,7 +18,7 @@ from litpeft.report.answer import answer
 from litpeft.report.chart import Chart
 from litpeft.report.costs import RATES, estimate_charts, memory_charts, peak_chart, step_chart
 from litpeft.report.learning import curve_charts, read_lines
-from litpeft.report.looks import LIGHT, look, themes
+from litpeft.report.looks import LIGHT, PARTS_LIGHT, look, themes
 from litpeft.report.sections import sections
 from litpeft.report.table import definition, rows
 from litpeft.report.tradeoffs import tradeoff_charts
@@ -101,6 +101,7 @@ def page(comparison: Comparison, command: str) -> str:
         definition=definition,
         looks=[look(number) for number in range(len(comparison.groups))],
         colours=LIGHT,
+        part_colours=PARTS_LIGHT,
         parts=told,
         figures={c.name: {"data": c.data, "layout": c.layout} for part in told for c in part.charts},
         themes=themes(),

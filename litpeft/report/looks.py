@@ -1,18 +1,18 @@
 """How groups and categories look: a colour for each theme, a marker and a dash, the same in all charts.
 
-Colours are told apart by the colour-blind (after Okabe and Ito, https://jfly.uni-koeln.de/color/) and have a contrast
-of 3 to 1 with the page in their theme, as WCAG 2.2 asks of graphics (1.4.11): theirs had not, on white. Nothing is
-told by colour alone.
+Colours were searched for: far apart in OKLab (https://bottosson.github.io/posts/oklab/) for readers with all cones
+and, simulated, for those without red or green ones; and with a contrast of 3 to 1 with the page in their theme, as
+WCAG 2.2 asks of graphics (1.4.11). The first ones are the farthest apart. Nothing is told by colour alone.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIGHT = "#0072b2", "#d55e00", "#00876c", "#a8467f", "#8f6400", "#4b3fa8", "#2b95b8", "#5b6470"
-DARK = "#4fa8e8", "#ff8a4c", "#2cc9a4", "#f09ac9", "#e5b83b", "#a99cff", "#8fe0f5", "#b4bcc7"
+LIGHT = "#1b71bc", "#db551d", "#86046b", "#3a5713", "#b45cf0", "#3f8f68", "#5922bf", "#885b61"
+DARK = "#37a8ec", "#f0502a", "#fec0f7", "#a6d93a", "#a94fde", "#3f9a70", "#8085cf", "#c19188"
 # of what bars are made of (after Paul Tol's muted scheme): no group's colours, neighbours far apart
-PARTS_LIGHT = "#332288", "#4a9cc9", "#cc6677", "#117733", "#b3922f", "#2f9384", "#882255", "#7d7d27"
+PARTS_LIGHT = "#332288", "#4a9cc9", "#cc6677", "#117733", "#a98a28", "#2f9384", "#882255", "#7d7d27"
 PARTS_DARK = "#8d80f0", "#88ccee", "#ee8f9e", "#46b566", "#e6d68a", "#3aa898", "#d070a8", "#b9b954"
 DASHES = "solid", "dash", "dot", "dashdot", "longdash", "longdashdot"
 # plotly's name -> the same as a path in a box of 16 by 16, for the page's own legend

@@ -33,7 +33,9 @@ def write_runs(folder: Path, adapters: Mapping[str, str] | None = None, seeds: i
         shown = (adapters or {}).get(name, name)
         for seed in range(seeds):
             write_run(folder / name / f"seed{seed}", shown, name, seed, steps)
-    write_run(folder / "lora" / f"seed{seeds}", (adapters or {}).get("lora", "lora"), "lora", seeds, steps, status="oom")
+    write_run(
+        folder / "lora" / f"seed{seeds}", (adapters or {}).get("lora", "lora"), "lora", seeds, steps, status="oom"
+    )
     return folder
 
 
@@ -75,7 +77,12 @@ def write_run(folder: Path, adapter: str, like: str, seed: int, steps: int = 200
         },
         "train_seconds": seconds * steps,
         "step_seconds_p50": seconds * (1 + draw.uniform(-0.05, 0.05)),
-        "step_split_seconds_p50": {"data_wait": 0.01, "forward": seconds / 3, "backward": seconds / 2, "optimizer": 0.02},
+        "step_split_seconds_p50": {
+            "data_wait": 0.01,
+            "forward": seconds / 3,
+            "backward": seconds / 2,
+            "optimizer": 0.02,
+        },
         "train_tokens_per_second": 1000 / seconds + draw.gauss(0, 20),
         "train_loss": 0.3,
         "val_loss": validations[-1]["val_loss"] + draw.gauss(0, 0.005),

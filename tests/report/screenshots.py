@@ -41,19 +41,21 @@ def open_report(page: Page, path: Path) -> None:
     page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
 
 
-def take(path: Path, folder: Path) -> list[Path]:
+def take(opened: Browser, path: Path, folder: Path) -> list[Path]:
     """The whole page on a desktop, light and dark, and on a phone."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = []
-    with browser() as opened:
-        for size in SIZES:
-            page = offline_context(opened, size).new_page()
-            open_report(page, path)
-            taken.append(folder / f"{path.stem}-{size}.png")
-            page.screenshot(path=taken[-1], full_page=True)
+    for size in SIZES:
+        context = offline_context(opened, size)
+        page = context.new_page()
+        open_report(page, path)
+        taken.append(folder / f"{path.stem}-{size}.png")
+        page.screenshot(path=taken[-1], full_page=True)
+        context.close()
     return taken
 
 
 if __name__ == "__main__":
-    for picture in take(Path(sys.argv[1]), Path(sys.argv[2])):
-        print(picture)
+    with browser() as opened:
+        for picture in take(opened, Path(sys.argv[1]), Path(sys.argv[2])):
+            print(picture)

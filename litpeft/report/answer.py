@@ -49,7 +49,7 @@ def _headline(base: Group, others: list[Group], quality: Figure, costs: list[Fig
     if unknown := by_verdict["cannot tell"]:
         parts.append(f"nothing can be told of {_groups(unknown)}")
     sentence = f"In {name}, {'; '.join(parts)}."
-    return " ".join([sentence, *(_sums(others, costs, verdict) for verdict in VERDICTS[:2])]).strip()
+    return " ".join(filter(None, [sentence, *(_sums(others, costs, verdict) for verdict in VERDICTS[:2])]))
 
 
 def _sums(others: list[Group], costs: list[Figure], verdict: str) -> str:

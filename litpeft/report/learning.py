@@ -14,6 +14,7 @@ from litpeft.report.looks import look
 from litpeft.report.wording import UNKNOWN, counted, told
 from litpeft.stats import mean_interval
 
+FULL = 2  # groups whose bands are drawn in full; those of more are fainter
 FEW = 12  # points are marked in lines of so many
 MOST_ROWS = 8  # of a group in a chart's table
 
@@ -73,10 +74,11 @@ def curve_charts(lines: Mapping[str, Sequence[Line]]) -> dict[str, Chart]:
 
 def _chart(kind: Kind, lines: Sequence[Line]) -> Chart:
     traces, rows, row_groups = [], [], []
+    fade = min(1.0, FULL / len({line.group for line in lines}))
     for group in dict.fromkeys(line.group for line in lines):
         own = [line for line in lines if line.group == group]
         mean = _mean([line for line in own if line.finished])
-        traces += _traces(kind, own, mean)
+        traces += _traces(kind, own, mean, fade)
         rows += _rows(kind.tag, own[0], mean)
         row_groups += [group] * (len(rows) - len(row_groups))
     shown = unit(kind.tag)[1]
@@ -126,8 +128,15 @@ def _caption(kind: Kind, lines: Sequence[Line]) -> str:
     return " ".join(filter(None, words))
 
 
-def _traces(kind: Kind, lines: Sequence[Line], mean: Band | None) -> list[dict[str, Any]]:
-    """Band, thin lines, and the mean on top; without a mean the lines themselves are bold."""
+def _traces(kind: Kind, lines: Sequence[Line], mean: Band | None, fade: float) -> list[dict[str, Any]]:
+    """Band, thin lines, and the mean on top; without a mean the lines themselves are bold.
+
+    Args:
+        kind: of the chart.
+        lines: of one group.
+        mean: of them.
+        fade: opacity of bands: many over each other would hide the lines.
+    """
     first = lines[0]
     traces = [
         _trace(kind, line, list(line.curve), list(line.curve.values())) if mean is None else _thin(kind, line)
@@ -137,7 +146,7 @@ def _traces(kind: Kind, lines: Sequence[Line], mean: Band | None) -> list[dict[s
         return traces
     runs = sum(line.finished for line in lines)
     bold = _trace(kind, first, mean.steps, mean.mean, f"mean of {counted(runs, 'seed')}")
-    return [_band(kind, first, mean), *traces, bold]
+    return [_band(kind, first, mean) | {"opacity": fade}, *traces, bold]
 
 
 def _thin(kind: Kind, line: Line) -> dict[str, Any]:

@@ -39,13 +39,8 @@ def _headline(base: Group, others: list[Group], quality: Figure, costs: list[Fig
         if by_verdict[word]
     ]
     if noise := by_verdict["within noise"]:
-        who = "no group" if len(noise) == len(others) > 1 else _groups(noise)
-        words = (
-            f"differs from {base.label} by more than noise"
-            if who == "no group"
-            else f"{_are(noise)} within noise of {base.label}"
-        )
-        parts.append(f"{who} {words} with {_pairs(noise, quality)}")
+        who = "all others are" if len(noise) == len(others) > 1 else f"{_groups(noise)} {_are(noise)}"
+        parts.append(f"{who} within noise of {base.label} with {_pairs(noise, quality)}")
     if unknown := by_verdict["cannot tell"]:
         parts.append(f"nothing can be told of {_groups(unknown)}")
     sentence = f"In {name}, {'; '.join(parts)}."

@@ -76,7 +76,11 @@ def _section(number: int, group: Group, run: Run, partner: Run | None) -> Sectio
         status=str(record.get("status") or UNKNOWN),
         folder=str(run.folder),
         notes=_notes(record),
-        facts=[(name.strip(), value) for name, value in summary(dict.fromkeys(FIELDS) | record) if name != "status"],
+        facts=[
+            (name.replace("  ", "· "), value)
+            for name, value in summary(dict.fromkeys(FIELDS) | record)
+            if name != "status"
+        ],
         differences=_differences(run, partner) if partner else [],
         against=str(partner.folder) if partner else None,
         memory=_memory(record.get("memory_phases") or {}),

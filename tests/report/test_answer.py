@@ -41,7 +41,7 @@ def test_all_within_noise_is_said_with_the_seeds_it_took_and_would_take() -> Non
         group("lora", difference(-0.004, "within noise", needed=14)),
         group("dora", difference(0.001, "within noise")),
     )
-    assert told[0] == "In val accuracy, no group differs from none by more than noise with 5 seeds."
+    assert told[0] == "In val accuracy, all others are within noise of none with 5 seeds."
     assert "about 14 seeds would show a difference of this size" in told[1]
     assert f"{MINUS}0.40 points" in told[1]
     assert "seeds would" not in told[2]

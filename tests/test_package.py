@@ -14,7 +14,7 @@ import pytest
 import litpeft
 
 REPO = Path(__file__).parents[1]
-DEV_ONLY = ("pytest", "hypothesis", "peft", "ruff", "hatchling", "accelerate")
+DEV_ONLY = ("pytest", "hypothesis", "peft", "ruff", "hatchling", "accelerate", "statsmodels")
 
 
 def test_every_module_imports_without_the_developers_packages() -> None:

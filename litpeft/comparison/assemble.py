@@ -80,7 +80,7 @@ def _group(label: str, runs: Sequence[Run], sweep: Sweep | None) -> Group:
     good.sort(key=lambda run: -1 if run.seed is None else run.seed)
     failed = [run for run in runs if run.record.get("status") != "ok"]
     planned = {trial.label: trial.axes for trial in sweep.trials} if sweep else {}
-    return Group(label, dict(planned.get(label) or runs[0].axes), good, failed)
+    return Group(label, dict(planned[label] if sweep else runs[0].axes), good, failed)
 
 
 def _baseline(groups: Sequence[Group], asked: str | None, sweep: Sweep | None) -> Group | None:

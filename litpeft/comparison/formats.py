@@ -19,7 +19,7 @@ LATEX = {
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
     **{"<": "$<$", ">": "$>$", "±": r"$\pm$", "\N{MINUS SIGN}": "$-$", "≥": r"$\geq$", "≤": r"$\leq$", "—": "---"},
 }
-MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#~]")
+MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#~&]")
 
 
 def markdown(comparison: Comparison) -> str:

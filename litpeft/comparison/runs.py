@@ -51,14 +51,14 @@ def place_by_axes(runs: Sequence[Run], axes: Sequence[str]) -> tuple[dict[str, l
     check_axes(axes, runs)
     values = {id(run): [value_of(run, axis) for axis in axes] for run in runs}
     names = [_names([values[id(run)][place] for run in runs]) for place in range(len(axes))]
+    own = {key: [name[_key(item)] for name, item in zip(names, row, strict=True)] for key, row in values.items()}
     groups: dict[str, list[Run]] = {}
     lost = []
-    for run in sorted(runs, key=lambda run: _order(values[id(run)])):
+    for run in sorted(runs, key=lambda run: list(map(_order, values[id(run)], own[id(run)]))):
         if run.record.get("status") != "ok" and not run.record.get("config"):
             lost.append(run)
             continue
-        own = [name[_key(item)] for name, item in zip(names, values[id(run)], strict=True)]
-        run.axes = {short(axis): item for axis, item in zip(axes, own, strict=True)}
+        run.axes = {short(axis): item for axis, item in zip(axes, own[id(run)], strict=True)}
         groups.setdefault(_label(run.axes), []).append(run)
     return groups, lost
 
@@ -106,13 +106,8 @@ def _label(axes: Mapping[str, str]) -> str:
     return ", ".join(parts)
 
 
-def _order(values: Sequence[Any]) -> list[tuple[int, float, str]]:
+def _order(item: Any, name: str) -> tuple[int, float, str]:
     """Strategies as in all tables, numbers by size, all else by name."""
-    return [
-        (0, STRATEGIES.index(item), "")
-        if isinstance(item, str) and item in STRATEGIES
-        else (1, item, "")
-        if isinstance(item, (int, float))
-        else (2, 0, shown(item))
-        for item in values
-    ]
+    if isinstance(item, str) and item in STRATEGIES:
+        return 0, STRATEGIES.index(item), ""
+    return (1, item, "") if isinstance(item, (int, float)) else (2, 0, name)

@@ -54,7 +54,7 @@ def differences_table(comparison: Comparison) -> Table | None:
         ]
         for figure, group, found in all_differences(comparison)
     ]
-    headings = ["figure", "", "difference", "95 % interval", "over", "p (Holm)", "verdict", "seeds needed"]
+    headings = ["figure", "", "difference", "95 % interval", "over", "p (Holm)", "verdict", "needed"]
     title, over = f"less {comparison.baseline}", headings.index("over")
     if len({row[over] for row in rows}) == 1:  # said once, the table stays narrow
         title += f", over {rows[0][over]}"
@@ -95,8 +95,8 @@ def notes(comparison: Comparison) -> list[str]:
     if noise := list(_within_noise(comparison)):
         said.append(f"Within noise: {'; '.join(noise)}. That is not equal: no difference has been shown.")
         said.append(
-            "Seeds needed would show the observed difference after correction in four of five tries, if it and its "
-            "spread were the true ones."
+            '"needed" is how many seeds would show the observed difference after correction in four of five tries, '
+            "if it and its spread were the true ones."
         )
     if any(difference.test not in (None, PAIRED_T) for _, _, difference in found):
         said.append(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.panel import Panel
@@ -23,7 +24,7 @@ def show(comparison: Comparison, console: Console) -> None:
     if comparison.question:
         console.print(Text(comparison.question))
     if sentences := alarms(comparison):
-        console.print(Panel(Text("\n".join(sentences)), title="Mind", border_style="bold red", title_align="left"))
+        console.print(Panel(Text("\n".join(sentences)), title="Warnings", border_style="bold red", title_align="left"))
     whole = figures_table(comparison)
     console.print(Text(f"\n{whole.title}", style="italic"))
     if Measurement.get(console, console.options.update(width=10_000), _rich(whole)).maximum <= console.width:
@@ -57,17 +58,15 @@ def _rich(table: Table) -> RichTable:
 
 
 def _show_differences(table: Table, console: Console) -> None:
-    """The figure, which is the first column, stands above its rows; columns stand below each other throughout."""
-    headings = ["", *(heading.replace("seeds needed", "seeds\nneeded") for heading in table.headings[2:])]
-    lines = [[f"  {label}", *cells] for _, label, *cells in table.rows]
-    widths = [max(map(len, column)) for column in zip([line.split("\n")[0] for line in headings], *lines, strict=True)]
-    for figure in (None, *dict.fromkeys(row[0] for row in table.rows)):  # None: the headings alone
-        shown = RichTable(box=None, pad_edge=False, show_header=figure is None)
-        for place, (heading, width) in enumerate(zip(headings, widths, strict=True)):
-            shown.add_column(Text(heading), justify="right" if place else "left", min_width=width)
-        for row, line in zip(table.rows, lines, strict=True):
-            if row[0] == figure:
-                shown.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in line))
-        if figure is not None:
+    """The figure, which is the first column, stands above its rows. Set by hand: rich takes a second for 2,000 rows."""
+    lines = [["", *table.headings[2:]], *([f"  {label}", *cells] for _, label, *cells in table.rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    above = None
+    for figure, line in zip(["", *(row[0] for row in table.rows)], lines, strict=True):
+        if figure and figure != above:
             console.print(Text(figure, style="bold"))
-        console.print(shown)
+        above = figure
+        room = [width - cell_len(cell) for cell, width in zip(line, widths, strict=True)]
+        parts = [Text(line[0] + " " * room[0])]
+        parts += [Text(" " * left + cell, STYLES.get(cell, "")) for cell, left in zip(line[1:], room[1:], strict=True)]
+        console.print(Text("  ").join(parts), soft_wrap=True)

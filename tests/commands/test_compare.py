@@ -1,0 +1,241 @@
+"""`litpeft compare` as it is typed: options, and every format read back."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litpeft.__main__ import main
+from litpeft.comparison import Comparison, compare
+from litpeft.comparison.formats import latex, markdown
+from litpeft.comparison.model import Estimate
+from litpeft.comparison.numbers import MINUS, form, form_estimate, form_interval, form_p
+from litpeft.comparison.terminal import as_text
+from tests.comparison.build import write_grid, write_run
+
+SAID = {
+    "none": [0.900, 0.912, 0.921, 0.905],
+    "lora": [0.880, 0.901, 0.905, 0.893],
+    "dora": [0.902, 0.909, 0.925, 0.903],
+}
+ODD = r"50% of_a|b & #1 {x} ~^\ [red]<i>*$"  # all that some format takes for more than a letter
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    return write_grid(tmp_path / "runs", SAID)
+
+
+@pytest.fixture
+def odd(tmp_path: Path) -> Path:
+    """A sweep whose label, title and published rows hold what every format must escape."""
+    folder = write_grid(tmp_path / "odd", {"none": [0.9, 0.91], "lora": [0.8, 0.82]})
+    trials = [{"name": "none", "label": "none", "axes": {}}, {"name": "lora", "label": ODD, "axes": {"what": ODD}}]
+    published = {
+        "source": ODD,
+        "note": "One seed.",
+        "rows": [{"label": ODD, "val_accuracy": 0.925, "model_bytes": None}],
+    }
+    told = {"experiment": ODD, "question": f"Why\n{ODD}?", "axes": ["what"], "baseline": None, "trials": trials}
+    told |= {"metric": None, "target": None, "published": published, "seeds": [0, 1], "varies": ["model.adapter"]}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(told))
+    return folder
+
+
+def typed(*words: object, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["compare", *map(str, words)]) == 0
+    return capsys.readouterr().out
+
+
+def cells(line: str, between: str) -> list[str]:
+    """Of a line of a table: split where the sign is not escaped, and unescaped."""
+    return [
+        re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", cell).strip() for cell in re.split(rf"(?<!\\){re.escape(between)}", line)
+    ]
+
+
+def test_the_terminal_shows_what_was_asked_what_is_weak_and_which_differences_are_real(
+    grid: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(grid / "qlora", "qlora-nf4", 0, 0.9, status="oom", error="out of memory")
+    text = typed(grid, "--figures", "val_accuracy,model_bytes", capsys=capsys)
+    lines = [" ".join(line.replace(MINUS, "-").split()) for line in text.splitlines()]
+    assert "lora 4 89.5 ± 1.8 43.61" in lines
+    assert "lora -1.48 -2.13 to -0.82 0.011 worse 4" in lines
+    assert "Left out, oom: qlora-nf4, seed 0: out of memory." in text
+    assert "qlora-nf4 0, 1 failed — —" in lines
+    assert "Within noise: val accuracy: dora." in " ".join(lines)
+    assert text.index("Left out") < text.index("89.5")
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_wide_table_is_split_and_a_narrow_one_is_not(grid: Path) -> None:
+    comparison = compare([grid])
+    assert sum("seeds  " in line for line in as_text(comparison, width=80).splitlines()) == 4
+    assert sum("seeds  " in line for line in as_text(comparison, width=200).splitlines()) == 1
+
+
+def test_csv_is_read_back_raw(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(typed(grid, "--format", "csv", capsys=capsys))))
+    comparison = compare([grid])
+    assert [row["label"] for row in rows] == ["none", "lora", "dora"]
+    for row, group in zip(rows, comparison.groups, strict=True):
+        estimate, difference = group.estimates["val_accuracy"], group.differences.get("val_accuracy")
+        assert [float(row[f"val_accuracy_{key}"]) for key in ("mean", "low", "high", "count")] == [
+            *(estimate.mean, estimate.low, estimate.high, 4),
+        ]
+        assert row["axis_adapter"] == group.label
+        assert row["val_accuracy_verdict"] == (difference.verdict if difference else "")
+        assert row["val_accuracy_difference_p_holm"] == (str(difference.p_holm) if difference else "")
+        assert row["model_bytes_mean"] == "45732616.0"
+
+
+def test_json_is_read_back_whole_with_null_for_the_unknown(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(grid / "x", "qlora-nf4", 0, None)
+    told = json.loads(typed(grid, "--format", "json", "--figures", "val_accuracy", capsys=capsys))
+    assert (told["baseline"], told["axes"], told["published"]) == ("none", ["adapter"], None)
+    assert told["figures"][0]["better"] == "higher"
+    lora = told["groups"][1]
+    assert lora["differences"]["val_accuracy"]["verdict"] == "worse"
+    assert lora["runs"][2]["figures"] == {"val_accuracy": 0.905}
+    assert lora["runs"][2]["folder"] == str(grid / "lora" / "seed2")
+    assert told["groups"][3]["estimates"] == {"val_accuracy": None}
+
+
+def test_markdown_is_read_back(odd: Path, grid: Path) -> None:
+    rows = [
+        cells(line, "|")[1:-1]
+        for line in markdown(compare([grid])).replace(MINUS, "-").splitlines()
+        if line.startswith("|")
+    ]
+    assert rows[0][:3] == ["", "seeds", "val accuracy, %"]
+    assert rows[3][:3] == ["lora", "4", "89.5 ± 1.8"]
+    assert ["val accuracy, points", "lora", "-1.48", "-2.13 to -0.82", "0.011", "worse", "4"] in rows
+    text = markdown(compare([odd]))
+    assert f"## {ODD}" in re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", text)
+    rows = [cells(line, "|")[1:-1] for line in text.splitlines() if line.startswith("|")]
+    assert rows[3][:3] == [ODD, "2", "81 ± 13"]
+    assert rows[4][:3] == [f"{ODD} (published)", "—", "92.50"]
+    assert len({len(row) for row in rows[:5]}) == 1
+    assert f"Published rows were measured by others: {ODD}. One seed." in re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", text)
+
+
+def test_latex_is_escaped(odd: Path) -> None:
+    text = latex(compare([odd]))
+    body = [line for line in text.splitlines() if not line.startswith("%")]
+    assert [line for line in body if line.startswith((r"\begin", r"\end"))].count(r"\end{tabular}") == 2
+    rows = [line for line in body if line.endswith(r"\\")]
+    escaped = r"50\% of\_a|b \& \#1 \{x\} \textasciitilde{}\textasciicircum{}\textbackslash{} [red]$<$i$>$*\$"
+    assert rows[2].startswith(f"{escaped} & 2 & 81 $\\pm$ 13 & ")
+    assert rows[3].startswith(f"{escaped} (published) & --- & 92.50 & ")
+    for row in rows:
+        plain = re.sub(
+            r"\\textbackslash\{\}|\\[&%$#_{}]|\$<\$|\$>\$|\$\\(pm|geq|leq)\$|\$-\$", "", row.removesuffix(r"\\")
+        )
+        assert not re.search(r"[%#$_^~]", re.sub(r"\\textascii\w+\{\}", "", plain)), row
+    (columns,) = {len(cells(row.removesuffix(r"\\"), "&")) for row in rows[:4]}
+    assert rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}" in body
+    assert not {*"±≥≤—", MINUS} & set("".join(body))
+
+
+def test_the_terminal_takes_no_label_for_markup(odd: Path) -> None:
+    text = as_text(compare([odd]), width=300)
+    assert f"{ODD} (published)" in text
+    assert "Why\n" in text
+
+
+def test_confounded_options_stand_above_all_tables(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(grid / "x", "qlora-nf4", 0, options={"trainer.max_epochs": 3})
+    for form_name, mark in {"markdown": "> **Warning.**", "latex": "% Warning:", "terminal": "Warnings"}.items():
+        text = " ".join(typed(grid, "--format", form_name, capsys=capsys).replace("│", "").replace("\\", "").split())
+        said = (
+            "The groups differ in trainer.max_epochs as well, which is none of the axes: 1 (none, lora, dora), 3 (qlora"
+        )
+        assert said in text
+        assert text.index(mark) <= text.index(said) < text.index("seeds")
+
+
+def test_one_seed_is_judged_by_its_rows_with_the_sentence(tmp_path: Path) -> None:
+    for adapter, right in {"none": [1] * 30 + [0] * 30, "lora": [1] * 60}.items():
+        kept = {"correct": right, "loss": [0.5] * 60}
+        write_run(tmp_path / adapter, adapter, 0, sum(right) / 60, examples=kept)
+    text = as_text(compare([tmp_path]))
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("  lora") and "+50" in line]
+    assert " ".join(line) == "lora +50.0 +38.4 to +50.0 rows of 1 seed < 0.001 better —"
+    assert "speaks of these trained models on other rows like these, not of the methods" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("ending", ["md", "csv", "json", "tex", "txt"])
+def test_a_file_is_written_in_the_format_of_its_ending(
+    grid: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "new" / f"table.{ending}"
+    assert typed(grid, "-o", path, capsys=capsys) == f"{path}\n"
+    begins = {"md": "## made", "csv": "label,source", "json": "{\n", "tex": "% made_up", "txt": "made_up\n"}
+    assert path.read_text().startswith(begins[ending])
+
+
+def test_mistakes_are_one_sentence(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for words, said in {
+        ("nowhere",): "nowhere: no such folder",
+        (str(grid), "--by", "rank"): "--by rank: no run's record",
+        (str(grid), "-o", str(tmp_path / "file" / "x.md")): f"-o {tmp_path / 'file' / 'x.md'}: ",
+    }.items():
+        assert main(["compare", *words]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+    with pytest.raises(SystemExit):
+        main(["compare", str(grid), "--target", "val_accuracy"])
+    assert "is not METRIC=NUMBER" in capsys.readouterr().err
+
+
+def test_options_reach_the_comparison(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = json.loads(
+        typed(
+            *(grid, "--baseline", "dora", "--by", "adapter, model.adapter.rank", "--format", "json"),
+            *("--target", "val_accuracy=0.9,val_loss=0.3", "--target", "val_f1=0.5", "--baseline", "lora, rank=8"),
+            capsys=capsys,
+        )
+    )
+    assert told["baseline"] == "lora, rank=8"
+    assert told["axes"] == ["adapter", "model.adapter.rank"]
+    names = [figure["name"] for figure in told["figures"] if figure["name"].startswith("seconds_to")]
+    assert names == ["seconds_to_val_accuracy_0.9", "seconds_to_val_loss_0.3", "seconds_to_val_f1_0.5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "estimate", "shown"),
+    [
+        ("val_accuracy", Estimate(0.85283, 0.84367, 0.86199, 3), "85.28 ± 0.92"),
+        ("val_accuracy", Estimate(0.85283, None, None, 1), "85.28"),
+        ("peak_rss_bytes", Estimate(1.5 * 2**30, 1.4 * 2**30, 1.6 * 2**30, 3), "1,540 ± 100"),
+        ("train_tokens_per_second", Estimate(12345.6, 11111.6, 13579.6, 3), "12,300 ± 1,200"),
+        ("trainable_params", Estimate(74498.0, 74498.0, 74498.0, 3), "74,498"),
+        ("val_loss", Estimate(0.0, None, None, 1), "0"),
+        ("val_loss", None, "—"),
+    ],
+)
+def test_digits_are_those_that_the_interval_warrants(name: str, estimate: Estimate | None, shown: str) -> None:
+    assert form_estimate(name, estimate) == shown
+
+
+def test_small_things_are_not_rounded_away() -> None:
+    assert form("val_loss", -0.0004, 0.002, signed=True) == f"{MINUS}0.0004"
+    assert form_interval("val_accuracy", -0.01, 0.03) == f"{MINUS}1.0 to +3.0"
+    assert [form_p(p) for p in (None, 0, 1e-9, 0.0312)] == ["—", "0", "< 0.001", "0.031"]
+
+
+def test_a_comparison_of_one_group_has_no_differences(tmp_path: Path) -> None:
+    write_grid(tmp_path, {"lora": [0.8, 0.9]})
+    comparison: Comparison = compare([tmp_path])
+    assert comparison.baseline is None
+    assert "p (Holm)" not in as_text(comparison)
+    assert "needed" not in markdown(comparison)

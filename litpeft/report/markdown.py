@@ -100,7 +100,9 @@ def _text(comparison: Comparison, charts: list[Chart], folder: str) -> str:
 
 def _warnings(comparison: Comparison) -> list[str]:
     lines = [
-        f"- The groups also differ in `{key}`: " + ", ".join(f"{label} {value}" for label, value in values.items())
+        _escaped(
+            f"- The groups also differ in {key}: {', '.join(f'{label} {value}' for label, value in values.items())}"
+        )
         for key, values in comparison.confounded.items()
     ]
     lines += [f"- {_escaped(warning)}" for warning in comparison.warnings]
@@ -119,6 +121,7 @@ def _table(comparison: Comparison) -> str:
 
 def _escaped(text: str) -> str:
     """Nothing of a record is Markdown or HTML."""
+    text = text.replace("&", "&amp;")
     for sign in "\\`*_[]<>|":
         text = text.replace(sign, f"\\{sign}")
     return text.replace("\n", " ")

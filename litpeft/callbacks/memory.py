@@ -37,15 +37,16 @@ class MemoryRecorder(Callback):
     of throughput leave such steps out.
 
     Args:
-        track_steps: optimizer steps that are followed, counted from 0 at the start or the resume. The first one has the
-            longest batch of the epoch and no states of the optimizer before its end. Blocks that are compiled cannot be
+        track_steps: optimizer steps that are followed, counted from 0 at the start or the resume. By default the first,
+            which has the longest batch of the epoch and no states of the optimizer before its end, and of the others of
+            that epoch the one with the longest batch, which meets those states. Blocks that are compiled cannot be
             followed.
     """
 
-    def __init__(self, track_steps: Sequence[int] = (0, 1)) -> None:
-        if any(step < 0 for step in track_steps):
+    def __init__(self, track_steps: Sequence[int] | None = None) -> None:
+        if any(step < 0 for step in track_steps or ()):
             raise UserError(f"memory.track_steps must not be negative, got {list(track_steps)}.")
-        self.track_steps = list(track_steps)
+        self.track_steps = None if track_steps is None else list(track_steps)
         self.tracked_steps: list[int] = []
         self.phases: dict[str, dict[str, Any]] = {}
         self.tracker: MemoryTracker | None = None  # while one is on
@@ -67,6 +68,8 @@ class MemoryRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step  # of a resumed run
         self._enter("first_step", pl_module.device)
+        if self.track_steps is None:
+            self.track_steps = _longest_steps(trainer, pl_module)
         if self.track_steps:  # transformers reads weights in other threads, in which nothing can be followed
             with MemoryTracker(pl_module.device) as tracker:
                 tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
@@ -198,6 +201,19 @@ class MemoryRecorder(Callback):
 def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
     """The greatest figure of this name over all phases; None where none knows it."""
     return max((phase[name] for phase in phases.values() if phase.get(name) is not None), default=None)
+
+
+def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
+    """The first step and, of those after it that this epoch has, the one with the longest batch."""
+    sampler, accumulated = trainer.train_dataloader.sampler, trainer.accumulate_grad_batches
+    total = pl_module.total_steps()
+    most = trainer.num_training_batches - sampler.start
+    if total is not None:
+        most = min(most, (total - trainer.global_step) * accumulated)
+    if most <= accumulated:
+        return [0]
+    longest = sampler.longest(sampler.start + accumulated, sampler.start + int(most))
+    return [0, (longest - sampler.start) // accumulated]
 
 
 def _states(trainer: Trainer) -> list[torch.Tensor]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 
+from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
 from litpeft.shipped import find_config, shipped_files
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="litpeft configs", description=__doc__)
+    parser = CommandParser("configs", description=__doc__)
     parser.add_argument(
         "name", nargs="?", help="print this one; without it, all are listed with the command that runs them"
     )

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
 from pathlib import Path
 
 from litpeft.assets import asset
+from litpeft.commands.parser import CommandParser
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="litpeft demo", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = CommandParser("demo", description=__doc__)
     parser.add_argument("--assets", type=Path, help="folder for model and text (default: in the user's cache folder)")
     parser.add_argument("--assets_only", action="store_true", help="fetch model and text, and stop")
     options, rest = parser.parse_known_args(arguments)

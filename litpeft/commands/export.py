@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
+from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ MARK = "litpeft_export.json"  # where an export comes from; a folder without it 
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="litpeft export", description=__doc__)
+    parser = CommandParser("export", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
     parser.add_argument("out", type=Path, help="folder to write, which must not exist")
     parser.add_argument(

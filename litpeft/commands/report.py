@@ -6,6 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
+from litpeft.commands.parser import CommandParser
 from litpeft.comparison.selection import add_selection, selected
 from litpeft.errors import UserError
 from litpeft.report.markdown import write_markdown
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="litpeft report", description=__doc__)
+    parser = CommandParser("report", description=__doc__)
     add_selection(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="by default report.html, or report.md")
     parser.add_argument(

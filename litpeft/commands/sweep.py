@@ -10,6 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
 from litpeft.sweeps.experiment import Experiment, read_experiment
 from litpeft.sweeps.folder import Job, alone_in, jobs_of, lay_out
@@ -23,9 +24,7 @@ Killed or interrupted and started again, it runs what is missing and goes on wit
 
 
 def main(words: list[str]) -> int:
-    parser = _Parser(
-        prog="litpeft sweep", description=DESCRIPTION, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False
-    )
+    parser = CommandParser("sweep", description=DESCRIPTION)
     parser.add_argument("experiment", help="a file, or the name of a shipped one")
     parser.add_argument("--dir", type=Path, help="folder of the sweep (default: runs/EXPERIMENT)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show the trials and the memory they need")
@@ -60,11 +59,6 @@ def main(words: list[str]) -> int:
     with alone_in(root) as lock:
         lay_out(root, experiment, configs, varying(configs.values()))
         return _Sweep(root, experiment, options, lock).run()
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"litpeft sweep: {message}; see litpeft sweep --help.")
 
 
 def _settings(words: list[str]) -> dict[str, str]:

@@ -57,6 +57,11 @@ class LengthGroupedBatches(Sampler[list[int]]):
         start, self.start = self.start, 0
         yield from mine[start:]
 
+    def longest(self, first: int, end: int) -> int:
+        """The place in this epoch, from `first` to before `end`, of the batch with the longest row."""
+        mine = self._batches()[self.rank :: self.world_size]
+        return max(range(first, end), key=lambda place: self.lengths[mine[place]].max())
+
     def _batches(self) -> list[list[int]]:
         size = self.batch_size
         if not self.shuffle:

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning import Callback, LightningModule, Trainer
 
+from litpeft.__main__ import main
 from litpeft.callbacks import MemoryRecorder, memory
 from litpeft.errors import UserError
+from litpeft.records import read_record
 
 HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
 PROBE = """
@@ -131,3 +134,33 @@ def test_what_others_hold_on_a_gpu_is_noted_and_much_of_it_is_told(
         "litpeft: warning: 19.0 GiB of cuda:0 are in use before the run begins; "
         "figures of time and allocator_retries may not be its own.\n"
     )
+
+
+class Widths(Callback):
+    """The longest row of each step's batches."""
+
+    seen: dict[int, int] = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: dict, *_: object) -> None:
+        width = batch["input_ids"].shape[1]
+        self.seen[trainer.global_step] = max(self.seen.get(trainer.global_step, 0), width)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_the_longest_batch_that_meets_the_optimizers_states_is_followed(
+    tmp_path: Path, words: list[str], accumulate: int
+) -> None:
+    options = ["--trainer.callbacks", f"{__name__}.Widths", "--data.batch_size", "4"]
+    options += ["--trainer.accumulate_grad_batches", str(accumulate), "--run_dir", str(tmp_path / "run")]
+    Widths.seen = {}
+    assert main([*words, *options, "--trainer.max_steps", "5", "--seed_everything", "3"]) == 0
+    first, second = read_record(tmp_path / "run")["tracked_steps"]
+    later = {step: width for step, width in Widths.seen.items() if step}
+    assert (first, later[second]) == (0, max(later.values()))
+    assert min(later.values()) < max(later.values())
+
+    Widths.seen = {}  # a run that goes on follows the longest of what is left of its epoch
+    assert main(["fit", *options, "--resume", "--trainer.max_steps", "8"]) == 0
+    first, second = read_record(tmp_path / "run")["tracked_steps"]
+    later = {step - 5: width for step, width in Widths.seen.items() if step > 5}
+    assert (first, later[second]) == (0, max(later.values()))

@@ -85,7 +85,8 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     assert (record["steps"], record["epochs"], record["effective_batch_size"]) == (24, 2, 8)
     assert record["data_summary"]["rows"] == {"train": 96, "val": 32}
     assert record["peak_rss_bytes"] > 100e6
-    assert record["tracked_steps"] == [0, 1]
+    assert record["tracked_steps"][0] == 0
+    assert len(record["tracked_steps"]) == 2
     assert set(record["memory_phases"]) == {"load", "first_step", "train", "validate", "save"}
     for phase in ("first_step", "train", "validate"):
         told = record["memory_phases"][phase]

@@ -22,6 +22,7 @@ COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the sam
     "sweep": "run an experiment: every trial of its axes with every seed, each in a process of its own",
     "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",
     "report": "show runs as one page for the browser, or as Markdown with pictures: table, charts, every run",
+    "find_lr": "which learning rates train an adapter, by raising the rate from step to step",
     "export": "write a finished run as a PEFT adapter, or as a plain model with the adapter folded in",
     "demo": "fine-tune a small real model on real text, from what pip can bring",
 }

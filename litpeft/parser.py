@@ -97,7 +97,9 @@ def _said(path: str, reason: str) -> str:
         return f"{path} must be {wanted}{f', got {match[2]}' if match[2] else ''}."
     if match := re.match(r"the following arguments are required: (.*)", reason):
         names = [
-            name.partition(".")[2] if name.startswith(("fit.", "test.", "validate.", "predict.", "estimate.")) else name
+            name.partition(".")[2]
+            if name.startswith(("fit.", "test.", "validate.", "predict.", "estimate.", "find_lr."))
+            else name
             for name in match[1].split(", ")
         ]
         return f"required: {', '.join(f'--{path}.{name}' if path else f'--{name}' for name in names)}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import re
 import time
 from collections.abc import Callable
@@ -12,20 +11,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from lightning import Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.table import Table
 
-from litpeft import adapters
 from litpeft.adapters import Adapter
-from litpeft.cli import LitPeftCLI
 from litpeft.errors import UserError
 from litpeft.memory import CATEGORIES
 from litpeft.memory.cuda import CONTEXT, WORKSPACES
 from litpeft.memory.trace import Trace, trace
 from litpeft.screen import quieten
 from litpeft.tasks import FineTuner
+from litpeft.unstarted import UnstartedCLI
 
 MIB, GIB = 2**20, 2**30
 USABLE = 0.985  # of a card's nominal memory: what torch finds on a 4090, an A100 or an H100
@@ -33,18 +30,8 @@ UNIT = 16  # tokens: the length of rows is looked for in multiples of it
 TOKENS_MOST, ROWS_MOST = 1 << 17, 1 << 14  # longer rows and larger batches are not looked for
 
 
-class _Estimating(Trainer):
-    def estimate(self, model: Any, datamodule: Any) -> None:
-        """The verb, by which the parser finds it."""
-
-
-class EstimateCLI(LitPeftCLI):
-    """The task and the data of a `fit`, and nothing done with them."""
-
-    runs = _Estimating
-
-    def subcommands(self) -> dict[str, set[str]]:
-        return {"estimate": {"model", "datamodule"}}
+class EstimateCLI(UnstartedCLI):
+    """What `estimate` takes beside the options of `fit`."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
@@ -54,21 +41,8 @@ class EstimateCLI(LitPeftCLI):
             help="cpu, or a GPU by a name that says its memory ('A100 40GB') or by its bytes; by default what is here",
         )
         parser.add_argument(
-            "--compare", type=str | None, help="adapters beside each other: none,lora,dora,qlora-nf4,qlora-fp4"
-        )
-        parser.add_argument(
             "--tokens", type=int | None, help="tokens a row, in place of the data's longest batch; no data is read then"
         )
-
-    def _finished_folder(self, options: Any) -> None:
-        """There is none: nothing is written."""
-
-    def instantiate_trainer(self, **_: Any) -> None:
-        return None
-
-    def after_instantiate_classes(self) -> None: ...
-
-    def _run_subcommand(self, subcommand: str) -> None: ...
 
 
 class Plan:
@@ -88,9 +62,7 @@ class Plan:
         self.device, self.card, usable = _device(options.device)
         self.limit = None if usable is None else usable - CONTEXT
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
-        self.adapters = [self.task.adapter]
-        if options.compare:
-            self.adapters = [_adapter(name.strip(), self.task.adapter) for name in options.compare.split(",")]
+        self.adapters = cli.adapters()
         if self.task.compile_blocks:
             raise UserError("model.compile_blocks: what compiled blocks will hold cannot be estimated; leave it out.")
         self.classes_assumed = False
@@ -278,16 +250,3 @@ def _device(given: str | int | None) -> tuple[str, int | None, int | None]:
         size = round(float(match[1]) * GIB)
         return "cuda", size, int(size * USABLE)
     raise UserError(f"--device {text}: give cpu, a GPU with its memory ('{text} 40GB'), or bytes.")
-
-
-def _adapter(name: str, like: Adapter) -> Adapter:
-    """The adapter of this name, with those options of another one that it has too."""
-    kinds = {getattr(adapters, each).name: getattr(adapters, each) for each in adapters.__all__ if each != "Adapter"}
-    base, _, quant_type = name.partition("-")
-    kind = kinds.get(base)
-    if kind is None or (quant_type and quant_type not in ("nf4", "fp4")) or bool(quant_type) != base.startswith("q"):
-        known = [f"{each}-nf4" if each.startswith("q") else each for each in kinds]
-        raise UserError(f"--compare: no adapter is called {name!r}; known: {', '.join(known)} (or -fp4).")
-    takes = {option for parent in kind.__mro__ for option in inspect.signature(parent.__init__).parameters}
-    options = {option: value for option, value in vars(like).items() if option in takes}
-    return kind(**options | ({"quant_type": quant_type} if quant_type else {}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -11,9 +12,11 @@ import yaml
 
 from litpeft.__main__ import COMMANDS, TRAINER_VERBS, main
 from litpeft.adapters import base
+from litpeft.sweeps.experiment import read_experiment
+from litpeft.sweeps.resolve import resolve
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", REPO / "experiments" / "README.md"]
+PAGES = [REPO / "README.md", *sorted((REPO / "experiments").rglob("README.md"))]
 
 
 def commands() -> list[str]:
@@ -38,6 +41,10 @@ def test_every_command_parses(command: str, capsys: pytest.CaptureFixture) -> No
         with pytest.raises(SystemExit) as done:  # as jsonargparse ends it
             main([verb, *words, "--print_config"])
         assert not done.value.code
+    if verb == "sweep" and not words[0].endswith(".yaml"):
+        read_experiment(words[0])  # what it comes to is tested with the shipped files
+    if verb in ("compare", "report"):
+        importlib.import_module(f"litpeft.commands.{verb}")._parser().parse_args(words)
     if verb == "fit" and "--resume" not in words:
         assert main([verb, *words, "--print_config"]) == 0, capsys.readouterr().err
 
@@ -47,7 +54,9 @@ def test_there_are_commands_to_check() -> None:
 
 
 def test_the_yaml_parses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (block,) = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    block, sweep = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(sweep)
+    assert len(resolve(read_experiment(str(tmp_path / "mine.yaml")).trials)) == 8
     (tmp_path / "run.yaml").write_text(block)
     assert main(["fit", "--config", str(tmp_path / "run.yaml"), "--print_config"]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)

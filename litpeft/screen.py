@@ -8,12 +8,14 @@ import warnings
 
 import datasets
 import transformers
-from rich.console import Console
-from rich.table import Table
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
     """A table of names and values."""
+    # not before Lightning: rich's annotations would make `--trainer.limit_train_batches 1` all of them (1.0)
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows:
         table.add_row(name, value)

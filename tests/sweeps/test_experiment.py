@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -154,3 +156,22 @@ def test_a_trial_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     axes = {"adapter": {"lora": {"configs": ["lora"]}, "wrong": {"configs": ["lora"], "model.adapter.rnak": 3}}}
     with pytest.raises(UserError, match=r"trial wrong: .*rnak.*did you mean rank"):
         resolve(read(tmp_path, BASE | {"axes": axes}).trials)
+
+
+ONE_BATCH = """
+import json, sys
+from litpeft.commands import sweep
+from litpeft.sweeps.experiment import read_experiment
+from litpeft.screen import quieten
+from litpeft.sweeps.resolve import resolve
+(config,) = resolve(read_experiment(sys.argv[1]).trials).values()
+print(json.dumps(config["trainer"]["limit_train_batches"]))
+"""
+
+
+def test_one_batch_is_not_all_of_them(tmp_path: Path) -> None:
+    """Which of int and float Lightning takes 1 for depends on what was imported before it."""
+    content = BASE | {"axes": {"adapter": ["lora"]}, "options": BASE["options"] | {"trainer.limit_train_batches": 1}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-c", ONE_BATCH, str(tmp_path / "mine.yaml")]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"

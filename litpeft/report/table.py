@@ -92,7 +92,7 @@ def _cell(group: Group, figure: Figure) -> Cell:
         SIGNS[difference.verdict],
         difference_told(figure.name, difference),
         details(figure, difference),
-        f"over rows: {rows_told.verdict}, p {form_p(rows_told.p_holm)} ({rows_told.test})" if rows_told else "",
+        f"rows: {rows_told.verdict}, p {form_p(rows_told.p_holm)}" if rows_told else "",
     )
 
 

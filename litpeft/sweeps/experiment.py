@@ -231,15 +231,22 @@ def _choice_name(path: Path, axis: str, value: Any, choices: dict[str, list[Choi
 def _trial(point: dict[str, Choice], configs: list[str], options: dict[str, Any], typed: dict[str, Any]) -> Trial:
     """Configurations come first, so that no option is lost to one; then the axes' options, and what was typed."""
     chosen = [*configs, *(name for choice in point.values() for name in choice.configs)]
-    settings = options.copy()
+    own: dict[str, Any] = {}
     for more in [*(choice.options for choice in point.values()), typed]:
-        # what is set again goes to the end, so that an optimizer's class stands before its arguments
-        settings = {key: value for key, value in settings.items() if key not in more} | more
+        own |= more
+    # what all trials share comes first, and no class stands behind its arguments: it would undo them
+    settings = {key: value for key, value in options.items() if key not in own}
+    settings |= {key: own[key] for key in sorted(own, key=_depth)}
     label = ",".join(choice.name for choice in point.values())
     words = [word for name in chosen for word in ("--config", find_config(name))]
     words += [f"--{option}={_word(value)}" for option, value in settings.items()]
     axes = {axis: choice.name.removeprefix(f"{axis.rpartition('.')[2]}=") for axis, choice in point.items()}
     return Trial(re.sub(r"[^\w.,=+-]+", "_", label), label, axes, tuple(words))
+
+
+def _depth(option: str) -> int:
+    """A class lies above its arguments: 1 for model.optimizer, 2 for model.optimizer.lr."""
+    return option.replace(".init_args", "").removesuffix(".class_path").count(".")
 
 
 def _word(value: Any) -> str:

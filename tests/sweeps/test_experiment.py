@@ -84,6 +84,16 @@ def test_nothing_of_one_trials_optimizer_reaches_another(tmp_path: Path) -> None
     assert found["adamw,cosine"]["model"]["init_args"]["scheduler"]["init_args"]["warmup"] == 0.06
 
 
+def test_a_rate_of_an_axis_holds_for_a_class_that_is_named_after_it(tmp_path: Path) -> None:
+    """The class would set its own rate again, under a label that says otherwise."""
+    axes = {"model.optimizer.lr": [0.5, 0.25], "model.optimizer": ["torch.optim.SGD", "torch.optim.AdamW"]}
+    for typed in ({}, {"model.optimizer": "torch.optim.SGD"}):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(BASE | {"axes": axes}, sort_keys=False))
+        trials = read_experiment(str(tmp_path / "mine.yaml"), typed).trials
+        found = [config["model"]["init_args"]["optimizer"]["init_args"]["lr"] for config in resolve(trials).values()]
+        assert found == [0.5, 0.5, 0.25, 0.25]
+
+
 def test_a_trial_is_what_fit_would_run_by_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from litpeft.__main__ import main
 

@@ -164,3 +164,12 @@ def test_a_trial_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     axes = {"adapter": {"lora": {"configs": ["lora"]}, "wrong": {"configs": ["lora"], "model.adapter.rnak": 3}}}
     with pytest.raises(UserError, match=r"trial wrong: .*rnak.*did you mean rank"):
         resolve(read(tmp_path, BASE | {"axes": axes}).trials)
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("lora_insights", 100), ("lora_insights_small", 2)])
+def test_with_and_without_cosine_the_rate_rises_alike(name: str, warmup: int) -> None:
+    """A schedule that is named anew has its own warm-up, and the trials would differ in that too."""
+    words = [" ".join(trial.words) for trial in read_experiment(name).trials]
+    cosine = [line for line in words if "WarmupCosine" in line]
+    assert len(cosine) == 3
+    assert all(line.index(f"warmup={warmup}") > line.index("WarmupCosine") for line in cosine)

@@ -124,6 +124,15 @@ def test_a_group_whose_runs_differ_in_more_than_the_seed_is_refused(
         compare([tmp_path])
 
 
+def test_a_data_seed_that_all_runs_share_is_no_difference_and_one_of_a_single_group_is(tmp_path: Path) -> None:
+    for seed in range(3):  # of seed 0 the record cannot tell whether its data seed was given
+        write_run(tmp_path / f"a{seed}", seed=seed, options={"data.init_args.seed": 0})
+        write_run(tmp_path / f"b{seed}", "dora", seed, options={"data.init_args.seed": 0})
+        write_run(tmp_path / f"c{seed}", "none", seed, options={"data.init_args.seed": seed})
+    assert not compare([*tmp_path.glob("[ab]*")]).confounded
+    assert list(compare([tmp_path]).confounded) == ["data.seed"]
+
+
 def test_between_groups_other_differences_are_told_as_confounded(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "none", options={LR: 2e-5})
     write_run(tmp_path / "b", "lora", options={RANK: 4})

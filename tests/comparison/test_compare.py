@@ -184,7 +184,7 @@ def test_weak_comparisons_are_told(tmp_path: Path) -> None:
     write_run(tmp_path / "y", "dora", 7, status="oom", error="out of memory\nin step 3")
     write_run(tmp_path / "z", "dora", 8, status="interrupted", config=None)
     assert compare([tmp_path]).warnings == [
-        f"Left out, interrupted: {tmp_path / 'z'}.",
+        f"Left out, interrupted or still running: {tmp_path / 'z'}.",
         "Left out, oom: dora, seed 7: out of memory in step 3.",
         "One seed only: lora, dora. Chance in training cannot be told from the method.",
         "The seeds of lora (0) are not those of none (0, 1): tested over 1 that both have.",

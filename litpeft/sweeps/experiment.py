@@ -113,10 +113,7 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
         path = Path(find_config(name))
     except UserError as error:
         raise UserError(str(error).replace("--config", "litpeft sweep")) from error
-    content = read_yaml(str(path))
-    if other := content.get("like"):
-        inherited = read_yaml(str(other))
-        content = {key: value for key, value in inherited.items() if key not in ("published", "like")} | content
+    content = _content(path)
     if "model" in content:
         raise UserError(f"{path}: it is a configuration of one run: litpeft fit --config {name}; a sweep has `axes`.")
     if unknown := content.keys() - set(KEYS):
@@ -139,6 +136,17 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     told = {key: content.get(key) for key in ("question", "baseline", "metric", "target", "published")}
     told["baseline"] = _baseline(path, told["baseline"], trials)
     return Experiment(path.stem, choices, trials, _seeds(path, content.get("seeds", 1)), told)
+
+
+def _content(path: Path, twins: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, and what those say that it is `like`, one after another."""
+    if path in twins:
+        raise UserError(f"{path}: like: leads back to it.")
+    content = read_yaml(str(path))
+    if "like" not in content:
+        return content
+    other = _content(Path(find_config(str(content["like"]))), (*twins, path))
+    return {key: value for key, value in other.items() if key != "published"} | content
 
 
 def _choices(place: str, axis: str, values: Any) -> list[Choice]:

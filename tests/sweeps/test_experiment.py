@@ -120,6 +120,18 @@ def test_a_twin_has_the_axes_of_the_other_and_not_what_was_published(tmp_path: P
     assert "--model.model_name=mine" in experiment.trials[0].words
 
 
+def test_what_a_twin_is_like_may_be_a_twin_itself(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump(BASE | {"seeds": 5, "published": {"rows": []}}))
+    second.write_text(yaml.safe_dump({"like": str(first), "axes": AXES}))
+    experiment = read(tmp_path, {"like": str(second), "question": "What?"})
+    assert (len(experiment.seeds), experiment.told["published"]) == (5, None)
+    assert "--model.model_name=roberta-base" in experiment.trials[0].words
+    first.write_text(yaml.safe_dump({"like": str(second)}))
+    with pytest.raises(UserError, match=r"first.yaml: like: leads back to it"):
+        read(tmp_path, {"like": str(first)})
+
+
 AXES = {"adapter": ["lora", "dora"]}
 
 

@@ -71,6 +71,15 @@ def test_by_takes_config_keys_with_and_without_init_args(tmp_path: Path, name: s
     assert ", ".join(labels(tmp_path, by=[name])) == shown
 
 
+def test_a_run_that_died_in_loading_is_none_of_those_without_a_schedule(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", scheduler="WarmupLinear")
+    write_run(tmp_path / "b", scheduler=None)
+    write_run(tmp_path / "c", seed=1, scheduler=None, optimizer=None, status="oom", error="No memory.")
+    found = compare([tmp_path], by=["scheduler"])
+    assert [(group.label, len(group.failed)) for group in found.groups] == [("WarmupLinear", 0), ("none", 0)]
+    assert f"Left out, oom: {tmp_path / 'c'}: No memory." in found.warnings
+
+
 def test_numbers_are_ordered_by_size_and_several_axes_make_one_label(tmp_path: Path) -> None:
     for rank in (16, 2, 8):
         write_run(tmp_path / str(rank), options={RANK: rank})

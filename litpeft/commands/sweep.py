@@ -122,7 +122,8 @@ class _Sweep:
             log.write(f"$ litpeft {shlex.join(words)}\n")
         code = self.launch(words, job.log)
         state = job.state()
-        if code and state in ("waiting", "ok"):  # it has failed before it could write its record, or after
+        # it has failed before it could write its record, or after, or was killed: for want of memory, say
+        if code and self.stopped is None and state in ("waiting", "ok", "interrupted"):
             state = "failed"
         self.screen.note(job, state)
         return state

@@ -29,7 +29,10 @@ def unfinished(run: Run, label: str | None) -> str:
     whose = f"{label}, seed {run.seed}" if label and run.seed is not None else label or str(run.folder)
     error = " ".join(str(run.record.get("error") or "").split())
     told = f": {error.rstrip('.')}" if error else ""
-    return f"Left out, {run.record.get('status') or 'interrupted'}: {whose}{told}."
+    status = run.record.get("status") or "interrupted"
+    if status == "interrupted" and not error:  # nothing was left to say, or there was no time to say it
+        status = "interrupted or still running"
+    return f"Left out, {status}: {whose}{told}."
 
 
 def _seeds(groups: Sequence[Group], baseline: Group | None) -> list[str]:

@@ -29,6 +29,7 @@ CHANGES_NOTHING = re.compile(  # no result, or nothing but how closely it was wa
     r"|data\.init_args\.(num_workers|cache_dir|predict_file|test_samples)"
     r"|checkpoint\.every_n_steps|(predictions|throughput|memory|energy|record|progress)(\..*)?"
 )
+DATA_SEED = "data.init_args.seed"
 DATA_FILE = re.compile(r"data\.init_args\.(\w+)_file")
 
 
@@ -131,4 +132,6 @@ def shown(item: Any) -> str:
 
 def _differs(flats: Sequence[Mapping[str, Any]], key: str) -> bool:
     known = [item for flat in flats if (item := config_value(flat, key)) is not ABSENT]
+    if key == DATA_SEED and set(known) > {None}:  # one that was given to all is the run's own in one of them
+        known = [flat.get("seed_everything") if flat.get(key) is None else flat[key] for flat in flats]
     return any(item != known[0] for item in known[1:])

@@ -17,6 +17,7 @@ from litpeft.records import FILE_NAME, read_record
 
 STRATEGIES = ("none", "frozen", "lora", "dora", "qlora-nf4", "qlora-fp4", "qdora-nf4")  # in the order of tables
 SPEAKS_FOR_ITSELF = ("adapter", "data", "model_name", "optimizer", "scheduler", "task", "run_name", "experiment")
+WITH_THE_OPTIMIZER = {"optimizer", "scheduler", "effective_batch_size"}  # fields that are null until there is one
 CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.\w+)*\.(?P<name>[A-Z]\w*)")
 
 
@@ -55,7 +56,8 @@ def place_by_axes(runs: Sequence[Run], axes: Sequence[str]) -> tuple[dict[str, l
     groups: dict[str, list[Run]] = {}
     lost = []
     for run in sorted(runs, key=lambda run: list(map(_order, values[id(run)], own[id(run)]))):
-        if run.record.get("status") != "ok" and not run.record.get("config"):
+        unbegun = run.record.get("optimizer") is None and WITH_THE_OPTIMIZER.intersection(axes)
+        if run.record.get("status") != "ok" and (unbegun or not run.record.get("config")):
             lost.append(run)
             continue
         run.axes = {short(axis): item for axis, item in zip(axes, own[id(run)], strict=True)}

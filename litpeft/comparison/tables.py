@@ -120,7 +120,7 @@ def _within_noise(comparison: Comparison) -> Iterator[str]:
 
 
 def _count(group: Group) -> str:
-    return f"{len(group.runs)}, {len(group.failed)} failed" if group.failed else str(len(group.runs))
+    return f"{len(group.runs)}, {len(group.failed)} unfinished" if group.failed else str(len(group.runs))
 
 
 def _points(title: str) -> str:

@@ -39,7 +39,7 @@ class Row:
     """Attributes:
     label: of the group.
     group: its number; None in rows that others have published.
-    seeds: how many ended well, and how many did not.
+    seeds: how many ended well, and how many did not (or go on).
     is_baseline: whether the others are held against it.
     cells: one for each figure.
     """
@@ -75,7 +75,7 @@ def definition(figure: Figure) -> str:
 
 
 def _seeds(group: Group) -> str:
-    return f"{len(group.runs)}" + (f" ({len(group.failed)} failed)" if group.failed else "")
+    return f"{len(group.runs)}" + (f" ({len(group.failed)} unfinished)" if group.failed else "")
 
 
 def _cell(group: Group, figure: Figure) -> Cell:

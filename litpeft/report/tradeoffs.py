@@ -18,7 +18,7 @@ HEIGHT = 380
 
 def tradeoff_charts(comparison: Comparison) -> list[Chart]:
     """One of quality and memory, one of quality and speed, as far as groups have both."""
-    quality = next((figure for figure in comparison.figures if figure.kind == "quality"), None)
+    quality = next((figure for figure in comparison.figures if figure.kind == "quality" and figure.better), None)
     charts = []
     for kind, title in KINDS.items():
         costs = [figure for figure in comparison.figures if figure.kind == kind and figure.better]

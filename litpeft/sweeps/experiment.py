@@ -113,10 +113,7 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
         path = Path(find_config(name))
     except UserError as error:
         raise UserError(str(error).replace("--config", "litpeft sweep")) from error
-    content = read_yaml(str(path))
-    if other := content.get("like"):
-        inherited = read_yaml(str(other))
-        content = {key: value for key, value in inherited.items() if key not in ("published", "like")} | content
+    content = _content(path)
     if "model" in content:
         raise UserError(f"{path}: it is a configuration of one run: litpeft fit --config {name}; a sweep has `axes`.")
     if unknown := content.keys() - set(KEYS):
@@ -139,6 +136,17 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     told = {key: content.get(key) for key in ("question", "baseline", "metric", "target", "published")}
     told["baseline"] = _baseline(path, told["baseline"], trials)
     return Experiment(path.stem, choices, trials, _seeds(path, content.get("seeds", 1)), told)
+
+
+def _content(path: Path, twins: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """What a file says, and what those say that it is `like`, one after another."""
+    if path in twins:
+        raise UserError(f"{path}: like: leads back to it.")
+    content = read_yaml(str(path))
+    if "like" not in content:
+        return content
+    other = _content(Path(find_config(str(content["like"]))), (*twins, path))
+    return {key: value for key, value in other.items() if key != "published"} | content
 
 
 def _choices(place: str, axis: str, values: Any) -> list[Choice]:
@@ -231,15 +239,22 @@ def _choice_name(path: Path, axis: str, value: Any, choices: dict[str, list[Choi
 def _trial(point: dict[str, Choice], configs: list[str], options: dict[str, Any], typed: dict[str, Any]) -> Trial:
     """Configurations come first, so that no option is lost to one; then the axes' options, and what was typed."""
     chosen = [*configs, *(name for choice in point.values() for name in choice.configs)]
-    settings = options.copy()
+    own: dict[str, Any] = {}
     for more in [*(choice.options for choice in point.values()), typed]:
-        # what is set again goes to the end, so that an optimizer's class stands before its arguments
-        settings = {key: value for key, value in settings.items() if key not in more} | more
+        own |= more
+    # what all trials share comes first, and no class stands behind its arguments: it would undo them
+    settings = {key: value for key, value in options.items() if key not in own}
+    settings |= {key: own[key] for key in sorted(own, key=_depth)}
     label = ",".join(choice.name for choice in point.values())
     words = [word for name in chosen for word in ("--config", find_config(name))]
     words += [f"--{option}={_word(value)}" for option, value in settings.items()]
     axes = {axis: choice.name.removeprefix(f"{axis.rpartition('.')[2]}=") for axis, choice in point.items()}
     return Trial(re.sub(r"[^\w.,=+-]+", "_", label), label, axes, tuple(words))
+
+
+def _depth(option: str) -> int:
+    """A class lies above its arguments: 1 for model.optimizer, 2 for model.optimizer.lr."""
+    return option.replace(".init_args", "").removesuffix(".class_path").count(".")
 
 
 def _word(value: Any) -> str:

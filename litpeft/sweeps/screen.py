@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from litpeft.comparison.figures import direction
 from litpeft.sweeps.folder import Job
 
 TAIL = 400  # bytes of a log in which its last line is looked for
@@ -67,7 +68,7 @@ class Screen:
         by_name = {job.name: job for job in self.jobs}
         running = [name for name in self.order if self.states[name] == "running"]
         ended = [name for name in self.order if self.states[name] != "running"]
-        for name in [*ended[-max(0, SHOWN - len(running)) :], *running]:
+        for name in [*ended[max(0, len(self.order) - SHOWN) :], *running]:
             state, job = self.states[name], by_name[name]
             seconds = time.monotonic() - self.since[name] if state == "running" else None
             if record := self.records.get(name):
@@ -99,7 +100,7 @@ def score(record: dict[str, Any], metric: str | None) -> tuple[float, str, float
     for name in names:
         value = record.get(name, others.get(name))
         if value is not None:
-            small = name.endswith(("loss", "perplexity", "bytes", "seconds", "p50", "p95", "joules"))
+            small = direction(name) == "lower" or name.endswith(("bytes", "seconds", "p50", "p95", "joules"))
             return (-value if small else value), name, value
     return None
 

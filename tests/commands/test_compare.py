@@ -69,7 +69,7 @@ def test_the_terminal_shows_what_was_asked_what_is_weak_and_which_differences_ar
     assert "lora 4 89.5 ± 1.8 43.61" in lines
     assert "lora -1.48 -2.13 to -0.82 0.011 worse 4" in lines
     assert "Left out, oom: qlora-nf4, seed 0: out of memory." in text
-    assert "qlora-nf4 0, 1 failed — —" in lines
+    assert "qlora-nf4 0, 1 unfinished — —" in lines
     assert "Within noise: val accuracy: dora." in " ".join(lines)
     assert text.index("Left out") < text.index("89.5")
     assert max(map(len, text.splitlines())) <= 80

@@ -7,14 +7,19 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from litpeft.__main__ import main
+from litpeft.commands.sweep import _Sweep
 from litpeft.records import read_record
+from litpeft.sweeps.experiment import Experiment, Trial
+from litpeft.sweeps.folder import jobs_of
 from tests.conftest import litpeft
 
 CALLBACKS = """
@@ -24,6 +29,10 @@ from lightning import Callback
 class Slow(Callback):
     def on_train_batch_end(self, *args):
         time.sleep(0.15)
+
+class Killed(Callback):
+    def on_train_batch_end(self, *args):
+        os.kill(os.getpid(), 9)
 
 class OutOfMemory(Callback):
     def on_train_batch_end(self, trainer, *args):
@@ -144,6 +153,30 @@ def test_a_trial_that_cannot_begin_is_told_with_its_log(tmp_path: Path, write: A
     done = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "litpeft: lora seed 0 failed: data.train_file none.tsv: No such file or directory." in done.stderr
+
+
+def test_a_trial_that_was_killed_is_no_success_of_the_sweep(tmp_path: Path, write: Any) -> None:
+    """As the system does where memory runs out; its record says no more than that it did not end."""
+    write({"adapter": ["lora"]}, **{"trainer.callbacks": "mine.Killed"})
+    done = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "litpeft: lora seed 0 failed: see runs/tiny/logs/lora-seed0.log" in done.stderr
+    assert statuses(tmp_path) == {"lora/seed0": "interrupted"}  # so the same command goes on with it
+
+
+def test_a_trial_that_was_stopped_before_its_record_has_not_failed(tmp_path: Path) -> None:
+    job = jobs_of(tmp_path, Experiment("mine", {}, [Trial("lora", "lora", {}, ())], [0], {}))[0]
+    job.log.parent.mkdir()
+    sweep = object.__new__(_Sweep)
+    sweep.options, sweep.stopped = Namespace(retry=False), None
+    sweep.screen = SimpleNamespace(note=lambda job, state: None)
+
+    def launch(words: list[str], log: Path) -> int:
+        sweep.stopped = signal.SIGINT
+        return -signal.SIGTERM
+
+    sweep.launch = launch
+    assert sweep.do(job) == "waiting"
 
 
 @pytest.mark.slow

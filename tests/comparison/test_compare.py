@@ -71,6 +71,15 @@ def test_by_takes_config_keys_with_and_without_init_args(tmp_path: Path, name: s
     assert ", ".join(labels(tmp_path, by=[name])) == shown
 
 
+def test_a_run_that_died_in_loading_is_none_of_those_without_a_schedule(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", scheduler="WarmupLinear")
+    write_run(tmp_path / "b", scheduler=None)
+    write_run(tmp_path / "c", seed=1, scheduler=None, optimizer=None, status="oom", error="No memory.")
+    found = compare([tmp_path], by=["scheduler"])
+    assert [(group.label, len(group.failed)) for group in found.groups] == [("WarmupLinear", 0), ("none", 0)]
+    assert f"Left out, oom: {tmp_path / 'c'}: No memory." in found.warnings
+
+
 def test_numbers_are_ordered_by_size_and_several_axes_make_one_label(tmp_path: Path) -> None:
     for rank in (16, 2, 8):
         write_run(tmp_path / str(rank), options={RANK: rank})
@@ -124,6 +133,15 @@ def test_a_group_whose_runs_differ_in_more_than_the_seed_is_refused(
         compare([tmp_path])
 
 
+def test_a_data_seed_that_all_runs_share_is_no_difference_and_one_of_a_single_group_is(tmp_path: Path) -> None:
+    for seed in range(3):  # of seed 0 the record cannot tell whether its data seed was given
+        write_run(tmp_path / f"a{seed}", seed=seed, options={"data.init_args.seed": 0})
+        write_run(tmp_path / f"b{seed}", "dora", seed, options={"data.init_args.seed": 0})
+        write_run(tmp_path / f"c{seed}", "none", seed, options={"data.init_args.seed": seed})
+    assert not compare([*tmp_path.glob("[ab]*")]).confounded
+    assert list(compare([tmp_path]).confounded) == ["data.seed"]
+
+
 def test_between_groups_other_differences_are_told_as_confounded(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "none", options={LR: 2e-5})
     write_run(tmp_path / "b", "lora", options={RANK: 4})
@@ -175,7 +193,7 @@ def test_weak_comparisons_are_told(tmp_path: Path) -> None:
     write_run(tmp_path / "y", "dora", 7, status="oom", error="out of memory\nin step 3")
     write_run(tmp_path / "z", "dora", 8, status="interrupted", config=None)
     assert compare([tmp_path]).warnings == [
-        f"Left out, interrupted: {tmp_path / 'z'}.",
+        f"Left out, interrupted or still running: {tmp_path / 'z'}.",
         "Left out, oom: dora, seed 7: out of memory in step 3.",
         "One seed only: lora, dora. Chance in training cannot be told from the method.",
         "The seeds of lora (0) are not those of none (0, 1): tested over 1 that both have.",

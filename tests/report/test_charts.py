@@ -11,7 +11,7 @@ from litpeft.comparison import Comparison, Figure, compare
 from litpeft.report.chart import Chart, literal
 from litpeft.report.looks import DARK, INK, LIGHT, PARTS_DARK, PARTS_LIGHT, look, themes
 from litpeft.report.page import parts
-from litpeft.report.tradeoffs import pareto_front
+from litpeft.report.tradeoffs import pareto_front, tradeoff_charts
 from tests.report.made_runs import GROUPS, write_runs
 
 MORE, LESS = (Figure("x", "x", better, "speed") for better in ("higher", "lower"))
@@ -46,6 +46,15 @@ def test_quality_against_memory_has_means_and_intervals(comparison: Comparison, 
         assert trace["error_y"]["array"] == [pytest.approx(100 * (estimate.high - estimate.mean), rel=1e-5)]
         assert trace["x"] == [sum(GROUPS[group.label][2])]  # MiB of tensors
         assert comparison.groups[trace["meta"]["group"]] is group
+
+
+def test_quality_of_unknown_direction_is_on_no_front(tmp_path: Path) -> None:
+    write_runs(tmp_path)
+    found = compare([tmp_path], figures=["val_loss", "peak_tensor_bytes"])
+    found.figures.insert(0, Figure("val_charm", "val charm", None, "quality"))
+    for group in found.groups:
+        group.estimates["val_charm"] = group.estimates["val_loss"]
+    assert [chart.columns[2] for chart in tradeoff_charts(found)] == ["val loss"]
 
 
 def test_the_front_has_whom_nobody_beats() -> None:

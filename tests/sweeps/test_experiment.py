@@ -86,6 +86,16 @@ def test_nothing_of_one_trials_optimizer_reaches_another(tmp_path: Path) -> None
     assert found["adamw,cosine"]["model"]["init_args"]["scheduler"]["init_args"]["warmup"] == 0.06
 
 
+def test_a_rate_of_an_axis_holds_for_a_class_that_is_named_after_it(tmp_path: Path) -> None:
+    """The class would set its own rate again, under a label that says otherwise."""
+    axes = {"model.optimizer.lr": [0.5, 0.25], "model.optimizer": ["torch.optim.SGD", "torch.optim.AdamW"]}
+    for typed in ({}, {"model.optimizer": "torch.optim.SGD"}):
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(BASE | {"axes": axes}, sort_keys=False))
+        trials = read_experiment(str(tmp_path / "mine.yaml"), typed).trials
+        found = [config["model"]["init_args"]["optimizer"]["init_args"]["lr"] for config in resolve(trials).values()]
+        assert found == [0.5, 0.5, 0.25, 0.25]
+
+
 def test_a_trial_is_what_fit_would_run_by_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     from litpeft.__main__ import main
 
@@ -110,6 +120,18 @@ def test_a_twin_has_the_axes_of_the_other_and_not_what_was_published(tmp_path: P
     assert [trial.label for trial in experiment.trials] == ["lora", "dora"]
     assert (experiment.told["question"], experiment.told["published"]) == ("What?", None)
     assert "--model.model_name=mine" in experiment.trials[0].words
+
+
+def test_what_a_twin_is_like_may_be_a_twin_itself(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text(yaml.safe_dump(BASE | {"seeds": 5, "published": {"rows": []}}))
+    second.write_text(yaml.safe_dump({"like": str(first), "axes": AXES}))
+    experiment = read(tmp_path, {"like": str(second), "question": "What?"})
+    assert (len(experiment.seeds), experiment.told["published"]) == (5, None)
+    assert "--model.model_name=roberta-base" in experiment.trials[0].words
+    first.write_text(yaml.safe_dump({"like": str(second)}))
+    with pytest.raises(UserError, match=r"first.yaml: like: leads back to it"):
+        read(tmp_path, {"like": str(first)})
 
 
 AXES = {"adapter": ["lora", "dora"]}
@@ -175,3 +197,12 @@ def test_one_batch_is_not_all_of_them(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     command = [sys.executable, "-c", ONE_BATCH, str(tmp_path / "mine.yaml")]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+@pytest.mark.parametrize(("name", "warmup"), [("lora_insights", 100), ("lora_insights_small", 2)])
+def test_with_and_without_cosine_the_rate_rises_alike(name: str, warmup: int) -> None:
+    """A schedule that is named anew has its own warm-up, and the trials would differ in that too."""
+    words = [" ".join(trial.words) for trial in read_experiment(name).trials]
+    cosine = [line for line in words if "WarmupCosine" in line]
+    assert len(cosine) == 3
+    assert all(line.index(f"warmup={warmup}") > line.index("WarmupCosine") for line in cosine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from pathlib import Path
@@ -164,7 +165,12 @@ def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, words: list[str]
         assert {name: group[name] for name in SGD} == SGD
 
 
-@pytest.mark.parametrize("name", ["bitsandbytes.optim.AdamW8bit", "transformers.optimization.Adafactor"])
+OTHERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Lion")
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"bitsandbytes.optim.{name}" for name in OTHERS), "transformers.optimization.Adafactor"]
+)
 def test_optimizers_of_other_packages_train(tmp_path: Path, words: list[str], name: str) -> None:
     options = ["--model.optimizer", name, "--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
     assert main([*words, *options]) == 0
@@ -330,3 +336,33 @@ def test_a_class_of_ones_own_in_the_working_folder_is_found(tmp_path: Path, word
     done = __import__("subprocess").run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_record(tmp_path / "run")["adapter"] == "bitfit"
+
+
+SCHEDULES = {
+    "OneCycleLR": ["OneCycleLR", "--model.scheduler.max_lr", "0.1"],
+    "CosineAnnealingLR": ["CosineAnnealingLR", "--model.scheduler.T_max", "-1"],
+    "ReduceLROnPlateau": ["lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor", "val_loss"],
+    "Constant": ["Constant", "--model.scheduler.warmup", "2"],
+    "WarmupInverseSqrt": ["WarmupInverseSqrt", "--model.scheduler.warmup", "2"],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_of_torch_and_ours_go_by_the_step_to_the_runs_end(
+    tmp_path: Path, words: list[str], name: str
+) -> None:
+    options = [*ADAMW, "--model.optimizer.lr", "1e-3", "--model.scheduler", *SCHEDULES[name]]
+    options += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--run_dir", str(tmp_path / "run")]
+    assert main([*words, *options]) == 0
+    assert read_record(tmp_path / "run")["scheduler"] == name
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr")]
+    assert len(rates) == 24
+    if name == "OneCycleLR":
+        assert 0.02 > rates[0] < max(rates) > 1000 * rates[-1]
+        assert max(rates) == pytest.approx(0.1, rel=0.02)
+    if name == "CosineAnnealingLR":  # ends one step before zero
+        assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 24)) / 2 for step in range(24)], rel=1e-4)
+    if name in ("Constant", "ReduceLROnPlateau"):
+        assert rates[-1] == pytest.approx(1e-3)

@@ -192,8 +192,7 @@ def test_mistakes_are_one_sentence(grid: Path, tmp_path: Path, capsys: pytest.Ca
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
-    with pytest.raises(SystemExit):
-        main(["compare", str(grid), "--target", "val_accuracy"])
+    assert main(["compare", str(grid), "--target", "val_accuracy"]) == 2
     assert "is not METRIC=NUMBER" in capsys.readouterr().err
 
 

@@ -201,6 +201,8 @@ def _power(effect: float, pairs: int, level: float) -> float:
 
 
 def _variance(values: Sequence[float], mean: float) -> float:
+    if min(values) == max(values):  # of three times 0.4 the mean is an ulp off
+        return 0.0
     return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
 

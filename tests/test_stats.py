@@ -201,3 +201,9 @@ def test_neither_torch_nor_scipy_stats_is_imported() -> None:
     code += "mcnemar([1], [0]); paired_bootstrap([1.0], [0.0]); "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'scipy.stats')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_values_that_agree_have_no_spread() -> None:
+    mean, low, high = mean_interval([0.4, 0.4, 0.4])
+    assert low == mean == high
+    assert paired_t([0.7] * 3, [0.4] * 3).sd == 0

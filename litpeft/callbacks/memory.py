@@ -6,6 +6,7 @@ import re
 import resource
 import sys
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,15 @@ class MemoryRecorder(Callback):
                 kept[name] = (sum if name == "allocator_retries" else max)(both) if both else None
         self._host_known = _reset_peak_rss()
         self._phase = phase
+
+    def state_dict(self) -> dict[str, Any]:
+        """So that a run which is resumed for its shortest batches does not look as if it had needed no more."""
+        return {"phases": deepcopy(self.phases), "host_peak": self._host_peak}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Peaks of what comes are laid over those of before; each phase keeps its greatest."""
+        self.phases = state_dict["phases"]
+        self._host_peak = max(self._host_peak, state_dict["host_peak"])
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""

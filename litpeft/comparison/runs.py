@@ -71,7 +71,7 @@ def place_by_sweep(runs: Sequence[Run], sweep: Sweep) -> tuple[dict[str, list[Ru
     trials = {trial.name: trial for trial in sweep.trials}
     strangers = []
     for run in runs:
-        trial = trials.get(run.folder.parent.relative_to(sweep.folder).as_posix())
+        trial = trials.get(Path(os.path.relpath(run.folder.parent, sweep.folder)).as_posix())
         if trial is None:
             strangers.append(run)
         else:

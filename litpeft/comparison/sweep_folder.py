@@ -101,7 +101,9 @@ def _published(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Figures as numbers: YAML 1.1 takes `2.8e9` for a word."""
     if not told:
         return None
-    rows = [{key: item if key == "label" else _number(item) for key, item in row.items()} for row in told["rows"]]
+    rows = [
+        {key: _number(item) for key, item in row.items()} | {"label": str(row["label"])} for row in told["rows"] or ()
+    ]
     return {"source": told.get("source"), "note": told.get("note"), "rows": rows}
 
 

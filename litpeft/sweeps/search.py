@@ -59,6 +59,9 @@ def search(
     tried = {
         name for name, own in of_trial.items() if all(job.state() not in ("waiting", "interrupted") for job in own)
     }
+    for name, own in of_trial.items():  # what was begun is ended first: nothing says that it would be asked for again
+        if name not in tried and any(job.state() != "waiting" for job in own):
+            study.enqueue_trial(own[0].trial.axes)
     for _ in range(20 * budget):  # what was tried before comes again at times, and costs nothing
         if len(tried) >= min(budget, len(by_axes)):
             return

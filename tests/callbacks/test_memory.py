@@ -154,7 +154,8 @@ def test_the_longest_batch_that_meets_the_optimizers_states_is_followed(
     options += ["--trainer.accumulate_grad_batches", str(accumulate), "--run_dir", str(tmp_path / "run")]
     Widths.seen = {}
     assert main([*words, *options, "--trainer.max_steps", "5", "--seed_everything", "3"]) == 0
-    first, second = read_record(tmp_path / "run")["tracked_steps"]
+    record = read_record(tmp_path / "run")
+    first, second = record["tracked_steps"]
     later = {step: width for step, width in Widths.seen.items() if step}
     assert (first, later[second]) == (0, max(later.values()))
     assert min(later.values()) < max(later.values())
@@ -164,3 +165,16 @@ def test_the_longest_batch_that_meets_the_optimizers_states_is_followed(
     first, second = read_record(tmp_path / "run")["tracked_steps"]
     later = {step - 5: width for step, width in Widths.seen.items() if step > 5}
     assert (first, later[second]) == (0, max(later.values()))
+    assert read_record(tmp_path / "run")["peak_tensor_bytes"] >= record["peak_tensor_bytes"]
+
+
+def test_peaks_before_a_resume_count(tmp_path: Path, words: list[str]) -> None:
+    """What is left of a run may have the shortest batches alone, and needs less."""
+    options = ["--data.batch_size", "8", "--run_dir", str(tmp_path / "run"), "--checkpoint.every_n_steps", "4"]
+    assert main([*words, *options, "--trainer.max_steps", "4"]) == 0
+    before = read_record(tmp_path / "run")
+    most = before["memory_phases"]["train"]["peak_tensor_bytes"]
+    assert main(["fit", *options, "--resume", "--trainer.max_steps", "5", "--memory.track_steps", "[]"]) == 0
+    record = read_record(tmp_path / "run")
+    assert record["memory_phases"]["train"]["peak_tensor_bytes"] == most
+    assert record["peak_tensor_bytes"] == before["peak_tensor_bytes"]

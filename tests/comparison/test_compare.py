@@ -266,6 +266,8 @@ def test_a_sweep_tells_what_is_missing_failed_or_not_its_own(tmp_path: Path) -> 
     assert f"Left out: {tmp_path / 'dora' / 'seed0'} is no trial of this sweep." in warnings
     assert "Not yet run: lora (seed 3), qlora-nf4 (seed 0), qlora-nf4 (seed 1)" in warnings
     assert "Left out, oom: none, seed 3: out of memory." in warnings
+    write_run(tmp_path / "own")  # not in TRIAL/seedN
+    assert f"Left out: {tmp_path / 'own'} is no trial of this sweep." in compare([tmp_path]).warnings
     write_sweep(tmp_path, trials=trials, baseline="qlora-nf4")
     unfinished = compare([tmp_path])
     assert "The baseline, qlora-nf4, has no finished run" in "\n".join(unfinished.warnings)
@@ -281,6 +283,9 @@ def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, said: str) ->
     write_sweep(tmp_path)
     (tmp_path / "sweep.yaml").write_text(text)
     with pytest.raises(UserError, match=said):
+        compare([tmp_path])
+    write_sweep(tmp_path, published={"rows": [{"val_accuracy": 0.9}]})
+    with pytest.raises(UserError, match=r"sweep.yaml is no description of a sweep: KeyError\('label'\)"):
         compare([tmp_path])
     write_sweep(tmp_path, baseline="other")
     with pytest.raises(UserError, match=r"sweep.yaml: baseline other: no such group; there are lora, dora, none"):

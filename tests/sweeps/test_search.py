@@ -1,0 +1,35 @@
+"""A search over trials by optuna, without the runs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from litpeft.records import new_record, write_record
+from litpeft.sweeps.experiment import Experiment, Trial
+from litpeft.sweeps.folder import Job, jobs_of
+from litpeft.sweeps.search import search
+
+
+def test_what_a_killed_search_had_begun_is_ended_first(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    trials = [Trial(f"rank={i}", f"rank={i}", {"rank": str(i)}, ()) for i in range(10)]
+    experiment = Experiment("mine", {"rank": []}, trials, [0, 1], {"metric": None})
+    jobs = jobs_of(tmp_path, experiment)
+    done: list[str] = []
+
+    def do(job: Job) -> str:
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        write_record(job.run_dir, new_record() | {"status": "ok", "val_loss": 0.5})
+        done.append(job.name)
+        return "ok"
+
+    for begun, ended in (("rank=3", "interrupted"), ("rank=8", "ok")):  # of the other, one seed is missing
+        (tmp_path / begun / "seed0").mkdir(parents=True)
+        write_record(tmp_path / begun / "seed0", new_record() | {"status": ended, "val_loss": 0.4})
+    with ThreadPoolExecutor(1) as pool:
+        search(tmp_path, experiment, jobs, 2, pool, do)
+    assert {"rank=3 seed 0", "rank=3 seed 1", "rank=8 seed 1"} <= set(done)
+    assert {name.split()[0] for name in done} == {"rank=3", "rank=8"}

@@ -120,7 +120,12 @@ class _Sweep:
         self.screen.note(job, "running")
         with open(job.log, "a", encoding="utf-8") as log:
             log.write(f"$ litpeft {shlex.join(words)}\n")
-        code = self.launch(words, job.log)
+        try:
+            code = self.launch(words, job.log)
+        except Exception as error:  # of Ray or SLURM: a task that was cancelled, a node that is gone
+            code = 1
+            with open(job.log, "a", encoding="utf-8") as log:
+                log.write(f"{type(error).__name__}: {error}\n")
         state = job.state()
         # it has failed before it could write its record, or after, or was killed: for want of memory, say
         if code and self.stopped is None and state in ("waiting", "ok", "interrupted"):

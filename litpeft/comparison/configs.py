@@ -29,6 +29,8 @@ CHANGES_NOTHING = re.compile(  # no result, or nothing but how closely it was wa
     r"|data\.init_args\.(num_workers|cache_dir|predict_file|test_samples)"
     r"|checkpoint\.every_n_steps|(predictions|throughput|memory|energy|record|progress)(\..*)?"
 )
+ADAPTER = "model.adapter"
+SHARED = re.compile(r"model\.adapter\.(?!class_path|quant_type)")
 DATA_SEED = "data.init_args.seed"
 DATA_FILE = re.compile(r"data\.init_args\.(\w+)_file")
 
@@ -68,9 +70,14 @@ def covered_keys(axes: Iterable[str]) -> list[str]:
 
 
 def is_covered(key: str, covered: Collection[str]) -> bool:
-    """Whether a config key is one of these, or below one."""
+    """Whether a config key is one of these, or below one.
+
+    Rank, dropout and what else two adapters both have is not what makes them two: of an adapter, its class and what its
+    name tells are covered; options that only one of them has are no difference anyway.
+    """
     name = short(key)
-    return any(name == other or name.startswith(f"{other}.") for other in covered)
+    above = set(covered) - ({ADAPTER} if SHARED.match(name) else set())
+    return any(name == other or name.startswith(f"{other}.") for other in above)
 
 
 def check_axes(axes: Sequence[str], runs: Sequence[Run]) -> None:

@@ -147,10 +147,11 @@ def test_between_groups_other_differences_are_told_as_confounded(tmp_path: Path)
     write_run(tmp_path / "b", "lora", options={RANK: 4})
     write_run(tmp_path / "c", "dora", options={"model.init_args.dtype": "fp32"})
     assert compare([tmp_path]).confounded == {
+        "model.adapter.rank": {"none": "(absent)", "lora": "4", "dora": "8"},  # what both have is to be the same
         "model.dtype": {"none": "bf16", "lora": "bf16", "dora": "fp32"},
         "model.optimizer.lr": {"none": "2e-05", "lora": "0.003", "dora": "0.003"},
     }
-    assert compare([tmp_path], by=["adapter", "lr", "model.dtype"]).confounded == {}
+    assert compare([tmp_path], by=["adapter", "lr", "model.dtype", "model.adapter.rank"]).confounded == {}
 
 
 def test_two_runs_of_one_seed_are_refused_unless_one_of_them_failed(tmp_path: Path) -> None:

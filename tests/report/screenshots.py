@@ -10,6 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+SHOWN = 2100  # pixels from the top
 SIZES = {"desktop": (1280, 900, "light"), "dark": (1280, 900, "dark"), "phone": (375, 812, "light")}
 
 
@@ -42,7 +43,7 @@ def open_report(page: Page, path: Path) -> None:
 
 
 def take(opened: Browser, path: Path, folder: Path) -> list[Path]:
-    """The whole page on a desktop, light and dark, and on a phone."""
+    """The page down to its first charts, on a desktop, light and dark, and on a phone."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = []
     for size in SIZES:
@@ -50,7 +51,8 @@ def take(opened: Browser, path: Path, folder: Path) -> list[Path]:
         page = context.new_page()
         open_report(page, path)
         taken.append(folder / f"{path.stem}-{size}.png")
-        page.screenshot(path=taken[-1], full_page=True)
+        width, _, _ = SIZES[size]
+        page.screenshot(path=taken[-1], full_page=True, clip={"x": 0, "y": 0, "width": width, "height": SHOWN})
         context.close()
     return taken
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from litpeft.comparison.figures import resolution, value
+from litpeft.comparison.figures import TARGET, resolution, value
 from litpeft.comparison.model import Difference, Estimate, Figure, Group, Run, Verdict
 from litpeft.stats import LEVEL, Test, holm, mean_interval, paired_t, pairs_needed
 
@@ -42,9 +42,12 @@ def against(groups: Sequence[Group], baseline: Group, figures: Sequence[Figure])
         tests = {}
         for group in groups:
             values = [] if group is baseline else _values(group, baseline, figure)
-            if len(values) == 1:  # a difference, and no way to test it
-                mean = values[0][0] - values[0][1]
-                group.differences[figure.name] = Difference(mean, None, None, 1, None, None, None, "cannot tell", None)
+            if len(values) == 1 or (
+                values and _some_never([group, baseline], figure)
+            ):  # a difference, and no test of it
+                mean = sum(own - other for own, other in values) / len(values)
+                untested = Difference(mean, None, None, len(values), None, None, None, "cannot tell", None)
+                group.differences[figure.name] = untested
             elif values:
                 step = max(resolution(run, figure.name) for run in [*group.runs, *baseline.runs])
                 tests[group.label] = Tested(PAIRED_T, paired_t(*zip(*values, strict=True), step), len(values))
@@ -79,6 +82,12 @@ def _values(group: Group, baseline: Group, figure: Figure) -> list[tuple[float, 
     by_seed = pairs(group, baseline)
     values = [(value(run.record, figure.name), value(other.record, figure.name)) for run, other in by_seed]
     return [(a, b) for a, b in values if a is not None and b is not None]
+
+
+def _some_never(groups: Sequence[Group], figure: Figure) -> bool:
+    """Whether the figure is the time to a target that some runs never met: the others alone would speak too well."""
+    known = [value(run.record, figure.name) is not None for group in groups for run in group.runs]
+    return TARGET.fullmatch(figure.name) is not None and not all(known)
 
 
 def _verdict(mean: float, p: float, figure: Figure) -> Verdict:

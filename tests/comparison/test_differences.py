@@ -171,3 +171,21 @@ def test_a_file_of_rows_that_cannot_be_read_is_refused_when_asked_for(tmp_path: 
     assert compare([tmp_path]).groups[1].over_examples == {}  # what is not asked for is done without
     with pytest.raises(UserError, match=r"b/val_examples.json: No such file"):
         compare([tmp_path], examples=True)
+
+
+def test_a_target_that_some_seeds_never_met_is_not_tested_by_the_others(tmp_path: Path) -> None:
+    def met(seconds: float, accuracy: float = 0.9) -> list[dict]:
+        return [{"step": 1, "train_seconds": seconds, "val_accuracy": accuracy}]
+
+    for seed in range(4):
+        write_run(tmp_path / f"a{seed}", "none", seed, validations=met(100 + seed))
+        write_run(tmp_path / f"b{seed}", "lora", seed, validations=met(10 + seed, 0.9 if seed else 0.5))
+        write_run(tmp_path / f"c{seed}", "dora", seed, validations=met(10 + seed))
+    name = "seconds_to_val_accuracy_0.85"
+    _, lora, dora = compare([tmp_path], targets=[("val_accuracy", 0.85)]).groups
+    assert (lora.differences[name].verdict, lora.differences[name].mean, lora.differences[name].p) == (
+        "cannot tell",
+        -90,
+        None,
+    )
+    assert dora.differences[name].verdict == "better"

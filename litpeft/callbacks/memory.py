@@ -14,6 +14,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.errors import UserError
 from litpeft.memory import MemoryTracker, optimizer_tensors
 from litpeft.memory.picture import split_picture
@@ -214,8 +215,10 @@ def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
 
 
 def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
-    """The first step and, of those after it that this epoch has, the one with the longest batch."""
+    """The first step and, of the others of this epoch, the one with the longest batch, where that is known."""
     sampler, accumulated = trainer.train_dataloader.sampler, trainer.accumulate_grad_batches
+    if not isinstance(sampler, LengthGroupedBatches):  # of a data set with a loader of its own
+        return [0, 1]
     total = pl_module.total_steps()
     most = trainer.num_training_batches - sampler.start
     if total is not None:

@@ -1,5 +1,11 @@
 """Errors that are the user's to mend: one sentence that names the option or file and says what to do."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something that the user gave cannot be used.
@@ -7,3 +13,12 @@ class UserError(Exception):
     The command line prints the message as one line without a traceback and exits with code 2. The message names the
     option or the file, says what is wrong with it, and what to do.
     """
+
+
+@contextmanager
+def writing(option: str, path: Path) -> Iterator[None]:
+    """Within, what the system says against writing a file becomes a sentence with the `option` that named it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option} {path}: {error.strerror or error}.") from error

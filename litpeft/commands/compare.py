@@ -9,7 +9,7 @@ from litpeft.commands.parser import CommandParser
 from litpeft.comparison import Comparison
 from litpeft.comparison.formats import FORMATS
 from litpeft.comparison.selection import add_selection, selected
-from litpeft.errors import UserError
+from litpeft.errors import writing
 from litpeft.records import write_atomically
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex"}
@@ -47,9 +47,7 @@ def _write(path: Path, comparison: Comparison, form: str) -> None:
         text = as_text(comparison)
     else:
         text = FORMATS[form](comparison)
-    try:
+    with writing("-o", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text)
-    except OSError as error:
-        raise UserError(f"-o {path}: {error.strerror or error}.") from error
     print(path)

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from litpeft.adapters import Adapter
 from litpeft.callbacks import ProgressBar
-from litpeft.errors import UserError
+from litpeft.errors import UserError, writing
 from litpeft.records import write_atomically
 from litpeft.screen import quieten
 from litpeft.unstarted import UnstartedCLI
@@ -150,8 +150,6 @@ def _write(path: Path, rows: list[tuple[str, float, float]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("adapter", "lr", "smoothed_train_loss"))
     writer.writerows(rows)
-    try:
+    with writing("--output", path):
         write_atomically(path, text.getvalue())
-    except OSError as error:
-        raise UserError(f"--output {path}: {error.strerror or error}.") from error
     print(path)

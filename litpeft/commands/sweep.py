@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,19 +101,21 @@ class _Sweep:
             if self.options.select:
                 from litpeft.sweeps.search import search
 
-                search(self.root, self.experiment, self.jobs, self.options.trials, pool, self.do)
+                search(self.root, self.experiment, self.jobs, self.options.trials, partial(self._together, pool))
             else:
-                self._all(pool)
+                self._together(pool, self.jobs)
         return self._told()
 
-    def _all(self, pool: ThreadPoolExecutor) -> None:
-        waiting: set[Future[str]] = {pool.submit(self.do, job) for job in self.jobs}
+    def _together(self, pool: ThreadPoolExecutor, jobs: list[Job]) -> list[str]:
+        """Run these jobs, as many at once as may, and return how they stand in the end."""
+        waiting: set[Future[str]] = {pool.submit(self._do, job) for job in jobs}
+        states = []
         while waiting:  # with a limit, or a signal would wait for the trial
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
-            for future in done:
-                future.result()
+            states += [future.result() for future in done]
+        return states
 
-    def do(self, job: Job) -> str:
+    def _do(self, job: Job) -> str:
         """Run a job if there is anything left to do, and return how it stands."""
         words = job.words(self.options.retry)
         if words is None or self.stopped is not None:

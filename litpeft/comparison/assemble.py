@@ -13,7 +13,7 @@ from litpeft.comparison.figures import choose
 from litpeft.comparison.model import Comparison, Group, Run
 from litpeft.comparison.runs import find_runs, place_by_axes, place_by_sweep
 from litpeft.comparison.sameness import check_data, check_seeds, check_within, confounded
-from litpeft.comparison.sweep_folder import Sweep, read_sweep
+from litpeft.comparison.sweep_folder import FILE, Sweep, read_sweep
 from litpeft.errors import UserError
 
 DEFAULT_AXES = ("adapter",)
@@ -91,7 +91,7 @@ def _baseline(groups: Sequence[Group], asked: str | None, sweep: Sweep | None) -
         return filled[0] if len(groups) > 1 else None
     labels = {group.label: group for group in groups}
     if label not in labels:
-        where = "--baseline" if asked is not None else f"{sweep.folder / 'sweep.yaml'}: baseline"
+        where = "--baseline" if asked is not None else f"{sweep.folder / FILE}: baseline"
         raise UserError(f"{where} {label}: no such group; there are {', '.join(labels)}.")
     if asked is not None and not labels[label].runs:
         raise UserError(f"--baseline {label}: none of its runs has ended well.")

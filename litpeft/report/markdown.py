@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.comparison import Comparison
-from litpeft.errors import UserError
+from litpeft.errors import UserError, writing
 from litpeft.records import write_atomically
 from litpeft.report.answer import answer
 from litpeft.report.chart import Chart
@@ -28,12 +28,10 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
     charts = [chart for part in parts(comparison) for chart in part.charts]
     folder = path.with_name(f"{path.stem}_pictures")
     pictures = {chart.name: folder / f"{chart.name}.png" for chart in charts}
-    try:
+    with writing("-o", path):
         folder.mkdir(parents=True, exist_ok=True)
         _draw(charts, pictures)
         write_atomically(path, _text(comparison, charts, folder.name))
-    except OSError as error:
-        raise UserError(f"-o {path}: {error.strerror or error}.") from error
 
 
 def _draw(charts: list[Chart], pictures: dict[str, Path]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from litpeft import __version__
 from litpeft.comparison import Comparison
-from litpeft.errors import UserError
+from litpeft.errors import UserError, writing
 from litpeft.records import FIELDS
 from litpeft.report.answer import answer
 from litpeft.report.chart import Chart
@@ -74,11 +74,9 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
         UserError: a package is missing, or the file cannot be written.
     """
     text = page(comparison, command)
-    try:
+    with writing("-o", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"-o {path}: {error.strerror or error}.") from error
 
 
 def page(comparison: Comparison, command: str) -> str:

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import yaml
 
+from litpeft.comparison.sweep_folder import FILE
 from litpeft.errors import UserError
 from litpeft.records import FILE_NAME, read_record, write_atomically
 from litpeft.run_folder import changed_options, newest_checkpoint
 from litpeft.sweeps.experiment import Experiment, Trial
 
-FILE = "sweep.yaml"
 TRIALS = "trials"  # folder of their configurations
 LOGS = "logs"
 State = Literal["waiting", "running", "ok", "failed", "oom", "interrupted"]

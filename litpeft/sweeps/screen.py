@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from litpeft.comparison.figures import direction
+from litpeft.comparison.figures import direction, value
 from litpeft.sweeps.folder import Job
 
 TAIL = 400  # bytes of a log in which its last line is looked for
@@ -85,8 +85,8 @@ class Screen:
         if not known:
             return ""
         name = max(known, key=lambda name: known[name][0])
-        metric, value = known[name][1:]
-        return f"best so far: {name}, {metric} {value:.4f}"
+        _, metric, found = known[name]
+        return f"best so far: {name}, {metric} {found:.4f}"
 
     def _told(self, job: Job) -> str:
         found = score(self.records[job.name], self.metric)
@@ -96,12 +96,11 @@ class Screen:
 def score(record: dict[str, Any], metric: str | None) -> tuple[float, str, float] | None:
     """(what is to be great, name, value) of the metric that a record is judged by; None where it has none."""
     names = [metric] if metric else ["val_accuracy", "val_loss"]
-    others = record["other_metrics"] or {}
     for name in names:
-        value = record.get(name, others.get(name))
-        if value is not None:
+        found = value(record, name)
+        if found is not None:
             small = direction(name) == "lower" or name.endswith(("bytes", "seconds", "p50", "p95", "joules"))
-            return (-value if small else value), name, value
+            return (-found if small else found), name, found
     return None
 
 

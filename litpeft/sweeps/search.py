@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 from litpeft.errors import UserError
@@ -19,8 +18,7 @@ def search(
     experiment: Experiment,
     jobs: list[Job],
     budget: int,
-    pool: ThreadPoolExecutor,
-    do: Callable[[Job], str],
+    run: Callable[[list[Job]], list[str]],
 ) -> None:
     """Run up to `budget` different trials, each with all its seeds, as a tree of Parzen estimators says.
 
@@ -29,8 +27,7 @@ def search(
         experiment: whose axes are searched.
         jobs: every trial with every seed.
         budget: how many trials, those of earlier searches included.
-        pool: where jobs run, seeds beside each other.
-        do: runs a job, if it has not run, and returns how it stands.
+        run: runs those of these jobs that have not run, beside each other, and returns how they stand.
 
     Raises:
         UserError: optuna is not installed.
@@ -72,7 +69,7 @@ def search(
             study.tell(asked, state=optuna.trial.TrialState.PRUNED)
             continue
         tried.add(trial.name)
-        mean = _mean(experiment, of_trial[trial.name], pool, do)
+        mean = _mean(experiment, of_trial[trial.name], run)
         if mean is None:
             study.tell(asked, state=optuna.trial.TrialState.FAIL)
         else:
@@ -81,14 +78,10 @@ def search(
             return
 
 
-def _mean(experiment: Experiment, jobs: list[Job], pool: ThreadPoolExecutor, do: Callable[[Job], str]) -> float | None:
+def _mean(experiment: Experiment, jobs: list[Job], run: Callable[[list[Job]], list[str]]) -> float | None:
     """Over the seeds, of the figure that is to be great; None where a seed has none."""
-    waiting = {pool.submit(do, job) for job in jobs}
-    states = []
-    while waiting:  # with a limit, or a signal would wait for the trial
-        done, waiting = wait(waiting, timeout=1)
-        states += [future.result() for future in done]
-    scores = [score(job.record() or {"other_metrics": None}, experiment.told["metric"]) for job in jobs]
+    states = run(jobs)
+    scores = [score(job.record() or {}, experiment.told["metric"]) for job in jobs]
     if set(states) != {"ok"} or None in scores:
         return None
     return sum(each[0] for each in scores) / len(scores)

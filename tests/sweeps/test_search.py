@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,6 @@ def test_what_a_killed_search_had_begun_is_ended_first(tmp_path: Path) -> None:
     for begun, ended in (("rank=3", "interrupted"), ("rank=8", "ok")):  # of the other, one seed is missing
         (tmp_path / begun / "seed0").mkdir(parents=True)
         write_record(tmp_path / begun / "seed0", new_record() | {"status": ended, "val_loss": 0.4})
-    with ThreadPoolExecutor(1) as pool:
-        search(tmp_path, experiment, jobs, 2, pool, do)
+    search(tmp_path, experiment, jobs, 2, lambda some: [do(job) for job in some])
     assert {"rank=3 seed 0", "rank=3 seed 1", "rank=8 seed 1"} <= set(done)
     assert {name.split()[0] for name in done} == {"rank=3", "rank=8"}

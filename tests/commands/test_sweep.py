@@ -179,7 +179,7 @@ def test_a_trial_that_was_stopped_before_its_record_has_not_failed(tmp_path: Pat
         return -signal.SIGTERM
 
     sweep.launch = launch
-    assert sweep.do(job) == "waiting"
+    assert sweep._do(job) == "waiting"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the sam
     "compare": "hold runs against each other: a table by what varies, and which differences are real",
     "configs": "list, print or copy the configurations that come with the package",
     "sweep": "run an experiment: every trial of its axes with every seed, each in a process of its own",
+    "evaluate": "measure a finished run by benchmarks: TruthfulQA, arithmetic, BLiMP, MMLU, any task of lm-eval",
     "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",
     "report": "show runs as one page for the browser, or as Markdown with pictures: table, charts, every run",
     "find_lr": "which learning rates train an adapter, by raising the rate from step to step",

@@ -21,6 +21,7 @@ import litpeft.optim
 import litpeft.tasks
 from litpeft.arguments import check_trainer, typed_options, with_configs
 from litpeft.callbacks import (
+    BenchmarkEvaluation,
     Checkpoint,
     EnergyRecorder,
     ExampleRecorder,
@@ -105,6 +106,7 @@ class LitPeftCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(Checkpoint, "checkpoint")
         parser.add_lightning_class_args(ExampleRecorder, "record")
+        parser.add_lightning_class_args(BenchmarkEvaluation, "benchmarks")
 
     def _set_seed(self) -> None:
         seed = self.config[self.verb].seed_everything
@@ -196,6 +198,7 @@ class LitPeftCLI(LightningCLI):
         elif settings["logger"] in (None, True):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+        given.benchmarks.resume_with(self.recorder.record["benchmarks"])
         theirs = settings["callbacks"] or []
         theirs = theirs if isinstance(theirs, list) else [theirs]
         if settings["enable_progress_bar"] is not False and not any(
@@ -210,6 +213,7 @@ class LitPeftCLI(LightningCLI):
             given.predictions,
             given.record,
             given.checkpoint,
+            given.benchmarks,
             self.recorder,
         ]
         plugins = settings["plugins"] or []

@@ -41,14 +41,15 @@ FIELDS = {
     "adapter_bytes": "bytes of the trainable tensors: what a checkpoint holds of the model",
     "model_bytes": "bytes of all parameters and buffers as they are held",
     # memory
-    "peak_allocated_bytes": "most that CUDA's allocator had handed out at once during the fit; null without CUDA",
-    "peak_reserved_bytes": "most that CUDA's allocator had taken from the device; null without CUDA",
+    "peak_allocated_bytes": "most that CUDA's allocator had handed out at once during the fit, benchmarks left out; null "
+    "without CUDA",
+    "peak_reserved_bytes": "most that CUDA's allocator had taken from the device, likewise; null without CUDA",
     "peak_rss_bytes": "most host memory that the process has held since it started",
     "peak_tensor_bytes": "most bytes of tensors alive at once in the steps that were followed",
     "others_bytes": "held on the GPU before the run by other processes and this one's CUDA context; null on a CPU",
     "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
     "train_seconds leave them out",
-    "memory_phases": "by phase (load, first_step, train, validate, save): peaks of the host, of CUDA, and of tensors "
+    "memory_phases": "by phase (load, first_step, train, validate, save, benchmark): peaks of the host, of CUDA, and of tensors "
     "with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
     "null or absent is not known",
     # time
@@ -56,7 +57,7 @@ FIELDS = {
     "load_seconds": "reading the model and putting the adapter in",
     "train_seconds": "all optimizer steps: waiting for data, forward, backward, update; no validation, no checkpoints; "
     "of a resumed run, also those before the checkpoint that it was resumed from",
-    "wall_seconds": "the fit since it was started or resumed, loading, validation and checkpoints included",
+    "wall_seconds": "the fit since it was started or resumed, loading, validation, checkpoints and benchmarks included",
     "epochs": "passes over the training rows, the part of one that was begun included",
     "steps": "optimizer steps",
     "warmup_steps_left_out": "first steps since the start or resume, that the following figures leave out",
@@ -74,8 +75,8 @@ FIELDS = {
     "model_flops_per_second": "the same a second of the sampled steps",
     "peak_flops_per_second": "what the device can make: throughput.peak_flops, or as throughput.measure_peak found",
     "flops_utilisation": "model_flops_per_second as a share of that",
-    "energy_joules": "of all sources from the start of training to its end, validation and checkpoints included, and "
-    "before a resume; null unless each is known",
+    "energy_joules": "of all sources from the start of training to its end, validation and checkpoints included, "
+    "benchmarks left out, and before a resume; null unless each is known",
     "energy_joules_by_source": "cpu_packages (processors) and gpu (its board), whoever made them work",
     # quality
     "train_loss": "mean over the last finished epoch (or what a resume left of it), in training mode (dropout on)",
@@ -87,6 +88,8 @@ FIELDS = {
     "val_examples": "file in the run folder with what each validation row gave, where record.predictions asked for it: "
     "JSON of `step`, `table` (fingerprint of the rows), and, in the order of the rows, `loss` and (of a classifier) "
     "`correct`",
+    "benchmarks": "each evaluation, in order of its step: step, seconds, results by benchmark (scores, standard_errors over "
+    "items, items, num_fewshot, and the fingerprint of the items as they were asked), and what was skipped and why",
     "other_metrics": "validation metrics of other names, by name; null where a task has none",
     "test_loss": "as val_loss on the test rows, after `litpeft test`",
     "test_accuracy": "as val_accuracy on the test rows, after `litpeft test`",
@@ -175,6 +178,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("val loss", _with_unit(record["val_loss"], ".4f")),
         ("val accuracy", _with_unit(record["val_accuracy"], ".2%")),
         ("test accuracy", _with_unit(record["test_accuracy"], ".2%")),
+        *_benchmarks(record),
     ]
     return [(name, value) for name, value in rows if value is not None]
 
@@ -188,6 +192,35 @@ def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
     phases = (record["memory_phases"] or {}).values()
     split = max(phases, key=lambda phase: phase.get("peak_tensor_bytes", 0), default={}).get("tensor_bytes", {})
     return [(name, count) for name, count in split.items() if count]
+
+
+def benchmarked(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The evaluation of the weights that a run stands for: those of its checkpoint, the last ones before there is one."""
+    found, checkpoint = record.get("benchmarks") or [], record.get("checkpoint")
+    if checkpoint:
+        step = int(checkpoint.rpartition("-")[2])
+        found = [evaluation for evaluation in found if evaluation["step"] == step]
+    return found[-1] if found else None
+
+
+def benchmark_rows(evaluation: dict[str, Any], before: dict[str, Any] | None = None) -> list[tuple[str, str]]:
+    """Scores and their standard errors, with those of another evaluation beside them, and what was skipped."""
+    rows = []
+    for name, result in evaluation["results"].items():
+        for metric, score in result["scores"].items():
+            error = result["standard_errors"].get(metric)
+            told = f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            earlier = (before or {"results": {}})["results"].get(name, {}).get("scores", {}).get(metric)
+            told += "" if earlier is None else f" (before training {earlier:.4f})"
+            rows.append((f"{name.removeprefix('litpeft_')} {metric}".replace("_", " "), told))
+    skipped = evaluation["skipped"].items()
+    return rows + [(name.removeprefix("litpeft_").replace("_", " "), f"none: {reason}") for name, reason in skipped]
+
+
+def _benchmarks(record: dict[str, Any]) -> list[tuple[str, str]]:
+    evaluation = benchmarked(record)
+    first = (record["benchmarks"] or [None])[0]
+    return benchmark_rows(evaluation, first if first["step"] == 0 != evaluation["step"] else None) if evaluation else []
 
 
 def _share(utilisation: float | None) -> str:

@@ -16,15 +16,18 @@ CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step-\d+")  # the name of a checkpoint
 TRACEBACK = "traceback.txt"
-OURS = (FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "events.out.tfevents.*", "hparams.yaml")
+OURS = (
+    *(FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "val_examples.json", "benchmark_items"),
+    *("events.out.tfevents.*", "hparams.yaml"),
+)
 NOT_VARIED = re.compile(  # options that are not in a run's name: where it goes, what its folder says, how text is read
     r"config|run_dir|experiment|resume|overwrite|seed_everything|model|data|model\.adapter(\.quant_type)?|print_config"
     r"|trainer\.(accelerator|enable_\w+|logger)|data\.(num_workers|cache_dir|columns|delimiter|encoding|label_\w+)"
-    r"|data\.\w+_(file|column)|predictions\.file"
+    r"|data\.\w+_(file|column)|predictions\.file|benchmarks\..*"
 )
 MAY_CHANGE = re.compile(  # when a run is resumed: how long, where and how watched, not what is computed
     r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
-    r"|checkpoint\.every|throughput|memory|predictions|data\.init_args\.(num_workers|cache_dir|\w+_file)"
+    r"|checkpoint\.every|throughput|memory|predictions|benchmarks|data\.init_args\.(num_workers|cache_dir|\w+_file)"
 )
 LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
 
@@ -108,7 +111,12 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
         if not whole.exists():
             aside.rename(whole)
     found = [path for path in (run_dir / CHECKPOINTS).glob("step-*") if STEP.fullmatch(path.name)]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(found, key=step_of, default=None)
+
+
+def step_of(checkpoint: str | Path) -> int:
+    """Optimizer steps after which a checkpoint was written, by its name."""
+    return int(Path(checkpoint).name.removeprefix("step-"))
 
 
 def saved_config(run_dir: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 One that measures has a method `measured() -> dict` with names of `litpeft.records.FIELDS`; `RunRecorder` collects them.
 """
 
+from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
 from litpeft.callbacks.energy import EnergyRecorder
 from litpeft.callbacks.examples import ExampleRecorder
@@ -13,6 +14,7 @@ from litpeft.callbacks.run_record import RunRecorder
 from litpeft.callbacks.throughput import ThroughputRecorder
 
 __all__ = [
+    "BenchmarkEvaluation",
     "Checkpoint",
     "EnergyRecorder",
     "ExampleRecorder",

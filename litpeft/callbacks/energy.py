@@ -11,7 +11,7 @@ from litpeft.energy import READ_EVERY, EnergyMeter
 
 
 class EnergyRecorder(Callback):
-    """Record joules from the start of training to its end, validation and checkpoints between included.
+    """Record joules from the start of training to its end, validation and checkpoints between included, benchmarks not.
 
     Of whole processor packages and of the whole board of the GPU, see `litpeft.energy`: what else the machine does at
     the time is in them too.
@@ -27,6 +27,7 @@ class EnergyRecorder(Callback):
         self._joules: dict[str, float | None] | None = None
         self._joules_before: dict[str, float | None] | None = None  # up to the checkpoint that it was resumed from
         self._read_at = 0.0
+        self._paused = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._meter = EnergyMeter(pl_module.device)
@@ -37,6 +38,17 @@ class EnergyRecorder(Callback):
             self._read()
 
     on_validation_batch_end = on_train_batch_end
+
+    def on_benchmark_start(self, *_: Any) -> None:
+        self._paused = self._meter is not None
+        if self._paused:
+            self._read()
+            self._joules_before, self._joules, self._meter = self._total(), None, None
+
+    def on_benchmark_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        if self._paused:
+            self._meter = EnergyMeter(pl_module.device)
+            self._read()
 
     def on_train_end(self, *_: Any) -> None:
         self._read()

@@ -31,7 +31,7 @@ CUDA = {  # in the record: torch.cuda.memory_stats
 
 
 class MemoryRecorder(Callback):
-    """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save.
+    """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save, benchmark.
 
     At each border of phases CUDA is synchronised and its peaks are read and set back, as is the kernel's mark of the
     host's. In a few training steps, the first batch of a validation and the first checkpoint before the end the
@@ -53,6 +53,7 @@ class MemoryRecorder(Callback):
         self.phases: dict[str, dict[str, Any]] = {}
         self.tracker: MemoryTracker | None = None  # while one is on
         self._phase: str | None = None
+        self._interrupted: str | None = None  # the phase that goes on after a benchmark
         self._others: int | None = None  # bytes on the GPU that are not of torch's allocator, before the run
         self._steps_before = 0
         self._retries = 0
@@ -113,6 +114,14 @@ class MemoryRecorder(Callback):
         if self._phase is not None:
             self._enter("save", pl_module.device)
             self._track_once(trainer, pl_module)
+
+    def on_benchmark_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved(trainer)
+        self._interrupted = self._phase
+        self._enter("benchmark", pl_module.device)
+
+    def on_benchmark_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        self._enter(self._interrupted, pl_module.device)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved(trainer)
@@ -210,8 +219,9 @@ class MemoryRecorder(Callback):
 
 
 def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
-    """The greatest figure of this name over all phases; None where none knows it."""
-    return max((phase[name] for phase in phases.values() if phase.get(name) is not None), default=None)
+    """The greatest figure of this name over all phases of the training; None where none knows it."""
+    training = (phase for kind, phase in phases.items() if kind != "benchmark")
+    return max((phase[name] for phase in training if phase.get(name) is not None), default=None)
 
 
 def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:

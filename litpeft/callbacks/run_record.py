@@ -86,6 +86,12 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             self._note_validation()
             write_record(Path(trainer.default_root_dir), self.record)
 
+    def on_benchmark_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """What took long to measure is not lost with the process."""
+        if trainer.is_global_zero:
+            self._gather(trainer)
+            write_record(Path(trainer.default_root_dir), self.record)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not in `on_train_end`: the last checkpoint is written there."""
         if not self._started or self.record["optimizer"] is None:

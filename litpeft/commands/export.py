@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -95,46 +94,29 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.adapters import LoRA
     from litpeft.adapters.peft_format import write_adapter
     from litpeft.adapters.qlora import four_bit_layers
-    from litpeft.callbacks import FolderCheckpointIO
-    from litpeft.cli import LitPeftCLI
+    from litpeft.finished import FinishedRun
     from litpeft.hub import local_or_hub
-    from litpeft.records import read_record
     from litpeft.screen import quieten
     from litpeft.tasks.base import DTYPES
 
-    class Loaded(LitPeftCLI):
-        """The run's task and data as `predict` would have them, and nothing done with them."""
-
-        def _run_subcommand(self, subcommand: str) -> None: ...
-
     quieten()
-    where = ["--ckpt_path", str(options.checkpoint)] if options.checkpoint else []
-    cli = Loaded("predict", ["--run_dir", str(options.run_dir), "--trainer.accelerator", "cpu", *where])
-    if (status := read_record(cli.run_dir)["status"]) != "ok":
-        print(f"litpeft: the run is {status}; its checkpoint {cli.checkpoint.name} is exported.", file=sys.stderr)
-    task, data, adapter = cli.model, cli.datamodule, cli.model.adapter
+    run = FinishedRun(options.run_dir, options.checkpoint, "cpu", "exported")
+    task, data, adapter = run.model, run.datamodule, run.model.adapter
     if options.base and not hasattr(adapter, "in_full_precision"):
         raise UserError(f"--base is for four-bit runs, and {options.run_dir} is one of {adapter.name}.")
     if options.format == "adapter" and not isinstance(adapter, LoRA):
         raise UserError(f"PEFT has no adapter like {adapter.name}; give --format merged.")
-    origin = {"run_dir": str(options.run_dir), "checkpoint": str(cli.checkpoint), "format": options.format}
+    origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-    state = FolderCheckpointIO().load_checkpoint(cli.checkpoint)["state_dict"]
-
-    def build() -> torch.nn.Module:
-        task.build(data, torch.device("cpu"))
-        task.load_state_dict(state)
-        return task.backbone
-
-    model = build()
+    model = run.build(torch.device("cpu"))
     if options.format == "adapter":
         base = local_or_hub(task.model_name, "model.model_name")
         write_adapter(folder, model, adapter, str(Path(base).resolve()) if os.path.isdir(base) else base)
-        return f"PEFT adapter, {len(state)} tensors, {sum(t.nbytes for t in state.values()):,} bytes"
+        return f"PEFT adapter, {len(run.state)} tensors, {sum(t.nbytes for t in run.state.values()):,} bytes"
     trained = _logits(model, task)
     if options.base == "original":
         adapter.in_full_precision("merged into the original base")
-        model = build()
+        model = run.build(torch.device("cpu"))
     dtype = DTYPES[options.dtype or ("fp32" if adapter.trains_base else task.dtype_name)]
     if dtype == torch.float32:  # before merging: what is added must not be rounded first
         for layer in four_bit_layers(model):

@@ -1,0 +1,8 @@
+"""Benchmarks: what can be measured of a model in the middle of its training or after it."""
+
+from litpeft.benchmarks.base import Benchmark, Live, Options, Result
+from litpeft.benchmarks.held_out import HeldOut
+from litpeft.benchmarks.perplexity import Perplexity
+from litpeft.benchmarks.suite import Evaluation, Suite, check_options
+
+__all__ = ["Benchmark", "Evaluation", "HeldOut", "Live", "Options", "Perplexity", "Result", "Suite", "check_options"]

@@ -1,0 +1,79 @@
+"""How well a language model still foretells a text that it is not trained on: what tuning has made it forget."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from pathlib import Path
+
+from lightning import LightningDataModule
+
+from litpeft.benchmarks.base import Benchmark, Live, Options, Result
+from litpeft.errors import UserError
+from litpeft.tasks import CausalLM, FineTuner
+
+
+class Perplexity(Benchmark):
+    """Perplexity a token and bits a byte of `benchmarks.text_file`, paragraph by paragraph.
+
+    Paragraphs are set apart by empty lines, or are lines where there is none. A paragraph is read in windows of
+    `data.max_length` tokens, each foretold from those before it in its window, the first of the paragraph from the token
+    that begins (else ends) a text. Perplexity depends on the tokenizer; bits a byte (Gao et al. 2020, section 3.1,
+    https://arxiv.org/abs/2101.00027) do not. Standard errors are those of a ratio of sums over paragraphs.
+    """
+
+    name = "perplexity"
+
+    def check(self, task: FineTuner, data: LightningDataModule, options: Options) -> None:
+        if not isinstance(task, CausalLM):
+            raise UserError("benchmarks.tasks perplexity is for causal language models (--model CausalLM).")
+        if options.text_file is None:
+            raise UserError("benchmarks.tasks perplexity needs a text that is not trained on: --benchmarks.text_file.")
+        _paragraphs(options.text_file)
+
+    def run(self, live: Live) -> Result:
+        tokenizer, window = live.data.tokenizer, live.data.max_length
+        paragraphs = _paragraphs(live.options.text_file)[: live.options.limit]
+        begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        rows, owners, tokens = [], [], []
+        for place, paragraph in enumerate(paragraphs):
+            ids = tokenizer(paragraph, add_special_tokens=False, verbose=False)["input_ids"]
+            tokens.append(len(ids))
+            for start in range(0, len(ids), window):
+                rows.append(([ids[start - 1] if start else begin], ids[start : start + window]))
+                owners.append(place)
+        nats = [0.0] * len(paragraphs)
+        for owner, (log, _) in zip(owners, live.score(rows), strict=True):
+            nats[owner] -= log
+        sizes = [len(paragraph.encode()) for paragraph in paragraphs]
+        each, error = _ratio(nats, tokens)
+        byte, byte_error = _ratio([n / math.log(2) for n in nats], sizes)
+        told = "\n".join([str(window), *paragraphs])
+        return Result(
+            scores={"perplexity": math.exp(each), "bits_per_byte": byte},
+            standard_errors={"perplexity": math.exp(each) * error, "bits_per_byte": byte_error} if error else {},
+            items=len(paragraphs),
+            fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16],
+        )
+
+
+def _paragraphs(path: str) -> list[str]:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"benchmarks.text_file {path}: {getattr(error, 'strerror', None) or error}.") from error
+    parts = re.split(r"\n\s*\n", text.strip())
+    found = [part.strip() for part in (parts if len(parts) > 1 else text.splitlines()) if part.strip()]
+    if not found:
+        raise UserError(f"benchmarks.text_file {path} holds no text.")
+    return found
+
+
+def _ratio(sums: list[float], sizes: list[int]) -> tuple[float, float]:
+    """Σa/Σb and its standard error over the pairs; 0 where there is one pair (Cochran 1977, eq. 6.13)."""
+    ratio, count = sum(sums) / sum(sizes), len(sums)
+    if count < 2:
+        return ratio, 0.0
+    squares = sum((a - ratio * b) ** 2 for a, b in zip(sums, sizes, strict=True))
+    return ratio, math.sqrt(count / (count - 1) * squares) / sum(sizes)

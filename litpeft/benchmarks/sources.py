@@ -1,0 +1,145 @@
+"""Where the items of our lm-eval tasks come from: released files in a local folder, the hub, or a generator.
+
+lm-eval calls these by the `custom_dataset` of a task's YAML with the task's `dataset_kwargs` and its metadata, of which
+`data_dir` is one: `--metadata '{"data_dir": "FOLDER"}'` on lm-eval's own command line, `benchmarks.data_dir` on ours.
+Items have the shape that the hub's have, so that one YAML serves both.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from litpeft.data.arithmetic import SIGNS, answer
+from litpeft.errors import UserError
+
+WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
+VERBS = {"addition": "add", "subtraction": "subtract"}
+GENERATED = 2000  # items, as many as each published file has
+SEED = 3  # of theirs; litpeft.data.arithmetic draws what is trained on from others
+
+Splits = dict[str, datasets.Dataset]
+
+
+def truthfulqa(data_dir: str | None = None, **_: Any) -> Splits:
+    """TruthfulQA's questions with the answers of MC1 and MC2; from `mc_task.json`."""
+    if data_dir is None:
+        return _hub("truthfulqa/truthful_qa", "multiple_choice")
+    rows = [
+        {"question": row["question"]}
+        | {
+            kind: {"choices": list(row[kind]), "labels": list(row[kind].values())}
+            for kind in ("mc1_targets", "mc2_targets")
+        }
+        for row in _json(_file(data_dir, "mc_task.json"))
+    ]
+    return {"validation": datasets.Dataset.from_list(rows)}
+
+
+def share_of_true(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
+    """MC2: the probability of the true answers, where those of all answers add up to one."""
+    logs = [log for log, _ in results]
+    weights = [math.exp(log - max(logs)) for log in logs]  # so that not all of them are 0
+    true = sum(weight for weight, label in zip(weights, doc["mc2_targets"]["labels"], strict=True) if label)
+    return {"acc": true / sum(weights)}
+
+
+def arithmetic(digits: int, operation: str, data_dir: str | None = None, **_: Any) -> Splits:
+    """GPT-3's arithmetic; from files such as `two_digit_subtraction.jsonl`."""
+    name = f"{WORDS[digits]}_digit_{operation}.jsonl"
+    if data_dir is None:
+        files = {"validation": f"hf://datasets/EleutherAI/arithmetic/data/{name}"}
+        rows = datasets.load_dataset("json", data_files=files)["validation"]
+    else:
+        rows = _jsonl(_file(data_dir, name))
+    return _questions((row["context"], row["completion"]) for row in rows)
+
+
+def generated(digits: int, operation: str, **_: Any) -> Splits:
+    """The same questions with numbers of our own, which need no file; each number has just so many digits."""
+    draw = np.random.default_rng([SEED, digits, len(operation)])
+    low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits
+    verb = VERBS[operation]
+    pairs: dict[tuple[int, int], None] = {}
+    while len(pairs) < min(GENERATED, (high - low) ** 2):
+        first, second = (int(number) for number in draw.integers(low, high, size=2))
+        pairs[first, second] = None
+    return _questions((f"Q: What is {a} {SIGNS[verb]} {b}?\n\nA:", f" {answer(a, b, verb)}") for a, b in pairs)
+
+
+def _questions(pairs: Any) -> Splits:
+    """Contexts as lm-eval words them: one line break, `Question:` and `Answer:`."""
+    rows = [
+        {
+            "context": context.strip().replace("\n\n", "\n").replace("Q:", "Question:").replace("A:", "Answer:"),
+            "completion": completion,
+        }
+        for context, completion in pairs
+    ]
+    return {"validation": datasets.Dataset.from_list(rows)}
+
+
+def blimp(name: str, data_dir: str | None = None, **_: Any) -> Splits:
+    """One of BLiMP's 67 sets of sentence pairs; from files such as `causative.jsonl`."""
+    if data_dir is None:
+        return _hub("nyu-mll/blimp", name)
+    keys = ("sentence_good", "sentence_bad")
+    rows = [{key: row[key] for key in keys} for row in _jsonl(_file(data_dir, f"{name}.jsonl"))]
+    return {"train": datasets.Dataset.from_list(rows)}
+
+
+def mmlu(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
+    """One of MMLU's 57 subjects; from `SUBJECT_test.csv` and, for examples, `SUBJECT_dev.csv`."""
+    if data_dir is None:
+        return _hub("cais/mmlu", subject)
+    splits = {}
+    for split in ("test", "dev"):
+        path = _file(data_dir, f"{subject}_{split}.csv")
+        with open(path, encoding="utf-8", newline="") as file:
+            lines = list(csv.reader(file))
+        wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 6 or line[5] not in "ABCD"), None)
+        if wrong is not None:
+            raise UserError(f"benchmarks.data_dir: {path} line {wrong} is not question, four answers and A, B, C or D.")
+        splits[split] = datasets.Dataset.from_list(
+            [
+                {"question": line[0], "subject": subject, "choices": line[1:5], "answer": "ABCD".index(line[5])}
+                for line in lines
+            ]
+        )
+    return splits
+
+
+def _hub(path: str, name: str) -> Splits:
+    return datasets.load_dataset(path, name)
+
+
+def _file(data_dir: str, name: str) -> Path:
+    """The released file of this name in the folder, or below it; the one that lies least deep."""
+    folder = Path(data_dir).expanduser()
+    found = sorted(folder.rglob(name), key=lambda path: (len(path.parts), path))
+    if not found:
+        raise UserError(f"benchmarks.data_dir {data_dir}: there is no {name} in it or below it.")
+    return found[0]
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"benchmarks.data_dir: {path} is not JSON: {error}.") from error
+
+
+def _jsonl(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"benchmarks.data_dir: {path} line {number} is not JSON: {error}.") from error
+    return rows

@@ -1,0 +1,143 @@
+"""Benchmarks of the model being trained: before its training, every so many steps, and at the end."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from litpeft.benchmarks import Evaluation, Options, Suite, check_options
+from litpeft.callbacks.checkpoint import FolderCheckpointIO
+from litpeft.records import write_atomically
+from litpeft.run_folder import step_of
+
+ITEMS = "benchmark_items"  # folder within a run's: a file a step, of what each item gave
+
+
+class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls last: whatever is lost here has been saved
+    """Measure the model as it stands, its adapter on and its weights as they are held; nothing is exported.
+
+    Training goes on as if nothing had been: random numbers and modes are put back, and figures of time, memory and
+    energy leave it out. Other callbacks are told by `on_benchmark_start`, `on_benchmark_progress` and
+    `on_benchmark_end`, where they have these.
+
+    Args:
+        tasks: names of lm-eval's tasks, groups or patterns (`litpeft_blimp_*`), `perplexity`, or `held_out`.
+        before: also before the first step.
+        every_n_steps: also every so many optimizer steps.
+        limit: items of each task, the first ones; all by default.
+        num_fewshot: examples before each item, where the task does not fix their number.
+        batch_size: rows at once where lm-eval's own way is taken; by default as many as fit (16 on a CPU).
+        data_dir: folder with the released files of the litpeft_ tasks; without it they come from the hub.
+        text_file: text of `perplexity`, paragraphs set apart by empty lines.
+        max_seconds: that an evaluation may take; what it does not come to is named in the record.
+        keep_items: keep what each item gave, in `benchmark_items` in the run folder. `litpeft compare` then tests
+            differences over items as well as over seeds.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[str] = (),
+        before: bool = True,
+        every_n_steps: int | None = None,
+        limit: int | None = None,
+        num_fewshot: int | None = None,
+        batch_size: int | None = None,
+        data_dir: str | None = None,
+        text_file: str | None = None,
+        max_seconds: float | None = None,
+        keep_items: bool = False,
+    ) -> None:
+        self.options = Options(list(tasks), limit, num_fewshot, batch_size, data_dir, text_file, max_seconds)
+        check_options(self.options, every_n_steps)
+        self.before, self.every_n_steps, self.keep_items = before, every_n_steps, keep_items
+        self.done: list[dict[str, Any]] = []  # for the record, in order of their steps
+        self._suite: Suite | None = None
+
+    def resume_with(self, done: Sequence[dict[str, Any]] | None) -> None:
+        """Evaluations that the record of a resumed run holds: a run that is bit-identical need not repeat them."""
+        self.done = list(done or ())
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self.options.tasks:
+            self._suite = Suite(self.options, pl_module, trainer.datamodule)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.before and trainer.global_step == 0:
+            self._evaluate(trainer, pl_module, 0)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        last = step == trainer.max_steps  # what is to be measured at the end may be another checkpoint
+        if self.every_n_steps and step and step % self.every_n_steps == 0 and not last:
+            self._evaluate(trainer, pl_module, step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not in `on_fit_end`, before which Lightning moves the model to the host."""
+        step = trainer.global_step
+        chosen = next((c.best for c in trainer.callbacks if getattr(c, "keep", None) == "best"), None)
+        if chosen is not None:  # the weights that the run stands for
+            step = step_of(chosen)
+        if self._suite is None or self._known(step):
+            return
+        if step != trainer.global_step:
+            state = FolderCheckpointIO().load_checkpoint(Path(trainer.default_root_dir) / chosen)["state_dict"]
+            pl_module.load_state_dict(state)
+        self._evaluate(trainer, pl_module, step)
+
+    def _known(self, step: int) -> bool:
+        return any(each["step"] == step for each in self.done)
+
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        if self._suite is None or self._known(step):
+            return
+        _tell(trainer, "on_benchmark_start", pl_module)
+        found = self._suite.evaluate(
+            pl_module,
+            trainer.datamodule,
+            lambda *progress: _tell(trainer, "on_benchmark_progress", *progress),
+            lambda sentence: print(f"litpeft: warning: {sentence}", file=sys.stderr),
+        )
+        self.done = sorted([*self.done, {"step": step} | found.told()], key=lambda each: each["step"])
+        if self.keep_items:
+            write_items(Path(trainer.default_root_dir), step, found)
+        for logger in trainer.loggers:
+            logger.log_metrics(curves(found), step=step)
+        _tell(trainer, "on_benchmark_end", pl_module, step, found.results)
+
+    def measured(self) -> dict[str, Any]:
+        """Figures for the record."""
+        return {"benchmarks": self.done or None}
+
+
+def curves(found: Evaluation) -> dict[str, float]:
+    """Scores and their standard errors, by the names of curves."""
+    told = {}
+    for name, result in found.results.items():
+        told |= {f"benchmark/{name}_{metric}": score for metric, score in result.scores.items()}
+        told |= {f"benchmark_stderr/{name}_{metric}": error for metric, error in result.standard_errors.items()}
+    return told
+
+
+def write_items(folder: Path, step: int, found: Evaluation) -> None:
+    """What each item gave: by benchmark, the fingerprint of its items and a list by metric. What else stands there stays."""
+    path = folder / ITEMS / f"step-{step:06d}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    told = {
+        name: {"fingerprint": result.fingerprint} | result.per_item
+        for name, result in found.results.items()
+        if result.per_item
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(earlier | told) + "\n")
+
+
+def _tell(trainer: Trainer, hook: str, *told: Any) -> None:
+    for callback in trainer.callbacks:
+        if hasattr(callback, hook):
+            getattr(callback, hook)(trainer, *told)

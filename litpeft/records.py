@@ -41,16 +41,16 @@ FIELDS = {
     "adapter_bytes": "bytes of the trainable tensors: what a checkpoint holds of the model",
     "model_bytes": "bytes of all parameters and buffers as they are held",
     # memory
-    "peak_allocated_bytes": "most that CUDA's allocator had handed out at once during the fit, benchmarks left out; null "
-    "without CUDA",
+    "peak_allocated_bytes": "most that CUDA's allocator had handed out at once during the fit, benchmarks left out; "
+    "null without CUDA",
     "peak_reserved_bytes": "most that CUDA's allocator had taken from the device, likewise; null without CUDA",
     "peak_rss_bytes": "most host memory that the process has held since it started",
     "peak_tensor_bytes": "most bytes of tensors alive at once in the steps that were followed",
     "others_bytes": "held on the GPU before the run by other processes and this one's CUDA context; null on a CPU",
     "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
     "train_seconds leave them out",
-    "memory_phases": "by phase (load, first_step, train, validate, save, benchmark): peaks of the host, of CUDA, and of tensors "
-    "with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
+    "memory_phases": "by phase (load, first_step, train, validate, save, benchmark): peaks of the host, of CUDA, and of "
+    "tensors with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
     "null or absent is not known",
     # time
     "new_tensors": "names of parameters that no file held: drawn at random and trained",
@@ -88,8 +88,9 @@ FIELDS = {
     "val_examples": "file in the run folder with what each validation row gave, where record.predictions asked for it: "
     "JSON of `step`, `table` (fingerprint of the rows), and, in the order of the rows, `loss` and (of a classifier) "
     "`correct`",
-    "benchmarks": "each evaluation, in order of its step: step, seconds, results by benchmark (scores, standard_errors over "
-    "items, items, num_fewshot, and the fingerprint of the items as they were asked), and what was skipped and why",
+    "benchmarks": "each evaluation, in order of its step: step, seconds, results by benchmark (scores, standard_errors "
+    "over items, items, num_fewshot, the fingerprint of the items as they were asked, and of a group its tasks), and "
+    "what was skipped and why",
     "other_metrics": "validation metrics of other names, by name; null where a task has none",
     "test_loss": "as val_loss on the test rows, after `litpeft test`",
     "test_accuracy": "as val_accuracy on the test rows, after `litpeft test`",
@@ -195,11 +196,10 @@ def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
 
 
 def benchmarked(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The evaluation of the weights that a run stands for: those of its checkpoint, the last ones before there is one."""
+    """The evaluation of the weights that a run stands for: its checkpoint's, the last ones before there is one."""
     found, checkpoint = record.get("benchmarks") or [], record.get("checkpoint")
     if checkpoint:
-        step = int(checkpoint.rpartition("-")[2])
-        found = [evaluation for evaluation in found if evaluation["step"] == step]
+        found = [evaluation for evaluation in found if checkpoint.endswith(f"step-{evaluation['step']:06d}")]
     return found[-1] if found else None
 
 

@@ -48,6 +48,7 @@ class Result:
         num_fewshot: examples before each; None where there is no such thing.
         fingerprint: of the items as they were asked, prompts and answers; only results with the same one are
             comparable.
+        tasks: of a group, those that it is made of.
         per_item: what each item gave, in their order, by the name of the metric whose mean it is.
     """
 
@@ -56,6 +57,7 @@ class Result:
     standard_errors: dict[str, float] = field(default_factory=dict)
     num_fewshot: int | None = None
     fingerprint: str | None = None
+    tasks: list[str] = field(default_factory=list)
     per_item: dict[str, list[float]] = field(default_factory=dict)
 
 

@@ -46,9 +46,8 @@ class HarnessTask(Benchmark):
 
     def check(self, task: FineTuner, data: LightningDataModule, options: Options) -> None:
         if not isinstance(task, LanguageModelling):
-            raise UserError(
-                f"benchmarks.tasks {self.name} is for language models, and this is a {type(task).__name__}: give held_out."
-            )
+            kind = type(task).__name__
+            raise UserError(f"benchmarks.tasks {self.name} is for language models, and not for {kind}: give held_out.")
         if getattr(self.task, "UNSAFE_CODE", False) or getattr(self.task, "MULTIMODAL", False):
             what = "runs code that the model writes" if getattr(self.task, "UNSAFE_CODE", False) else "needs pictures"
             raise UserError(f"benchmarks.tasks {self.name} {what}; run it by lm-eval itself on an exported model.")
@@ -119,6 +118,7 @@ class HarnessGroup:
         with _quiet():
             found = self.group.aggregate(told)
         result = _result(found, [], results[names[0]].num_fewshot)
+        result.tasks = names
         result.items = sum(results[name].items for name in names)
         prints = repr([results[name].fingerprint for name in names])
         result.fingerprint = hashlib.sha256(prints.encode()).hexdigest()[:16]
@@ -174,7 +174,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
 
 
 def _live_model(live: Live) -> Any:
-    """The model in training as one of the harness's, whose log-likelihoods are computed our way where that is possible."""
+    """The model in training as one of the harness's, whose log-likelihoods are computed our way where that can be."""
     from lm_eval.models.huggingface import HFLM
 
     class LiveModel(HFLM):

@@ -18,9 +18,9 @@ class Perplexity(Benchmark):
     """Perplexity a token and bits a byte of `benchmarks.text_file`, paragraph by paragraph.
 
     Paragraphs are set apart by empty lines, or are lines where there is none. A paragraph is read in windows of
-    `data.max_length` tokens, each foretold from those before it in its window, the first of the paragraph from the token
-    that begins (else ends) a text. Perplexity depends on the tokenizer; bits a byte (Gao et al. 2020, section 3.1,
-    https://arxiv.org/abs/2101.00027) do not. Standard errors are those of a ratio of sums over paragraphs.
+    `data.max_length` tokens, each foretold from those before it in its window, the first of the paragraph from the
+    token that begins (else ends) a text. Perplexity depends on the tokenizer; bits a byte (Gao et al. 2020, section
+    3.1, https://arxiv.org/abs/2101.00027) do not. Standard errors are those of a ratio of sums over paragraphs.
     """
 
     name = "perplexity"

@@ -42,7 +42,7 @@ class Read:
 
 
 class PrefixScorer:
-    """Scores rows of a causal model of transformers as it is: its adapter on, in the mode and the autocast of the caller.
+    """Scores rows of a causal model of transformers as it is: its adapter on, in the caller's mode and autocast.
 
     Args:
         model: it must take a mask of four dimensions, positions and a cache; `agrees` finds out.
@@ -60,7 +60,7 @@ class PrefixScorer:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of a row that can be scored: where a layer looks back only so far, a mask of ours would say otherwise."""
+        """Tokens of a row that can be scored: a layer may look back only so far, and a mask of ours would say otherwise."""
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if getattr(config, "use_sliding_window", True) is False:

@@ -123,7 +123,7 @@ class Suite:
 
 @contextmanager
 def as_it_stands(task: FineTuner) -> Iterator[None]:
-    """Within, the task is in evaluation mode and computes as in training; random numbers and modes are put back after."""
+    """Within, the task is in evaluation mode and computes as in training; modes and random numbers are put back."""
     modes: dict[nn.Module, bool] = {module: module.training for module in task.modules()}
     task.eval()
     try:

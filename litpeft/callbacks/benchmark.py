@@ -125,7 +125,7 @@ def curves(found: Evaluation) -> dict[str, float]:
 
 
 def write_items(folder: Path, step: int, found: Evaluation) -> None:
-    """What each item gave: by benchmark, the fingerprint of its items and a list by metric. What else stands there stays."""
+    """What each item gave: by benchmark, the fingerprint of its items and a list by metric. What stands there stays."""
     path = folder / ITEMS / f"step-{step:06d}.json"
     earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     told = {

@@ -31,7 +31,8 @@ CUDA = {  # in the record: torch.cuda.memory_stats
 
 
 class MemoryRecorder(Callback):
-    """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save, benchmark.
+    """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save,
+    benchmark.
 
     At each border of phases CUDA is synchronised and its peaks are read and set back, as is the kernel's mark of the
     host's. In a few training steps, the first batch of a validation and the first checkpoint before the end the

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from litpeft.comparison.benchmarks import asked_alike
 from litpeft.comparison.cautions import cautions, unfinished
 from litpeft.comparison.configs import covered_keys
 from litpeft.comparison.differences import against, estimate
@@ -56,6 +57,8 @@ def compare(
     warnings = check_data(groups, covered)
     goals = dict([*(told.targets if told else ()), *targets])
     columns = choose(finished, told.metric if told else None, figures, goals.items())
+    columns, unlike = asked_alike(finished, columns, figures is not None)
+    warnings += unlike
     for group in groups:
         group.estimates = estimate(group, columns)
     base = _baseline(groups, baseline, sweep)

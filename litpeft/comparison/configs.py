@@ -27,7 +27,7 @@ CHANGES_NOTHING = re.compile(  # no result, or nothing but how closely it was wa
     r"seed_everything|run_dir|experiment|config|resume|overwrite"
     r"|trainer\.(accelerator|logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
     r"|data\.init_args\.(num_workers|cache_dir|predict_file|test_samples)"
-    r"|checkpoint\.every_n_steps|(predictions|throughput|memory|energy|record|progress)(\..*)?"
+    r"|checkpoint\.every_n_steps|(predictions|throughput|memory|energy|record|progress|benchmarks)(\..*)?"
 )
 ADAPTER = "model.adapter"
 SHARED = re.compile(r"model\.adapter\.(?!class_path|quant_type)")

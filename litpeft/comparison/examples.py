@@ -1,12 +1,14 @@
-"""Differences over validation rows, where runs kept what each row gave: the rows are many where the seeds are few."""
+"""Differences over rows or items, where runs kept what each gave: these are many where the seeds are few."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from litpeft.comparison.benchmarks import items
 from litpeft.comparison.differences import Tested, judge, pairs
 from litpeft.comparison.model import Figure, Group, Run
 from litpeft.errors import UserError
@@ -19,12 +21,12 @@ MCNEMAR, BOOTSTRAP = "McNemar over examples", "paired bootstrap over examples"
 
 
 def over_examples(groups: Sequence[Group], baseline: Group, figures: Sequence[Figure], asked: bool | None) -> list[str]:
-    """Fill in each group's differences to the baseline over the rows that both were validated on.
+    """Fill in each group's differences to the baseline over the rows, or items of a benchmark, that both were asked.
 
     Args:
         groups: all of them.
         baseline: the one that others are held against.
-        figures: of them, val_accuracy and val_loss are tested.
+        figures: of them, val_accuracy, val_loss and means over the items of a benchmark are tested.
         asked: True reads all files, False none, None those that are few and small.
 
     Returns:
@@ -33,16 +35,16 @@ def over_examples(groups: Sequence[Group], baseline: Group, figures: Sequence[Fi
     Raises:
         UserError: they were asked for and no run kept them, or a file cannot be read.
     """
-    runs = [run for group in groups for run in group.runs if run.record.get("val_examples")]
+    runs = [run for group in groups for run in group.runs if _files(run)]
     if asked is False or (asked is None and not _cheap(runs)):
         return []
     if asked and not runs:
-        raise UserError("--examples: no run kept what its rows gave; fit with --record.predictions.")
+        raise UserError(
+            "--examples: no run kept what its rows gave; fit with --record.predictions or --benchmarks.keep_items."
+        )
     read = cache(lambda folder: _rows(next(run for run in runs if str(run.folder) == folder)))
     warnings: dict[str, None] = {}
     for figure in figures:
-        if figure.name not in KEPT:
-            continue
         tests = {}
         for group in groups:
             if group is not baseline and (tested := _tested(group, baseline, figure, read, warnings)):
@@ -58,29 +60,42 @@ def _tested(group: Group, baseline: Group, figure: Figure, read: Read, warnings:
     """McNemar's test where one seed has rows that are right or wrong; else the bootstrap of the mean over seeds."""
     first, second = [], []
     for run, other in pairs(group, baseline):
-        if not (run.record.get("val_examples") and other.record.get("val_examples")):
+        if figure.name not in KEPT:
+            own, theirs = items(run, figure.name), items(other, figure.name)
+            if own is None or theirs is None or own[0] != theirs[0]:
+                continue
+            rows, others = own[1], theirs[1]
+        elif not (run.record.get("val_examples") and other.record.get("val_examples")):
             continue
-        own, theirs = read(str(run.folder)), read(str(other.folder))
-        if own["table"] != theirs["table"] or None in (own["step"], theirs["step"]):
-            warnings[
-                f"{group.label}, seed {run.seed}: its rows are not those of {baseline.label}, or not of the validation "
-                "that the record tells; left out of the tests over examples."
-            ] = None
-            continue
-        rows, others = own[KEPT[figure.name]], theirs[KEPT[figure.name]]
+        else:
+            own, theirs = read(str(run.folder)), read(str(other.folder))
+            if own["table"] != theirs["table"] or None in (own["step"], theirs["step"]):
+                warnings[
+                    f"{group.label}, seed {run.seed}: its rows are not those of {baseline.label}, or not of the "
+                    "validation that the record tells; left out of the tests over examples."
+                ] = None
+                continue
+            rows, others = own[KEPT[figure.name]], theirs[KEPT[figure.name]]
         if rows and others and len(rows) == len(others) and (not first or len(rows) == len(first[0])):
             first.append(rows)
             second.append(others)
     if not first:
         return None
-    if len(first) == 1 and figure.name == "val_accuracy":
+    if len(first) == 1 and set(first[0]) | set(second[0]) <= {0, 1}:  # right or wrong
         return Tested(MCNEMAR, mcnemar(first[0], second[0]), 1)
     return Tested(BOOTSTRAP, paired_bootstrap(first, second), len(first))
 
 
+def _files(run: Run) -> list[Path]:
+    """What a run kept of its rows and items."""
+    rows = run.record.get("val_examples")
+    kept = sorted((run.folder / "benchmark_items").glob("*.json")) if run.record.get("benchmarks") else []
+    return [*([run.folder / rows] if rows else []), *kept]
+
+
 def _cheap(runs: Sequence[Run]) -> bool:
     try:
-        return sum((run.folder / run.record["val_examples"]).stat().st_size for run in runs) <= CHEAP_BYTES
+        return sum(path.stat().st_size for run in runs for path in _files(run)) <= CHEAP_BYTES
     except OSError:
         return False
 

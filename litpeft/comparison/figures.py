@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from litpeft.comparison import benchmarks
 from litpeft.comparison.model import Figure, Run
 from litpeft.comparison.numbers import number, unit
 from litpeft.errors import UserError
@@ -44,8 +45,9 @@ KNOWN = {  # name -> (title, which way is better, kind); the unit is added to th
     "model_bytes": ("model", None, "size"),
 }
 HIGHER = re.compile(r"acc(uracy)?|f1|exact_match|bleu|rouge|chrf|recall|precision|auroc|mcc|matthews")
-LOWER = re.compile(r"loss|perplexity|ppl|error|wer|cer")
+LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|wer|cer")
 TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
+SHARE = re.compile(r"_(acc|exact_match)")  # of a benchmark's items
 IN_STEPS = re.compile(r"(val|test)_accuracy")  # they come in steps of 1 / rows
 
 
@@ -76,7 +78,8 @@ def choose(
     ]
     shown = [name for name in optional if name in known]
     sizes = [name for name in ("trainable_params", "adapter_bytes", "model_bytes") if name in known]
-    return [figure(name) for name in dict.fromkeys([first, *shown, *reached, *sizes])]
+    scored = benchmarks.columns(runs)
+    return [figure(name) for name in dict.fromkeys([first, *scored, *shown, *reached, *sizes])]
 
 
 def figure(name: str) -> Figure:
@@ -85,7 +88,8 @@ def figure(name: str) -> Figure:
         metric, goal = match["metric"], float(match["value"])
         sign = "≥" if direction(metric) == "higher" else "≤"
         return Figure(name, f"to {figure(metric).title.split(',')[0]} {sign} {goal:g}, s", "lower", "speed")
-    title, better, kind = KNOWN.get(name) or (name.replace("_", " "), direction(name), "quality")
+    plain = name.removeprefix("litpeft_").replace("_", " ")
+    title, better, kind = KNOWN.get(name) or (plain, direction(name), "quality")
     suffix = unit(name)[1]
     return Figure(name, f"{title}, {suffix}" if suffix else title, better, kind)
 
@@ -94,6 +98,8 @@ def direction(name: str) -> str | None:
     """Which way is better; None where the name does not tell."""
     if name in KNOWN:
         return KNOWN[name][1]
+    if name.endswith(benchmarks.BEFORE):  # nothing that training could be praised for
+        return None
     return "higher" if HIGHER.search(name) else "lower" if LOWER.search(name) else None
 
 
@@ -115,11 +121,15 @@ def value(record: dict[str, Any], name: str) -> float | None:
     found = record.get(name)
     if found is None:
         found = (record.get("other_metrics") or {}).get(name)
+    if found is None and record.get("benchmarks"):
+        found = benchmarks.scores(record).get(name)
     return number(found)
 
 
 def resolution(run: Run, name: str) -> float:
     """The step in which a figure comes: 1 / rows for an accuracy, 0 where it is exact or of unknown step."""
+    if result := benchmarks.result_of(run.record, name):
+        return 1 / result["items"] if SHARE.search(name) else 0.0
     if not (match := IN_STEPS.fullmatch(name)):
         return 0.0
     rows = number(((run.record.get("data_summary") or {}).get("rows") or {}).get(match[1]))
@@ -129,7 +139,11 @@ def resolution(run: Run, name: str) -> float:
 def _asked(name: str, runs: Sequence[Run]) -> Figure:
     """A column that was asked for; what no run knows is refused, but for a target, which may never be met."""
     if not TARGET.fullmatch(name) and all(value(run.record, name) is None for run in runs):
-        names = {key for run in runs for key in {**run.record, **(run.record.get("other_metrics") or {})}}
+        names = {
+            key
+            for run in runs
+            for key in (*run.record, *(run.record.get("other_metrics") or ()), *benchmarks.scores(run.record))
+        }
         there = sorted(key for key in names if any(value(run.record, key) is not None for run in runs))
         close = difflib.get_close_matches(name, there, n=1)
         guess = f" (did you mean {close[0]}?)" if close else ""

@@ -12,7 +12,11 @@ UNKNOWN = "—"
 MINUS = "\N{MINUS SIGN}"
 UNITS = (  # names -> factor, unit. Raw bytes and shares stay in CSV and JSON
     (re.compile(r".*_bytes"), 1 / 2**20, "MiB"),
-    (re.compile(r".*(accuracy|_f1)|flops_utilisation"), 100.0, "%"),
+    (
+        re.compile(r".*(accuracy|_f1|_acc|_acc_norm|_ece|held_out_accuracy_.*)(_before|_change)?|flops_utilisation"),
+        100.0,
+        "%",
+    ),
     (re.compile(r".*_joules"), 1.0, "J"),
     (re.compile(r".*_seconds(_p\d+)?"), 1.0, "s"),
 )

@@ -68,7 +68,7 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
             "peak_flops_per_second",
             "flops_utilisation",
         ),
-        *("test_loss", "test_accuracy", "test_f1", "other_metrics", "val_examples"),
+        *("test_loss", "test_accuracy", "test_f1", "other_metrics", "val_examples", "benchmarks"),
     }
     assert record["status"] == "ok"
     first, last = record["validations"]

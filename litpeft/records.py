@@ -49,8 +49,8 @@ FIELDS = {
     "others_bytes": "held on the GPU before the run by other processes and this one's CUDA context; null on a CPU",
     "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
     "train_seconds leave them out",
-    "memory_phases": "by phase (load, first_step, train, validate, save, benchmark): peaks of the host, of CUDA, and of "
-    "tensors with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
+    "memory_phases": "by phase (load, first_step, train, validate, save, benchmark): peaks of the host, of CUDA, and "
+    "of tensors with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
     "null or absent is not known",
     # time
     "new_tensors": "names of parameters that no file held: drawn at random and trained",

@@ -14,7 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: 
 import lightning.pytorch.cli  # noqa: F401 (before rich, see litpeft/screen.py)
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -77,6 +77,28 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str
     config = LlamaConfig(
         vocab_size=len(tokenizer), max_position_embeddings=512, pad_token_id=0, bos_token_id=2, eos_token_id=3, **sizes
     )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def byte_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Folder of a two-layer Llama with random weights that reads any text, byte by byte."""
+    folder = tmp_path_factory.mktemp("byte-llama")
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<end>": 0} | {letter: place for place, letter in enumerate(letters, 1)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=2048, eos_token="<end>", pad_token="<end>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = LlamaConfig(
+        **sizes, vocab_size=257, intermediate_size=64, max_position_embeddings=2048, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0, initializer_range=0.3,
+    )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
 

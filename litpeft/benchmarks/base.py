@@ -70,14 +70,14 @@ class Live:
         data: what it is trained on.
         options: how to measure.
         tick: called with how many of how many rows are done; what it raises ends the benchmark.
-        warn: called with a sentence that the user should see.
+        warnings: sentences that the user should see.
     """
 
     task: FineTuner
     data: LightningDataModule
     options: Options
     tick: Callable[[int, int], None]
-    warn: Callable[[str], None]
+    warnings: list[str] = field(default_factory=list)
     memory: dict[Any, Any] = field(default_factory=dict)  # what benchmarks share
 
     def scorer(self, rows: Sequence[Row]) -> PrefixScorer | None:
@@ -86,7 +86,7 @@ class Live:
             found = PrefixScorer(self.task.backbone)
             if not found.agrees(rows):
                 kind = type(self.task.backbone).__name__
-                self.warn(f"{kind} cannot have common beginnings computed once: benchmarks take their time.")
+                self.warnings.append(f"{kind} cannot have common beginnings computed once: benchmarks take their time.")
                 found = None
             self.memory["scorer"] = found
         return self.memory["scorer"]

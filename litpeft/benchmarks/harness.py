@@ -126,7 +126,7 @@ class HarnessGroup:
 
 
 def find(names: Sequence[str], options: Options) -> tuple[list[HarnessTask], list[HarnessGroup]]:
-    """The tasks of these names, groups, tags or patterns such as `litpeft_blimp_*`; each once, in order.
+    """The tasks of these names, groups, tags, patterns such as `litpeft_blimp_*`, or YAML files; each once, in order.
 
     Raises:
         UserError: the harness is not installed, there is no such task, or its items cannot be had.
@@ -137,13 +137,13 @@ def find(names: Sequence[str], options: Options) -> tuple[list[HarnessTask], lis
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise UserError(f"benchmarks.tasks {names[0]} needs lm-eval: pip install 'litpeft[eval]'.") from error
-        ours = all(name.startswith(OURS) for name in names)  # the index of its 14,000 takes seven seconds
+        ours = all(name.startswith(OURS) or Path(name).is_file() for name in names)  # the index of its 14,000 takes seven seconds
         metadata = {"data_dir": options.data_dir} if options.data_dir else {}
         manager = TaskManager(include_path=str(TASKS), include_defaults=not ours, metadata=metadata)
     known = manager.all_tasks
     wanted: dict[str, None] = {}
     for name in names:
-        matching = manager.match_tasks([name])
+        matching = [name] if Path(name).is_file() else manager.match_tasks([name])
         if not matching:
             close = difflib.get_close_matches(name, known, n=1)
             guess = f" (did you mean {close[0]}?)" if close else ""
@@ -203,10 +203,10 @@ def _live_model(live: Live) -> Any:
             """What fits into the model, cut from the left, as the harness does."""
             if not continuation:
                 raise ValueError("an answer has no tokens")
-            whole = (*context, *continuation)[-(self.max_length + 1) :] if self.backend == "causal" else None
-            return (
-                (whole[: -len(continuation)], tuple(continuation)) if whole else (tuple(context), tuple(continuation))
-            )
+            if self.backend != "causal":
+                return tuple(context), tuple(continuation)
+            whole = (*context, *continuation)[-(self.max_length + 1) :]
+            return whole[: -len(continuation)], tuple(continuation)
 
         def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
             return super().loglikelihood(requests, disable_tqdm=True)

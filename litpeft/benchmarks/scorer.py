@@ -60,7 +60,7 @@ class PrefixScorer:
 
     @property
     def longest(self) -> int | None:
-        """Tokens of a row that can be scored: a layer may look back only so far, and a mask of ours would say otherwise."""
+        """Tokens that a row may have: some layers look back only so far, and a mask of ours would say otherwise."""
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if getattr(config, "use_sliding_window", True) is False:

@@ -16,13 +16,13 @@ from typing import Any
 import datasets
 import numpy as np
 
-from litpeft.data.arithmetic import SIGNS, answer
+from litpeft.data.arithmetic import SIGNS, answer, held_out
 from litpeft.errors import UserError
 
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 VERBS = {"addition": "add", "subtraction": "subtract"}
-GENERATED = 2000  # items, as many as each published file has
-SEED = 3  # of theirs; litpeft.data.arithmetic draws what is trained on from others
+GENERATED = 2000  # items at most, as many as each published file has
+SEED = 3
 
 Splits = dict[str, datasets.Dataset]
 
@@ -62,14 +62,22 @@ def arithmetic(digits: int, operation: str, data_dir: str | None = None, **_: An
 
 
 def generated(digits: int, operation: str, **_: Any) -> Splits:
-    """The same questions with numbers of our own, which need no file; each number has just so many digits."""
+    """The same questions with numbers of our own, which need no file; each number has just so many digits.
+
+    They are among the pairs that `ArithmeticInstructions` holds out of training: 2,000 of them, or all where there are
+    fewer (two digits: a tenth of 8,100; one digit: of 100).
+    """
     draw = np.random.default_rng([SEED, digits, len(operation)])
     low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits
-    verb = VERBS[operation]
+    numbers, verb = range(low, high), VERBS[operation]
     pairs: dict[tuple[int, int], None] = {}
-    while len(pairs) < min(GENERATED, (high - low) ** 2):
+    if digits < 3:
+        there = [(first, second) for first in numbers for second in numbers if held_out(first, second)]
+        pairs = dict.fromkeys(there[place] for place in draw.permutation(len(there)))
+    while digits >= 3 and len(pairs) < GENERATED:
         first, second = (int(number) for number in draw.integers(low, high, size=2))
-        pairs[first, second] = None
+        if held_out(first, second):
+            pairs[first, second] = None
     return _questions((f"Q: What is {a} {SIGNS[verb]} {b}?\n\nA:", f" {answer(a, b, verb)}") for a, b in pairs)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -90,15 +91,16 @@ class Suite:
         """
         begun = time.monotonic()
         found = Evaluation(seconds=0.0)
-        current = ""
+        current, screen = "", sys.stdout
 
         def tick(done: int, total: int) -> None:
-            progress(current, done, total)
+            with redirect_stdout(screen):  # a benchmark may hide what the libraries below it print
+                progress(current, done, total)
             limit = self.options.max_seconds
             if limit is not None and done < total and time.monotonic() - begun > limit:
                 raise OutOfTime
 
-        live = Live(task, data, self.options, tick, warn)
+        live = Live(task, data, self.options, tick)
         with as_it_stands(task):
             for benchmark in self.benchmarks:
                 current = benchmark.name
@@ -115,6 +117,8 @@ class Suite:
         found.results |= {
             group.name: result for group in self.groups if (result := group.result(found.results)) is not None
         }
+        for sentence in live.warnings:
+            warn(sentence)
         for name, reason in found.skipped.items():
             warn(f"benchmark {name} has no result: {reason}.")
         found.seconds = time.monotonic() - begun

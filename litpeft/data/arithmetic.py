@@ -62,14 +62,14 @@ class ArithmeticInstructions(Instructions):
         while len(seen) < self.counts[split]:
             first, second = (int(number) for number in draw.integers(low, high, size=2))
             question = first, second, self.operations[int(draw.integers(len(self.operations)))]
-            if _held_out(first, second) == (split == "train") or question in seen:
+            if held_out(first, second) == (split == "train") or question in seen:
                 continue
             seen.add(question)
             yield f"What is {first} {SIGNS[question[2]]} {second}?", "", str(answer(*question))
 
     def _check_enough(self) -> None:
         low, high = (0 if self.digits == 1 else 10 ** (self.digits - 1)), 10**self.digits
-        held = sum(_held_out(first, second) for first in range(low, high) for second in range(low, high))
+        held = sum(held_out(first, second) for first in range(low, high) for second in range(low, high))
         there = {"train": (high - low) ** 2 - held, "val": held, "test": held}
         for split, pairs in there.items():
             most = pairs * len(self.operations)
@@ -84,7 +84,7 @@ def answer(first: int, second: int, operation: str) -> int:
     return {"add": first + second, "subtract": first - second, "multiply": first * second}[operation]
 
 
-def _held_out(first: int, second: int) -> bool:
-    """By a hash of the pair, the same for (a, b) and (b, a), so that no sum is known from its mirror image."""
+def held_out(first: int, second: int) -> bool:
+    """Whether a pair is never trained on: by a hash of it, the same for (a, b) and (b, a), so that no sum is known from its mirror image."""
     small, large = sorted((first, second))
     return (small * 2654435761 + large * 40503 + (small ^ large) * 97) % 2**32 // 7 % HELD_OUT == 0

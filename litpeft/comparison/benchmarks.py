@@ -1,0 +1,112 @@
+"""Scores of benchmarks as figures: `BENCHMARK_METRIC` of the weights that a run stands for, as their curves are called.
+
+`BENCHMARK_METRIC_before` is the score before training, `BENCHMARK_METRIC_change` what training has added to it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from litpeft.comparison.model import Figure, Run
+from litpeft.errors import UserError
+from litpeft.records import benchmarked
+
+BEFORE, CHANGE = "_before", "_change"
+
+
+def scores(record: dict[str, Any]) -> dict[str, float]:
+    """Figure -> score. Before training is told where the same items were asked then."""
+    last = benchmarked(record)
+    if last is None:
+        return {}
+    first = record["benchmarks"][0]
+    found = {}
+    for name, result in last["results"].items():
+        earlier = first["results"].get(name) if first["step"] == 0 != last["step"] else None
+        same = earlier is not None and earlier["fingerprint"] == result["fingerprint"]
+        for metric, score in result["scores"].items():
+            figure = f"{name}_{metric}"
+            found[figure] = score
+            if same and metric in earlier["scores"] and None not in (score, earlier["scores"][metric]):
+                found[figure + BEFORE] = earlier["scores"][metric]
+                found[figure + CHANGE] = score - earlier["scores"][metric]
+    return found
+
+
+def columns(runs: Iterable[Run]) -> list[str]:
+    """The figures to show without being asked for: of groups of tasks, the group's alone."""
+    found: dict[str, None] = {}
+    for run in runs:
+        results = (benchmarked(run.record) or {"results": {}})["results"]
+        within = {task for result in results.values() for task in result["tasks"]}
+        found |= {
+            f"{name}_{metric}": None
+            for name, result in results.items()
+            if name not in within
+            for metric in result["scores"]
+        }
+    return list(found)
+
+
+def result_of(record: dict[str, Any], figure: str) -> dict[str, Any] | None:
+    """What the record tells of the benchmark that a figure is of."""
+    plain = figure.removesuffix(BEFORE).removesuffix(CHANGE)
+    results = (benchmarked(record) or {"results": {}})["results"]
+    named = ((name, result) for name, result in results.items() if plain.startswith(f"{name}_"))
+    return next((result for name, result in named if plain.removeprefix(f"{name}_") in result["scores"]), None)
+
+
+def asked_alike(runs: Sequence[Run], figures: Sequence[Figure], asked: bool) -> tuple[list[Figure], list[str]]:
+    """The figures whose runs were all asked the same items, and a warning for each of the others.
+
+    Args:
+        runs: those that are held against each other.
+        figures: all of them.
+        asked: whether they were asked for by name; then a difference is an error.
+
+    Raises:
+        UserError: names two runs that were asked other items, and what to do.
+    """
+    kept, warnings = [], []
+    for figure in figures:
+        prints: dict[str, Run] = {}
+        for run in runs:
+            if (result := result_of(run.record, figure.name)) is not None:
+                prints.setdefault(str(result["fingerprint"]), run)
+        if len(prints) < 2:
+            kept.append(figure)
+            continue
+        first, second, *_ = prints.values()
+        told = f"{first.folder} and {second.folder} were asked other items (limit, num_fewshot or files differ)"
+        if asked:
+            raise UserError(f"--figures {figure.name}: {told}; litpeft evaluate them alike.")
+        warnings.append(f"{figure.name} is left out: {told}; litpeft evaluate them alike.")
+    return kept, warnings
+
+
+def items(run: Run, figure: str) -> tuple[str, list[float]] | None:
+    """The fingerprint of the items, and what each gave; None where that was not kept.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    result, last = result_of(run.record, figure), benchmarked(run.record)
+    path = run.folder / "benchmark_items" / f"step-{last['step']:06d}.json" if last else None
+    if result is None or figure.endswith((BEFORE, CHANGE)) or not path.is_file():
+        return None
+    name = next(name for name, each in last["results"].items() if each is result)
+    kept = _kept(path).get(name, {})
+    values = kept.get(figure.removeprefix(f"{name}_"))
+    return (kept["fingerprint"], values) if values and kept.get("fingerprint") == result["fingerprint"] else None
+
+
+@cache
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: {error}.") from error

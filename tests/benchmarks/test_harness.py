@@ -1,0 +1,387 @@
+"""Tasks of the harness on the live model: what is asked, what comes out, and what cannot be had."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from litpeft.adapters import DoRA, QLoRA
+from litpeft.benchmarks import Options, harness
+from litpeft.benchmarks.harness import TASKS, find
+from litpeft.data import TextClassification
+from litpeft.data.arithmetic import held_out
+from litpeft.errors import UserError
+from litpeft.tasks import SequenceClassification
+from tests.benchmarks.build import causal, evaluate
+
+lm_eval = pytest.importorskip("lm_eval")
+STOCK = Path(lm_eval.__file__).parent / "tasks"
+FOLDERS = [str(STOCK / name) for name in ("truthfulqa", "arithmetic", "blimp", "mmlu/default")]
+
+
+def stock(names: list[str], overrides: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The harness's own tasks, with local files in place of the hub's: members of an inline group take overrides."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False, include_path=FOLDERS)
+    return manager.load({"group": "g", "task": [{"task": name} | overrides[name] for name in names]})["tasks"]
+
+
+@pytest.fixture(scope="session")
+def stock_files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Overrides of six of the harness's tasks, by which they read the files in ../shared/data."""
+    folder = tmp_path_factory.mktemp("stock")
+    data = shared / "data"
+
+    def js(**files: str) -> dict[str, Any]:
+        return {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": {"data_files": files}}
+
+    questions = [
+        {"question": row["question"]}
+        | {k: {"choices": list(row[k]), "labels": list(row[k].values())} for k in ("mc1_targets", "mc2_targets")}
+        for row in json.loads((data / "truthfulqa" / "mc_task.json").read_text())
+    ]
+    (folder / "tq.json").write_text(json.dumps(questions))
+    import csv
+
+    for split in ("dev", "test"):
+        with open(data / "mmlu" / f"global_facts_{split}.csv", newline="") as file:
+            rows = [
+                {"question": r[0], "subject": "global_facts", "choices": r[1:5], "answer": "ABCD".index(r[5])}
+                for r in csv.reader(file)
+            ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    truth = js(validation=str(folder / "tq.json"))
+    return {
+        "truthfulqa_mc1": truth,
+        "truthfulqa_mc2": truth,
+        "arithmetic_2ds": js(validation=str(data / "arithmetic" / "two_digit_subtraction.jsonl")),
+        "arithmetic_4da": js(validation=str(data / "arithmetic" / "four_digit_addition.jsonl")),
+        "blimp_causative": js(train=str(data / "blimp" / "causative.jsonl")),
+        "mmlu_global_facts": js(test=str(folder / "test.jsonl"), dev=str(folder / "dev.jsonl")),
+    }
+
+
+@pytest.mark.parametrize("shots", [None, 5])
+def test_our_tasks_ask_what_the_stock_tasks_ask(shared: Path, stock_files: dict[str, Any], shots: int | None) -> None:
+    """To the letter: prompts, examples before them, answers; and in the same order."""
+    names = list(stock_files)
+    theirs = stock(names, stock_files)
+    ours, _ = find([f"litpeft_{name}" for name in names], Options(data_dir=str(shared / "data"), num_fewshot=shots))
+    assert [task.name for task in ours] == [f"litpeft_{name}" for name in names]
+    for name, own in zip(names, ours, strict=True):
+        other = theirs[name]
+        if other.get_config("num_fewshot") is None or shots is not None and "mmlu" in name:
+            other.set_config("num_fewshot", shots if "mmlu" in name and shots else 0)
+        other.set_fewshot_seed(1234)
+        for task in (own.task, other):
+            task.build_all_requests(limit=30)
+        asked, expected = ([each.args for each in task.instances] for task in (own.task, other))
+        assert asked == expected
+        assert len(asked) >= 30
+        assert own.task.OUTPUT_TYPE == other.OUTPUT_TYPE
+
+
+def test_every_set_of_blimp_and_every_subject_of_mmlu_is_there() -> None:
+    blimp = [yaml.safe_load(p.read_text()) for p in (STOCK / "blimp").glob("*.yaml") if p.name != "_blimp.yaml"]
+    mmlu = [yaml.safe_load(p.read_text()) for p in (STOCK / "mmlu" / "default").glob("mmlu_*.yaml")]
+    for folder, key, theirs in (("blimp", "name", blimp), ("mmlu", "subject", mmlu)):
+        ours = {
+            told["task"]: told["dataset_kwargs"][key]
+            for path in (TASKS / folder).glob("*.yaml")
+            if "group" not in (told := yaml.safe_load(path.read_text().replace("!function", ""))) and "include" in told
+        }
+        assert ours == {f"litpeft_{told['task']}": told["dataset_name"] for told in theirs}
+        group = yaml.safe_load((TASKS / folder / f"{folder}.yaml").read_text())
+        assert sorted(group["task"]) == sorted(ours)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "dtype", "tolerance"),
+    [(None, "fp32", 1e-4), (DoRA(rank=2), "fp32", 1e-4), (QLoRA(rank=2), "fp32", 1e-4), (None, "bf16", 0.5)],
+    ids=["lora", "dora", "qlora", "bf16"],
+)
+def test_log_likelihoods_and_scores_are_the_harness_s_own(
+    byte_llama: str, shared: Path, stock_files: dict[str, Any], adapter: Any, dtype: str, tolerance: float
+) -> None:
+    """Item by item, on the model with its adapter on, against lm-eval's HFLM. In bf16 the two round differently."""
+    from lm_eval.evaluator import evaluate as harness_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    task, data = causal(byte_llama, adapter, dtype)
+    found = evaluate(task, data, *(f"litpeft_{name}" for name in stock_files), shared=shared, limit=12)
+    assert not found.skipped
+    tasks = stock(list(stock_files), stock_files)
+    for each in tasks.values():
+        each.set_config("num_fewshot", 0)
+        each.set_fewshot_seed(1234)
+    task.backbone.eval()
+    lm = HFLM(pretrained=task.backbone, tokenizer=data.tokenizer, batch_size=4)
+    theirs = harness_evaluate(lm, {"tasks": tasks}, limit=12, bootstrap_iters=10)
+    ours, _ = find([f"litpeft_{name}" for name in stock_files], Options(data_dir=str(shared / "data")))
+    for name, own in zip(stock_files, ours, strict=True):
+        result, other = found.results[f"litpeft_{name}"], theirs["results"][name]
+        if dtype == "fp32":
+            assert result.scores["acc"] == pytest.approx(other["acc,none"], abs=1e-5)
+            assert result.standard_errors["acc"] == pytest.approx(other["acc_stderr,none"], abs=1e-5)
+            assert result.per_item["acc"] == pytest.approx([each["acc"] for each in theirs["samples"][name]], abs=1e-5)
+        assert result.items == 12
+    # the log-likelihoods themselves
+    from litpeft.benchmarks.base import Live
+
+    live = Live(task, data, Options(), lambda *_: None)
+    model = harness._live_model(live)
+    for own in ours:
+        own.task.build_all_requests(limit=12)
+        asked = own.task.instances
+        with torch.no_grad():
+            pairs = zip(model.loglikelihood(asked), lm.loglikelihood(asked), strict=True)
+        for (log, greedy), (other, other_greedy) in pairs:
+            assert log == pytest.approx(other, abs=tolerance * (1 if dtype == "fp32" else max(1, abs(other) / 20)))
+            assert dtype == "bf16" or greedy == other_greedy
+
+
+def test_truthfulqa_is_scored_as_its_authors_define_it(byte_llama: str, shared: Path) -> None:
+    """MC1: the likeliest answer is the true one. MC2: the share of true answers in the probability of all
+    (Lin et al. 2022, section 3.3). Worked out here from the file, the prompt and the model alone."""
+    task, data = causal(byte_llama)
+    found = evaluate(task, data, "litpeft_truthfulqa_mc1", "litpeft_truthfulqa_mc2", shared=shared, limit=6)
+    model, tokenizer = task.backbone.eval(), data.tokenizer
+    prompt = yaml.safe_load((TASKS / "truthfulqa" / "mc1.yaml").read_text().replace("!function", ""))["doc_to_text"]
+
+    def log_likelihood(question: str, answer: str) -> float:
+        begin = tokenizer(prompt.replace("{{question}}", question))["input_ids"]
+        ids = torch.tensor([begin + tokenizer(f" {answer}")["input_ids"]])
+        with torch.no_grad():
+            logs = model(ids).logits[0].double().log_softmax(-1)
+        return sum(float(logs[place - 1, ids[0, place]]) for place in range(len(begin), ids.shape[1]))
+
+    first, second = [], []
+    for row in json.loads((shared / "data" / "truthfulqa" / "mc_task.json").read_text())[:6]:
+        logs = {answer: log_likelihood(row["question"], answer) for answer in row["mc1_targets"]}
+        first.append(float(row["mc1_targets"][max(logs, key=logs.__getitem__)] == 1))
+        weights = {answer: math.exp(log_likelihood(row["question"], answer)) for answer in row["mc2_targets"]}
+        true = sum(weight for answer, weight in weights.items() if row["mc2_targets"][answer] == 1)
+        second.append(true / sum(weights.values()) if sum(weights.values()) else math.nan)
+    assert found.results["litpeft_truthfulqa_mc1"].per_item["acc"] == first
+    known = [place for place, share in enumerate(second) if not math.isnan(share)]
+    assert known
+    for place in known:
+        own = found.results["litpeft_truthfulqa_mc2"].per_item["acc"][place]
+        assert own == pytest.approx(second[place], abs=1e-4)
+
+
+def test_answers_too_unlikely_for_floats_are_still_weighed() -> None:
+    from litpeft.benchmarks.sources import share_of_true
+
+    doc = {"mc2_targets": {"labels": [1, 0]}}
+    assert share_of_true(doc, [(-1000.0, False), (-1000.0 + math.log(3), False)])["acc"] == pytest.approx(0.25)
+
+
+def test_generated_questions_are_right_none_stands_twice_and_none_was_trained_on() -> None:
+    from litpeft.benchmarks.sources import generated
+
+    counts = {}
+    for digits in range(1, 6):
+        for operation, sign, of in (
+            ("addition", "plus", lambda a, b: a + b),
+            ("subtraction", "minus", lambda a, b: a - b),
+        ):
+            rows = generated(digits, operation)["validation"]
+            questions = [row["context"] for row in rows]
+            assert len(set(questions)) == len(questions)
+            for row in rows:
+                words = row["context"].split()
+                assert row["context"] == f"Question: What is {words[3]} {sign} {words[5]}\nAnswer:"
+                a, b = int(words[3]), int(words[5].rstrip("?"))
+                assert len(str(a)) == len(str(b)) == digits
+                assert row["completion"] == f" {of(a, b)}"
+                assert held_out(a, b)
+            counts[digits, operation] = len(rows)
+            assert generated(digits, operation)["validation"][:3] == rows[:3]
+    assert counts[2, "addition"] > 700
+    assert {counts[d, o] for d, o in counts if d > 2} == {2000}
+
+
+def write_task(folder: Path, **task: Any) -> str:
+    """A YAML of one's own, with three items; its path."""
+    (folder / "items.jsonl").write_text(
+        "\n".join(json.dumps({"q": f"the film {i}", "a": f" was {i}"}) for i in range(3))
+    )
+    told = {
+        **{
+            "task": "mine",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "items.jsonl")}},
+        },
+        **{"test_split": "test", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}", "target_delimiter": ""},
+        **{"metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}]},
+        **{"output_type": "loglikelihood"},
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(told | task))
+    return str(path)
+
+
+def test_a_task_that_writes_goes_the_harness_s_own_way(byte_llama: str, tmp_path: Path) -> None:
+    path = write_task(
+        tmp_path,
+        output_type="generate_until",
+        generation_kwargs={"max_gen_toks": 6, "until": ["never"], "do_sample": False},
+        metric_list=[{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    )
+    task, data = causal(byte_llama)
+    model, tokenizer = task.backbone.eval(), data.tokenizer
+    ids = tokenizer("the film 1", return_tensors="pt")["input_ids"]
+    said = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    rows = [{"q": "the film 1", "a": tokenizer.decode(said, skip_special_tokens=True)}, {"q": "the film 2", "a": "no"}]
+    (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = evaluate(task, data, path)
+    assert found.results["mine"].scores == {"exact_match": 0.5}
+    assert found.results["mine"].per_item["exact_match"] == [1.0, 0.0]
+
+
+def test_perplexity_of_the_harness_is_worked_out_our_way_too(byte_llama: str, tmp_path: Path) -> None:
+    from lm_eval.evaluator import evaluate as harness_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    metrics = [
+        {"metric": metric, "aggregation": how, "higher_is_better": False}
+        for metric, how in (("byte_perplexity", "weighted_perplexity"), ("bits_per_byte", "bits_per_byte"))
+    ]
+    path = write_task(
+        tmp_path, output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="{{q}}", metric_list=metrics
+    )
+    task, data = causal(byte_llama)
+    found = evaluate(task, data, path)
+    lm = HFLM(pretrained=task.backbone.eval(), tokenizer=data.tokenizer, batch_size=2)
+    theirs = harness_evaluate(lm, TaskManager(include_defaults=False).load([path]))["results"]["mine"]
+    for metric in ("byte_perplexity", "bits_per_byte"):
+        assert found.results["mine"].scores[metric] == pytest.approx(theirs[f"{metric},none"], rel=1e-5)
+    assert found.results["mine"].standard_errors == {}  # the harness knows none
+
+
+def test_groups_have_scores_of_their_own(byte_llama: str, tmp_path: Path) -> None:
+    names = [p.stem for p in (TASKS / "blimp").glob("*.yaml")]
+    sets = [yaml.safe_load((TASKS / "blimp" / f"{n}.yaml").read_text().replace("!function", "")) for n in names]
+    for told in sets:
+        if "dataset_kwargs" in told:
+            rows = [{"sentence_good": f"it was {i}", "sentence_bad": f"was it {told['task'][-i:]}"} for i in (1, 2)]
+            (tmp_path / f"{told['dataset_kwargs']['name']}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    task, data = causal(byte_llama)
+    found = evaluate(task, data, "litpeft_blimp", data_dir=str(tmp_path))
+    group = found.results["litpeft_blimp"]
+    assert len(group.tasks) == 67
+    assert group.items == 2 * 67
+    own = [found.results[name].scores["acc"] for name in group.tasks]
+    assert group.scores["acc"] == pytest.approx(sum(own) / 67)
+    some = evaluate(task, data, "litpeft_blimp_p*", data_dir=str(tmp_path), limit=1)
+    assert "litpeft_blimp" not in some.results
+    assert {name for name in some.results if name.startswith("litpeft_blimp_p")} == set(some.results)
+    assert all(result.items == 1 for result in some.results.values())
+
+
+def test_an_encoder_decoder_goes_the_harness_s_own_way(tiny_model: str, tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    from litpeft.adapters import LoRA
+    from litpeft.data import ArithmeticInstructions
+    from litpeft.tasks import Seq2SeqLM
+
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, eos_token="[SEP]")
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
+    tokenizer.save_pretrained(tmp_path / "t5")
+    data = ArithmeticInstructions(tokenizer=str(tmp_path / "t5"), train_rows=8, val_rows=4)
+    task = Seq2SeqLM(str(tmp_path / "t5"), LoRA(rank=2), dtype="fp32")
+    task.build(data, torch.device("cpu"))
+    found = evaluate(task, data, write_task(tmp_path))
+    assert not found.skipped
+    assert found.results["mine"].items == 3
+
+
+def test_what_cannot_be_had_is_one_sentence(byte_llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"lm-eval has no task 'litpeft_blimp_caustic' \(did you mean litpeft_blimp_ca"):
+        find(["litpeft_blimp_caustic"], Options())
+    with pytest.raises(UserError, match=r"litpeft_mmlu_anatomy: the hub cannot be reached .* benchmarks.data_dir\.$"):
+        find(["litpeft_mmlu_anatomy"], Options())
+    with pytest.raises(UserError, match=r"data_dir .*: there is no causative.jsonl in it or below it"):
+        find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
+    (tmp_path / "causative.jsonl").write_text('{"sentence_good": "a"}\n')
+    with pytest.raises(UserError, match=r"litpeft_blimp_causative: its items lack 'sentence_bad'"):
+        find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
+    (tmp_path / "causative.jsonl").write_text('{"sentence_good": "a"\n')
+    with pytest.raises(UserError, match=r"causative.jsonl line 1 is not JSON"):
+        find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
+    (tmp_path / "anatomy_test.csv").write_text("which?,a,b,c,d,E\n")
+    with pytest.raises(UserError, match=r"anatomy_test.csv line 1 is not question, four answers and A, B, C or D"):
+        find(["litpeft_mmlu_anatomy"], Options(data_dir=str(tmp_path)))
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
+    with pytest.raises(UserError, match=r"needs lm-eval: pip install 'litpeft\[eval\]'"):
+        find(["litpeft_generated_2ds"], Options())
+
+
+def test_a_classifier_has_no_use_for_them(tiny_model: str, sentences: dict[str, str]) -> None:
+    task = SequenceClassification(tiny_model)
+    data = TextClassification(train_file=sentences["train"], tokenizer=tiny_model)
+    with pytest.raises(UserError, match="litpeft_generated_2ds is for language models, and not for SequenceClassif"):
+        evaluate(task, data, "litpeft_generated_2ds")
+
+
+def test_code_that_a_model_writes_is_not_run(byte_llama: str, tmp_path: Path) -> None:
+    task, data = causal(byte_llama)
+    with pytest.raises(UserError, match="mine runs code that the model writes; run it by lm-eval itself"):
+        evaluate(task, data, write_task(tmp_path, unsafe_code=True))
+
+
+def test_a_task_that_fails_costs_its_own_result_alone(byte_llama: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def score(doc, results):\n    raise ZeroDivisionError('by hand')\n")
+    path = Path(write_task(tmp_path))
+    path.write_text(f"{path.read_text()}process_results: !function broken.score\n")
+    task, data = causal(byte_llama)
+    found = evaluate(task, data, str(path), "litpeft_generated_1da", limit=3)
+    assert found.skipped == {"mine": "ZeroDivisionError: by hand"}
+    assert found.results["litpeft_generated_1da"].items == 3
+    assert task.backbone.training
+
+
+def test_the_model_and_the_tokenizer_are_left_as_they_were(byte_llama: str) -> None:
+    task, data = causal(byte_llama)
+    task.backbone.model.layers[0].eval()
+    before = {name: tensor.clone() for name, tensor in task.backbone.state_dict().items()}
+    modes = [module.training for module in task.modules()]
+    data.tokenizer.pad_token = None
+    torch.manual_seed(7)
+    draw = torch.get_rng_state()
+    evaluate(task, data, "litpeft_generated_2ds", limit=4)
+    assert torch.equal(torch.get_rng_state(), draw)
+    assert [module.training for module in task.modules()] == modes
+    assert data.tokenizer.pad_token is None
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.backbone.state_dict().items())
+    assert "tie_weights" not in vars(task.backbone)
+
+
+def test_an_embedding_that_an_adapter_has_parted_from_the_head_stays_so(byte_llama: str) -> None:
+    from litpeft.adapters import LoRA
+
+    task, data = causal(byte_llama, LoRA(rank=2, targets=["embed_tokens"]))
+    ids = torch.tensor([[1, 2, 3]])
+    task.backbone.eval()
+    with torch.no_grad():
+        before = task.backbone(ids).logits
+        evaluate(task, data, "litpeft_generated_2ds", limit=4)
+        assert torch.equal(task.backbone(ids).logits, before)
+    plain = AutoModelForCausalLM.from_pretrained(byte_llama).eval()
+    assert not torch.allclose(plain(ids).logits, before, atol=1e-3)

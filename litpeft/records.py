@@ -110,6 +110,13 @@ def new_record() -> dict[str, Any]:
     return dict.fromkeys(FIELDS) | {"version": VERSION, "status": "interrupted"}
 
 
+def named(metrics: dict[str, float]) -> dict[str, Any]:
+    """Metrics by the record's names; those that it has no name for go under `other_metrics`."""
+    others = {name: value for name, value in metrics.items() if name not in FIELDS}
+    known = {name: value for name, value in metrics.items() if name in FIELDS}
+    return known | ({"other_metrics": others} if others else {})
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write `record.json`; it is never seen half-written.
 

@@ -7,7 +7,7 @@ A minimal one:
         name = "confidence"
 
         def run(self, live):
-            rows = [(live.task.trainer.datamodule.tokenizer("the film was").input_ids, [7])]
+            rows = [(live.data.tokenizer("the film was").input_ids, [7])]
             [(log, _)] = live.score(rows)
             return Result(scores={"log_likelihood": log}, items=1)
 """

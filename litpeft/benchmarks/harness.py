@@ -137,7 +137,9 @@ def find(names: Sequence[str], options: Options) -> tuple[list[HarnessTask], lis
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise UserError(f"benchmarks.tasks {names[0]} needs lm-eval: pip install 'litpeft[eval]'.") from error
-        ours = all(name.startswith(OURS) or Path(name).is_file() for name in names)  # the index of its 14,000 takes seven seconds
+        ours = all(
+            name.startswith(OURS) or Path(name).is_file() for name in names
+        )  # the index of its 14,000 takes seven seconds
         metadata = {"data_dir": options.data_dir} if options.data_dir else {}
         manager = TaskManager(include_path=str(TASKS), include_defaults=not ours, metadata=metadata)
     known = manager.all_tasks

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from safetensors.torch import load_file, save_file
 
 from litpeft.errors import UserError
+from litpeft.records import named
 from litpeft.run_folder import CHECKPOINTS, STEP
 
 TENSORS, LOOP = "trainable.safetensors", "loop.pt"
@@ -150,7 +151,7 @@ class Checkpoint(LightningCheckpoint):
     def measured(self) -> dict[str, Any]:
         """Figures for the record: with `keep: best`, those of the best weights replace those of the last."""
         if self.keep == "best" and self.best:
-            return {"checkpoint": self.best, "selection": f"best {self._monitor[0]}"} | self.best_metrics
+            return {"checkpoint": self.best, "selection": f"best {self._monitor[0]}"} | named(self.best_metrics)
         return {"checkpoint": self.last, "selection": "last", "val_step": self.val_step}
 
     def state_dict(self) -> dict[str, Any]:

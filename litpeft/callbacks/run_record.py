@@ -19,10 +19,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from litpeft.comparison.benchmarks import scores
 from litpeft.environment import git_state, machine, packages
 from litpeft.errors import UserError
 from litpeft.optim.build import live_settings
-from litpeft.records import FIELDS, new_record, write_atomically, write_record
+from litpeft.records import FIELDS, benchmarked, named, new_record, write_atomically, write_record
 from litpeft.run_folder import CONFIG, TRACEBACK, newest_checkpoint
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
@@ -209,16 +210,14 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
+                metrics |= scores(benchmarked(self.record) or {"results": {}})
                 shown = {name: _plain(value) for name, value in settings.items() if value is not None}
                 logger.log_hyperparams(shown, metrics, step=trainer.global_step)
 
 
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
-    """The metrics of one kind; those that the record has no name for go under `other_metrics`."""
-    found = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-    known = {name: value for name, value in found.items() if name in FIELDS}
-    others = {name: value for name, value in found.items() if name not in FIELDS}
-    return known | ({"other_metrics": others} if others else {})
+    """The metrics of one kind, by the record's names."""
+    return named({name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)})
 
 
 def _plain(value: Any) -> Any:

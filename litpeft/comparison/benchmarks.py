@@ -18,23 +18,29 @@ from litpeft.records import benchmarked
 BEFORE, CHANGE = "_before", "_change"
 
 
-def scores(record: dict[str, Any]) -> dict[str, float]:
-    """Figure -> score. Before training is told where the same items were asked then."""
+def scores(evaluation: dict[str, Any]) -> dict[str, float]:
+    """Figure -> score of one evaluation."""
+    return {
+        f"{name}_{metric}": score
+        for name, result in evaluation["results"].items()
+        for metric, score in result["scores"].items()
+        if score is not None
+    }
+
+
+def all_figures(record: dict[str, Any]) -> dict[str, float]:
+    """Figure -> what the record says. Before training is told where the same items were asked then."""
     last = benchmarked(record)
     if last is None:
         return {}
-    first = record["benchmarks"][0]
-    found = {}
-    for name, result in last["results"].items():
-        earlier = first["results"].get(name) if first["step"] == 0 != last["step"] else None
-        same = earlier is not None and earlier["fingerprint"] == result["fingerprint"]
-        for metric, score in result["scores"].items():
-            figure = f"{name}_{metric}"
-            found[figure] = score
-            if same and metric in earlier["scores"] and None not in (score, earlier["scores"][metric]):
-                found[figure + BEFORE] = earlier["scores"][metric]
-                found[figure + CHANGE] = score - earlier["scores"][metric]
-    return found
+    found, first = scores(last), record["benchmarks"][0]
+    if first["step"] != 0 or last["step"] == 0:
+        return found
+    prints = {name: result["fingerprint"] for name, result in first["results"].items()}
+    alike = {name: result for name, result in last["results"].items() if prints.get(name) == result["fingerprint"]}
+    before = scores({"results": {name: first["results"][name] for name in alike}})
+    changes = {figure + CHANGE: found[figure] - score for figure, score in before.items() if figure in found}
+    return found | {figure + BEFORE: score for figure, score in before.items()} | changes
 
 
 def columns(runs: Iterable[Run]) -> list[str]:
@@ -99,13 +105,14 @@ def items(run: Run, figure: str) -> tuple[str, list[float]] | None:
     if result is None or figure.endswith((BEFORE, CHANGE)) or not path.is_file():
         return None
     name = next(name for name, each in last["results"].items() if each is result)
-    kept = _kept(path).get(name, {})
+    kept = _kept(path, path.stat().st_mtime_ns).get(name, {})
     values = kept.get(figure.removeprefix(f"{name}_"))
     return (kept["fingerprint"], values) if values and kept.get("fingerprint") == result["fingerprint"] else None
 
 
 @cache
-def _kept(path: Path) -> dict[str, Any]:
+def _kept(path: Path, written: int) -> dict[str, Any]:
+    """What a file says that was written then."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

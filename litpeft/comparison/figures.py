@@ -122,7 +122,7 @@ def value(record: dict[str, Any], name: str) -> float | None:
     if found is None:
         found = (record.get("other_metrics") or {}).get(name)
     if found is None and record.get("benchmarks"):
-        found = benchmarks.scores(record).get(name)
+        found = benchmarks.all_figures(record).get(name)
     return number(found)
 
 
@@ -142,7 +142,7 @@ def _asked(name: str, runs: Sequence[Run]) -> Figure:
         names = {
             key
             for run in runs
-            for key in (*run.record, *(run.record.get("other_metrics") or ()), *benchmarks.scores(run.record))
+            for key in (*run.record, *(run.record.get("other_metrics") or ()), *benchmarks.all_figures(run.record))
         }
         there = sorted(key for key in names if any(value(run.record, key) is not None for run in runs))
         close = difflib.get_close_matches(name, there, n=1)

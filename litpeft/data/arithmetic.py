@@ -85,6 +85,6 @@ def answer(first: int, second: int, operation: str) -> int:
 
 
 def held_out(first: int, second: int) -> bool:
-    """Whether a pair is never trained on: by a hash of it, the same for (a, b) and (b, a), so that no sum is known from its mirror image."""
+    """Whether a pair is never trained on: by its hash, the same for (b, a), so that no sum is known from its mirror."""
     small, large = sorted((first, second))
     return (small * 2654435761 + large * 40503 + (small ^ large) * 97) % 2**32 // 7 % HELD_OUT == 0

@@ -1,4 +1,4 @@
-"""What a run logged on its way: scalars by step, from its TensorBoard event files."""
+"""What a run logged on its way: scalars by step, from its TensorBoard event files and its record."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from litpeft.comparison import Run
+from litpeft.comparison.benchmarks import columns, scores
 
 TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second"
 MOST_POINTS = 500  # of a line: a screen has not many more columns
@@ -35,7 +35,7 @@ class Band:
 
 
 def read_curves(run: Run) -> dict[str, Curve]:
-    """The curves of a run by tag. Validations are taken from its record, where it has them.
+    """The curves of a run by tag. Validations and benchmarks are taken from its record, where it has them.
 
     A run that was resumed has several files: from the first training step of a later one on, the earlier ones are of
     steps that were lost and do not count. What is logged once the run has ended is its record and no curve.
@@ -52,7 +52,7 @@ def read_curves(run: Run) -> dict[str, Curve]:
             curves[tag] |= curve
     ended = run.record.get("steps") or math.inf
     curves = {tag: {step: value for step, value in curve.items() if step <= ended} for tag, curve in curves.items()}
-    return {tag: dict(sorted(curve.items())) for tag, curve in (curves | _validations(run.record)).items() if curve}
+    return {tag: dict(sorted(curve.items())) for tag, curve in (curves | _measured(run)).items() if curve}
 
 
 def band(curves: Sequence[Curve], interval: Callable[[Sequence[float]], tuple[float, float]]) -> Band:
@@ -99,9 +99,14 @@ def _scalars(path: Path) -> Iterator[tuple[str, int, float]]:
                     yield value.tag, event.step, one
 
 
-def _validations(record: dict[str, Any]) -> dict[str, Curve]:
+def _measured(run: Run) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
-    for validation in record.get("validations") or ():
+    for evaluation in run.record.get("benchmarks") or ():
+        scored = scores(evaluation)
+        for tag in columns([run]):
+            if tag in scored:
+                found.setdefault(tag, {})[evaluation["step"]] = scored[tag]
+    for validation in run.record.get("validations") or ():
         for tag in ("val_loss", "val_accuracy"):
             if validation.get(tag) is not None:
                 found.setdefault(tag, {})[validation["step"]] = validation[tag]

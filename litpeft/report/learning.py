@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from litpeft.comparison import Comparison
+from litpeft.comparison.figures import figure
 from litpeft.comparison.numbers import unit
 from litpeft.report.chart import Chart, layout, literal
 from litpeft.report.curves import MOST_POINTS, Band, Curve, band, read_curves, thinned
 from litpeft.report.looks import look
-from litpeft.report.wording import UNKNOWN, counted, told
+from litpeft.report.wording import UNKNOWN, counted, plain_title, told
 from litpeft.stats import mean_interval
 
 FULL = 2  # groups whose bands are drawn in full; those of more are fainter
@@ -68,8 +69,19 @@ def read_lines(comparison: Comparison) -> dict[str, list[Line]]:
 
 
 def curve_charts(lines: Mapping[str, Sequence[Line]]) -> dict[str, Chart]:
-    """By tag; of tags that no run has logged, none."""
-    return {kind.tag: _chart(kind, lines[kind.tag]) for kind in KINDS if kind.tag in lines}
+    """By tag; of tags that no run has logged, none. What has no kind of its own is a score of a benchmark."""
+    named = {kind.tag: kind for kind in KINDS}
+    kinds = [*KINDS, *(_benchmark(tag) for tag in lines if tag not in named)]
+    return {kind.tag: _chart(kind, lines[kind.tag]) for kind in kinds if kind.tag in lines}
+
+
+def _benchmark(tag: str) -> Kind:
+    return Kind(
+        tag,
+        f"Benchmark {plain_title(figure(tag).title)}",
+        ".2f" if unit(tag)[1] == "%" else ".4f",
+        "Measured on the live model.",
+    )
 
 
 def _chart(kind: Kind, lines: Sequence[Line]) -> Chart:

@@ -17,6 +17,7 @@ from litpeft.records import FIELDS
 from litpeft.report.answer import answer
 from litpeft.report.chart import Chart
 from litpeft.report.costs import RATES, estimate_charts, memory_charts, peak_chart, step_chart
+from litpeft.report.curves import TAGS
 from litpeft.report.learning import curve_charts, read_lines
 from litpeft.report.looks import LIGHT, PARTS_LIGHT, look, themes
 from litpeft.report.sections import sections
@@ -42,9 +43,11 @@ class Part:
 def parts(comparison: Comparison) -> list[Part]:
     """All charts; a part without any is left out."""
     lines = read_lines(comparison)
-    once = [tag for tag in VALIDATED if all(len(line.curve) == 1 for line in lines.get(tag, ()))]
+    once = [tag for tag in lines if tag in VALIDATED or tag not in TAGS]
+    once = [tag for tag in once if all(len(line.curve) == 1 for line in lines[tag])]
     curves = curve_charts({tag: lines[tag] for tag in lines if tag not in once})  # one point is no curve
-    learning = [curves[tag] for tag in ("train_loss", *VALIDATED) if tag in curves]
+    scored = [tag for tag in curves if tag not in TAGS]
+    learning = [curves[tag] for tag in ("train_loss", *VALIDATED, *scored) if tag in curves]
     learning += estimate_charts(comparison, once)
     targets = [figure.name for figure in comparison.figures if figure.name.startswith("seconds_to_")]
     speed = [

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     BloomConfig,
     Gemma2Config,
@@ -20,7 +21,6 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 from litpeft.benchmarks.scorer import PrefixScorer, Row, _Tree
 

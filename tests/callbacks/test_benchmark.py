@@ -1,0 +1,273 @@
+"""Benchmarks in the middle of training: they change nothing, are told where they belong, and are not repeated."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from litpeft.__main__ import main
+from litpeft.benchmarks import Benchmark, Live, Result
+from litpeft.records import read_record
+from litpeft.run_folder import newest_checkpoint
+from tests.conftest import litpeft, write_killer
+
+STRATEGIES = {
+    "lora": ["--model.adapter", "LoRA", "--model.adapter.dropout", "0.2"],
+    "qlora": ["--model.adapter", "QLoRA", "--model.adapter.dropout", "0.2"],
+    "full": ["--model.adapter", "Full", "--model.dtype", "bf16", "--model.gradient_checkpointing", "non_reentrant"],
+}
+
+
+@pytest.fixture
+def learning(byte_llama: str) -> list[str]:
+    """A command line that trains a small causal model for six steps."""
+    return [
+        *("fit", "--model", "CausalLM", "--model.model_name", byte_llama, "--model.dtype", "fp32"),
+        *("--data", "ArithmeticInstructions", "--data.train_rows", "24", "--data.val_rows", "8"),
+        *("--data.batch_size", "2", "--data.max_length", "256", "--trainer.accumulate_grad_batches", "2"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
+    ]
+
+
+BENCHMARKS = ["--benchmarks.tasks", "[litpeft_generated_2ds,litpeft_generated_1da]", "--benchmarks.limit", "5"]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_training_with_benchmarks_is_bit_identical_to_training_without(
+    tmp_path: Path, learning: list[str], strategy: str
+) -> None:
+    same = [*learning, *STRATEGIES[strategy]]
+    assert main([*same, "--run_dir", str(tmp_path / "plain")]) == 0
+    asked = [*BENCHMARKS, "--benchmarks.every_n_steps", "2"]
+    assert main([*same, *asked, "--run_dir", str(tmp_path / "measured")]) == 0
+    plain, measured = (newest_checkpoint(tmp_path / name) for name in ("plain", "measured"))
+    tensors = load_file(plain / "trainable.safetensors"), load_file(measured / "trainable.safetensors")
+    assert tensors[0].keys() == tensors[1].keys()
+    assert all(torch.equal(tensor, tensors[1][name]) for name, tensor in tensors[0].items())
+    loops = [torch.load(path / "loop.pt", weights_only=True) for path in (plain, measured)]
+    first, second = (loop["optimizer_states"][0]["state"] for loop in loops)
+    assert all(
+        torch.equal(torch.as_tensor(first[i][k]), torch.as_tensor(second[i][k])) for i in first for k in first[i]
+    )
+    rng = [loop["callbacks"] for loop in loops]
+    assert str(rng[0].get("Checkpoint", {}).get("rng")) == str(rng[1].get("Checkpoint", {}).get("rng"))
+    one, two = (read_record(tmp_path / name) for name in ("plain", "measured"))
+    for name in ("val_loss", "train_loss", "steps", "peak_tensor_bytes", "model_flops_per_step", "sampled_steps"):
+        assert one[name] == two[name], name
+    assert [each["step"] for each in two["benchmarks"]] == [0, 2, 4, 6]
+    assert one["benchmarks"] is None
+
+
+def test_scores_are_in_the_record_in_tensorboard_and_item_by_item(tmp_path: Path, learning: list[str]) -> None:
+    asked = [
+        *BENCHMARKS,
+        "--benchmarks.keep_items",
+        "true",
+        "--model.adapter",
+        "LoRA",
+        "--model.optimizer",
+        "torch.optim.Adam",
+    ]
+    assert main([*learning, *asked, "--model.optimizer.lr", "0.05", "--run_dir", str(tmp_path)]) == 0
+    record = read_record(tmp_path)
+    before, after = record["benchmarks"]
+    assert (before["step"], after["step"]) == (0, 6)
+    assert before["seconds"] > 0
+    assert record["memory_phases"]["benchmark"]["peak_rss_bytes"]
+    curves = EventAccumulator(str(tmp_path)).Reload()
+    for evaluation in (before, after):
+        kept = json.loads((tmp_path / "benchmark_items" / f"step-{evaluation['step']:06d}.json").read_text())
+        for name, result in evaluation["results"].items():
+            assert result["items"] == 5
+            assert result["num_fewshot"] == 0
+            assert kept[name]["fingerprint"] == result["fingerprint"]
+            each = kept[name]["acc"]
+            assert np.mean(each) == pytest.approx(result["scores"]["acc"])
+            assert np.std(each, ddof=1) / math.sqrt(5) == pytest.approx(result["standard_errors"]["acc"])
+            points = {point.step: point.value for point in curves.Scalars(f"benchmark/{name}_acc")}
+            assert points[evaluation["step"]] == pytest.approx(result["scores"]["acc"])
+    assert "benchmark_stderr/litpeft_generated_2ds_acc" in curves.Tags()["scalars"]
+    prints = [evaluation["results"]["litpeft_generated_2ds"]["fingerprint"] for evaluation in (before, after)]
+    assert prints[0] == prints[1]
+
+
+def test_a_resumed_run_does_not_evaluate_twice(tmp_path: Path, learning: list[str]) -> None:
+    same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "1"]
+    same += ["--checkpoint.every_n_steps", "2"]
+    assert main([*same, "--run_dir", str(tmp_path / "whole")]) == 0
+    killed = litpeft(*same, "--run_dir", "killed", *write_killer(tmp_path, 4), cwd=tmp_path)
+    assert killed.returncode == -9, killed.stderr
+    earlier = read_record(tmp_path / "killed")["benchmarks"]
+    assert [each["step"] for each in earlier] == [0, 1, 2, 3]
+    assert newest_checkpoint(tmp_path / "killed").name == "step-000002"  # step 3 is trained again, and not measured
+    assert main([*same, "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
+    resumed, whole = (read_record(tmp_path / name)["benchmarks"] for name in ("killed", "whole"))
+    assert resumed[:4] == earlier
+    assert [each["step"] for each in resumed] == [0, 1, 2, 3, 4, 5, 6]
+    assert [each["results"] for each in resumed] == [each["results"] for each in whole]
+
+
+def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, learning: list[str]) -> None:
+    """With a rate that ruins the model after the first validation."""
+    (tmp_path / "mine.txt").write_text("the film was a story\n\nand the plot of it")
+    spoilt = ["--model.adapter", "LoRA", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "1"]
+    asked = ["--benchmarks.tasks", "[perplexity]", "--benchmarks.text_file", str(tmp_path / "mine.txt")]
+    each = ["--trainer.val_check_interval", "2", "--checkpoint.keep", "best", "--trainer.max_epochs", "1"]
+    run = tmp_path / "run"
+    assert main([*learning, *spoilt, *asked, *each, "--run_dir", str(run), "--benchmarks.before", "false"]) == 0
+    record = read_record(run)
+    [evaluation] = record["benchmarks"]
+    assert evaluation["step"] == record["val_step"] < record["steps"]
+    assert main(["evaluate", str(run), "--tasks", "perplexity", "--text_file", str(tmp_path / "mine.txt")]) == 0
+    [again] = read_record(run)["benchmarks"]
+    assert again["results"]["perplexity"]["scores"] == pytest.approx(evaluation["results"]["perplexity"]["scores"])
+
+
+def test_a_budget_of_time_says_what_it_skipped(
+    tmp_path: Path, learning: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    asked = [*BENCHMARKS, "--benchmarks.max_seconds", "1e-6", "--model.adapter", "LoRA"]
+    assert main([*learning, *asked, "--run_dir", str(tmp_path)]) == 0
+    record = read_record(tmp_path)
+    assert record["status"] == "ok"
+    for evaluation in record["benchmarks"]:
+        assert evaluation["results"] == {}
+        assert list(evaluation["skipped"]) == ["litpeft_generated_2ds", "litpeft_generated_1da"]
+    told = "benchmark litpeft_generated_2ds has no result: the 1e-06 s of benchmarks.max_seconds were over."
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--benchmarks.tasks", "[litpeft_nothing]"], "benchmarks.tasks: lm-eval has no task 'litpeft_nothing'"),
+        (["--benchmarks.tasks", "[perplexity]"], "perplexity needs a text that is not trained on: --benchmarks.text"),
+        (["--benchmarks.tasks", "[held_out]"], "benchmarks.tasks held_out is for classifiers"),
+        (["--benchmarks.limit", "0"], "benchmarks.limit must be at least 1, got 0"),
+        (["--benchmarks.every_n_steps", "0"], "benchmarks.every_n_steps must be at least 1, got 0"),
+        (["--benchmarks.num_fewshot", "-1"], "benchmarks.num_fewshot must be at least 0, got -1"),
+        (["--benchmarks.max_seconds", "0"], "benchmarks.max_seconds must be above 0, got 0"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_trained(
+    tmp_path: Path, learning: list[str], capsys: pytest.CaptureFixture, options: list[str], said: str
+) -> None:
+    run = tmp_path / "run"
+    assert main([*learning, "--model.adapter", "LoRA", *options, "--run_dir", str(run)]) == 2
+    errors = capsys.readouterr().err
+    assert said in errors
+    assert "Traceback" not in errors
+    assert not list(run.glob("checkpoints/*"))
+
+
+def test_a_classifier_by_class_and_how_sure_it_is(tmp_path: Path, words: list[str]) -> None:
+    """Against accuracy and calibration worked out here from `litpeft predict`."""
+    asked = [
+        "--benchmarks.tasks",
+        "[held_out]",
+        "--benchmarks.keep_items",
+        "true",
+        "--model.optimizer",
+        "torch.optim.AdamW",
+    ]
+    assert main([*words, *asked, "--model.optimizer.lr", "5e-3", "--run_dir", str(tmp_path)]) == 0
+    record = read_record(tmp_path)
+    result = record["benchmarks"][-1]["results"]["held_out"]
+    table = Path(words[words.index("--data.val_file") + 1])
+    assert main(["predict", "--run_dir", str(tmp_path), "--data.predict_file", str(table)]) == 0
+    lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    names = record["data_summary"]["label_names"]
+    truth = [names[int(line.rpartition("\t")[2])] for line in table.read_text().splitlines()[1:]]
+    right = [line["label"] == label for line, label in zip(lines, truth, strict=True)]
+    assert result["scores"]["accuracy"] == pytest.approx(np.mean(right)) == pytest.approx(record["val_accuracy"])
+    for name in names:
+        own = [hit for hit, label in zip(right, truth, strict=True) if label == name]
+        assert result["scores"][f"accuracy_{name}"] == pytest.approx(np.mean(own))
+    sure = [max(line["probabilities"].values()) for line in lines]
+    bins: dict[int, list[int]] = {}
+    for place, confidence in enumerate(sure):
+        bins.setdefault(min(14, math.ceil(confidence * 15) - 1), []).append(place)
+    gaps = [
+        len(own) / len(sure) * abs(np.mean([right[i] for i in own]) - np.mean([sure[i] for i in own]))
+        for own in bins.values()
+    ]
+    assert result["scores"]["ece"] == pytest.approx(sum(gaps), abs=1e-5)
+    kept = json.loads((tmp_path / "benchmark_items" / f"step-{record['steps']:06d}.json").read_text())
+    assert kept["held_out"]["accuracy"] == [float(hit) for hit in right]
+
+
+def test_perplexity_is_that_of_the_text_and_its_error_that_of_paragraphs(tmp_path: Path, learning: list[str]) -> None:
+    """Against each window by itself; errors against a bootstrap of paragraphs."""
+    from tests.benchmarks.build import causal, evaluate
+
+    draw = np.random.default_rng(0)
+    paragraphs = [
+        "".join(chr(97 + letter) for letter in draw.integers(0, 26, size=draw.integers(5, 150))) for _ in range(40)
+    ]
+    text = tmp_path / "text.txt"
+    text.write_text("\n\n".join(paragraphs), encoding="utf-8")
+    task, data = causal(learning[learning.index("--model.model_name") + 1])
+    found = evaluate(task, data, "perplexity", text_file=str(text)).results["perplexity"]
+    sums, counts = [], []
+    task.backbone.eval()
+    for paragraph in paragraphs:
+        ids = data.tokenizer(paragraph)["input_ids"]
+        nats = 0.0
+        for start in range(0, len(ids), 64):
+            window = torch.tensor([[0 if start == 0 else ids[start - 1], *ids[start : start + 64]]])
+            with torch.no_grad():
+                logs = task.backbone(window).logits[0, :-1].double().log_softmax(-1)
+            nats -= float(logs.gather(1, window[0, 1:, None]).sum())
+        sums.append(nats)
+        counts.append(len(ids))
+    assert found.items == 40
+    assert found.scores["perplexity"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-4)
+    assert found.scores["bits_per_byte"] == pytest.approx(
+        sum(sums) / math.log(2) / sum(counts), rel=1e-5
+    )  # a byte a token
+    picks = draw.integers(0, 40, size=(20_000, 40))
+    spread = (np.array(sums)[picks].sum(1) / np.array(counts)[picks].sum(1)).std() / math.log(2)
+    assert found.standard_errors["bits_per_byte"] == pytest.approx(spread, rel=0.15)
+
+
+def test_the_example_of_the_base_class_runs(tiny_llama: str) -> None:
+    class Confidence(Benchmark):
+        name = "confidence"
+
+        def run(self, live: Live) -> Result:
+            rows = [(live.data.tokenizer("the film was").input_ids, [7])]
+            [(log, _)] = live.score(rows)
+            return Result(scores={"log_likelihood": log}, items=1)
+
+    from tests.benchmarks.build import causal, evaluate
+
+    task, data = causal(tiny_llama)
+    found = evaluate(task, data, "confidence")
+    assert found.results["confidence"].scores["log_likelihood"] < 0
+
+
+def test_other_callbacks_are_told(tmp_path: Path, learning: list[str]) -> None:
+    (tmp_path / "listening.py").write_text(
+        "from lightning import Callback\n"
+        "class Ear(Callback):\n"
+        "    def on_benchmark_start(self, trainer, pl_module): print('begins', trainer.global_step)\n"
+        "    def on_benchmark_progress(self, trainer, name, done, total): print(name, done, total)\n"
+        "    def on_benchmark_end(self, trainer, pl_module, step, results): print('ended', step, sorted(results))\n"
+    )
+    told = litpeft(
+        *learning, *BENCHMARKS, "--model.adapter", "LoRA", "--trainer.callbacks", "listening.Ear", "--run_dir", "run",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert "begins 0" in told.stdout
+    assert "litpeft_generated_2ds 5 5" in told.stdout
+    assert "ended 6 ['litpeft_generated_1da', 'litpeft_generated_2ds']" in told.stdout
+    assert "generated 2ds acc" in told.stdout
+    assert "Running loglikelihood" not in told.stderr

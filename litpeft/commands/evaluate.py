@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.commands.parser import CommandParser
+from litpeft.errors import UserError
 from litpeft.records import benchmark_rows, read_record, write_record
 
 DESCRIPTION = """measure a finished run by benchmarks, and put the scores into its record
@@ -55,6 +56,8 @@ def _evaluate(options: Any) -> int:
         *(options.data_dir, options.text_file, options.max_seconds),
     )
     check_options(how)
+    if not how.tasks:
+        raise UserError("litpeft evaluate: --tasks names no benchmark.")
     quieten()
     run = FinishedRun(options.run_dir, options.checkpoint, options.accelerator, "evaluated")
     suite = Suite(how, run.model, run.datamodule)

@@ -45,7 +45,7 @@ KEYS = (
     "published",
 )
 RESERVED = re.compile(r"config|run_dir|experiment|resume|overwrite|seed_everything|ckpt_path")  # the sweep gives them
-OPTION = re.compile(r"(model|data|trainer|checkpoint|throughput|memory|record|predictions)(\.|$)")
+OPTION = re.compile(r"(model|data|trainer|checkpoint|throughput|memory|record|predictions|benchmarks)(\.|$)")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format screenshots bench-peers bench-adapters clean
+.PHONY: help setup demo test test-fast test-gpu lint format screenshots bench-peers bench-adapters bench-evaluation clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ bench-peers: setup  ## measure speed and memory as ratios to Hugging Face Traine
 
 bench-adapters: setup  ## measure what each adapter costs beside its frozen layer, and PEFT's, in one process
 	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=9 $(BIN)/python -m tests.peers.bench_adapters
+
+bench-evaluation: setup  ## measure how much faster benchmarks are than by lm-eval's own way (DATA=FOLDER: on TruthfulQA)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.peers.bench_evaluation $(if $(DATA),--data_dir $(DATA))
 
 clean:  ## remove the virtual environment and what tools left; runs/ stays
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

@@ -51,8 +51,8 @@ class Perplexity(Benchmark):
         byte, byte_error = _ratio([n / math.log(2) for n in nats], sizes)
         told = "\n".join([str(window), *paragraphs])
         return Result(
-            scores={"perplexity": math.exp(each), "bits_per_byte": byte},
-            standard_errors={"perplexity": math.exp(each) * error, "bits_per_byte": byte_error} if error else {},
+            scores={"per_token": math.exp(each), "bits_per_byte": byte},
+            standard_errors={"per_token": math.exp(each) * error, "bits_per_byte": byte_error} if error else {},
             items=len(paragraphs),
             fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16],
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from litpeft.comparison import benchmarks
@@ -79,7 +80,8 @@ def choose(
     shown = [name for name in optional if name in known]
     sizes = [name for name in ("trainable_params", "adapter_bytes", "model_bytes") if name in known]
     scored = benchmarks.columns(runs)
-    return [figure(name) for name in dict.fromkeys([first, *scored, *shown, *reached, *sizes])]
+    chosen = [figure(name) for name in dict.fromkeys([first, *scored, *shown, *reached, *sizes])]
+    return [replace(each, kind="benchmark") if each.name in scored and each.name != first else each for each in chosen]
 
 
 def figure(name: str) -> Figure:

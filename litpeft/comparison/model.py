@@ -27,7 +27,7 @@ class Figure:
     name: str
     title: str
     better: Literal["higher", "lower"] | None
-    kind: Literal["quality", "memory", "speed", "size"]
+    kind: Literal["quality", "benchmark", "memory", "speed", "size"]
 
 
 @dataclass

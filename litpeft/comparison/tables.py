@@ -9,7 +9,7 @@ from litpeft.comparison.differences import PAIRED_T
 from litpeft.comparison.model import Comparison, Difference, Figure, Group
 from litpeft.comparison.numbers import UNKNOWN, form, form_estimate, form_interval, form_p, number
 
-KINDS = ("quality", "memory", "speed", "size")
+KINDS = ("quality", "benchmark", "memory", "speed", "size")
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ def _dots(comparison: Comparison, shown: Figure) -> Chart:
     missed = [row[0] for row in rows if row[1] == UNKNOWN]
     words = f"Mean and its 95 % interval over seeds. {direction}"
     drawn = _rows_layout(shown.title, [trace["name"] for trace in traces])
-    if shown.kind == "quality":  # what matters there is far from 0
+    if shown.kind in ("quality", "benchmark"):  # what matters there is far from 0
         drawn["xaxis"]["rangemode"] = "normal"
     return Chart(
         f"figure-{shown.name}".replace(".", "-"),

@@ -228,7 +228,7 @@ def test_perplexity_is_that_of_the_text_and_its_error_that_of_paragraphs(tmp_pat
         sums.append(nats)
         counts.append(len(ids))
     assert found.items == 40
-    assert found.scores["perplexity"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-4)
+    assert found.scores["per_token"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-4)
     assert found.scores["bits_per_byte"] == pytest.approx(
         sum(sums) / math.log(2) / sum(counts), rel=1e-5
     )  # a byte a token

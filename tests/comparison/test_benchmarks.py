@@ -44,7 +44,7 @@ def test_scores_are_shown_and_tested_over_seeds_like_any_other_figure(tmp_path: 
     assert names[:2] == ["val_loss", FIGURE]
     assert not any(name.endswith(("_before", "_change")) for name in names)
     column = told.figures[1]
-    assert (column.title, column.better, column.kind) == ("blimp causative acc, %", "higher", "quality")
+    assert (column.title, column.better, column.kind) == ("blimp causative acc, %", "higher", "benchmark")
     none, lora = told.groups
     assert none.estimates[FIGURE].mean == pytest.approx(0.71)
     assert lora.differences[FIGURE].verdict == "worse"

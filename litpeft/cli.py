@@ -37,7 +37,7 @@ from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError
 from litpeft.parser import OneLineParser, sentence
-from litpeft.records import FILE_NAME, read_record, summary
+from litpeft.records import FILE_NAME, in_folder, read_record, summary
 from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config
 from litpeft.screen import quieten, show
 from litpeft.tasks import FineTuner
@@ -169,7 +169,7 @@ class LitPeftCLI(LightningCLI):
             options.data.init_args.label_names = names
         if self.checkpoint is not None:  # weights of the user's choice: the record is not to speak of them
             return
-        self.checkpoint = self.run_dir / record["checkpoint"] if record["checkpoint"] else None
+        self.checkpoint = in_folder(self.run_dir, record["checkpoint"]) if record["checkpoint"] else None
         if record["selection"] != "last" and self.checkpoint is not None and not self.checkpoint.is_dir():
             raise UserError(f"{self.checkpoint}, the {record['selection']} checkpoint of the run, is gone.")
         if self.checkpoint is None or not self.checkpoint.is_dir():  # of a killed run

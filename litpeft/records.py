@@ -146,6 +146,18 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def in_folder(folder: Path, name: str) -> Path:
+    """A file or folder that a record names, which lies within the run's own folder.
+
+    Raises:
+        UserError: it does not.
+    """
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / FILE_NAME}: {name} is not within the run's folder.")
+    return path
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write beside the file, flush to the disk, and put it in place by renaming."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")

@@ -12,6 +12,7 @@ from litpeft.comparison.benchmarks import items
 from litpeft.comparison.differences import Tested, judge, pairs
 from litpeft.comparison.model import Figure, Group, Run
 from litpeft.errors import UserError
+from litpeft.records import in_folder
 from litpeft.stats import mcnemar, paired_bootstrap
 
 KEPT = {"val_accuracy": "correct", "val_loss": "loss"}  # figure -> its name in the file of rows
@@ -90,7 +91,7 @@ def _files(run: Run) -> list[Path]:
     """What a run kept of its rows and items."""
     rows = run.record.get("val_examples")
     kept = sorted((run.folder / "benchmark_items").glob("*.json")) if run.record.get("benchmarks") else []
-    return [*([run.folder / rows] if rows else []), *kept]
+    return [*([in_folder(run.folder, rows)] if rows else []), *kept]
 
 
 def _cheap(runs: Sequence[Run]) -> bool:
@@ -102,7 +103,7 @@ def _cheap(runs: Sequence[Run]) -> bool:
 
 def _rows(run: Run) -> dict[str, Any]:
     """The file of a run; its step is None where it is not the validation that the record tells."""
-    path = run.folder / run.record["val_examples"]
+    path = in_folder(run.folder, run.record["val_examples"])
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
         same = rows["step"] == run.record.get("val_step")

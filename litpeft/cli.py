@@ -37,9 +37,11 @@ from litpeft.data import FineTuneData
 from litpeft.errors import UserError
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
-from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config
+from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config, tidy
+from litpeft.run_lock import lock
 from litpeft.screen import quieten, show
 from litpeft.tasks import FineTuner
+from litpeft.training_loop import save_between_steps
 
 NOT_SAVED = (
     "run_dir",
@@ -141,6 +143,8 @@ class LitPeftCLI(LightningCLI):
         if options.ckpt_path is not None:
             raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
         config = self._resolved()
+        self.lock = lock(self.run_dir)  # before it is looked into
+        tidy(self.run_dir)
         stale = claim(self.run_dir, config, options.resume, options.overwrite)
         self.checkpoint = record = None
         if options.resume:
@@ -214,7 +218,9 @@ class LitPeftCLI(LightningCLI):
         ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
-        return Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        save_between_steps(trainer, given.checkpoint)
+        return trainer
 
     def after_fit(self) -> None:
         """Show the figures that one looks at first."""
@@ -248,7 +254,7 @@ def main(words: list[str]) -> int:
         raise UserError(" ".join(str(error).split())) from error
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM; RunRecorder has told
         if isinstance(stop, SIGTERMException):
-            return 143
+            return stop.code or 143
         return 130 if isinstance(stop, KeyboardInterrupt) or stop.code else 0  # 0: --help, --print_config
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__

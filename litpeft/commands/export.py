@@ -101,6 +101,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.records import read_record
     from litpeft.screen import quieten
     from litpeft.tasks.base import DTYPES
+    from litpeft.tasks.origin import check_origin
 
     class Loaded(LitPeftCLI):
         """The run's task and data as `predict` would have them, and nothing done with them."""
@@ -119,10 +120,12 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         raise UserError(f"PEFT has no adapter like {adapter.name}; give --format merged.")
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(cli.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
-    state = FolderCheckpointIO().load_checkpoint(cli.checkpoint)["state_dict"]
+    checkpoint = FolderCheckpointIO().load_checkpoint(cli.checkpoint)
+    state = checkpoint["state_dict"]
 
     def build() -> torch.nn.Module:
         task.build(data, torch.device("cpu"))
+        check_origin(task, checkpoint)
         task.load_state_dict(state)
         return task.backbone
 

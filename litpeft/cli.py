@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from jsonargparse import ActionYesNo, Namespace
@@ -67,6 +67,15 @@ class LitPeftCLI(LightningCLI):
 
     def __init__(self, verb: str, words: list[str]) -> None:
         self.verb, self.words = verb, words
+        self.lock: TextIO | None = None
+        try:
+            self._run()
+        finally:
+            if self.lock is not None:
+                self.lock.close()
+
+    def _run(self) -> None:
+        """LightningCLI does all within its constructor."""
         super().__init__(
             FineTuner,
             FineTuneData,
@@ -79,7 +88,7 @@ class LitPeftCLI(LightningCLI):
             parser_class=OneLineParser,
             parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
             trainer_defaults=DEFAULTS,
-            args=[verb, *with_configs(verb, words)],
+            args=[self.verb, *with_configs(self.verb, self.words)],
         )
 
     def subcommands(self) -> dict[str, set[str]]:

@@ -67,6 +67,12 @@ class Epochs(_FitLoop):
     def done(self) -> bool:
         return not self.keeper.validation_due and super().done
 
+    def _load_combined_loader_states(self) -> None:
+        """Also of a run saved after an epoch: workers ask for batches before they are told which epoch it is."""
+        if self._combined_loader is not None and self._combined_loader_states_to_load:
+            self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
+            self._combined_loader_states_to_load = []
+
     def on_advance_end(self) -> None:
         self._restarting = False  # the epoch is as any other, also for a plateau's schedule
         super().on_advance_end()

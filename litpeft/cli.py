@@ -34,7 +34,7 @@ from litpeft.callbacks import (
 )
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
-from litpeft.errors import UserError
+from litpeft.errors import UserError, of_the_system
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, read_record, summary
 from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config, tidy
@@ -272,8 +272,14 @@ def main(words: list[str]) -> int:
                 "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
             )
             print(f"litpeft: error: out of memory; {hint}.", file=sys.stderr)
-        elif isinstance(error, OSError) and error.errno is not None:
-            print(f"litpeft: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
+        elif system := of_the_system(error):
+            print(f"litpeft: error: {system.filename or 'a file'}: {system.strerror}.", file=sys.stderr)
+        elif "DataLoader worker" in reason:
+            print(
+                f"litpeft: error: a process that makes batches has died ({reason}); "
+                "the host's memory may have run out: try a smaller --data.num_workers.",
+                file=sys.stderr,
+            )
         elif hasattr(error, "traceback_file"):
             print(f"litpeft: error: the run failed: {reason} (traceback: {error.traceback_file})", file=sys.stderr)
         else:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 SUMS = "SHA256SUMS"  # in the form that `sha256sum --check` reads
@@ -34,11 +34,13 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     """A folder to write into that gets its name when all is in it, with its sums, and flushed.
 
-    What the name stood for before is moved aside, to `.NAME.old`, and removed afterwards: of the two at least one is
-    whole at any time.
+    Args:
+        folder: how it is going to be called.
+        replace: what the name stood for before is moved aside, to `.NAME.old`, and removed afterwards: of the two at
+            least one is whole at any time. Otherwise the first to have the name keeps it.
     """
     scratch, old = folder.with_name(f".{folder.name}.{os.getpid()}"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -51,9 +53,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         for path in (*files, scratch / SUMS, scratch):
             flush(path)
         shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if replace and folder.exists():
             folder.rename(old)
-        scratch.rename(folder)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            if replace or not folder.is_dir():
+                raise
         flush(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
@@ -62,9 +68,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def remove_folder(folder: Path) -> None:
     """Remove it in one step for whoever looks: a killed process leaves no half of it under its name."""
-    gone = folder.with_name(f".{folder.name}.gone")
+    gone = folder.with_name(f".{folder.name}.gone{os.getpid()}")
     shutil.rmtree(gone, ignore_errors=True)
-    folder.rename(gone)
+    with suppress(FileNotFoundError):  # another process was first
+        folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)
 
 

@@ -18,6 +18,7 @@ class Keeper(Protocol):
     """Who saves between the steps."""
 
     validation_due: bool  # what was saved lies before the validation of its last step
+    stopping: bool  # which is held because the run is to stop
 
     def between_steps(self, trainer: Trainer) -> None:
         """All of an optimizer step is done, and of its epoch if it was the last; nothing is accumulated."""
@@ -48,7 +49,10 @@ class Steps(_TrainingEpochLoop):
         self.restarting = False  # of the last step nothing is left to do
         self.keeper.restore()
         if self.keeper.validation_due:  # but this, which follows
-            self.keeper.validation_due = False
+            self.keeper.validation_due, self.trainer.should_stop = False, self.keeper.stopping
+            begun = self.val_loop.batch_progress  # batches of it that count again
+            for name, count in vars(begun.current).items():
+                setattr(begun.total, name, getattr(begun.total, name) - count)
             return
         super().advance(data_fetcher)
 

@@ -18,7 +18,7 @@ class Signal(Callback):
     Args:
         number: of the signal.
         batch: of the run, counted from 0, after which; validations come after that of their batch.
-        where: after a training batch, or after the first batch of the validation that follows.
+        where: after a training batch, or when the validation that follows begins.
         times: how often.
     """
 
@@ -31,7 +31,7 @@ class Signal(Callback):
         if self.where == "train" and trainer.fit_loop.total_batch_idx == self.batch:
             self._send()
 
-    def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
+    def on_validation_start(self, trainer: Trainer, *_: Any) -> None:
         if self.where == "validation" and trainer.fit_loop.total_batch_idx == self.batch:
             self._send()
 
@@ -73,8 +73,8 @@ class Poison(Callback):
         value: what it becomes.
     """
 
-    def __init__(self, batch: int, value: float = float("nan")) -> None:
-        self.batch, self.value = batch, value
+    def __init__(self, batch: int, value: Literal["nan", "inf"] = "nan") -> None:
+        self.batch, self.value = batch, float(value)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         honest = pl_module.loss

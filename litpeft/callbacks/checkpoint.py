@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,7 +39,7 @@ class Checkpoint(LightningCheckpoint):
         self.best: str | None = None
         self.best_metrics: dict[str, float] = {}
         self.val_step: int | None = None
-        self.validation_due = False  # for litpeft.training_loop
+        self.validation_due, self.stopping = False, False  # for litpeft.training_loop
         self.stop = StopSignals()
         self._monitor: tuple[str, str] = ("val_loss", "min")
         self._due = False  # validated since the last one
@@ -48,26 +49,23 @@ class Checkpoint(LightningCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._monitor = pl_module.monitor
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.stop.listen()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep == "best" and not trainer.enable_validation:
             raise UserError("checkpoint.keep best needs a validation; leave it out, or trainer.limit_val_batches 0.")
         if trainer.global_step:
             self.last = _name(trainer.global_step)  # a resumed run holds this step already
         trainer.callback_metrics.update(self._metrics)
+        self.stop.listen()
+        if trainer.received_sigterm:  # while the model was loaded; Lightning would stop within the first step
+            self.stop.received = signal.SIGTERM
+            raise self.stop.exception()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Asked to stop within a validation, do not wait for its end: it is done again, from its start."""
-        if not self.stop.received or trainer.state.fn != "fit":
-            return
-        if not trainer.sanity_checking:
-            if trainer.fit_loop.epoch_loop._should_accumulate():
-                return
-            self.validation_due = True
+        if self.stop.received and not trainer.fit_loop.epoch_loop._should_accumulate():
+            self.validation_due, self.stopping = True, trainer.should_stop
             self._save(trainer)
-        raise self.stop.exception()
+            raise self.stop.exception()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
@@ -147,7 +145,7 @@ class Checkpoint(LightningCheckpoint):
         states = _collect_rng_states(include_cuda=torch.cuda.is_available())
         name, keys, *rest = states["numpy"]
         states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]  # weights_only reads no arrays
-        own = ("best", "best_metrics", "val_step", "validation_due")
+        own = ("best", "best_metrics", "val_step", "validation_due", "stopping")
         return {name: getattr(self, name) for name in own} | {"rng": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from litpeft.durable import SUMS, damage, remove_folder, whole_folder
@@ -26,8 +29,12 @@ class FolderCheckpointIO(TorchCheckpointIO):
         rest = dict(checkpoint)
         tensors = {name: tensor.contiguous() for name, tensor in rest.pop("state_dict").items()}
         with whole_folder(Path(path)) as scratch:
-            save_file(tensors, str(scratch / TENSORS), metadata={"format": "pt"})
-            torch.save(rest, scratch / LOOP)
+            try:
+                save_file(tensors, str(scratch / TENSORS), metadata={"format": "pt"})
+            except SafetensorError as error:
+                raise _of_the_system(error, path) from error
+            with open(scratch / LOOP, "wb") as file:  # given a name, torch would not tell why it cannot write
+                torch.save(rest, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read it; nothing in it is executed.
@@ -47,6 +54,12 @@ class FolderCheckpointIO(TorchCheckpointIO):
 
     def remove_checkpoint(self, path: Any) -> None:
         remove_folder(Path(path))
+
+
+def _of_the_system(error: SafetensorError, path: Any) -> Exception:
+    """The system's error within one that safetensors raises: "I/O error: ... (os error 28)"."""
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
 
 
 def _instead(path: Path) -> str:

@@ -125,7 +125,10 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             self._begin(trainer, pl_module)
         self._gather(trainer)
         status, sentence = _status(exception)
-        self._close(trainer, status, sentence)
+        try:
+            self._close(trainer, status, sentence)
+        except (OSError, ValueError):  # of a full disk, say, and TensorBoard's word for it; the first error is told
+            return
         folder = Path(trainer.default_root_dir)
         if status == "failed" and not isinstance(exception, UserError):
             lines = traceback.format_exception(exception)

@@ -49,7 +49,8 @@ class Steps(_TrainingEpochLoop):
         self.restarting = False  # of the last step nothing is left to do
         self.keeper.restore()
         if self.keeper.validation_due:  # but this, which follows
-            self.keeper.validation_due, self.trainer.should_stop = False, self.keeper.stopping
+            self.trainer.should_stop = self.keeper.stopping
+            self.keeper.validation_due = self.keeper.stopping = False
             begun = self.val_loop.batch_progress  # batches of it that count again
             for name, count in vars(begun.current).items():
                 setattr(begun.total, name, getattr(begun.total, name) - count)

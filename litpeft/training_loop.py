@@ -18,7 +18,7 @@ class Keeper(Protocol):
     """Who saves between the steps."""
 
     validation_due: bool  # what was saved lies before the validation of its last step
-    stopping: bool  # which is held because the run is to stop
+    epoch_due: bool  # the run was to stop after its last step, whose epoch may not have been ended
 
     def between_steps(self, trainer: Trainer) -> None:
         """All of an optimizer step is done, and of its epoch if it was the last; nothing is accumulated."""
@@ -45,12 +45,15 @@ class Steps(_TrainingEpochLoop):
             self.restarting = False  # saved after an epoch: without a limit of epochs it would be ended once more
         super().reset()
 
+    @property
+    def done(self) -> bool:
+        return not self.keeper.validation_due and super().done
+
     def advance(self, data_fetcher: Any) -> None:
         self.restarting = False  # of the last step nothing is left to do
         self.keeper.restore()
         if self.keeper.validation_due:  # but this, which follows
-            self.trainer.should_stop = self.keeper.stopping
-            self.keeper.validation_due = self.keeper.stopping = False
+            self.keeper.validation_due = False
             begun = self.val_loop.batch_progress  # batches of it that count again
             for name, count in vars(begun.current).items():
                 setattr(begun.total, name, getattr(begun.total, name) - count)
@@ -70,7 +73,8 @@ class Epochs(_FitLoop):
 
     @property
     def done(self) -> bool:
-        return not self.keeper.validation_due and super().done
+        within_epoch = self.keeper.epoch_due and not self.epoch_loop._num_ready_batches_reached()
+        return not (within_epoch or self.keeper.validation_due) and super().done
 
     def _load_combined_loader_states(self) -> None:
         """Also of a run saved after an epoch: workers ask for batches before they are told which epoch it is."""
@@ -79,6 +83,7 @@ class Epochs(_FitLoop):
             self._combined_loader_states_to_load = []
 
     def on_advance_end(self) -> None:
+        self.keeper.epoch_due = False
         self._restarting = False  # the epoch is as any other, also for a plateau's schedule
         super().on_advance_end()
         if self.epoch_loop._num_ready_batches_reached():

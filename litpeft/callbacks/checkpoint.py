@@ -39,7 +39,7 @@ class Checkpoint(LightningCheckpoint):
         self.best: str | None = None
         self.best_metrics: dict[str, float] = {}
         self.val_step: int | None = None
-        self.validation_due, self.stopping = False, False  # for litpeft.training_loop
+        self.validation_due, self.epoch_due = False, False  # for litpeft.training_loop
         self.stop = StopSignals()
         self._monitor: tuple[str, str] = ("val_loss", "min")
         self._due = False  # validated since the last one
@@ -63,7 +63,7 @@ class Checkpoint(LightningCheckpoint):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Asked to stop within a validation, do not wait for its end: it is done again, from its start."""
         if self.stop.received and not trainer.fit_loop.epoch_loop._should_accumulate():
-            self.validation_due, self.stopping = True, trainer.should_stop
+            self.validation_due = True
             self._save(trainer)
             raise self.stop.exception()
 
@@ -137,15 +137,18 @@ class Checkpoint(LightningCheckpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Schedules, early stopping and the record read metrics of a validation that may lie far back."""
         checkpoint["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
+        checkpoint["stopping"] = [trainer.max_epochs, trainer.max_steps] if trainer.should_stop else None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._metrics = checkpoint["metrics"]
+        if checkpoint["stopping"] == [trainer.max_epochs, trainer.max_steps]:  # and is not to go on longer now
+            trainer.should_stop = self.epoch_due = True
 
     def state_dict(self) -> dict[str, Any]:
         states = _collect_rng_states(include_cuda=torch.cuda.is_available())
         name, keys, *rest = states["numpy"]
         states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]  # weights_only reads no arrays
-        own = ("best", "best_metrics", "val_step", "validation_due", "stopping")
+        own = ("best", "best_metrics", "val_step", "validation_due")
         return {name: getattr(self, name) for name in own} | {"rng": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

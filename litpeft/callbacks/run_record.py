@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from litpeft.callbacks.curves import cut_curves
+from litpeft.callbacks.curves import curve_sizes, cut_curves
 from litpeft.durable import write_atomically
 from litpeft.environment import git_state, machine, packages
 from litpeft.errors import UserError
@@ -58,6 +58,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         self.record = resumed or new_record() | {"experiment": experiment, "run_name": run_name}
         self.record = self.record | {"config": config, "status": "interrupted", "error": None}
         self._stale, self._resumed = list(stale), resumed
+        self._curves: dict[str, int] = {}  # of the run that is resumed, see litpeft.callbacks.curves
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
 
@@ -81,7 +82,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         if not self._started:
             self._begin(trainer, pl_module)
         if self._resumed:
-            cut_curves(Path(trainer.default_root_dir), trainer.global_step, _event_file(trainer))
+            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
         self._describe(trainer, pl_module)
         write_record(Path(trainer.default_root_dir), self.record)
 
@@ -97,7 +98,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         elif self.record["optimizer"] is None:
             raise UserError(f"nothing was trained: the run stands at step {trainer.global_step} already.")
         else:  # it was killed between its last checkpoint and here
-            cut_curves(Path(trainer.default_root_dir), trainer.global_step, _event_file(trainer))
+            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
         self._close(trainer, "ok", None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -105,6 +106,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         if trainer.state.fn == "fit":
             self._gather(trainer)
             checkpoint["record"] = as_json(self.record)
+            checkpoint["curves"] = curve_sizes(Path(trainer.default_root_dir))
 
     def on_saved(self, trainer: Trainer) -> None:
         """So that a run that is killed leaves what was known when it was last saved."""
@@ -115,6 +117,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         if self._resumed and trainer.state.fn == "fit":
             now = {name: self.record[name] for name in ("config", "status", "error")}
             self.record = json.loads(checkpoint["record"]) | now
+            self._curves = checkpoint["curves"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format screenshots bench-peers bench-adapters bench-evaluation clean
+.PHONY: help setup demo test test-fast test-gpu lint format screenshots torture bench-peers bench-adapters bench-evaluation clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,10 @@ format: setup  ## put style right
 REPORT ?= report.html
 screenshots: setup  ## pictures of a report in light, dark and on a phone: make screenshots REPORT=report.html
 	$(BIN)/python -m tests.report.screenshots $(REPORT) $(dir $(REPORT))
+
+KILLS ?= 200
+torture: setup  ## kill short runs at random points, resume them, and hold them against ones left alone: make torture KILLS=20
+	$(BIN)/python -m tests.torture --kills $(KILLS)
 
 bench-peers: setup  ## measure speed and memory as ratios to Hugging Face Trainer + PEFT, in alternation on one thread
 	$(BIN)/python -m tests.peers.bench

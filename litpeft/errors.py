@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
 
 
 class UserError(Exception):
@@ -22,3 +25,13 @@ def writing(option: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror or error}.") from error
+
+
+def of_the_system(error: BaseException | None) -> OSError | None:
+    """What the system said against reading or writing: an error itself, or one of the disk that it was raised from."""
+    first = error
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None and (error is first or error.errno in DISK):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

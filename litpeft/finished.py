@@ -11,6 +11,7 @@ from litpeft.callbacks import FolderCheckpointIO
 from litpeft.cli import LitPeftCLI
 from litpeft.records import read_record
 from litpeft.run_folder import step_of
+from litpeft.tasks.origin import check_origin
 
 
 class FinishedRun(LitPeftCLI):
@@ -37,7 +38,8 @@ class FinishedRun(LitPeftCLI):
                 f"litpeft: the run is {self.record['status']}; its checkpoint {self.checkpoint.name} is {purpose}.",
                 file=sys.stderr,
             )
-        self.state = FolderCheckpointIO().load_checkpoint(self.checkpoint)["state_dict"]
+        self._loaded = FolderCheckpointIO().load_checkpoint(self.checkpoint)
+        self.state = self._loaded["state_dict"]
 
     @property
     def step(self) -> int:
@@ -47,6 +49,7 @@ class FinishedRun(LitPeftCLI):
     def build(self, device: torch.device) -> torch.nn.Module:
         """The model, anew, with these weights, on the device."""
         self.model.build(self.datamodule, device)
+        check_origin(self.model, self._loaded)
         self.model.load_state_dict(self.state)
         self.model.to(device)
         return self.model.backbone

@@ -81,7 +81,7 @@ def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
             raise UserError(
                 f"{option} {name}: the hub cannot be reached and it is not in the local cache; give {instead}."
             ) from error
-        if isinstance(error, (OSError, ValueError)):
+        if isinstance(error, (OSError, ValueError)) or "SafetensorError" in kinds:
             sentence = " ".join(str(error).split()).split(". ")[0].rstrip(".")
             raise UserError(f"{option} {name} cannot be loaded: {sentence}.") from error
         raise

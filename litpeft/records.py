@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 from typing import Any
 
+from litpeft.durable import write_atomically
 from litpeft.errors import UserError
 
 VERSION = 1
@@ -79,7 +79,7 @@ FIELDS = {
     "benchmarks left out, and before a resume; null unless each is known",
     "energy_joules_by_source": "cpu_packages (processors) and gpu (its board), whoever made them work",
     # quality
-    "train_loss": "mean over the last finished epoch (or what a resume left of it), in training mode (dropout on)",
+    "train_loss": "mean over the last finished epoch, in training mode (dropout on)",
     "val_step": "optimizer steps after which val_* were measured; those of `checkpoint` where validation ended the run",
     "val_loss": "mean over the validation rows",
     "val_accuracy": "share of validation rows that are right",
@@ -125,7 +125,12 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     """
     if unknown := record.keys() - FIELDS.keys():
         raise KeyError(f"not in records.FIELDS: {', '.join(sorted(unknown))}")
-    write_atomically(folder / FILE_NAME, json.dumps(_finite(record), indent=2, ensure_ascii=False, default=str) + "\n")
+    write_atomically(folder / FILE_NAME, as_json(record))
+
+
+def as_json(record: dict[str, Any]) -> str:
+    """The record as text; what is no number is null in it."""
+    return json.dumps(_finite(record), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -156,19 +161,6 @@ def in_folder(folder: Path, name: str) -> Path:
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder / FILE_NAME}: {name} is not within the run's folder.")
     return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file, flush to the disk, and put it in place by renaming."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(scratch, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,10 @@ def claim(run_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) 
         overwrite: replace it.
 
     Raises:
-        UserError: the folder is no folder, holds a run or files of other origin, or has nothing to resume.
+        UserError: the folder holds a run or files of other origin, or has nothing to resume.
     """
     if resume and overwrite:
         raise UserError("--resume and --overwrite: give one of them.")
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run_dir {run_dir} is a file; give a folder.")
     if resume:
         if newest_checkpoint(run_dir) is None:
             raise UserError(
@@ -104,14 +103,29 @@ def claim(run_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) 
     return ours
 
 
-def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps in a run folder; one that a killed process has moved aside is put back."""
+def tidy(run_dir: Path) -> None:
+    """Remove what a process that was killed while it wrote or removed has left. Only for who has the folder's lock."""
+    checkpoints(run_dir)  # what was moved aside and has no successor is back in its place now
+    for left in (run_dir / CHECKPOINTS).glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    for name in (FILE_NAME, CONFIG):
+        for left in run_dir.glob(f".{name}.*"):
+            left.unlink(missing_ok=True)
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The checkpoints in a run folder by their steps; one that a killed process has moved aside is put back."""
     for aside in (run_dir / CHECKPOINTS).glob(".step-*.old"):
         whole = aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
         if not whole.exists():
             aside.rename(whole)
     found = [path for path in (run_dir / CHECKPOINTS).glob("step-*") if STEP.fullmatch(path.name)]
-    return max(found, key=step_of, default=None)
+    return sorted(found, key=step_of)
+
+
+def newest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint with the most steps in a run folder."""
+    return next(reversed(checkpoints(run_dir)), None)
 
 
 def step_of(checkpoint: str | Path) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
+import threading
 import warnings
 
 import datasets
@@ -24,6 +26,7 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
 
 def quieten() -> None:
     """Leave the screen to progress, results and errors."""
+    threading.excepthook = _without_those_told_elsewhere
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -41,3 +44,9 @@ def quieten() -> None:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+
+
+def _without_those_told_elsewhere(args: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread gives an error of the disk to the main one, which ends the run with it."""
+    if not issubclass(args.exc_type, OSError):
+        sys.__excepthook__(args.exc_type, args.exc_value, args.exc_traceback)

@@ -46,7 +46,11 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a two-layer BERT with random weights and a whole-word tokenizer."""
-    folder = tmp_path_factory.mktemp("tiny-bert")
+    return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
+
+
+def write_tiny_bert(folder: Path, seed: int = 0) -> str:
+    """The same in a folder of your choice."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*specials, *REST, *GOOD, *BAD])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -56,7 +60,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = dict(zip(("pad_token", "unk_token", "cls_token", "sep_token", "mask_token"), specials, strict=True))
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **names).save_pretrained(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64
     )
@@ -69,8 +73,12 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str:
     """Folder of a two-layer Llama with random weights, and the same tokenizer; a separator ends its texts."""
-    folder = tmp_path_factory.mktemp("tiny-llama")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model, eos_token="[SEP]")
+    return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), tiny_model)
+
+
+def write_tiny_llama(folder: Path, tokenizer_of: str) -> str:
+    """The same in a folder of your choice."""
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_of, eos_token="[SEP]")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

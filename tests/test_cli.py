@@ -17,6 +17,7 @@ from litpeft.arguments import typed_options, with_configs
 from litpeft.errors import UserError
 from litpeft.records import new_record, read_record, write_record
 from litpeft.run_folder import claim, run_names
+from litpeft.run_lock import lock
 from tests.conftest import litpeft, write_sentences
 
 ADAMW = ["--model.optimizer", "torch.optim.AdamW"]
@@ -252,7 +253,7 @@ def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -
     (tmp_path / "mine.txt").touch()
     assert claim(tmp_path, {}, resume=False, overwrite=True) == [tmp_path / "record.json"]
     with pytest.raises(UserError, match="is a file; give a folder"):
-        claim(tmp_path / "mine.txt", {}, resume=False, overwrite=True)
+        lock(tmp_path / "mine.txt")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

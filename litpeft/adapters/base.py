@@ -50,6 +50,10 @@ class Adapter:
         """The strategy's name with these options, for folders and tables."""
         return cls.name
 
+    def settings(self) -> dict[str, Any]:
+        """What it was made with, for the record and for checkpoints."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
     def loading(self, device: torch.device) -> dict[str, Any]:
         """What `from_pretrained` is to be told, for adapters that change the base while it is read.
 

@@ -1,10 +1,12 @@
 """Callbacks: what is measured, written and saved while a task runs.
 
 One that measures has a method `measured() -> dict` with names of `litpeft.records.FIELDS`; `RunRecorder` collects them.
+One with a method `on_saved(trainer)` is told when a checkpoint is there.
 """
 
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
-from litpeft.callbacks.checkpoint import Checkpoint, FolderCheckpointIO
+from litpeft.callbacks.checkpoint import Checkpoint
+from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
 from litpeft.callbacks.energy import EnergyRecorder
 from litpeft.callbacks.examples import ExampleRecorder
 from litpeft.callbacks.memory import MemoryRecorder

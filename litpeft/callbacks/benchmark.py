@@ -12,8 +12,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from litpeft.benchmarks import Evaluation, Options, Suite, check_options
-from litpeft.callbacks.checkpoint import FolderCheckpointIO
-from litpeft.records import write_atomically
+from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
+from litpeft.durable import write_atomically
 from litpeft.run_folder import step_of
 
 ITEMS = "benchmark_items"  # folder within a run's: a file a step, of what each item gave

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from litpeft.records import write_atomically
+from litpeft.durable import write_atomically
 
 
 class PredictionWriter(Callback):

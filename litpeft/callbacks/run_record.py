@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import sys
 import time
 import traceback
@@ -19,11 +21,13 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from litpeft.callbacks.curves import curve_sizes, cut_curves
 from litpeft.comparison.benchmarks import scores
+from litpeft.durable import write_atomically
 from litpeft.environment import git_state, machine, packages
 from litpeft.errors import UserError
 from litpeft.optim.build import live_settings
-from litpeft.records import FIELDS, benchmarked, named, new_record, write_atomically, write_record
+from litpeft.records import FIELDS, as_json, benchmarked, named, new_record, write_record
 from litpeft.run_folder import CONFIG, TRACEBACK, newest_checkpoint
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
@@ -55,6 +59,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         self.record = resumed or new_record() | {"experiment": experiment, "run_name": run_name}
         self.record = self.record | {"config": config, "status": "interrupted", "error": None}
         self._stale, self._resumed = list(stale), resumed
+        self._curves: dict[str, int] = {}  # of the run that is resumed, see litpeft.callbacks.curves
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
 
@@ -77,15 +82,15 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
                 )
         if not self._started:
             self._begin(trainer, pl_module)
+        if self._resumed:
+            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
         self._describe(trainer, pl_module)
         write_record(Path(trainer.default_root_dir), self.record)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """So that a run that is killed leaves what was known when it was last validated."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.is_global_zero:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._gather(trainer)
-            self._note_validation()
-            write_record(Path(trainer.default_root_dir), self.record)
+            self._note_validation(trainer)
 
     def on_benchmark_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """What took long to measure is not lost with the process."""
@@ -95,10 +100,31 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not in `on_train_end`: the last checkpoint is written there."""
-        if not self._started or self.record["optimizer"] is None:
+        if self._started:
+            self._gather(trainer)
+        elif self.record["optimizer"] is None:
             raise UserError(f"nothing was trained: the run stands at step {trainer.global_step} already.")
-        self._gather(trainer)
+        else:  # it was killed between its last checkpoint and here
+            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
         self._close(trainer, "ok", None)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What is known goes with the checkpoint: a resumed run knows neither less nor what came after."""
+        if trainer.state.fn == "fit":
+            self._gather(trainer)
+            checkpoint["record"] = as_json(self.record)
+            checkpoint["curves"] = curve_sizes(Path(trainer.default_root_dir))
+
+    def on_saved(self, trainer: Trainer) -> None:
+        """So that a run that is killed leaves what was known when it was last saved."""
+        if trainer.is_global_zero:
+            write_record(Path(trainer.default_root_dir), self.record)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if self._resumed and trainer.state.fn == "fit":
+            now = {name: self.record[name] for name in ("config", "status", "error")}
+            self.record = json.loads(checkpoint["record"]) | now
+            self._curves = checkpoint["curves"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
@@ -109,7 +135,10 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             self._begin(trainer, pl_module)
         self._gather(trainer)
         status, sentence = _status(exception)
-        self._close(trainer, status, sentence)
+        try:
+            self._close(trainer, status, sentence)
+        except (OSError, ValueError):  # of a full disk, say, and TensorBoard's word for it; the first error is told
+            return
         folder = Path(trainer.default_root_dir)
         if status == "failed" and not isinstance(exception, UserError):
             lines = traceback.format_exception(exception)
@@ -145,7 +174,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         self.record |= {
             "started_at": self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "adapter": adapter.name,
-            "adapter_options": {k: v for k, v in vars(adapter).items() if not k.startswith("_")},
+            "adapter_options": adapter.settings(),
             "task": type(pl_module).__name__,
             "model_name": pl_module.model_name,
             "data": type(trainer.datamodule).__name__,
@@ -192,17 +221,15 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         for callback in trainer.callbacks:
             self.record |= callback.measured() if hasattr(callback, "measured") else {}
 
-    def _note_validation(self) -> None:
-        """One of a step that was validated before, as a resume repeats it, or that came after it, is replaced."""
-        names = ("epochs", "train_seconds", "val_loss", "val_accuracy", "val_f1")
-        found = {name: self.record[name] for name in names if self.record[name] is not None}
-        told = {"step": self.record["steps"]} | found | (self.record["other_metrics"] or {})
-        earlier = [each for each in self.record["validations"] or [] if each["step"] < told["step"]]
-        self.record["validations"] = [*earlier, told]
+    def _note_validation(self, trainer: Trainer) -> None:
+        """Those of now: with `checkpoint.keep best`, the record's own are those of the best weights."""
+        found = {name: self.record[name] for name in ("epochs", "train_seconds")} | _metrics(trainer, "val_")
+        others = found.pop("other_metrics", {})
+        told = {"step": self.record["steps"]} | {name: value for name, value in found.items() if value is not None}
+        self.record["validations"] = [*(self.record["validations"] or []), told | others]
 
     def _close(self, trainer: Trainer, status: str, error: str | None) -> None:
-        self.record |= {"status": status, "error": error}
-        write_record(Path(trainer.default_root_dir), self.record)
+        """The record last: it says `ok` when all else is there."""
         options = {f"adapter.{k}": v for k, v in (self.record["adapter_options"] or {}).items()}
         settings = {name: self.record[name] for name in HPARAMS} | options
         first = (self.record["optimizer_settings"] or [{}])[0]
@@ -213,6 +240,15 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
                 metrics |= scores(benchmarked(self.record) or {"results": {}})
                 shown = {name: _plain(value) for name, value in settings.items() if value is not None}
                 logger.log_hyperparams(shown, metrics, step=trainer.global_step)
+                logger.experiment.flush()
+        self.record |= {"status": status, "error": error}
+        write_record(Path(trainer.default_root_dir), self.record)
+
+
+def _event_file(trainer: Trainer) -> Path | None:
+    """The one that is being written."""
+    writers = [each.experiment.file_writer for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+    return Path(writers[0].event_writer._file_name) if writers and writers[0] else None
 
 
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
@@ -227,6 +263,8 @@ def _plain(value: Any) -> Any:
 def _status(exception: BaseException) -> tuple[str, str]:
     """(status, sentence) of a run that ended with this exception."""
     sentence = " ".join(str(exception).split()) or type(exception).__name__
+    if isinstance(exception, SIGTERMException) and exception.code:
+        return "interrupted", signal.Signals(exception.code - 128).name
     if isinstance(exception, (KeyboardInterrupt, SIGTERMException)):
         return "interrupted", f"{type(exception).__name__}"
     if is_out_of_memory(exception):

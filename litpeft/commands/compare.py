@@ -9,8 +9,8 @@ from litpeft.commands.parser import CommandParser
 from litpeft.comparison import Comparison
 from litpeft.comparison.formats import FORMATS
 from litpeft.comparison.selection import add_selection, selected
+from litpeft.durable import write_atomically
 from litpeft.errors import writing
-from litpeft.records import write_atomically
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex"}
 

@@ -19,8 +19,8 @@ from rich.table import Table
 
 from litpeft.adapters import Adapter
 from litpeft.callbacks import ProgressBar
+from litpeft.durable import write_atomically
 from litpeft.errors import UserError, writing
-from litpeft.records import write_atomically
 from litpeft.screen import quieten
 from litpeft.unstarted import UnstartedCLI
 

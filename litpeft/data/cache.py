@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 from transformers import PreTrainedTokenizerBase
+
+from litpeft.durable import damage, remove_folder, whole_folder
 
 FORMAT = 1  # raise it when the columns of a cached table change
 
@@ -27,15 +28,6 @@ def fingerprint(*parts: Any) -> str:
     """A name for a table: the hash of everything that it depends on."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def file_fingerprint(path: str | Path) -> str:
-    """The hash of a file's bytes: a copy or a touched file is the same text."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -54,21 +46,15 @@ def cached_table(
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
     """The table and its facts in `folder`, made by `make` if it is not there yet.
 
-    It appears whole or not at all: it is written beside its place and renamed, so a killed process leaves nothing that
-    is taken for a table, and of two that make the same one, the first to finish wins.
+    It appears whole or not at all, so a killed process leaves nothing that is taken for a table; of two that make the
+    same one, the first to finish wins. One that is no longer what was written is made again.
     """
-    if not (folder / "facts.json").is_file():
+    if folder.exists() and (harm := damage(folder)):
+        print(f"litpeft: the table {folder}: {harm}; it is made again.", file=sys.stderr)
+        remove_folder(folder)
+    if not folder.exists():
         table, facts = make()
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder.parent))
-        try:
+        with whole_folder(folder, replace=False) as scratch:
             table.save_to_disk(str(scratch / "table"))
-            (scratch / "facts.json").write_text(json.dumps(facts))
-            try:
-                scratch.rename(folder)
-            except OSError:
-                if not (folder / "facts.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return datasets.load_from_disk(str(folder / "table")), json.loads((folder / "facts.json").read_text())
+            (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    return datasets.load_from_disk(str(folder / "table")), json.loads((folder / "facts.json").read_text("utf-8"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -100,6 +101,7 @@ class ResumableLoader:
         self.dataset, self.sampler = dataset, sampler
         # a generator of its own: each epoch would draw a seed from the global one, and dropout would depend on it
         options["generator"] = torch.Generator().manual_seed(0)
+        options["worker_init_fn"] = _ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.requested_at = 0.0
         self._served = 0
@@ -129,3 +131,8 @@ class ResumableLoader:
         if batches >= len(self.sampler):  # saved after the last batch of an epoch: the next one is due, from its start
             epoch, batches = epoch + 1, 0
         self.sampler.epoch, self.sampler.start = epoch, batches
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """A terminal sends it to workers too, and their batches are needed until the step is done and saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -11,8 +11,8 @@ import datasets
 
 from litpeft.assets import PREFIX, asset
 from litpeft.data.base import FineTuneData, Split
-from litpeft.data.cache import file_fingerprint
 from litpeft.data.files import read_rows
+from litpeft.durable import file_hash
 from litpeft.errors import UserError
 from litpeft.hub import asking_hub
 
@@ -76,7 +76,7 @@ class TabularData(FineTuneData):
         """The file or the hub's rows of a split, by what is in them; None where there is no such split."""
         if path := self.files[split]:
             try:
-                digest = file_fingerprint(path)
+                digest = file_hash(Path(path))
             except OSError as error:
                 raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
             return self.layout(path) | {"split": split, "file": digest, "suffix": Path(path).suffix}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.comparison import Comparison
+from litpeft.durable import write_atomically
 from litpeft.errors import UserError, writing
-from litpeft.records import write_atomically
 from litpeft.report.answer import answer
 from litpeft.report.chart import Chart
 from litpeft.report.page import MISSING, parts

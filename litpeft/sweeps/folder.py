@@ -14,8 +14,9 @@ from typing import Any, Literal
 import yaml
 
 from litpeft.comparison.sweep_folder import FILE
+from litpeft.durable import write_atomically
 from litpeft.errors import UserError
-from litpeft.records import FILE_NAME, read_record, write_atomically
+from litpeft.records import FILE_NAME, read_record
 from litpeft.run_folder import changed_options, newest_checkpoint
 from litpeft.sweeps.experiment import Experiment, Trial
 

@@ -24,10 +24,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from litpeft.adapters import Adapter, Full
+from litpeft.base_weights import base_fingerprint
 from litpeft.errors import UserError
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler
+from litpeft.tasks.losses import TrainLoss
+from litpeft.tasks.origin import check_origin, origin
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -71,6 +74,8 @@ class FineTuner(L.LightningModule):
         self.load_seconds: float | None = None
         self.keeps_rows = False  # validation returns what each row gave: `loss` and, of a classifier, `correct`, (B,)
         self.new_tensors: list[str] = []
+        self.base: str | None = None  # fingerprint of its weights
+        self.train_loss = TrainLoss()
 
     def load(
         self, data: L.LightningDataModule, dtype: torch.dtype, **options: Any
@@ -126,6 +131,7 @@ class FineTuner(L.LightningModule):
             use_lean_attention(model)
             use_lean_dropout(model)
         self.new_tensors = new
+        self.base = base_fingerprint(self.model_name) if weights else None
         self._checkpoint_gradients(model)
         if self.compile_blocks:
             for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
@@ -163,12 +169,15 @@ class FineTuner(L.LightningModule):
             raise UserError(f"{sum(map(len, idle))} tensors of the adapter got no gradient ({idle[0][0]}, ...); {way}.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss, logged by the names that the record and the check below read."""
+        """The mean over the batch."""
         loss = self.loss(batch)
-        rows = len(batch["input_ids"])
-        self.log("train_loss", loss, prog_bar=True, batch_size=rows)
-        self.log("train_loss_epoch", loss, on_step=False, on_epoch=True, batch_size=rows)
+        self.note_loss(loss, len(batch["input_ids"]))
         return loss
+
+    def note_loss(self, loss: Tensor, weight: Tensor | int) -> None:
+        """Draw a batch's loss, and let it count in the epoch's mean by this weight."""
+        self.log("train_loss", loss, prog_bar=True, batch_size=1)
+        self.train_loss.update(loss, weight, self.trainer.fit_loop.total_batch_idx)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -209,7 +218,7 @@ class FineTuner(L.LightningModule):
         """What is left to be done to the gradients of an effective batch before they are clipped."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the rate of this step; stop at a loss that is no number. On a GPU, look only when metrics are logged."""
+        """Log the rate of this step; look for a loss that is no number, on a GPU only when metrics are logged."""
         self.scale_gradients()
         rate = optimizer.param_groups[0]["lr"]
         if rate is not None:  # Adafactor may find its own
@@ -217,12 +226,34 @@ class FineTuner(L.LightningModule):
         if self.trainer.global_step == 0:
             self._check_gradients()
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
-            loss = self.trainer.callback_metrics.get("train_loss", torch.zeros(()))
-            if not torch.isfinite(loss):
-                raise UserError(
-                    f"the training loss is {loss.item()} at step {self.trainer.global_step} (learning rate {rate}); "
-                    "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
-                )
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        """Stop at a loss that is no number: before its step is made on a CPU, and before it could be saved anywhere."""
+        if (bad := self.train_loss.first_bad()) is None:
+            return
+        (epoch, batch), loss = divmod(bad[0], self.trainer.num_training_batches), bad[1]
+        accumulated = self.trainer.accumulate_grad_batches
+        step = epoch * math.ceil(self.trainer.num_training_batches / accumulated) + batch // accumulated
+        raise UserError(
+            f"the training loss is {loss} at step {step} (batch {batch} of epoch {epoch}, "
+            f"learning rate {self.optimizers().param_groups[0]['lr']}); "
+            "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
+        )
+
+    def on_train_epoch_end(self) -> None:
+        self.log("train_loss_epoch", self.train_loss.mean(), batch_size=1)
+        self.train_loss.reset()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Beside the trainable tensors: what they belong to, and the mean loss so far."""
+        if self.trainer.state.fn == "fit":
+            self._check_loss()
+        checkpoint |= {"origin": origin(self), "train_loss": self.train_loss.state_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_origin(self, checkpoint)
+        self.train_loss.load_state_dict(checkpoint["train_loss"])
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == self.trainer.max_steps:

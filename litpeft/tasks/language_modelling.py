@@ -99,8 +99,7 @@ class LanguageModelling(FineTuner):
         total, tokens = self.token_loss(batch)
         self._tokens += tokens
         mean = total.detach() / max(1, tokens)
-        self.log("train_loss", mean, prog_bar=True, batch_size=1)
-        self.log("train_loss_epoch", mean, on_step=False, on_epoch=True, batch_size=tokens)
+        self.note_loss(mean, tokens)
         return total * self.trainer.accumulate_grad_batches  # by which Lightning divides it
 
     def scale_gradients(self) -> None:

@@ -7,57 +7,42 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from litpeft.__main__ import main
-from litpeft.callbacks.checkpoint import LOOP, TENSORS
+from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
 from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
-from tests.conftest import litpeft, write_killer, write_sentences
+from litpeft.run_folder import checkpoints, newest_checkpoint
+from tests.conftest import litpeft, write_sentences
+from tests.resuming import differences, run
+from tests.torture import CASES, Torture
 
 FULL = ["--model.adapter", "Full"]
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.2"]
-QDORA = ["--model.adapter", "QDoRA", *LORA[2:], "--model.dtype", "bf16"]
-CASES = {  # options, and the optimizer step at which the process is killed; an epoch has 12 batches
-    "mid-epoch": ([*FULL, "--checkpoint.every_n_steps", "3"], 17),
-    "mid-epoch, lora with dropout": ([*LORA, "--checkpoint.every_n_steps", "3"], 17),
-    "accumulated batches": ([*LORA, "--checkpoint.every_n_steps", "3", "--trainer.accumulate_grad_batches", "2"], 11),
-    "end of an epoch": (LORA, 15),
-    "validation within the epoch": ([*LORA, "--trainer.val_check_interval", "0.5"], 21),
-    "validation within accumulated batches": (
-        [*LORA, "--trainer.val_check_interval", "6", "--trainer.accumulate_grad_batches", "4"],
-        5,
-    ),
-    "dora on four bits with dropout": ([*QDORA, "--checkpoint.every_n_steps", "3"], 17),
-    "worker processes": ([*LORA, "--checkpoint.every_n_steps", "3", "--data.num_workers", "2"], 17),
-}
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     return load_file(newest_checkpoint(run_dir) / TENSORS)
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Torture:
+    return Torture(tmp_path_factory.mktemp("torture") / "work", seed=0)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_resumed_run_ends_bit_identical_to_one_that_was_never_stopped(
-    tmp_path: Path, words: list[str], case: str
-) -> None:
-    options, last_step = CASES[case]
-    same = [*words, *options, "--model.scheduler", "WarmupCosine", "--trainer.max_epochs", "2"]
-    assert main([*same, "--run_dir", str(tmp_path / "whole")]) == 0
-    killed = litpeft(*same, "--run_dir", "killed", *write_killer(tmp_path, last_step), cwd=tmp_path)
-    assert killed.returncode == -9, killed.stderr
-    assert read_record(tmp_path / "killed")["status"] == "interrupted"
-    assert not list((tmp_path / "killed" / "checkpoints").glob(".*"))
-    saved = newest_checkpoint(tmp_path / "killed")
-    assert 0 < int(saved.name.removeprefix("step-")) < last_step
-    assert main([*same, "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
-    whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == resumed.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
-    whole_record, resumed_record = read_record(tmp_path / "whole"), read_record(tmp_path / "killed")
-    for name in ("val_loss", "val_accuracy", "steps", "epochs", "checkpoint"):
-        assert whole_record[name] == resumed_record[name], name
+def test_a_run_that_is_killed_twice_ends_bit_identical_to_one_that_was_never_stopped(work: Torture, case: str) -> None:
+    """Weights, optimizer, schedule, random state, record and curves; `make torture` kills at random points."""
+    work.leave_alone(case, times=1)
+    (calls, _), run_dir = work.whole[case], work.place(case, "killed")
+    log, cache = work.folder / "log", work.folder / "cache"
+    assert run(work.words(case, run_dir), log, int(0.55 * calls), cache) == -9, log.read_text()
+    assert read_record(run_dir)["status"] == "interrupted"
+    assert newest_checkpoint(run_dir) is not None
+    again = work.words(case, run_dir, "--resume")
+    assert run(again, log, int(0.3 * calls), cache) == -9, log.read_text()
+    assert run(again, log, cache=cache) == 0, log.read_text()
+    assert differences(work.place(case, "whole"), run_dir) == []
 
 
 @pytest.fixture(scope="module")
@@ -120,19 +105,60 @@ def test_a_checkpoint_of_another_rank_is_refused(finished: Path, tmp_path: Path,
     words = ["validate", "--run_dir", str(run_dir), "--model.adapter.rank", "2"]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "does not fit this model and adapter (8 tensors" in error
+    assert "model.adapter.rank is 2, but the checkpoint was made with 4; give the same." in error
     assert error.count("\n") == 1
 
 
-def test_a_damaged_checkpoint_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_offered(work: Torture, capsys) -> None:
+    case = next(iter(CASES))
+    run_dir, log, cache = work.place(case, "damaged"), work.folder / "log", work.folder / "cache"
+    words = work.words(case, run_dir)
+    assert run([*words, "--trainer.callbacks", "tests.faults.Signal", "--trainer.callbacks.number", "9",
+                "--trainer.callbacks.batch", "8"], log, cache=cache) == -9  # fmt: skip
+    assert [path.name for path in checkpoints(run_dir)] == ["step-000003", "step-000006"]
+    newest = newest_checkpoint(run_dir)
+    (newest / LOOP).write_bytes((newest / LOOP).read_bytes()[:-100])
+    assert main([*words, "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert error == (
+        f"litpeft: error: the checkpoint {newest} cannot be used: {LOOP} is damaged, it is not what SHA256SUMS says; "
+        "remove that folder, and step-000003, the one before it, takes its place.\n"
+    )
+    shutil.rmtree(newest)
+    assert run([*words, "--resume"], log, cache=cache) == 0, log.read_text()
+    work.leave_alone(case, times=1)
+    assert differences(work.place(case, "whole"), run_dir) == []
+
+
+def test_what_is_no_checkpoint_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
     file = newest_checkpoint(run_dir) / TENSORS
-    file.write_bytes(file.read_bytes()[:-100])
-    assert main(["validate", "--run_dir", str(run_dir)]) == 2
-    assert "cannot be read, it may be damaged" in capsys.readouterr().err
     file.unlink()
     assert main(["validate", "--run_dir", str(run_dir)]) == 2
-    assert f"is no checkpoint: it lacks {TENSORS}" in capsys.readouterr().err
+    assert f"it lacks {TENSORS}; there is no other one before it" in capsys.readouterr().err
+    for foreign in (tmp_path, file.parent / LOOP):
+        assert main(["validate", "--run_dir", str(run_dir), "--ckpt_path", str(foreign)]) == 2
+        assert f"it lacks SHA256SUMS; a checkpoint of ours is a folder with {TENSORS}" in capsys.readouterr().err
+
+
+def test_other_base_weights_and_other_adapters_are_refused(tmp_path: Path, words: list[str], tiny_model: str, capsys):
+    base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
+    run_dir, options = ["--run_dir", str(tmp_path / "run")], ["--model.model_name", str(base)]
+    assert main([*words, *LORA, *options, *run_dir, "--trainer.max_steps", "5"]) == 0
+    longer = ["fit", *run_dir, "--resume", "--trainer.max_steps", "9"]
+    file = base / "model.safetensors"
+    tensors = load_file(file)
+    tensors["bert.encoder.layer.1.output.dense.weight"][3, 5] += 1
+    save_file(tensors, file, metadata={"format": "pt"})
+    capsys.readouterr()
+    assert main(longer) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"model.model_name {base}: these are not the base weights that the checkpoint was made with" in error
+    assert main(["validate", *run_dir]) == 2
+    shutil.copytree(tiny_model, base, dirs_exist_ok=True)
+    assert main(["validate", *run_dir, "--model.adapter.alpha", "99"]) == 2
+    assert "model.adapter.alpha is 99.0, but the checkpoint was made with 8" in capsys.readouterr().err
+    assert main(longer) == 0
 
 
 def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Path, words: list[str]) -> None:

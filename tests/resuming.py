@@ -1,0 +1,156 @@
+"""Runs that are killed, in processes that start at once, and whether two runs ended alike."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import signal
+import sys
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import tests.conftest  # noqa: F401 (its environment, before libraries of the hub are imported)
+from litpeft import cli  # noqa: F401 (all that a run imports, once for all of them)
+from litpeft.__main__ import main
+from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
+from litpeft.records import read_record
+from litpeft.run_folder import newest_checkpoint
+
+SERVER = multiprocessing.get_context("forkserver")  # a process that has imported this file and done nothing; it forks
+SERVER.set_forkserver_preload(["tests.resuming"])
+WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
+TIMED = ("train_tokens_per_second", "step_seconds/", "model_flops_per_second")  # curves of what differs by the clock
+SAME_CURVES = ("lr", "train_loss", "val_", "epoch")
+RECORDED = ("status", "steps", "epochs", "checkpoint", "selection", "train_loss", "val_step", "val_loss")
+RECORDED += ("val_accuracy", "val_f1", "other_metrics")
+
+
+def start(
+    words: list[str], log: Path, die_at: int | None = None, cache: Path | None = None, full_at: int | None = None
+) -> BaseProcess:
+    """A command line in a process of its own, whose output goes to `log`.
+
+    Args:
+        words: of it.
+        log: a file; `log.calls` tells afterwards how many calls changed the run's folder.
+        die_at: SIGKILL before so many calls have changed it.
+        cache: for tables.
+        full_at: from so many such calls on the disk is full.
+    """
+    process = SERVER.Process(target=_run, args=(words, log, die_at, cache, full_at))
+    process.start()
+    return process
+
+
+def run(
+    words: list[str], log: Path, die_at: int | None = None, cache: Path | None = None, full_at: int | None = None
+) -> int:
+    """The same to its end; its exit code, -9 if it was killed."""
+    process = start(words, log, die_at, cache, full_at)
+    process.join()
+    return process.exitcode
+
+
+def _run(words: list[str], log: Path, die_at: int | None, cache: Path | None, full_at: int | None) -> None:
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as elsewhere; it would be that of this process
+    if cache is not None:
+        os.environ["LITPEFT_CACHE"] = str(cache)
+    calls = count_calls(Path(os.path.abspath(words[words.index("--run_dir") + 1])), die_at, full_at)
+    code = main(words)
+    log.with_suffix(".calls").write_text(str(len(calls)))
+    sys.exit(code)
+
+
+def count_calls(folder: Path, die_at: int | None = None, full_at: int | None = None) -> list[str]:
+    """From now on, each call of this process that changes a folder is noted in the list that is given back.
+
+    Args:
+        folder: it.
+        die_at: SIGKILL before this call, counted from 1.
+        full_at: this call and those after it find the disk full, but for what makes room.
+    """
+    calls: list[str] = []
+    process, root = os.getpid(), str(folder)
+
+    def note(call: str, makes_room: bool = False) -> None:
+        if os.getpid() != process or root not in call:
+            return
+        calls.append(call)
+        if len(calls) == die_at:
+            os.kill(process, signal.SIGKILL)
+        if full_at is not None and len(calls) >= full_at and not makes_room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), call.split()[1])
+
+    def hear(event: str, given: tuple[Any, ...]) -> None:
+        if event == "os.rename":
+            note(f"{event} {given[0]} {given[1]}", makes_room=True)
+        elif event in WRITES:
+            note(f"{event} {given[0]}", makes_room=event != "os.mkdir")
+        elif event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR):
+            note(f"{event} {given[0]}")
+
+    flush = os.fsync
+
+    def fsync(file: int) -> None:
+        note(f"fsync {os.readlink(f'/proc/self/fd/{file}')}")
+        flush(file)
+
+    sys.addaudithook(hear)
+    os.fsync = fsync
+    return calls
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    """In what two runs ended differently: weights, optimizer, schedule, random state, record, curves."""
+    a, b = (load_file(newest_checkpoint(run_dir) / TENSORS) for run_dir in (one, other))
+    found = [f"weights {name}" for name in a.keys() | b.keys() if not _same(a.get(name), b.get(name))]
+    a, b = (torch.load(newest_checkpoint(run_dir) / LOOP, weights_only=True) for run_dir in (one, other))
+    states = a.keys() - {"callbacks", "record", "metrics", "curves"}
+    found += [f"{key} {at}" for key in states for at in _unlike(a[key], b[key])]
+    mine = next(key for key in a["callbacks"] if key.startswith("Checkpoint"))
+    found += [f"checkpoint {at}" for at in _unlike(a["callbacks"][mine], b["callbacks"][mine])]
+    a, b = ({name: value for name, value in read["metrics"].items() if not name.startswith(TIMED)} for read in (a, b))
+    found += [f"metrics {at}" for at in _unlike(a, b)]
+    a, b = read_record(one), read_record(other)
+    found += [f"record {name}: {a[name]}, {b[name]}" for name in RECORDED if a[name] != b[name]]
+    a, b = ([each | {"train_seconds": 0} for each in record["validations"]] for record in (a, b))
+    found += [f"validations: {a}, {b}"] if a != b else []
+    a, b = _curves(one), _curves(other)
+    for tag in sorted(a.keys() | b.keys()):
+        steps = [step for step, _ in b.get(tag, [])]
+        if tag != "epoch" and len(set(steps)) < len(steps):  # Lightning's own stands beside each other curve's points
+            found.append(f"curve {tag}: steps repeat: {steps}")
+        if tag.startswith(SAME_CURVES) and a.get(tag) != b.get(tag):
+            found.append(f"curve {tag}: {a.get(tag)}, {b.get(tag)}")
+    return found
+
+
+def _curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def _unlike(a: Any, b: Any, at: str = "") -> list[str]:
+    """Where two nests of containers, numbers and tensors differ."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        keys = [key for key in a.keys() | b.keys() if "val_loop" not in str(key)]  # counts that nothing reads
+        return [found for key in keys for found in _unlike(a.get(key), b.get(key), f"{at}.{key}")]
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in _unlike(*pair, f"{at}.{i}")]
+    return [] if _same(a, b) else [f"{at}: {a}, {b}"[:200]]
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+    return type(a) is type(b) and a == b

@@ -266,10 +266,10 @@ class _Run:
             places = torch.tensor([place for place, _ in reads], device=self.device)
             tokens = torch.tensor([read.token for _, read in reads], device=self.device)
             owners = torch.tensor([read.row for _, read in reads])
-            self.sums.index_add_(0, owners, said[places, tokens].double().cpu())
-            likeliest = (said.argmax(-1)[places] == tokens).cpu()
+            logs, likeliest = said[places, tokens].double().cpu(), (said.argmax(-1)[places] == tokens).cpu()
+            self.sums.index_add_(0, owners, logs)  # from here on no memory can run out: nothing is added twice
             self.greedy[owners[~likeliest]] = False
-        self.read[nodes] = True
+            self.read[nodes[part]] = True
 
 
 def _inputs(row: Row) -> tuple[int, ...]:

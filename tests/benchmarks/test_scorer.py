@@ -180,6 +180,24 @@ def test_where_memory_runs_out_pieces_become_smaller(llama: PreTrainedModel, mon
         scorer.score(rows)
 
 
+def test_what_was_read_before_memory_ran_out_is_not_added_again(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_with_beginnings(40)
+    expected = PrefixScorer(llama).score(rows)
+    log_softmax, calls = torch.Tensor.log_softmax, iter(range(1000))
+
+    def short_of_memory(self: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if next(calls) == 2:  # in the third slice of the first piece
+            raise torch.OutOfMemoryError("no more")
+        return log_softmax(self, *rest)
+
+    monkeypatch.setattr("litpeft.benchmarks.scorer.SLICE", 4)
+    monkeypatch.setattr(torch.Tensor, "log_softmax", short_of_memory)
+    for (own, _), (whole, _) in zip(PrefixScorer(llama, tokens=100).score(rows), expected, strict=True):
+        assert own == pytest.approx(whole, abs=1e-4)
+
+
 def test_progress_is_told_in_rows_and_may_end_it(llama: PreTrainedModel) -> None:
     rows = rows_with_beginnings(20)
     told: list[int] = []

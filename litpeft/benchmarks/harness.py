@@ -188,9 +188,8 @@ def _live_model(live: Live) -> Any:
             rows = [self._cut(context, continuation) for _, context, continuation in requests]
             known = live.memory.setdefault("scores", {})  # MC1 and MC2 ask for many answers twice
             scorer = live.scorer(rows) if self.backend == "causal" and rows else None
-            longest = (scorer.longest if scorer else 0) or float("inf")
             new = list(dict.fromkeys(row for row in rows if row not in known))
-            ours = [row for row in new if scorer and len(row[0]) + len(row[1]) <= longest]
+            ours = [row for row in new if scorer is not None and scorer.takes(row)]
             if ours:
                 known.update(zip(ours, live.score(ours), strict=True))
             left = [row for row in new if row not in known]

@@ -58,14 +58,13 @@ class PrefixScorer:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._bool = model.config._attn_implementation in BY_BOOL
 
-    @property
-    def longest(self) -> int | None:
-        """Tokens that a row may have: some layers look back only so far, and a mask of ours would say otherwise."""
+    def takes(self, row: Row) -> bool:
+        """Whether no layer looks back less far than the row is long: a mask of ours would say otherwise."""
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if getattr(config, "use_sliding_window", True) is False:
             windows[0] = None
-        return min((window for window in windows if window), default=None)
+        return all(len(row[0]) + len(row[1]) <= window for window in windows if window)
 
     def agrees(self, rows: Sequence[Row]) -> bool:
         """Whether short pieces of these rows come out as they do when each is computed alone.

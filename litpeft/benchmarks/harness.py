@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import io
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -81,7 +82,9 @@ def _result(scores: dict[str, Any], samples: Sequence[dict[str, Any]], num_fewsh
         metric, _, only = name.partition(".")
         own = [each for each in samples if each["filter"] == (only or "none")]
         if own and all(isinstance(each.get(metric), (int, float, bool)) for each in own):
-            kept[name] = [float(each[metric]) for each in own]
+            values = [float(each[metric]) for each in own]
+            if math.isclose(math.fsum(values) / len(values), means[name], rel_tol=1e-6, abs_tol=1e-9):
+                kept[name] = values  # a perplexity, say, is no mean: its items cannot be tested for it
     asked = {sample["doc_id"]: [repr(arguments) for arguments in sample["arguments"]] for sample in samples}
     return Result(
         scores=means,

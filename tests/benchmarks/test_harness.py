@@ -231,6 +231,18 @@ def write_task(folder: Path, **task: Any) -> str:
     return str(path)
 
 
+def test_items_of_a_score_that_is_not_their_mean_are_not_kept(byte_llama: str, tmp_path: Path) -> None:
+    """As lambada's perplexity, whose items are log-likelihoods: of these, more is better."""
+    metrics = [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ]
+    task, data = causal(byte_llama)
+    result = evaluate(task, data, write_task(tmp_path, metric_list=metrics)).results["mine"]
+    assert set(result.scores) == {"perplexity", "acc"}
+    assert result.per_item == {"acc": [0.0] * 3}
+
+
 def test_a_task_that_writes_goes_the_harness_s_own_way(byte_llama: str, tmp_path: Path) -> None:
     path = write_task(
         tmp_path,

@@ -58,6 +58,7 @@ class HarnessTask(Benchmark):
 
         if "harness" not in live.memory:
             live.memory["harness"] = _live_model(live)
+        self.task.set_fewshot_seed(FEW_SHOT_SEED)  # each time, else the next evaluation would be asked other examples
         with _quiet() as screen:
             live.memory["harness"].screen = screen
             found = evaluate(
@@ -165,7 +166,6 @@ def find(names: Sequence[str], options: Options) -> tuple[list[HarnessTask], lis
             task.set_config("num_fewshot", options.num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(FEW_SHOT_SEED)
     return [HarnessTask(task) for task in tasks.values()], [HarnessGroup(group) for group in groups.values()]
 
 

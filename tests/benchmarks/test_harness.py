@@ -14,7 +14,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litpeft.adapters import DoRA, QLoRA
-from litpeft.benchmarks import Options, harness
+from litpeft.benchmarks import Options, Suite, harness
 from litpeft.benchmarks.harness import TASKS, find
 from litpeft.data import TextClassification
 from litpeft.data.arithmetic import held_out
@@ -229,6 +229,14 @@ def write_task(folder: Path, **task: Any) -> str:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(told | task))
     return str(path)
+
+
+def test_each_evaluation_draws_the_same_examples(byte_llama: str, tmp_path: Path) -> None:
+    task, data = causal(byte_llama)
+    suite = Suite(Options([write_task(tmp_path, num_fewshot=1)]), task, data)
+    first, second = (suite.evaluate(task, data, lambda *_: None, print).results["mine"] for _ in range(2))
+    assert first.num_fewshot == 1
+    assert first == second
 
 
 def test_items_of_a_score_that_is_not_their_mean_are_not_kept(byte_llama: str, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def _result(scores: dict[str, Any], samples: Sequence[dict[str, Any]], num_fewsh
             values = [float(each[metric]) for each in own]
             if math.isclose(math.fsum(values) / len(values), means[name], rel_tol=1e-6, abs_tol=1e-9):
                 kept[name] = values  # a perplexity, say, is no mean: its items cannot be tested for it
-    asked = {sample["doc_id"]: [repr(arguments) for arguments in sample["arguments"]] for sample in samples}
+    asked = {sample["doc_id"]: [repr(sample["arguments"]), repr(sample["target"])] for sample in samples}
     return Result(
         scores=means,
         items=len(asked),
@@ -95,6 +95,12 @@ def _result(scores: dict[str, Any], samples: Sequence[dict[str, Any]], num_fewsh
         fingerprint=hashlib.sha256(repr(sorted(asked.items())).encode()).hexdigest()[:16],
         per_item=kept,
     )
+
+
+def _theirs(name: str, suffix: str = "") -> str:
+    """The harness's name of one of our figures."""
+    metric, _, only = name.partition(".")
+    return f"{metric}{suffix},{only or 'none'}"
 
 
 class HarnessGroup:
@@ -115,8 +121,8 @@ class HarnessGroup:
         told = {}
         for name in names:
             own = results[name]
-            told[name] = {f"{metric},none": score for metric, score in own.scores.items()} | {
-                f"{metric}_stderr,none": error for metric, error in own.standard_errors.items()
+            told[name] = {_theirs(metric): score for metric, score in own.scores.items()} | {
+                _theirs(metric, "_stderr"): error for metric, error in own.standard_errors.items()
             }
             told[name]["sample_len"] = own.items
         with _quiet():

@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litpeft.adapters import DoRA, QLoRA
-from litpeft.benchmarks import Options, Suite, harness
-from litpeft.benchmarks.harness import TASKS, find
+from litpeft.benchmarks import Options, Result, Suite, harness
+from litpeft.benchmarks.harness import TASKS, HarnessGroup, find
 from litpeft.data import TextClassification
 from litpeft.data.arithmetic import held_out
 from litpeft.errors import UserError
@@ -229,6 +229,38 @@ def write_task(folder: Path, **task: Any) -> str:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(told | task))
     return str(path)
+
+
+def test_items_with_other_right_answers_are_other_items(byte_llama: str, tmp_path: Path) -> None:
+    """Though the model is asked the same."""
+    choice = {"output_type": "multiple_choice", "doc_to_choice": [" a", " b"]}
+    task, data = causal(byte_llama)
+    first, second, third = (
+        evaluate(task, data, write_task(tmp_path, **choice, doc_to_target=place)).results["mine"] for place in (0, 1, 1)
+    )
+    assert first.scores["acc"] == 1 - second.scores["acc"]
+    assert first.fingerprint != second.fingerprint == third.fingerprint
+
+
+def test_a_group_s_score_is_made_of_the_filter_that_it_names(byte_llama: str, tmp_path: Path) -> None:
+    """As mmlu_pro's of `custom-extract`."""
+    take = [{"function": "take_first"}]
+    for name in ("one", "two"):
+        task = {"task": name, "filter_list": [{"name": only, "filter": take} for only in ("strict", "loose")]}
+        Path(write_task(tmp_path, **task)).rename(tmp_path / f"{name}.yaml")
+    mean = {"metric": "acc", "weight_by_size": False, "filter_list": "strict"}
+    group = {"group": "both", "task": ["one", "two"], "aggregate_metric_list": [mean]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    from lm_eval.tasks import TaskManager
+
+    loaded = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["both"])
+    results = {
+        name: Result({"acc.strict": score, "acc.loose": 1.0}, items=3, standard_errors={"acc.strict": 0.1})
+        for name, score in (("one", 0.5), ("two", 0.25))
+    }
+    result = HarnessGroup(loaded["groups"]["both"]).result(results)
+    assert result.scores == {"acc.strict": 0.375}
+    assert result.standard_errors["acc.strict"] == pytest.approx(0.1 / math.sqrt(2))
 
 
 def test_each_evaluation_draws_the_same_examples(byte_llama: str, tmp_path: Path) -> None:

@@ -177,11 +177,16 @@ def find(names: Sequence[str], options: Options) -> tuple[list[HarnessTask], lis
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
     instead = "the released files by benchmarks.data_dir" if name.startswith(OURS) else "litpeft_ tasks with files"
-    with asking_hub(name, "benchmarks.tasks", instead), _quiet():
-        try:
+    try:
+        with asking_hub(name, "benchmarks.tasks", instead), _quiet():
             return manager.load([name])
-        except KeyError as error:
-            raise UserError(f"benchmarks.tasks {name}: its items lack {error}.") from error
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"benchmarks.tasks {name}: its items lack {error}.") from error
+    except Exception as error:  # YAML, templates and code of others: a package that is not there, a key misspelt
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"benchmarks.tasks {name} cannot be loaded: {type(error).__name__}: {reason}.") from error
 
 
 def _live_model(live: Live) -> Any:

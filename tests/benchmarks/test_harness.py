@@ -231,6 +231,36 @@ def write_task(folder: Path, **task: Any) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("task: [mine", "ParserError: while parsing"),
+        ("task: mine\ndoc_to_text: !function nothing.here", "ImportError: Cannot import module 'nothing'"),
+        ("task: mine\nnonsense: 1", "TypeError: .* unexpected keyword argument 'nonsense'"),
+    ],
+)
+def test_mistakes_in_a_yaml_of_one_s_own_are_one_sentence(tmp_path: Path, told: str, said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(told)
+    with pytest.raises(UserError, match=f"benchmarks.tasks .*mine.yaml cannot be loaded: {said}"):
+        find([str(tmp_path / "mine.yaml")], Options())
+
+
+def test_a_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
+    row = {"sentence_good": "a\u2028b", "sentence_bad": "c"}
+    (tmp_path / "causative.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    [task], _ = find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
+    assert list(task.task.eval_docs) == [row]
+
+
+@pytest.mark.parametrize("letter", ["", "BC", "E"])
+def test_an_answer_that_is_no_letter_is_refused(tmp_path: Path, letter: str) -> None:
+    """And not taken for the letter that it begins with, or for A."""
+    for split, answer in (("dev", "A"), ("test", letter)):
+        (tmp_path / f"virology_{split}.csv").write_text(f"which?,one,two,three,four,{answer}\n")
+    with pytest.raises(UserError, match="virology_test.csv line 1 is not question, four answers and A, B, C or D"):
+        find(["litpeft_mmlu_virology"], Options(data_dir=str(tmp_path)))
+
+
 def test_items_with_other_right_answers_are_other_items(byte_llama: str, tmp_path: Path) -> None:
     """Though the model is asked the same."""
     choice = {"output_type": "multiple_choice", "doc_to_choice": [" a", " b"]}

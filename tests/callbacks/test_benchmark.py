@@ -120,6 +120,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
 ) -> None:
     same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "2"]
     same += ["--checkpoint.every_n_steps", "2", "--run_dir", str(tmp_path)]
+    same += ["--trainer.accumulate_grad_batches", "1", "--data.train_rows", "8"]
     run = HarnessTask.run
 
     def interrupted(self: HarnessTask, live: Live) -> Result:
@@ -133,7 +134,7 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
     assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0]
     assert newest_checkpoint(tmp_path).name == "step-000002"
     assert main([*same, "--resume"]) == 0
-    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4, 6]
+    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4]
 
 
 def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, learning: list[str]) -> None:

@@ -220,7 +220,7 @@ def benchmark_rows(evaluation: dict[str, Any], before: dict[str, Any] | None = N
     for name, result in evaluation["results"].items():
         for metric, score in result["scores"].items():
             error = result["standard_errors"].get(metric)
-            told = f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            told = "no number" if score is None else f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
             earlier = (before or {"results": {}})["results"].get(name, {}).get("scores", {}).get(metric)
             told += "" if earlier is None else f" (before training {earlier:.4f})"
             rows.append((f"{name.removeprefix('litpeft_')} {metric}".replace("_", " "), told))

@@ -93,15 +93,16 @@ class Live:
 
     def score(self, rows: Sequence[Row]) -> list[Score]:
         """Log-likelihoods of continuations (litpeft/benchmarks/scorer.py)."""
-        scorer, total = self.scorer(rows), len(rows)
-        if scorer is not None:
-            scorer.tick = lambda done: self.tick(done, total)
-            return scorer.score(rows)
-        scores = []
-        for row in rows:
-            scores.append(PrefixScorer(self.task.backbone).alone(*row))
-            self.tick(len(scores), total)
-        return scores
+        scorer, scores = self.scorer(rows), dict[int, Score]()  # by place
+        fitting = [place for place, row in enumerate(rows) if scorer is not None and scorer.takes(row)]
+        if fitting:
+            scorer.tick = lambda done: self.tick(done, len(rows))
+            scores.update(zip(fitting, scorer.score([rows[place] for place in fitting]), strict=True))
+        for place, row in enumerate(rows):
+            if place not in scores:
+                scores[place] = PrefixScorer(self.task.backbone).alone(*row)
+                self.tick(len(scores), len(rows))
+        return [scores[place] for place in range(len(rows))]
 
 
 class Benchmark:

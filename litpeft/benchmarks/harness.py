@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import io
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -57,6 +58,7 @@ class HarnessTask(Benchmark):
 
         if "harness" not in live.memory:
             live.memory["harness"] = _live_model(live)
+        self.task.set_fewshot_seed(FEW_SHOT_SEED)  # each time, else the next evaluation would be asked other examples
         with _quiet() as screen:
             live.memory["harness"].screen = screen
             found = evaluate(
@@ -81,8 +83,10 @@ def _result(scores: dict[str, Any], samples: Sequence[dict[str, Any]], num_fewsh
         metric, _, only = name.partition(".")
         own = [each for each in samples if each["filter"] == (only or "none")]
         if own and all(isinstance(each.get(metric), (int, float, bool)) for each in own):
-            kept[name] = [float(each[metric]) for each in own]
-    asked = {sample["doc_id"]: [repr(arguments) for arguments in sample["arguments"]] for sample in samples}
+            values = [float(each[metric]) for each in own]
+            if math.isclose(math.fsum(values) / len(values), means[name], rel_tol=1e-6, abs_tol=1e-9):
+                kept[name] = values  # a perplexity, say, is no mean: its items cannot be tested for it
+    asked = {sample["doc_id"]: [repr(sample["arguments"]), repr(sample["target"])] for sample in samples}
     return Result(
         scores=means,
         items=len(asked),
@@ -91,6 +95,12 @@ def _result(scores: dict[str, Any], samples: Sequence[dict[str, Any]], num_fewsh
         fingerprint=hashlib.sha256(repr(sorted(asked.items())).encode()).hexdigest()[:16],
         per_item=kept,
     )
+
+
+def _theirs(name: str, suffix: str = "") -> str:
+    """The harness's name of one of our figures."""
+    metric, _, only = name.partition(".")
+    return f"{metric}{suffix},{only or 'none'}"
 
 
 class HarnessGroup:
@@ -111,8 +121,8 @@ class HarnessGroup:
         told = {}
         for name in names:
             own = results[name]
-            told[name] = {f"{metric},none": score for metric, score in own.scores.items()} | {
-                f"{metric}_stderr,none": error for metric, error in own.standard_errors.items()
+            told[name] = {_theirs(metric): score for metric, score in own.scores.items()} | {
+                _theirs(metric, "_stderr"): error for metric, error in own.standard_errors.items()
             }
             told[name]["sample_len"] = own.items
         with _quiet():
@@ -162,17 +172,21 @@ def find(names: Sequence[str], options: Options) -> tuple[list[HarnessTask], lis
             task.set_config("num_fewshot", options.num_fewshot)
         elif task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(FEW_SHOT_SEED)
     return [HarnessTask(task) for task in tasks.values()], [HarnessGroup(group) for group in groups.values()]
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
     instead = "the released files by benchmarks.data_dir" if name.startswith(OURS) else "litpeft_ tasks with files"
-    with asking_hub(name, "benchmarks.tasks", instead), _quiet():
-        try:
+    try:
+        with asking_hub(name, "benchmarks.tasks", instead), _quiet():
             return manager.load([name])
-        except KeyError as error:
-            raise UserError(f"benchmarks.tasks {name}: its items lack {error}.") from error
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"benchmarks.tasks {name}: its items lack {error}.") from error
+    except Exception as error:  # YAML, templates and code of others: a package that is not there, a key misspelt
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UserError(f"benchmarks.tasks {name} cannot be loaded: {type(error).__name__}: {reason}.") from error
 
 
 def _live_model(live: Live) -> Any:
@@ -188,9 +202,8 @@ def _live_model(live: Live) -> Any:
             rows = [self._cut(context, continuation) for _, context, continuation in requests]
             known = live.memory.setdefault("scores", {})  # MC1 and MC2 ask for many answers twice
             scorer = live.scorer(rows) if self.backend == "causal" and rows else None
-            longest = (scorer.longest if scorer else 0) or float("inf")
             new = list(dict.fromkeys(row for row in rows if row not in known))
-            ours = [row for row in new if scorer and len(row[0]) + len(row[1]) <= longest]
+            ours = [row for row in new if scorer is not None and scorer.takes(row)]
             if ours:
                 known.update(zip(ours, live.score(ours), strict=True))
             left = [row for row in new if row not in known]

@@ -58,14 +58,13 @@ class PrefixScorer:
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._bool = model.config._attn_implementation in BY_BOOL
 
-    @property
-    def longest(self) -> int | None:
-        """Tokens that a row may have: some layers look back only so far, and a mask of ours would say otherwise."""
+    def takes(self, row: Row) -> bool:
+        """Whether no layer looks back less far than the row is long: a mask of ours would say otherwise."""
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if getattr(config, "use_sliding_window", True) is False:
             windows[0] = None
-        return min((window for window in windows if window), default=None)
+        return all(len(row[0]) + len(row[1]) <= window for window in windows if window)
 
     def agrees(self, rows: Sequence[Row]) -> bool:
         """Whether short pieces of these rows come out as they do when each is computed alone.
@@ -266,10 +265,10 @@ class _Run:
             places = torch.tensor([place for place, _ in reads], device=self.device)
             tokens = torch.tensor([read.token for _, read in reads], device=self.device)
             owners = torch.tensor([read.row for _, read in reads])
-            self.sums.index_add_(0, owners, said[places, tokens].double().cpu())
-            likeliest = (said.argmax(-1)[places] == tokens).cpu()
+            logs, likeliest = said[places, tokens].double().cpu(), (said.argmax(-1)[places] == tokens).cpu()
+            self.sums.index_add_(0, owners, logs)  # from here on no memory can run out: nothing is added twice
             self.greedy[owners[~likeliest]] = False
-        self.read[nodes] = True
+            self.read[nodes[part]] = True
 
 
 def _inputs(row: Row) -> tuple[int, ...]:

@@ -111,7 +111,7 @@ def mmlu(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
         path = _file(data_dir, f"{subject}_{split}.csv")
         with open(path, encoding="utf-8", newline="") as file:
             lines = list(csv.reader(file))
-        wrong = next((number for number, line in enumerate(lines, 1) if len(line) != 6 or line[5] not in "ABCD"), None)
+        wrong = next((place for place, line in enumerate(lines, 1) if len(line) != 6 or line[5] not in [*"ABCD"]), None)
         if wrong is not None:
             raise UserError(f"benchmarks.data_dir: {path} line {wrong} is not question, four answers and A, B, C or D.")
         splits[split] = datasets.Dataset.from_list(
@@ -145,9 +145,10 @@ def _json(path: Path) -> Any:
 
 def _jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"benchmarks.data_dir: {path} line {number} is not JSON: {error}.") from error
+    with open(path, encoding="utf-8") as file:  # str.splitlines would also part lines within a text, at U+2028 say
+        for number, line in enumerate(file, 1):
+            try:
+                rows += [json.loads(line)] if line.strip() else []
+            except ValueError as error:
+                raise UserError(f"benchmarks.data_dir: {path} line {number} is not JSON: {error}.") from error
     return rows

@@ -68,8 +68,9 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
             self._suite = Suite(self.options, pl_module, trainer.datamodule)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.before and trainer.global_step == 0:
+        if trainer.global_step == 0 and self.before:
             self._evaluate(trainer, pl_module, 0)
+        self.on_train_batch_end(trainer, pl_module)  # of a resumed run, what its end has cut short
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step

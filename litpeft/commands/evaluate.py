@@ -70,7 +70,7 @@ def _evaluate(options: Any) -> int:
         )
     told = {"step": run.step} | found.told()
     record = read_record(run.run_dir)  # anew: it took a while
-    write_record(run.run_dir, record | {"benchmarks": merged(record["benchmarks"], told)})
+    write_record(run.run_dir, record | {"benchmarks": merged(record.get("benchmarks"), told)})
     if options.keep_items:
         write_items(run.run_dir, run.step, found)
     show(str(run.checkpoint), benchmark_rows(told))

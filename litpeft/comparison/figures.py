@@ -45,8 +45,10 @@ KNOWN = {  # name -> (title, which way is better, kind); the unit is added to th
     "adapter_bytes": ("checkpoint", None, "size"),
     "model_bytes": ("model", None, "size"),
 }
-HIGHER = re.compile(r"acc(uracy)?|f1|exact_match|bleu|rouge|chrf|recall|precision|auroc|mcc|matthews")
-LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|wer|cer")
+HIGHER = re.compile(
+    r"(?<![a-z])acc(uracy)?(?![a-z])|f1|exact_match|bleu|rouge|chrf|recall|precision|auroc|mcc|matthews"
+)
+LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])[wc]er(?![a-z])")
 TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
 SHARE = re.compile(r"_(acc|exact_match)")  # of a benchmark's items
 IN_STEPS = re.compile(r"(val|test)_accuracy")  # they come in steps of 1 / rows

@@ -14,8 +14,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litpeft.adapters import DoRA, QLoRA
-from litpeft.benchmarks import Options, harness
-from litpeft.benchmarks.harness import TASKS, find
+from litpeft.benchmarks import Options, Result, Suite, harness
+from litpeft.benchmarks.harness import TASKS, HarnessGroup, find
 from litpeft.data import TextClassification
 from litpeft.data.arithmetic import held_out
 from litpeft.errors import UserError
@@ -229,6 +229,88 @@ def write_task(folder: Path, **task: Any) -> str:
     path = folder / "mine.yaml"
     path.write_text(yaml.safe_dump(told | task))
     return str(path)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("task: [mine", "ParserError: while parsing"),
+        ("task: mine\ndoc_to_text: !function nothing.here", "ImportError: Cannot import module 'nothing'"),
+        ("task: mine\nnonsense: 1", "TypeError: .* unexpected keyword argument 'nonsense'"),
+    ],
+)
+def test_mistakes_in_a_yaml_of_one_s_own_are_one_sentence(tmp_path: Path, told: str, said: str) -> None:
+    (tmp_path / "mine.yaml").write_text(told)
+    with pytest.raises(UserError, match=f"benchmarks.tasks .*mine.yaml cannot be loaded: {said}"):
+        find([str(tmp_path / "mine.yaml")], Options())
+
+
+def test_a_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
+    row = {"sentence_good": "a\u2028b", "sentence_bad": "c"}
+    (tmp_path / "causative.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
+    [task], _ = find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
+    assert list(task.task.eval_docs) == [row]
+
+
+@pytest.mark.parametrize("letter", ["", "BC", "E"])
+def test_an_answer_that_is_no_letter_is_refused(tmp_path: Path, letter: str) -> None:
+    """And not taken for the letter that it begins with, or for A."""
+    for split, answer in (("dev", "A"), ("test", letter)):
+        (tmp_path / f"virology_{split}.csv").write_text(f"which?,one,two,three,four,{answer}\n")
+    with pytest.raises(UserError, match="virology_test.csv line 1 is not question, four answers and A, B, C or D"):
+        find(["litpeft_mmlu_virology"], Options(data_dir=str(tmp_path)))
+
+
+def test_items_with_other_right_answers_are_other_items(byte_llama: str, tmp_path: Path) -> None:
+    """Though the model is asked the same."""
+    choice = {"output_type": "multiple_choice", "doc_to_choice": [" a", " b"]}
+    task, data = causal(byte_llama)
+    first, second, third = (
+        evaluate(task, data, write_task(tmp_path, **choice, doc_to_target=place)).results["mine"] for place in (0, 1, 1)
+    )
+    assert first.scores["acc"] == 1 - second.scores["acc"]
+    assert first.fingerprint != second.fingerprint == third.fingerprint
+
+
+def test_a_group_s_score_is_made_of_the_filter_that_it_names(byte_llama: str, tmp_path: Path) -> None:
+    """As mmlu_pro's of `custom-extract`."""
+    take = [{"function": "take_first"}]
+    for name in ("one", "two"):
+        task = {"task": name, "filter_list": [{"name": only, "filter": take} for only in ("strict", "loose")]}
+        Path(write_task(tmp_path, **task)).rename(tmp_path / f"{name}.yaml")
+    mean = {"metric": "acc", "weight_by_size": False, "filter_list": "strict"}
+    group = {"group": "both", "task": ["one", "two"], "aggregate_metric_list": [mean]}
+    (tmp_path / "both.yaml").write_text(yaml.safe_dump(group))
+    from lm_eval.tasks import TaskManager
+
+    loaded = TaskManager(include_path=str(tmp_path), include_defaults=False).load(["both"])
+    results = {
+        name: Result({"acc.strict": score, "acc.loose": 1.0}, items=3, standard_errors={"acc.strict": 0.1})
+        for name, score in (("one", 0.5), ("two", 0.25))
+    }
+    result = HarnessGroup(loaded["groups"]["both"]).result(results)
+    assert result.scores == {"acc.strict": 0.375}
+    assert result.standard_errors["acc.strict"] == pytest.approx(0.1 / math.sqrt(2))
+
+
+def test_each_evaluation_draws_the_same_examples(byte_llama: str, tmp_path: Path) -> None:
+    task, data = causal(byte_llama)
+    suite = Suite(Options([write_task(tmp_path, num_fewshot=1)]), task, data)
+    first, second = (suite.evaluate(task, data, lambda *_: None, print).results["mine"] for _ in range(2))
+    assert first.num_fewshot == 1
+    assert first == second
+
+
+def test_items_of_a_score_that_is_not_their_mean_are_not_kept(byte_llama: str, tmp_path: Path) -> None:
+    """As lambada's perplexity, whose items are log-likelihoods: of these, more is better."""
+    metrics = [
+        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
+        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
+    ]
+    task, data = causal(byte_llama)
+    result = evaluate(task, data, write_task(tmp_path, metric_list=metrics)).results["mine"]
+    assert set(result.scores) == {"perplexity", "acc"}
+    assert result.per_item == {"acc": [0.0] * 3}
 
 
 def test_a_task_that_writes_goes_the_harness_s_own_way(byte_llama: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from litpeft.benchmarks import Live, Options
 from litpeft.benchmarks.scorer import PrefixScorer, Row, _Tree
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -154,9 +156,24 @@ def test_a_model_that_leaves_a_mask_aside_is_found_out(llama: PreTrainedModel, m
 
 
 def test_rows_beyond_what_layers_look_back_on_are_left_to_others() -> None:
-    assert PrefixScorer(build(CONFIGS["gemma2"])).longest == 64
-    assert PrefixScorer(build(CONFIGS["mistral"])).longest is None
-    assert PrefixScorer(build(CONFIGS["qwen2"])).longest is None  # it has a window, and does not use it
+    def takes(name: str, tokens: int) -> bool:
+        return PrefixScorer(build(CONFIGS[name])).takes(([1] * (tokens - 1), [2]))
+
+    assert takes("gemma2", 64)
+    assert not takes("gemma2", 65)
+    assert takes("mistral", 5000)
+    assert takes("qwen2", 5000)  # it has a window, and does not use it
+
+
+def test_of_such_a_model_a_benchmark_has_long_rows_scored_alone() -> None:
+    model = build(MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=22))
+    rows = rows_with_beginnings(20)  # of 22 to 29 tokens
+    told: list[int] = []
+    live = Live(SimpleNamespace(backbone=model), None, Options(), lambda done, total: told.append(done))
+    for row, (own, _) in zip(rows, live.score(rows), strict=True):
+        assert own == pytest.approx(PrefixScorer(model).alone(*row)[0], abs=1e-4)
+    assert told == sorted(told)
+    assert told[-1] == len(rows)
 
 
 def test_where_memory_runs_out_pieces_become_smaller(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +195,24 @@ def test_where_memory_runs_out_pieces_become_smaller(llama: PreTrainedModel, mon
     monkeypatch.setattr(PrefixScorer, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
     with pytest.raises(torch.OutOfMemoryError):
         scorer.score(rows)
+
+
+def test_what_was_read_before_memory_ran_out_is_not_added_again(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = rows_with_beginnings(40)
+    expected = PrefixScorer(llama).score(rows)
+    log_softmax, calls = torch.Tensor.log_softmax, iter(range(1000))
+
+    def short_of_memory(self: torch.Tensor, *rest: Any) -> torch.Tensor:
+        if next(calls) == 2:  # in the third slice of the first piece
+            raise torch.OutOfMemoryError("no more")
+        return log_softmax(self, *rest)
+
+    monkeypatch.setattr("litpeft.benchmarks.scorer.SLICE", 4)
+    monkeypatch.setattr(torch.Tensor, "log_softmax", short_of_memory)
+    for (own, _), (whole, _) in zip(PrefixScorer(llama, tokens=100).score(rows), expected, strict=True):
+        assert own == pytest.approx(whole, abs=1e-4)
 
 
 def test_progress_is_told_in_rows_and_may_end_it(llama: PreTrainedModel) -> None:

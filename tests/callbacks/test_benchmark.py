@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from litpeft.__main__ import main
 from litpeft.benchmarks import Benchmark, Live, Result
+from litpeft.benchmarks.harness import HarnessTask
 from litpeft.records import read_record
 from litpeft.run_folder import newest_checkpoint
 from tests.conftest import litpeft, write_killer
@@ -113,6 +114,28 @@ def test_a_resumed_run_does_not_evaluate_twice(tmp_path: Path, learning: list[st
     assert resumed[:4] == earlier
     assert [each["step"] for each in resumed] == [0, 1, 2, 3, 4, 5, 6]
     assert [each["results"] for each in resumed] == [each["results"] for each in whole]
+
+
+def test_an_evaluation_that_was_cut_short_is_made_up_for(
+    tmp_path: Path, learning: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "2"]
+    same += ["--checkpoint.every_n_steps", "2", "--run_dir", str(tmp_path)]
+    same += ["--trainer.accumulate_grad_batches", "1", "--data.train_rows", "8"]
+    run = HarnessTask.run
+
+    def interrupted(self: HarnessTask, live: Live) -> Result:
+        if live.task.trainer.global_step == 2:
+            raise KeyboardInterrupt
+        return run(self, live)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HarnessTask, "run", interrupted)
+        assert main(same) != 0
+    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0]
+    assert newest_checkpoint(tmp_path).name == "step-000002"
+    assert main([*same, "--resume"]) == 0
+    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4]
 
 
 def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, learning: list[str]) -> None:

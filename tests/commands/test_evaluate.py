@@ -14,7 +14,7 @@ import torch
 from litpeft.__main__ import main
 from litpeft.benchmarks.harness import TASKS
 from litpeft.commands.evaluate import merged
-from litpeft.records import read_record
+from litpeft.records import read_record, write_record
 from tests.conftest import litpeft
 
 TASK = "litpeft_generated_2ds"
@@ -57,6 +57,16 @@ def test_afterwards_it_says_what_was_measured_at_the_end(run: Path, capsys: pyte
     assert main([*asked, "--tasks", "perplexity", "--text_file", str(run.parent / "text.txt")]) == 0
     assert set(read_record(run)["benchmarks"][0]["results"]) == {TASK, "litpeft_generated_1da", "perplexity"}
     assert main(["compare", str(run), "--figures", f"{TASK}_acc,perplexity_bits_per_byte"]) == 0
+
+
+def test_a_record_from_before_there_were_benchmarks_takes_them(run: Path) -> None:
+    record = read_record(run)
+    try:
+        write_record(run, {name: value for name, value in record.items() if name != "benchmarks"})
+        assert main(["evaluate", str(run), "--limit", "2", "--tasks", TASK, "--accelerator", "cpu"]) == 0
+        assert read_record(run)["benchmarks"][0]["results"][TASK]["items"] == 2
+    finally:
+        write_record(run, record)
 
 
 def test_what_is_measured_again_replaces_and_what_was_skipped_is_forgotten_once_it_is_there() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import pytest
 from scipy.stats import binomtest
 
 from litpeft.comparison import compare
+from litpeft.comparison.figures import direction
 from litpeft.comparison.formats import FORMATS
 from litpeft.errors import UserError
+from litpeft.records import benchmark_rows, read_record
 from tests.comparison.build import write_run
 
 NAME = "litpeft_blimp_causative"
@@ -76,6 +79,22 @@ def test_the_weights_that_the_run_stands_for_are_spoken_of(tmp_path: Path) -> No
     write_run(tmp_path / "b", seed=1, benchmarks=evaluations, checkpoint="checkpoints/step-000100")
     told = compare([tmp_path], figures=[FIGURE])
     assert told.groups[0].estimates[FIGURE].mean == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("figure", "better"),
+    [("answers_score", None), ("accounting_word_perplexity", "lower"), ("speech_wer", "lower"), (FIGURE, "higher")],
+)
+def test_a_task_s_name_does_not_tell_which_way_is_better(figure: str, better: str | None) -> None:
+    assert direction(figure) == better
+
+
+def test_a_score_that_was_no_number_is_told_as_such(tmp_path: Path) -> None:
+    """As that of a model that has diverged: null in the record."""
+    write(tmp_path, {"none": [math.nan, math.nan], "lora": [0.6, 0.61]})
+    first, last = read_record(tmp_path / "none" / "seed0")["benchmarks"]
+    assert benchmark_rows(last, first) == [("blimp causative acc", "no number (before training 0.6000)")]
+    assert FIGURE not in compare([tmp_path]).groups[0].estimates
 
 
 def test_of_a_group_of_tasks_the_group_alone_is_shown(tmp_path: Path) -> None:

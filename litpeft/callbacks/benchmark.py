@@ -58,6 +58,7 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         self.before, self.every_n_steps, self.keep_items = before, every_n_steps, keep_items
         self.done: list[dict[str, Any]] = []  # for the record, in order of their steps
         self._suite: Suite | None = None
+        self._drawn: set[int] = set()  # steps whose curves are in the event files
 
     def resume_with(self, done: Sequence[dict[str, Any]] | None) -> None:
         """Evaluations that the record of a resumed run holds: a run that is bit-identical need not repeat them."""
@@ -68,6 +69,7 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
             self._suite = Suite(self.options, pl_module, trainer.datamodule)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._drawn = {each["step"] for each in self.done if each["step"] <= trainer.global_step}
         if trainer.global_step == 0 and self.before:
             self._evaluate(trainer, pl_module, 0)
         self.on_train_batch_end(trainer, pl_module)  # of a resumed run, what its end has cut short
@@ -84,18 +86,27 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         chosen = next((c.best for c in trainer.callbacks if getattr(c, "keep", None) == "best"), None)
         if chosen is not None:  # the weights that the run stands for
             step = step_of(chosen)
-        if self._suite is None or self._known(step):
+        if self._suite is None:
             return
-        if step != trainer.global_step:
+        if step != trainer.global_step and not self._known(step):
             state = FolderCheckpointIO().load_checkpoint(Path(trainer.default_root_dir) / chosen)["state_dict"]
             pl_module.load_state_dict(state)
         self._evaluate(trainer, pl_module, step)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Of a run that was killed in its last evaluation, there was nothing left to train, and no end of it."""
+        if self._suite is not None and trainer.global_step not in self._drawn:
+            pl_module.to(trainer.strategy.root_device)
+            self.on_train_end(trainer, pl_module)
 
     def _known(self, step: int) -> bool:
         return any(each["step"] == step for each in self.done)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        if self._suite is None or self._known(step):
+        if self._suite is None:
+            return
+        if self._known(step):  # by the run that was killed; its curves end where it was saved
+            self._draw(trainer, step)
             return
         _tell(trainer, "on_benchmark_start", pl_module)
         found = self._suite.evaluate(
@@ -107,22 +118,32 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         self.done = sorted([*self.done, {"step": step} | found.told()], key=lambda each: each["step"])
         if self.keep_items:
             write_items(Path(trainer.default_root_dir), step, found)
-        for logger in trainer.loggers:
-            logger.log_metrics(curves(found), step=step)
+        self._draw(trainer, step)
         _tell(trainer, "on_benchmark_end", pl_module, step, found.results)
+
+    def _draw(self, trainer: Trainer, step: int) -> None:
+        if step in self._drawn:
+            return
+        self._drawn.add(step)
+        results = next(each for each in self.done if each["step"] == step)["results"]
+        for logger in trainer.loggers:
+            logger.log_metrics(curves(results), step=step)
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""
         return {"benchmarks": self.done or None}
 
 
-def curves(found: Evaluation) -> dict[str, float]:
-    """Scores and their standard errors, by the names of curves."""
-    told = {}
-    for name, result in found.results.items():
-        told |= {f"benchmark/{name}_{metric}": score for metric, score in result.scores.items()}
-        told |= {f"benchmark_stderr/{name}_{metric}": error for metric, error in result.standard_errors.items()}
-    return told
+def curves(results: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Scores and their standard errors as the record has them, by the names of curves."""
+    kinds = {"benchmark": "scores", "benchmark_stderr": "standard_errors"}
+    return {
+        f"{curve}/{name}_{metric}": value
+        for curve, kind in kinds.items()
+        for name, result in results.items()
+        for metric, value in result[kind].items()
+        if value is not None
+    }
 
 
 def write_items(folder: Path, step: int, found: Evaluation) -> None:

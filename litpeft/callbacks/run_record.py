@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.curves import curve_sizes, cut_curves
 from litpeft.comparison.benchmarks import scores
 from litpeft.durable import write_atomically
@@ -95,7 +96,8 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
     def on_benchmark_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """What took long to measure is not lost with the process."""
         if trainer.is_global_zero:
-            self._gather(trainer)
+            own = [callback.measured() for callback in trainer.callbacks if isinstance(callback, BenchmarkEvaluation)]
+            self.record |= own[0]
             write_record(Path(trainer.default_root_dir), self.record)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

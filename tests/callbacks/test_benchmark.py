@@ -114,6 +114,9 @@ def test_a_resumed_run_does_not_evaluate_twice(tmp_path: Path, learning: list[st
     assert resumed[:4] == earlier
     assert [each["step"] for each in resumed] == [0, 1, 2, 3, 4, 5, 6]
     assert [each["results"] for each in resumed] == [each["results"] for each in whole]
+    for run in ("whole", "killed"):
+        points = EventAccumulator(str(tmp_path / run)).Reload().Scalars("benchmark/litpeft_generated_2ds_acc")
+        assert [point.step for point in points] == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_an_evaluation_that_was_cut_short_is_made_up_for(
@@ -136,6 +139,34 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
     assert newest_checkpoint(tmp_path).name == "step-000002"
     assert main([*same, "--resume"]) == 0
     assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4]
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_it_is_resumed(
+    tmp_path: Path, learning: list[str]
+) -> None:
+    same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS]
+    assert main([*same, "--run_dir", str(tmp_path / "whole")]) == 0
+    (tmp_path / "ending.py").write_text(
+        "import os, signal\n"
+        "from lightning import Callback\n"
+        "class Stop(Callback):\n"
+        "    def on_benchmark_progress(self, trainer, *args):\n"
+        "        if trainer.global_step == 6:\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = litpeft(*same, "--run_dir", "killed", "--trainer.callbacks", "ending.Stop", cwd=tmp_path)
+    assert killed.returncode == -9, killed.stderr
+    assert newest_checkpoint(tmp_path / "killed").name == "step-000006"
+    assert main([*same, "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
+    resumed, whole = (read_record(tmp_path / name) for name in ("killed", "whole"))
+    assert [each["results"] for each in resumed["benchmarks"]] == [each["results"] for each in whole["benchmarks"]]
+    for name in ("status", "val_loss", "train_loss", "steps", "validations"):
+        told = [record[name] for record in (resumed, whole)]
+        if name == "validations":
+            told = [[{k: v for k, v in each.items() if k != "train_seconds"} for each in one] for one in told]
+        assert told[0] == told[1], name
+    points = EventAccumulator(str(tmp_path / "killed")).Reload().Scalars("benchmark/litpeft_generated_2ds_acc")
+    assert [point.step for point in points] == [0, 6]
 
 
 def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, learning: list[str]) -> None:

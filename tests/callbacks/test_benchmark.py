@@ -123,22 +123,22 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
     tmp_path: Path, learning: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "2"]
-    same += ["--checkpoint.every_n_steps", "2", "--run_dir", str(tmp_path)]
-    same += ["--trainer.accumulate_grad_batches", "1", "--data.train_rows", "8"]
+    same += ["--checkpoint.every_n_steps", "1", "--run_dir", str(tmp_path)]
+    same += ["--trainer.accumulate_grad_batches", "1", "--data.train_rows", "12"]
     run = HarnessTask.run
 
     def interrupted(self: HarnessTask, live: Live) -> Result:
-        if live.task.trainer.global_step == 2:
+        if live.task.trainer.global_step == 4:
             raise KeyboardInterrupt
         return run(self, live)
 
     with monkeypatch.context() as patch:
         patch.setattr(HarnessTask, "run", interrupted)
         assert main(same) != 0
-    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0]
-    assert newest_checkpoint(tmp_path).name == "step-000002"
+    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2]
+    assert newest_checkpoint(tmp_path).name == "step-000003"
     assert main([*same, "--resume"]) == 0
-    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4]
+    assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4, 6]
 
 
 def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_it_is_resumed(

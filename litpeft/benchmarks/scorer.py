@@ -107,7 +107,7 @@ class PrefixScorer:
         """
         tree = _Tree(rows)
         run = _Run(self, tree, len(rows))
-        first = 0
+        first = done = 0
         while first < len(tree.paths):
             last = tree.piece(first, self.tokens)
             try:
@@ -119,9 +119,10 @@ class PrefixScorer:
                 run.forget()
                 torch.cuda.empty_cache()
                 continue
+            done += sum(map(len, tree.owners[first:last]))
             first = last
             if not quietly:
-                self.tick(sum(map(len, tree.owners[:first])))
+                self.tick(done)
         return list(zip(run.sums.tolist(), run.greedy.tolist(), strict=True))
 
     def logits(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache, wanted: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from litpeft.benchmarks import Evaluation, Options, Suite, check_options
 from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
 from litpeft.durable import write_atomically
+from litpeft.records import as_json
 from litpeft.run_folder import step_of
 
 ITEMS = "benchmark_items"  # folder within a run's: a file a step, of what each item gave
@@ -27,10 +28,11 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
     `on_benchmark_end`, where they have these.
 
     Args:
-        tasks: names of lm-eval's tasks, groups or patterns (`litpeft_blimp_*`), `perplexity`, or `held_out`.
+        tasks: names of lm-eval's tasks, groups or patterns (`litpeft_blimp_*`), `perplexity`, or `held_out`; a list, or
+            set apart by commas.
         before: also before the first step.
         every_n_steps: also every so many optimizer steps.
-        limit: items of each task, the first ones; all by default.
+        limit: items of each task, the first ones; all by default. `held_out` takes all rows of the validation.
         num_fewshot: examples before each item, where the task does not fix their number.
         batch_size: rows at once where lm-eval's own way is taken; by default as many as fit (16 on a CPU).
         data_dir: folder with the released files of the litpeft_ tasks; without it they come from the hub.
@@ -42,7 +44,7 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
 
     def __init__(
         self,
-        tasks: Sequence[str] = (),
+        tasks: Sequence[str] | str = (),
         before: bool = True,
         every_n_steps: int | None = None,
         limit: int | None = None,
@@ -53,7 +55,16 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         max_seconds: float | None = None,
         keep_items: bool = False,
     ) -> None:
-        self.options = Options(list(tasks), limit, num_fewshot, batch_size, data_dir, text_file, max_seconds)
+        names = tasks.split(",") if isinstance(tasks, str) else tasks
+        self.options = Options(
+            [name.strip() for name in names if name.strip()],
+            limit,
+            num_fewshot,
+            batch_size,
+            data_dir,
+            text_file,
+            max_seconds,
+        )
         check_options(self.options, every_n_steps)
         self.before, self.every_n_steps, self.keep_items = before, every_n_steps, keep_items
         self.done: list[dict[str, Any]] = []  # for the record, in order of their steps
@@ -149,14 +160,17 @@ def curves(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 def write_items(folder: Path, step: int, found: Evaluation) -> None:
     """What each item gave: by benchmark, the fingerprint of its items and a list by metric. What stands there stays."""
     path = folder / ITEMS / f"step-{step:06d}.json"
-    earlier = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or none that could be read
+        earlier = {}
     told = {
         name: {"fingerprint": result.fingerprint} | result.per_item
         for name, result in found.results.items()
         if result.per_item
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(earlier | told) + "\n")
+    write_atomically(path, as_json(earlier | told))
 
 
 def _tell(trainer: Trainer, hook: str, *told: Any) -> None:

@@ -203,6 +203,7 @@ def test_a_budget_of_time_says_what_it_skipped(
     ("options", "said"),
     [
         (["--benchmarks.tasks", "[litpeft_nothing]"], "benchmarks.tasks: lm-eval has no task 'litpeft_nothing'"),
+        (["--benchmarks.tasks", "litpeft_generated_2ds,litpeft_no"], "lm-eval has no task 'litpeft_no'"),
         (["--benchmarks.tasks", "[perplexity]"], "perplexity needs a text that is not trained on: --benchmarks.text"),
         (["--benchmarks.tasks", "[held_out]"], "benchmarks.tasks held_out is for classifiers"),
         (["--benchmarks.limit", "0"], "benchmarks.limit must be at least 1, got 0"),

@@ -58,11 +58,18 @@ class Sleep(Callback):
 
 
 class KillWorker(Callback):
-    """Kill one of the processes that make batches, as the system does where memory runs out."""
+    """Kill one of the processes that make batches, as the system does where memory runs out; then the next."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:
-            os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+            self._kill()
+
+    def on_exception(self, *_: Any) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
+        os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+        time.sleep(0.2)  # until the system has told of it
 
 
 class Poison(Callback):
@@ -92,3 +99,12 @@ class ClockBack(Callback):
     def on_train_batch_end(self, *_: Any) -> None:
         before = time.time
         time.time = lambda: before() - 86400
+
+
+class ClockAhead(Signal):
+    """As `Signal`, by a clock that is a day ahead from the start, as far as programs can tell."""
+
+    def __init__(self, number: int, batch: int) -> None:
+        super().__init__(number, batch)
+        now = time.time
+        time.time = lambda: now() + 86400

@@ -200,10 +200,9 @@ def test_a_clock_that_is_set_back(work: Torture) -> None:
 def test_a_clock_that_is_set_back_between_two_parts_of_a_run(work: Torture) -> None:
     """The files of its curves are out of order by their names."""
     fault = Faulty(work, PLAIN, "order")
-    assert fault("Signal", number=int(signal.SIGKILL), batch=10) == -9
-    (events,) = fault.run_dir.glob("events.*")
-    events.rename(events.with_name(events.name.replace("tfevents.1", "tfevents.2")))
+    assert fault("ClockAhead", number=int(signal.SIGKILL), batch=10) == -9
     assert fault("", "--resume") == 0, fault.log.read_text()
+    assert len({events.name.split(".")[3][:5] for events in fault.run_dir.glob("events.*")}) == 2  # days apart
     losses = EventAccumulator(str(fault.run_dir), size_guidance={"scalars": 0}).Reload().Scalars("train_loss")
     assert sorted(event.step for event in losses) == list(range(24))
 

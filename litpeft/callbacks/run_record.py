@@ -60,6 +60,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         self.record = resumed or new_record() | {"experiment": experiment, "run_name": run_name}
         self.record = self.record | {"config": config, "status": "interrupted", "error": None}
         self._stale, self._resumed = list(stale), resumed
+        self._was_done = False
         self._curves: dict[str, int] = {}  # of the run that is resumed, see litpeft.callbacks.curves
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
@@ -104,7 +105,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         """Not in `on_train_end`: the last checkpoint is written there."""
         if self._started:
             self._gather(trainer)
-        elif self.record["optimizer"] is None:
+        elif not self._was_done:
             raise UserError(f"nothing was trained: the run stands at step {trainer.global_step} already.")
         else:  # it was killed between its last checkpoint and here
             cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
@@ -125,7 +126,9 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._resumed and trainer.state.fn == "fit":
             now = {name: self.record[name] for name in ("config", "status", "error")}
-            self.record = json.loads(checkpoint["record"]) | now
+            saved = json.loads(checkpoint["record"])
+            self._was_done = self._resumed["status"] != "ok" and _limits(saved) == _limits(now)  # if nothing is left
+            self.record = saved | now
             self._curves = checkpoint["curves"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -245,6 +248,12 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
                 logger.experiment.flush()
         self.record |= {"status": status, "error": error}
         write_record(Path(trainer.default_root_dir), self.record)
+
+
+def _limits(record: dict[str, Any]) -> list[Any]:
+    """How long the run of a record was to be."""
+    trainer = (record["config"] or {}).get("trainer", {})
+    return [trainer.get(name) for name in ("max_epochs", "max_steps", "max_time")]
 
 
 def _event_file(trainer: Trainer) -> Path | None:

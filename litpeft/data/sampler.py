@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -111,7 +113,10 @@ class ResumableLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._served = self.sampler.start
-        return self._counting(iter(self._loader))
+        batches = iter(self._loader)
+        if self._loader.num_workers:
+            _tell_once()
+        return self._counting(batches)
 
     def _counting(self, batches: Iterator[Any]) -> Iterator[Any]:
         while True:
@@ -136,3 +141,21 @@ class ResumableLoader:
 def _ignore_ctrl_c(worker: int) -> None:
     """A terminal sends it to workers too, and their batches are needed until the step is done and saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _tell_once() -> None:
+    """Let torch tell of a dead worker once: again while the run is ended for it, and its record would not be closed."""
+    torchs = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or getattr(torchs, "tells_once", False):
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        try:
+            if callable(torchs):
+                torchs(number, frame)
+        except RuntimeError:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            raise
+
+    hear.tells_once = True
+    signal.signal(signal.SIGCHLD, hear)

@@ -99,7 +99,9 @@ def test_outputs_gradients_and_ten_steps_are_those_of_peft(name: str, strategy: 
     rounded = compare(name, strategy, torch.float32)
     assert rounded["outputs"] < 1e-6, rounded
     # the two sum in another order, and Adam divides by what is near zero: float64 has shown that it is rounding alone
-    assert max(rounded.values()) < 5e-6, rounded
+    assert max(rounded.values()) < 1e-5, (
+        rounded
+    )  # 5.1e-6 on a processor without AVX-512, whose sums come in another order
 
 
 def compare(name: str, strategy: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:

@@ -177,7 +177,11 @@ def test_right_after_it_is_made_a_layer_equals_the_one_that_it_replaces_bit_by_b
 ) -> None:
     base = frozen(name)
     layer = adapted(base, magnitude, dropout=0.5).train(training)
-    assert torch.equal(layer(fed(name)), base(fed(name)))
+    out, expected = layer(fed(name)), base(fed(name))
+    if magnitude and name.startswith("conv2d"):  # some processors' kernels add the bias before they round, DoRA after
+        assert distance(out, expected) < 2**-23
+    else:
+        assert torch.equal(out, expected)
 
 
 @both_strategies

@@ -235,6 +235,9 @@ class LitPeftCLI(LightningCLI):
         save_between_steps(trainer, given.checkpoint)
         return trainer
 
+    def before_fit(self) -> None:
+        self.recorder.announce(self.trainer)
+
     def after_fit(self) -> None:
         """Show the figures that one looks at first."""
         show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))

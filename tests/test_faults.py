@@ -97,6 +97,14 @@ def test_a_second_signal_stops_at_once(work: Torture) -> None:
     fault.ends_as_one_left_alone()
 
 
+@pytest.mark.parametrize("call", range(4, 12))
+def test_a_run_that_is_killed_as_it_begins_does_not_use_up_its_folder(work: Torture, call: int) -> None:
+    """Before each of the calls about its first files."""
+    fault = Faulty(work, PLAIN, "begins")
+    assert run(fault.words(), fault.log, call, fault.cache) == -9
+    assert fault("", "--overwrite", "--trainer.max_steps", "1") == 0, fault.log.read_text()
+
+
 # --- disks
 
 

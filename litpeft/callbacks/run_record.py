@@ -65,6 +65,11 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
 
+    def announce(self, trainer: Trainer) -> None:
+        """In a new folder, before loggers write there: killed in between, it would be taken for somebody else's."""
+        if trainer.is_global_zero and not self._stale and not self._resumed:
+            write_record(Path(trainer.default_root_dir), self.record)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit" or not trainer.is_global_zero:
             return

@@ -3,17 +3,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format screenshots torture bench-peers bench-adapters bench-evaluation clean
+.PHONY: help setup demo test test-fast test-gpu lint format screenshots torture bench-peers bench-adapters bench-evaluation clean lock audit
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/ready  ## make the virtual environment and install the tested set of packages into it
 
-$(VENV)/ready: pyproject.toml constraints.txt
+$(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup  ## fine-tune a small real model on real text, in a few minutes, and show the record
@@ -50,6 +51,18 @@ bench-adapters: setup  ## measure what each adapter costs beside its frozen laye
 
 bench-evaluation: setup  ## measure how much faster benchmarks are than by lm-eval's own way (DATA=FOLDER: on TruthfulQA)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.peers.bench_evaluation $(if $(DATA),--data_dir $(DATA))
+
+OF_TORCH := torch triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft \
+	nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
+	nvidia-nvshmem-cu13 nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit
+lock: setup  ## write requirements.lock anew: hashes of the packages in constraints.txt, but for torch, whose build the machine decides
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev \
+		--constraint constraints.txt $(addprefix --no-emit-package ,$(OF_TORCH)) --output-file requirements.lock pyproject.toml
+
+audit: setup  ## ask PyPI for known weaknesses of the packages in constraints.txt
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
 clean:  ## remove the virtual environment and what tools left; runs/ stays
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis

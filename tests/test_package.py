@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import zipfile
@@ -14,6 +15,7 @@ import pytest
 import litpeft
 
 REPO = Path(__file__).parents[1]
+PIN = r"^([\w.-]+)==([^ ;\n]+)"
 DEV_ONLY = ("pytest", "hypothesis", "peft", "ruff", "hatchling", "accelerate", "statsmodels", "playwright")
 
 
@@ -25,6 +27,17 @@ def test_every_module_imports_without_the_developers_packages() -> None:
     code += f"for name in {modules}: importlib.import_module(name)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_lock_has_a_hash_of_each_package_of_the_tested_set() -> None:
+    def pins(text: str) -> dict[str, str]:
+        return {re.sub("[-_.]+", "-", name).lower(): version for name, version in re.findall(PIN, text, re.MULTILINE)}
+
+    lock = (REPO / "requirements.lock").read_text()
+    locked, tested = pins(lock), pins((REPO / "constraints.txt").read_text())
+    assert len(tested) > 100
+    assert tested.items() - locked.items() == {("torch", tested["torch"])}  # whose build the machine decides
+    assert len(re.findall(r" \\\n {4}--hash=sha256:[0-9a-f]{64}", lock)) >= len(locked)
 
 
 @pytest.mark.slow

@@ -5,9 +5,9 @@ A hub that cannot be reached costs one short look-up and ends in one sentence, n
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +17,15 @@ from urllib.parse import urlsplit
 from litpeft.assets import PREFIX, asset
 from litpeft.errors import UserError
 
-_UNREACHABLE = {"LocalEntryNotFoundError", "OfflineModeIsEnabled", "gaierror", "ConnectError", "ConnectionError"}
+PATIENCE = 5  # seconds, to connect and to answer
+_UNREACHABLE = {
+    "LocalEntryNotFoundError",
+    "OfflineModeIsEnabled",
+    "gaierror",
+    "ConnectError",
+    "ConnectionError",
+    "TimeoutException",
+}
 _UNKNOWN = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFoundError", "GatedRepoError"}
 
 
@@ -95,7 +103,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @cache
 def _go_offline_if_unreachable() -> None:
-    """One connection, three seconds at most, once a process; without it the libraries retry for 23 to 46 s a call.
+    """One question, some seconds at most, once a process: the libraries retry for 23 to 46 s a call, for ten minutes
+    where the hub takes connections and does not answer.
 
     Offline, they still use what is in their caches. Skipped behind a proxy, which only the libraries know how to use.
     """
@@ -104,9 +113,16 @@ def _go_offline_if_unreachable() -> None:
     if constants.HF_HUB_OFFLINE or any(name.lower() in ("https_proxy", "all_proxy") for name in os.environ):
         return
     address = urlsplit(constants.ENDPOINT)
+    kind = http.client.HTTPConnection if address.scheme == "http" else http.client.HTTPSConnection
+    hub = kind(address.hostname, address.port, timeout=PATIENCE)
     try:
-        socket.create_connection((address.hostname, address.port or 443), timeout=3).close()
-    except OSError:
+        hub.request("HEAD", address.path or "/")
+        reached = hub.getresponse().status < 500
+    except (OSError, http.client.HTTPException):
+        reached = False
+    finally:
+        hub.close()
+    if not reached:
         import datasets
 
         constants.HF_HUB_OFFLINE = True

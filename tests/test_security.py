@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from litpeft.__main__ import main
+from litpeft.durable import SUMS, file_hash
+from litpeft.records import read_record
 from litpeft.run_folder import newest_checkpoint
 
 
@@ -49,14 +51,29 @@ def test_a_checkpoint_that_would_run_code_is_refused(
     assert str(checkpoint) in told
 
 
-def resign(checkpoint: Path) -> None:
+def resign(folder: Path) -> None:
     """As one would who wants it to be read: with sums that fit."""
-    sums = checkpoint / "SHA256SUMS"
-    if sums.exists():
-        from litpeft.durable import file_hash
+    names = [line.split("  ", 1)[1] for line in (folder / SUMS).read_text().splitlines()]
+    (folder / SUMS).write_text("".join(f"{file_hash(folder / name)}  {name}\n" for name in names))
 
-        names = [line.split("  ", 1)[1] for line in sums.read_text().splitlines()]
-        sums.write_text("".join(f"{file_hash(checkpoint / name)}  {name}\n" for name in names))
+
+def test_a_cached_table_that_would_run_code_is_made_again(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITPEFT_CACHE", str(tmp_path / "cache"))
+    assert main([*words, "--run_dir", str(tmp_path / "a")]) == 0
+    mark = tmp_path / "mark"
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file() and path.name != SUMS]
+    assert {path.suffix for path in files} == {".arrow", ".json"}
+    for path in files:
+        path.write_bytes(pickle.dumps(Evil(mark)))
+        for sums in (folder for folder in path.parents if (folder / SUMS).exists()):
+            resign(sums)
+    assert main([*words, "--run_dir", str(tmp_path / "b")]) == 0
+    told = capsys.readouterr().err
+    assert not mark.exists()
+    assert told.count("it is made again") == 2
+    assert read_record(tmp_path / "a")["val_loss"] == read_record(tmp_path / "b")["val_loss"]
 
 
 def test_a_model_that_brings_its_own_code_is_refused(

@@ -47,14 +47,23 @@ def cached_table(
     """The table and its facts in `folder`, made by `make` if it is not there yet.
 
     It appears whole or not at all, so a killed process leaves nothing that is taken for a table; of two that make the
-    same one, the first to finish wins. One that is no longer what was written is made again.
+    same one, the first to finish wins. One that is no longer what was written, or no table, is made again.
     """
-    if folder.exists() and (harm := damage(folder)):
+    if folder.exists():
+        harm = damage(folder)
+        try:
+            if harm is None:
+                return _read(folder)
+        except Exception as error:  # sums that fit, and no table: what bytes of other origin raise is of many kinds
+            harm = " ".join(str(error).split()).split(". ")[0].rstrip(".")
         print(f"litpeft: the table {folder}: {harm}; it is made again.", file=sys.stderr)
         remove_folder(folder)
-    if not folder.exists():
-        table, facts = make()
-        with whole_folder(folder, replace=False) as scratch:
-            table.save_to_disk(str(scratch / "table"))
-            (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    table, facts = make()
+    with whole_folder(folder, replace=False) as scratch:
+        table.save_to_disk(str(scratch / "table"))
+        (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
+    return _read(folder)
+
+
+def _read(folder: Path) -> tuple[datasets.Dataset, dict[str, Any]]:
     return datasets.load_from_disk(str(folder / "table")), json.loads((folder / "facts.json").read_text("utf-8"))

@@ -141,6 +141,7 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
     """The largest number from 0 to `most` of which the bytes are within the limit.
 
     They grow nearly in proportion: the line through the two points that are nearest to the limit tells where to look.
+    An allocator's blocks make steps of the line; where a guess has cut off less than half, the next one is the middle.
 
     Args:
         bytes_at: grows with its argument.
@@ -151,12 +152,14 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
     points = dict(points)
     low = int(max((x for x, y in points.items() if y <= limit), default=-1))
     high = min([most + 1, *(ceil(x) for x, y in points.items() if y > limit)])
-    while high - low > 1:
+    halve = False
+    while (width := high - low) > 1:
         (x0, y0), (x1, y1) = sorted(points.items(), key=lambda point: abs(point[1] - limit))[:2]
         guess = x0 + (limit - y0) * (x1 - x0) / ((y1 - y0) or 1)
-        guess = min(max(int(guess), low + 1), high - 1)
+        guess = (low + high) // 2 if halve else min(max(int(guess), low + 1), high - 1)
         points[guess] = bytes_at(guess)
         low, high = (guess, high) if points[guess] <= limit else (low, guess)
+        halve = not halve and high - low > width / 2
     return max(0, min(low, most))
 
 

@@ -50,16 +50,8 @@ def test_neither_weights_nor_data_nor_a_gpu_are_needed(
     config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    words = [
-        "--tokens",
-        "64",
-        "--data.batch_size",
-        "4",
-        "--device",
-        "Some Card 2GB",
-        "--compare",
-        "none, dora,qlora-fp4",
-    ]
+    card = "Some Card 0.6GB"  # little beside the context: the largest batch is looked for, and larger ones take longer
+    words = ["--tokens", "64", "--data.batch_size", "4", "--device", card, "--compare", "none, dora,qlora-fp4"]
     assert main(["estimate", *config_alone, *words]) == 0
     told = capsys.readouterr().out
     rows = {name: re.search(rf"│ {name} .*", told)[0] for name in ("none", "dora", "qlora-fp4")}
@@ -134,3 +126,16 @@ def test_the_largest_that_fits_is_found_whatever_the_growth() -> None:
         asked.clear()
         found = largest(bytes_at, limit, points, most)
         assert found == max((x for x in range(1, most + 1) if bytes_at(x) <= limit), default=0)
+
+
+def test_steps_of_an_allocator_do_not_make_the_search_long() -> None:
+    for block in (1, 2_000, 60_000, 10_000_000):
+        asked: list[int] = []
+
+        def bytes_at(x: float, block: int = block, asked: list = asked) -> int:
+            asked.append(int(x))
+            return -(-int(3_000 + 700 * x) // block) * block
+
+        found = largest(bytes_at, 30_000_000, {0: bytes_at(0), 4: bytes_at(4)}, 2**16)
+        assert bytes_at(found) <= 30_000_000 < bytes_at(found + 1)
+        assert len(asked) < 4 + 2 * 16

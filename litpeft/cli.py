@@ -326,7 +326,7 @@ def _one_of_several(words: list[str]) -> None:
         LitPeftCLI(words[0], words[1:])
     except BaseException as error:
         if started_first():
-            last_words.leave(str(error))
+            last_words.tell_as_first(str(error))
         elif last_words.first_has_told():
             raise SystemExit(1) from error
         raise

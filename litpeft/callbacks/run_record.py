@@ -140,7 +140,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
             last_words.leave(sentence)
             return
-        if status == "failed" and (told := last_words.of_others(exception)):
+        if status == "failed" and not isinstance(exception, UserError) and (told := last_words.of_others(exception)):
             sentence = exception.sentence = told
         if not self._started and (self._stale or self._resumed):
             return

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import socket
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.resuming import SERVER
 from tests.resuming import _run as run_words
 
 RUN = "litpeft-tests"
+PATIENCE = 30  # seconds that the others have after one has failed
 
 
 def together(words: list[str], log: Path, count: int = 2) -> list[int]:
@@ -27,8 +29,13 @@ def together(words: list[str], log: Path, count: int = 2) -> list[int]:
         }
         processes.append(SERVER.Process(target=_run, args=(words, said_by(log, rank), placed)))
         processes[-1].start()
-    for process in processes:
-        process.join()
+    while any(process.exitcode is None for process in processes):
+        wait([process.sentinel for process in processes if process.exitcode is None])
+        if any(process.exitcode for process in processes):  # torchrun ends the others, if later than we here
+            for process in processes:
+                process.join(PATIENCE)
+                process.kill()
+                process.join()
     return [process.exitcode for process in processes]
 
 

@@ -14,6 +14,7 @@ from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
 
 CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class that it was given to
+TOGETHER = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")  # litpeft.strategies, and a choice among them
 ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
 
 
@@ -100,6 +101,43 @@ def _checked(name: str) -> str:
     return find_config(name)
 
 
+def check_together(options: Namespace, verb: str) -> None:
+    """Refuse what several processes cannot do together.
+
+    Raises:
+        UserError: names the option and what to give instead.
+    """
+    trainer, task = options.trainer, options.model.init_args
+    if not isinstance(trainer.strategy, str) or trainer.strategy not in TOGETHER:
+        given = getattr(trainer.strategy, "class_path", trainer.strategy)
+        raise UserError(f"trainer.strategy {given}: give ddp (each process holds the model) or fsdp2 (a share of it).")
+    if not several(trainer):
+        return
+    if verb != "fit":
+        raise UserError(f"trainer.devices: litpeft {verb} works with one process; leave it and trainer.strategy out.")
+    if task.gradient_checkpointing == "reentrant":
+        raise UserError("model.gradient_checkpointing reentrant is not for several processes; give non_reentrant.")
+    if trainer.strategy != "fsdp2":
+        return
+    if task.compile_blocks:
+        raise UserError("model.compile_blocks is not for trainer.strategy fsdp2; leave it out, or give ddp.")
+    if task.optimizer and task.optimizer.class_path.startswith("bitsandbytes."):
+        raise UserError(
+            f"model.optimizer {task.optimizer.class_path} cannot hold shares of trainer.strategy fsdp2; "
+            "give one of torch, or ddp."
+        )
+    if options.benchmarks.tasks:
+        raise UserError(
+            "benchmarks.tasks: no process of trainer.strategy fsdp2 has the model to measure; "
+            "run litpeft evaluate on the finished run, or give ddp."
+        )
+
+
+def several(trainer: Namespace) -> bool:
+    """Whether processes are to train together, or may be: `auto` is all devices that there are."""
+    return str(trainer.devices) != "1" or trainer.num_nodes != 1 or trainer.strategy != "auto"
+
+
 def check_trainer(trainer: Namespace) -> None:
     """Refuse what would change a comparison without a word.
 
@@ -113,10 +151,6 @@ def check_trainer(trainer: Namespace) -> None:
         )
     if trainer.default_root_dir is not None:
         raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
-    if str(trainer.devices) != "1" or trainer.num_nodes != 1:
-        raise UserError(
-            "trainer.devices: runs on several devices are not measured yet; give 1 (CUDA_VISIBLE_DEVICES says which)."
-        )
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[name] == 0:
             raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")

@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import litpeft.adapters
 import litpeft.optim
 import litpeft.tasks
-from litpeft.arguments import check_trainer, typed_options, with_configs
+from litpeft import last_words
+from litpeft.arguments import check_together, check_trainer, several, typed_options, with_configs
 from litpeft.callbacks import (
     BenchmarkEvaluation,
     Checkpoint,
@@ -37,10 +38,21 @@ from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError, of_the_system
 from litpeft.parser import OneLineParser, sentence
+from litpeft.processes import started_first
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
-from litpeft.run_folder import changed_options, check_resumable, claim, newest_checkpoint, run_names, saved_config, tidy
+from litpeft.run_folder import (
+    CHECKPOINTS,
+    changed_options,
+    check_resumable,
+    claim,
+    newest_checkpoint,
+    run_names,
+    saved_config,
+    tidy,
+)
 from litpeft.run_lock import lock
 from litpeft.screen import quieten, show
+from litpeft.strategies import STRATEGIES
 from litpeft.tasks import FineTuner
 from litpeft.training_loop import save_between_steps
 
@@ -52,6 +64,8 @@ NOT_SAVED = (
     "ckpt_path",
     "weights_only",
 )  # of one command, not of the run
+
+PLACED = {"trainer.devices", "trainer.num_nodes", "trainer.strategy"}
 
 DEFAULTS = {"devices": 1, "use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False}
 
@@ -131,7 +145,10 @@ class LitPeftCLI(LightningCLI):
         if options.model is None or options.data is None or _class(options.model.class_path) is FineTuner:
             raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
+        if self.verb in ("validate", "test", "predict") and not PLACED & dict(typed_options(self.words)).keys():
+            trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # by however many it was trained
         check_trainer(trainer)
+        check_together(options, self.verb)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
         if os.path.isdir(model.model_name):  # the run is to be found again from other folders
@@ -154,10 +171,15 @@ class LitPeftCLI(LightningCLI):
         if options.ckpt_path is not None:
             raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
         config = self._resolved()
+        self.checkpoint = record = None
+        if several(options.trainer) and not started_first():  # the first process has the folder, and decides
+            if options.resume:
+                record, self.checkpoint = read_record(self.run_dir), self.run_dir / CHECKPOINTS
+            self.recorder = RunRecorder(config, experiment, run_name, resumed=record)
+            return
         self.lock = lock(self.run_dir)  # before it is looked into
         tidy(self.run_dir)
         stale = claim(self.run_dir, config, options.resume, options.overwrite)
-        self.checkpoint = record = None
         if options.resume:
             record = read_record(self.run_dir)
             check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
@@ -214,9 +236,11 @@ class LitPeftCLI(LightningCLI):
         given.benchmarks.resume_with(self.recorder.record["benchmarks"])
         theirs = settings["callbacks"] or []
         theirs = theirs if isinstance(theirs, list) else [theirs]
-        if settings["enable_progress_bar"] is not False and not any(
-            isinstance(c, lightning_callbacks.ProgressBar) for c in theirs
-        ):
+        alone = self.verb != "fit" or not several(given.trainer)
+        if not alone:
+            settings["strategy"] = STRATEGIES["ddp" if settings["strategy"] == "auto" else settings["strategy"]]()
+        shown = settings["enable_progress_bar"] is not False and (alone or started_first())
+        if shown and not any(isinstance(c, lightning_callbacks.ProgressBar) for c in theirs):
             theirs = [*theirs, ProgressBar() if sys.stdout.isatty() else ProgressLines()]
         settings["callbacks"] = [
             given.throughput,
@@ -240,7 +264,8 @@ class LitPeftCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Show the figures that one looks at first."""
-        show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
+        if self.trainer.is_global_zero:
+            show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
 
     def after_validate(self) -> None:
         """Show what was measured, and of which weights."""
@@ -263,7 +288,7 @@ def main(words: list[str]) -> int:
     quieten()
     sys.path.insert(0, os.getcwd())  # a console script lacks it, and classes of one's own lie here
     try:
-        LitPeftCLI(words[0], words[1:])
+        _one_of_several(words)
     except UserError:
         raise
     except MisconfigurationException as error:
@@ -273,7 +298,7 @@ def main(words: list[str]) -> int:
             return stop.code or 143
         return 130 if isinstance(stop, KeyboardInterrupt) or stop.code else 0  # 0: --help, --print_config
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = getattr(error, "sentence", " ".join(str(error).split())) or type(error).__name__
         if is_out_of_memory(error):
             hint = (
                 "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
@@ -293,6 +318,18 @@ def main(words: list[str]) -> int:
             raise
         return 1
     return 0
+
+
+def _one_of_several(words: list[str]) -> None:
+    """The first process tells how all of them ended, and the others do where it cannot."""
+    try:
+        LitPeftCLI(words[0], words[1:])
+    except BaseException as error:
+        if started_first():
+            last_words.tell_as_first(str(error))
+        elif last_words.first_has_told():
+            raise SystemExit(1) from error
+        raise
 
 
 def _class(path: str) -> Any:

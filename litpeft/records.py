@@ -35,6 +35,10 @@ FIELDS = {
     "seed": "seed_everything",
     "precision": "what products are computed and frozen weights held in, bf16 or fp32; what trains is held in fp32",
     "effective_batch_size": "rows an optimizer step: batch size x accumulated batches x processes",
+    "processes": "that trained together, one a device; losses, metrics, rows, tokens, operations and energy are those "
+    "of all, seconds those of the first, which ends each step with the others; null in records of before there were "
+    "several",
+    "strategy": "how: `one_device`, `ddp` (each holds the model), `fsdp2` (each holds a share of it)",
     # sizes
     "trainable_params": "numbers that train, head included",
     "total_params": "numbers in the model, adapter included",
@@ -46,12 +50,14 @@ FIELDS = {
     "peak_reserved_bytes": "most that CUDA's allocator had taken from the device, likewise; null without CUDA",
     "peak_rss_bytes": "most host memory that the process has held since it started",
     "peak_tensor_bytes": "most bytes of tensors alive at once in the steps that were followed",
+    "peaks_by_process": "of several processes, each one's peaks, as above, where those of the one that needed most "
+    "stand; null of one",
     "others_bytes": "held on the GPU before the run by other processes and this one's CUDA context; null on a CPU",
     "tracked_steps": "training steps since the start or resume whose tensors were followed: all figures of time but "
     "train_seconds leave them out",
     "memory_phases": "by phase (load, first_step, train, validate, save, benchmark): peaks of the host, of CUDA, and "
     "of tensors with its split by what they are for (litpeft/memory/tracker.py), of load that of what it leaves; "
-    "null or absent is not known",
+    "null or absent is not known; of several processes, the first one's",
     # time
     "new_tensors": "names of parameters that no file held: drawn at random and trained",
     "load_seconds": "reading the model and putting the adapter in",
@@ -73,8 +79,8 @@ FIELDS = {
     "model_flops_per_step": "mean of the sampled steps: operations of the matrix products that the batch needs in "
     "forward and backward; no gradient of a frozen weight, nothing for what is computed twice (litpeft/flops.py)",
     "model_flops_per_second": "the same a second of the sampled steps",
-    "peak_flops_per_second": "what the device can make: throughput.peak_flops, or as throughput.measure_peak found",
-    "flops_utilisation": "model_flops_per_second as a share of that",
+    "peak_flops_per_second": "what a device can make: throughput.peak_flops, or as throughput.measure_peak found",
+    "flops_utilisation": "model_flops_per_second as a share of that, times the processes",
     "energy_joules": "of all sources from the start of training to its end, validation and checkpoints included, "
     "benchmarks left out, and before a resume; null unless each is known",
     "energy_joules_by_source": "cpu_packages (processors) and gpu (its board), whoever made them work",

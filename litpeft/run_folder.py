@@ -30,6 +30,9 @@ MAY_CHANGE = re.compile(  # when a run is resumed: how long, where and how watch
     r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
     r"|checkpoint\.every|throughput|memory|predictions|benchmarks|data\.init_args\.(num_workers|cache_dir|\w+_file)"
 )
+SHARED_OUT = re.compile(  # likewise, as long as a batch of all processes together has as many rows
+    r"trainer\.(devices|num_nodes|strategy)|data\.init_args\.batch_size"
+)
 LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
 
 
@@ -158,8 +161,9 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
             asked to go on longer.
     """
     changed = changed_options(before, now)
+    same_rows = _rows(before) == _rows(now) is not None
     for name, (old, new) in changed.items():
-        if not MAY_CHANGE.match(name):
+        if not MAY_CHANGE.match(name) and not (same_rows and SHARED_OUT.fullmatch(name)):
             raise UserError(
                 f"--resume: {name} is {new}, but {run_dir} was begun with {old}; "
                 "resume with the same, or give another --run_dir."
@@ -169,6 +173,14 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
         raise UserError(f"--resume: the run in {run_dir} is finished; to go on longer, raise trainer.max_epochs.")
     for name, (old, new) in changed.items():
         print(f"litpeft: resuming with another {name}: {old} -> {new}")
+
+
+def _rows(config: dict[str, Any]) -> int | None:
+    """Of a batch of all processes together; None where that depends on the machine."""
+    trainer, devices = config["trainer"], config["trainer"]["devices"]
+    if not str(devices).isdecimal():
+        return None
+    return int(devices) * trainer["num_nodes"] * config["data"]["init_args"]["batch_size"]
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

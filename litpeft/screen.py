@@ -38,6 +38,8 @@ def quieten() -> None:
         ".*removed in v5.0.0.*",
         ".*treespec.*",
         ".*will be removed in.*",
+        ".*broadcast_buffers.*is deprecated.*",
+        ".*sync_dist=True.*when logging on epoch level.*",  # what is logged then is of all processes already
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)

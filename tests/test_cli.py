@@ -50,7 +50,7 @@ MISTAKES = {
     "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
     "--config xyz": "--config xyz: no such file, and no shipped configuration of that name; `litpeft configs` lists them.",
     "--config loar": "no shipped configuration of that name (did you mean lora?)",
-    "--trainer.devices 2": "trainer.devices: runs on several devices are not measured yet; give 1",
+    "--trainer.devices 2 --trainer.strategy dp": "trainer.strategy dp: give ddp (each process holds the model) or fsdp2",
     "--trainer.max_epochs 0": "must not be 0: nothing would be trained",
     "--trainer.overfit_batches 2": "trainer.overfit_batches: give --data.train_samples instead",
     "--trainer.limit_val_batches 1": "would take the longest texts only; give --data.val_samples instead",

@@ -8,6 +8,7 @@ import torch
 from lightning import LightningDataModule
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
+from litpeft import processes
 from litpeft.benchmarks.base import Benchmark, Live, Options, Result
 from litpeft.errors import UserError
 from litpeft.tasks import FineTuner, SequenceClassification
@@ -32,10 +33,11 @@ class HeldOut(Benchmark):
         task, data = live.task, live.data
         names = data.label_names
         device = task.device
-        by_class = MulticlassAccuracy(len(names), average=None).to(device)
-        calibration = MulticlassCalibrationError(len(names), n_bins=BINS, norm="l1").to(device)
+        alone = {"sync_on_compute": False}  # other processes wait
+        by_class = MulticlassAccuracy(len(names), average=None, **alone).to(device)
+        calibration = MulticlassCalibrationError(len(names), n_bins=BINS, norm="l1", **alone).to(device)
         rows, right, labels = [], [], []
-        loader = data.val_dataloader()
+        loader = data.val_dataloader() if processes.count() == 1 else data.whole_loader("val")
         for done, batch in enumerate(loader, 1):
             batch = {name: part.to(device) for name, part in batch.items()}
             probabilities = task(batch).softmax(-1)

@@ -114,8 +114,15 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         return any(each["step"] == step for each in self.done)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        """By one process, which the others wait for."""
         if self._suite is None:
             return
+        if trainer.is_global_zero:
+            self._evaluate_alone(trainer, pl_module, step)
+        self._drawn.add(step)
+        trainer.strategy.barrier()
+
+    def _evaluate_alone(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         if self._known(step):  # by the run that was killed; its curves end where it was saved
             self._draw(trainer, step)
             return

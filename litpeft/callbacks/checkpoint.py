@@ -12,6 +12,7 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from litpeft import processes
 from litpeft.callbacks.signals import StopSignals
 from litpeft.durable import remove_folder
 from litpeft.errors import UserError
@@ -63,6 +64,8 @@ class Checkpoint(LightningCheckpoint):
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Asked to stop within a validation, do not wait for its end: it is done again, from its start."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.stop.agree(trainer.strategy.root_device)
         if self.stop.received and not trainer.fit_loop.epoch_loop._should_accumulate():
             self.validation_due = True
             self._save(trainer)
@@ -85,6 +88,7 @@ class Checkpoint(LightningCheckpoint):
 
     def between_steps(self, trainer: Trainer) -> None:
         """Called by litpeft.training_loop."""
+        self.stop.agree(trainer.strategy.root_device)
         asked = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if self._due or asked or trainer.should_stop or self.stop.received:
             self._save(trainer)
@@ -109,7 +113,9 @@ class Checkpoint(LightningCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         """Save, and only then remove what is too old."""
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):  # what was drawn until now is not drawn again after a resume
+            if (
+                isinstance(logger, TensorBoardLogger) and trainer.is_global_zero
+            ):  # what was drawn until now is not drawn again after a resume
                 logger.experiment.flush()
         before, self.last, self._due = self.last, _name(trainer.global_step), False
         try:
@@ -150,9 +156,10 @@ class Checkpoint(LightningCheckpoint):
         name, keys, *rest = states["numpy"]
         states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]  # weights_only reads no arrays
         own = ("best", "best_metrics", "val_step", "validation_due")
-        return {name: getattr(self, name) for name in own} | {"rng": states}
+        return processes.kept({name: getattr(self, name) for name in own} | {"rng": states})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state_dict = processes.own(state_dict)
         states = state_dict.pop("rng")
         name, keys, *rest = states["numpy"]
         self._rng = states | {"numpy": (name, keys.numpy().astype("uint32"), *rest)}

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from litpeft import processes
 from litpeft.energy import READ_EVERY, EnergyMeter
 
 
@@ -68,10 +69,10 @@ class EnergyRecorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._read()
-        return {"energy_joules": self._total()}
+        return processes.kept({"energy_joules": self._total()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._joules_before = state_dict["energy_joules"]
+        self._joules_before = processes.own(state_dict)["energy_joules"]
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record; the sum is null unless all of it is known."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from litpeft import processes
 from litpeft.durable import write_atomically
 
 FILE = "val_examples.json"
@@ -41,9 +42,12 @@ class ExampleRecorder(Callback):
             self._parts.append({"row": batch["row"].cpu()} | {name: part.cpu() for name, part in outputs.items()})
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._parts or not trainer.is_global_zero:
+        if not self._parts:
             return
-        columns = {name: torch.cat([part[name] for part in self._parts]) for name in self._parts[0]}
+        parts = [part for parts in processes.gathered(self._parts) for part in parts]
+        if not trainer.is_global_zero:
+            return
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         rows, order = columns.pop("row").sort()
         chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
         told = {"step": trainer.global_step, "table": f"{trainer.datamodule.table('val')[1]['fingerprint']}:{chosen}"}

@@ -14,10 +14,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from litpeft import processes
 from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.errors import UserError
 from litpeft.memory import MemoryTracker, optimizer_tensors
 from litpeft.memory.picture import split_picture
+from litpeft.sharding import is_sharded
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 PROC = Path("/proc/self")
@@ -43,7 +45,7 @@ class MemoryRecorder(Callback):
         track_steps: optimizer steps that are followed, counted from 0 at the start or the resume. By default the first,
             which has the longest batch of the epoch and no states of the optimizer before its end, and of the others of
             that epoch the one with the longest batch, which meets those states. Blocks that are compiled cannot be
-            followed.
+            followed, nor shares of FSDP2.
     """
 
     def __init__(self, track_steps: Sequence[int] | None = None) -> None:
@@ -72,7 +74,9 @@ class MemoryRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step  # of a resumed run
         self._enter("first_step", pl_module.device)
-        if self.track_steps is None:
+        if is_sharded(pl_module.backbone):
+            self.track_steps = []
+        elif self.track_steps is None:
             self.track_steps = _longest_steps(trainer, pl_module)
         if self.track_steps:  # transformers reads weights in other threads, in which nothing can be followed
             with MemoryTracker(pl_module.device) as tracker:
@@ -201,10 +205,11 @@ class MemoryRecorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """So that a run which is resumed for its shortest batches does not look as if it had needed no more."""
-        return {"phases": deepcopy(self.phases), "host_peak": self._host_peak}
+        return processes.kept({"phases": deepcopy(self.phases), "host_peak": self._host_peak})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Peaks of what comes are laid over those of before; each phase keeps its greatest."""
+        state_dict = processes.own(state_dict)
         self.phases = state_dict["phases"]
         self._host_peak = max(self._host_peak, state_dict["host_peak"])
 

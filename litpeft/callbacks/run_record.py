@@ -21,8 +21,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from litpeft import last_words, processes
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.curves import curve_sizes, cut_curves
+from litpeft.callbacks.together import PEAKS, most, of_all
 from litpeft.comparison.benchmarks import scores
 from litpeft.durable import write_atomically
 from litpeft.environment import git_state, machine, packages
@@ -30,6 +32,7 @@ from litpeft.errors import UserError
 from litpeft.optim.build import live_settings
 from litpeft.records import FIELDS, as_json, benchmarked, named, new_record, write_record
 from litpeft.run_folder import CONFIG, TRACEBACK, newest_checkpoint
+from litpeft.strategies import name_of
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
 METRICS = (
@@ -71,7 +74,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             write_record(Path(trainer.default_root_dir), self.record)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage != "fit" or not trainer.is_global_zero:
+        if stage != "fit":
             return
         self._begun = time.perf_counter()
         if not self._stale and not self._resumed:
@@ -79,8 +82,6 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Only now is an earlier run in the folder given up: whatever could not be loaded has left it as it was."""
-        if not trainer.is_global_zero:
-            return
         if self._resumed and (earlier := self._resumed["data_summary"]):
             now = trainer.datamodule.describe()["tables"]
             if any(earlier["tables"].get(split, facts) != facts for split, facts in now.items()):
@@ -90,9 +91,9 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         if not self._started:
             self._begin(trainer, pl_module)
         if self._resumed:
-            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
+            self._cut_curves(trainer)
         self._describe(trainer, pl_module)
-        write_record(Path(trainer.default_root_dir), self.record)
+        self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -101,10 +102,9 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
 
     def on_benchmark_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """What took long to measure is not lost with the process."""
-        if trainer.is_global_zero:
-            own = [callback.measured() for callback in trainer.callbacks if isinstance(callback, BenchmarkEvaluation)]
-            self.record |= own[0]
-            write_record(Path(trainer.default_root_dir), self.record)
+        own = [callback.measured() for callback in trainer.callbacks if isinstance(callback, BenchmarkEvaluation)]
+        self.record |= own[0]
+        self._write(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Not in `on_train_end`: the last checkpoint is written there."""
@@ -113,7 +113,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         elif not self._was_done:
             raise UserError(f"nothing was trained: the run stands at step {trainer.global_step} already.")
         else:  # it was killed between its last checkpoint and here
-            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
+            self._cut_curves(trainer)
         self._close(trainer, "ok", None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -125,8 +125,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
 
     def on_saved(self, trainer: Trainer) -> None:
         """So that a run that is killed leaves what was known when it was last saved."""
-        if trainer.is_global_zero:
-            write_record(Path(trainer.default_root_dir), self.record)
+        self._write(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._resumed and trainer.state.fn == "fit":
@@ -137,14 +136,17 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             self._curves = checkpoint["curves"]
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        status, sentence = _status(exception)
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
+            last_words.leave(sentence)
             return
+        if status == "failed" and not isinstance(exception, UserError) and (told := last_words.of_others(exception)):
+            sentence = exception.sentence = told
         if not self._started and (self._stale or self._resumed):
             return
         if not self._started:  # the data could not be read, say
             self._begin(trainer, pl_module)
-        self._gather(trainer)
-        status, sentence = _status(exception)
+        self._gather(trainer, alone=True)
         try:
             self._close(trainer, status, sentence)
         except (OSError, ValueError):  # of a full disk, say, and TensorBoard's word for it; the first error is told
@@ -174,11 +176,13 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the folder: what an earlier run left is removed, and from now on it tells of this one."""
+        self._started = True
+        if not trainer.is_global_zero:
+            return
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self._started = True
         self.record |= {name: None for name in FIELDS if name.startswith("test_")}  # of earlier weights
         adapter = pl_module.adapter
         self.record |= {
@@ -216,10 +220,18 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             "new_tensors": pl_module.new_tensors,
             "load_seconds": pl_module.load_seconds,
             "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+            "processes": trainer.world_size,
+            "strategy": name_of(trainer.strategy),
         }
 
-    def _gather(self, trainer: Trainer) -> None:
-        """What is known so far: metrics of the curves, and what the other callbacks have measured."""
+    def _gather(self, trainer: Trainer, alone: bool = False) -> None:
+        """What is known so far: metrics of the curves, and what the other callbacks have measured.
+
+        Args:
+            trainer: of the run.
+            alone: the other processes are not asked, as they may have ended.
+        """
+        before = {name: self.record[name] for name in PEAKS}
         train_loss = trainer.callback_metrics.get("train_loss_epoch")
         batches = trainer.fit_loop.epoch_loop.batch_progress.total.processed
         self.record |= _metrics(trainer, "val_") | {
@@ -230,6 +242,11 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         }
         for callback in trainer.callbacks:
             self.record |= callback.measured() if hasattr(callback, "measured") else {}
+        if processes.count() > 1 and alone:
+            self.record |= {name: most((peak, self.record[name])) for name, peak in before.items()}
+            self.record |= {"energy_joules": None, "energy_joules_by_source": None}
+        elif processes.count() > 1:
+            self.record |= of_all(self.record, trainer.local_rank)
 
     def _note_validation(self, trainer: Trainer) -> None:
         """Those of now: with `checkpoint.keep best`, the record's own are those of the best weights."""
@@ -240,6 +257,8 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
 
     def _close(self, trainer: Trainer, status: str, error: str | None) -> None:
         """The record last: it says `ok` when all else is there."""
+        if not trainer.is_global_zero:
+            return
         options = {f"adapter.{k}": v for k, v in (self.record["adapter_options"] or {}).items()}
         settings = {name: self.record[name] for name in HPARAMS} | options
         first = (self.record["optimizer_settings"] or [{}])[0]
@@ -253,6 +272,14 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
                 logger.experiment.flush()
         self.record |= {"status": status, "error": error}
         write_record(Path(trainer.default_root_dir), self.record)
+
+    def _write(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            write_record(Path(trainer.default_root_dir), self.record)
+
+    def _cut_curves(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
 
 
 def _limits(record: dict[str, Any]) -> list[Any]:

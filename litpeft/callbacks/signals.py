@@ -8,7 +8,10 @@ import threading
 from types import FrameType
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from litpeft import processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -41,6 +44,10 @@ class StopSignals:
         """As it was before."""
         while self._before:
             signal.signal(*self._before.popitem())
+
+    def agree(self, device: torch.device) -> None:
+        """A signal to one of several processes is one to all of them, from here on. All have to ask."""
+        self.received = processes.most(self.received or 0, device) or None
 
     def exception(self) -> BaseException:
         """What ends the run; its exit code is the shell's for the signal."""

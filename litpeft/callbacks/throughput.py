@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from litpeft import processes
 from litpeft.errors import UserError
 from litpeft.flops import FlopCounter, measured_peak, settle
 
@@ -42,7 +44,8 @@ class ThroughputRecorder(Callback):
 
     A step begins when its batch is asked for and ends when the optimizer has stepped; accumulated batches add up to one
     step. Validation, checkpoints and other callbacks lie between the steps and are not counted. On a GPU the device is
-    synchronised at the end of each step.
+    synchronised at the end of each step. Of several processes it is the first whose seconds are told, and what all of
+    them did in these.
 
     A sampled step is split into waiting for data (its move to the device included), forward (and setting gradients
     back), backward, and the optimizer (clipping and the schedule included); a GPU is synchronised at these borders, and
@@ -53,7 +56,7 @@ class ThroughputRecorder(Callback):
         warmup_steps: first optimizer steps that the figures leave out, while memory pools fill and kernels are chosen.
             Steps in which memory is followed are left out wherever they are.
         sample_every: every how many steps one is sampled, from the second after warm-up on; 0 for none.
-        peak_flops: operations a second that the device can make, to tell which share of them is achieved.
+        peak_flops: operations a second that a device can make, to tell which share of them is achieved.
         measure_peak: measure that before the model is loaded, by products of large matrices in the model's dtype.
 
     Attributes:
@@ -124,6 +127,10 @@ class ThroughputRecorder(Callback):
         if not stepped:
             return
         step.counts = {name: int(count) for name, count in step.counts.items()}
+        if processes.count() > 1:
+            own = [*step.counts.values(), step.flops or 0]
+            *counts, flops = processes.total(torch.tensor(own, device=pl_module.device)).tolist()
+            step.counts, step.flops = dict(zip(step.counts, counts, strict=True)), step.flops and flops
         step.slowed = any(getattr(callback, "tracker", None) is not None for callback in trainer.callbacks)
         if not step.slowed:
             pl_module.log("train_tokens_per_second", step.counts["tokens"] / step.seconds, batch_size=1)
@@ -197,7 +204,7 @@ class ThroughputRecorder(Callback):
             "model_flops_per_step": _ratio(flops, len(counted)),
             "model_flops_per_second": rate,
             "peak_flops_per_second": self.peak_flops,
-            "flops_utilisation": rate and self.peak_flops and rate / self.peak_flops,
+            "flops_utilisation": rate and self.peak_flops and rate / (self.peak_flops * processes.count()),
         }
 
 

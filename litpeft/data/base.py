@@ -48,7 +48,7 @@ class FineTuneData(L.LightningDataModule):
 
     Args:
         tokenizer: hub id or folder; the model's own by default.
-        batch_size: rows in a batch, training and evaluation alike.
+        batch_size: rows in a batch of each process, training and evaluation alike.
         max_length: tokens that a row is cut to.
         train_samples: use that many training rows, drawn by a fixed seed; all by default.
         val_samples: likewise for validation. Where the set has no validation split, so many rows are cut from train:
@@ -164,22 +164,27 @@ class FineTuneData(L.LightningDataModule):
 
     @property
     def num_train_batches(self) -> int:
-        """Batches of an epoch on one process. Known after `setup`; asking leaves a resumed loader's state alone."""
+        """Batches of an epoch, each of all processes. Known after `setup`; asking leaves a resumed loader's state."""
         return len(self._sampler("train"))
 
-    def _sampler(self, split: Split) -> LengthGroupedBatches:
+    def _sampler(self, split: Split, alone: bool = False) -> LengthGroupedBatches:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        several = self.trainer is not None and not alone
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if several else (0, 1)
         return LengthGroupedBatches(self.rows[split].lengths, self.batch_size, seed, split == "train", *ranks)
 
-    def _loader(self, split: Split) -> ResumableLoader:
+    def _loader(self, split: Split, alone: bool = False) -> ResumableLoader:
         return ResumableLoader(
             self.rows[split],
-            self._sampler(split),
+            self._sampler(split, alone),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
+
+    def whole_loader(self, split: Split) -> ResumableLoader:
+        """All rows of a split, also where several processes share them otherwise."""
+        return self._loader(split, alone=True)
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train")

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from litpeft.errors import UserError
+
 WINDOW = 50  # batches whose rows are sorted together: near-equal lengths in a batch, and still a new mix every epoch
 
 
@@ -29,8 +31,9 @@ class LengthGroupedBatches(Sampler[list[int]]):
         batch_size: rows in a batch; the last may be smaller.
         seed: of the shuffle.
         shuffle: whether to.
-        rank, world_size: this process and how many there are; each gets every `world_size`-th batch. When shuffled, all
-            get the same number, and what is left over is dropped from this epoch.
+        rank, world_size: this process and how many there are. They share each batch of `world_size * batch_size` rows,
+            the very batch that one process would have of that size, and so have equally many. A batch that is too
+            small for each to get a row joins the one before it.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class LengthGroupedBatches(Sampler[list[int]]):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
+        if world_size > 1 and len(lengths) < world_size:
+            raise UserError(f"trainer.devices: {len(lengths)} rows cannot be shared by {world_size} processes.")
         self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
@@ -52,24 +57,26 @@ class LengthGroupedBatches(Sampler[list[int]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        batches = -(-len(self.lengths) // self.batch_size)
-        return batches // self.world_size if self.shuffle else -(-(batches - self.rank) // self.world_size)
+        whole, left = divmod(len(self.lengths), self.batch_size * self.world_size)
+        return whole + (left >= self.world_size or (left > 0 and whole == 0))
 
     def __iter__(self) -> Iterator[list[int]]:
-        mine = self._batches()[self.rank :: self.world_size][: len(self)]
+        batches = self._batches()
         start, self.start = self.start, 0
-        yield from mine[start:]
+        for batch in batches[start:]:
+            yield batch[self.rank :: self.world_size]
 
     def longest(self, first: int, end: int) -> int:
         """The place in this epoch, from `first` to before `end`, of the batch with the longest row."""
-        mine = self._batches()[self.rank :: self.world_size]
-        return max(range(first, end), key=lambda place: self.lengths[mine[place]].max())
+        batches = self._batches()
+        return max(range(first, end), key=lambda place: self.lengths[batches[place]].max())
 
     def _batches(self) -> list[list[int]]:
-        size = self.batch_size
+        """Of all processes together."""
+        size = self.batch_size * self.world_size
         if not self.shuffle:
             order = np.argsort(-self.lengths, kind="stable")
-            return [order[i : i + size].tolist() for i in range(0, len(order), size)]
+            return [batch.tolist() for batch in self._joined([order[i : i + size] for i in range(0, len(order), size)])]
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
         batches: list[np.ndarray] = []
@@ -80,7 +87,15 @@ class LengthGroupedBatches(Sampler[list[int]]):
         batches = [batches[i] for i in generator.permutation(len(batches))]
         longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i]].max(), default=0)
         batches[:1], batches[longest : longest + 1] = batches[longest : longest + 1], batches[:1]
-        return [batch.tolist() for batch in batches]
+        return [batch.tolist() for batch in self._joined(batches)]
+
+    def _joined(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """A batch that would leave a process without a row goes to the one before it; all others stay as they are."""
+        small = next((place for place, batch in enumerate(batches) if len(batch) < self.world_size), None)
+        if small is not None and len(batches) > 1:
+            end = max(small, 1) + 1
+            batches[end - 2 : end] = [np.concatenate(batches[end - 2 : end])]
+        return batches
 
 
 class ResumableLoader:
@@ -129,10 +144,12 @@ class ResumableLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self._served}
+        return {"epoch": self.sampler.epoch, "batches": self._served, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         epoch, batches = state["epoch"], state["batches"]
+        if state.get("of", len(self)) != len(self):  # a small batch has joined another one, or has not
+            raise UserError("--resume: with other trainer.devices the rows make other batches; give as many as before.")
         if batches >= len(self.sampler):  # saved after the last batch of an epoch: the next one is due, from its start
             epoch, batches = epoch + 1, 0
         self.sampler.epoch, self.sampler.start = epoch, batches

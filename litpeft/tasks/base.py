@@ -23,12 +23,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from litpeft import processes
 from litpeft.adapters import Adapter, Full
+from litpeft.adapters.base import trainable
 from litpeft.base_weights import base_fingerprint
 from litpeft.errors import UserError
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler
+from litpeft.sharding import rest, share_of, whole
+from litpeft.strategies import FSDP2
 from litpeft.tasks.losses import TrainLoss
 from litpeft.tasks.origin import check_origin, origin
 
@@ -108,6 +112,8 @@ class FineTuner(L.LightningModule):
         """Load the backbone and make it trainable. Lightning calls this when data and device are known."""
         if self.backbone is None:
             self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
+            if isinstance(self.trainer.strategy, FSDP2):
+                self.trainer.strategy.shard(self.backbone)
 
     def build(self, data: L.LightningDataModule, device: torch.device, weights: bool = True) -> None:
         """Load the backbone for this data and device and make it trainable.
@@ -169,15 +175,27 @@ class FineTuner(L.LightningModule):
             raise UserError(f"{sum(map(len, idle))} tensors of the adapter got no gradient ({idle[0][0]}, ...); {way}.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean over the batch."""
-        loss = self.loss(batch)
-        self.note_loss(loss, len(batch["input_ids"]))
-        return loss
+        """The mean over the batch; of several processes, their mean is that over all of their rows."""
+        loss, rows = self.loss(batch), len(batch["input_ids"])
+        together = self.note_loss(loss, rows)
+        return loss if processes.count() == 1 else loss * (rows * processes.count() / together)
 
-    def note_loss(self, loss: Tensor, weight: Tensor | int) -> None:
-        """Draw a batch's loss, and let it count in the epoch's mean by this weight."""
+    def note_loss(self, loss: Tensor, weight: int) -> Tensor | int:
+        """Draw a batch's loss, and let it count in the epoch's mean by this weight.
+
+        Of several processes it is the loss of all of them that each notes, so that one which is no number stops all.
+
+        Returns:
+            The weight of all processes.
+        """
+        loss, together = loss.detach(), weight
+        if processes.count() > 1:
+            own = torch.full_like(loss, weight, dtype=torch.float64)
+            summed, together = processes.total(torch.stack([loss * own, own]))
+            loss = (summed / together.clamp(min=1)).float()
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
-        self.train_loss.update(loss, weight, self.trainer.fit_loop.total_batch_idx)
+        self.train_loss.update(loss, together, self.trainer.fit_loop.total_batch_idx)
+        return together
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -241,6 +259,11 @@ class FineTuner(L.LightningModule):
             "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
         )
 
+    def on_train_start(self) -> None:
+        """The model was drawn alike by all processes; what is dropped from now on is not to be the same rows' alike."""
+        if processes.rank():
+            torch.manual_seed(torch.initial_seed() + processes.rank())
+
     def on_train_epoch_end(self) -> None:
         self.log("train_loss_epoch", self.train_loss.mean(), batch_size=1)
         self.train_loss.reset()
@@ -260,9 +283,14 @@ class FineTuner(L.LightningModule):
             self.trainer.should_stop = True  # so asked, Lightning validates the last weights before it stops
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The trainable tensors only; see `Adapter.state_dict`."""
-        return self.adapter.state_dict(self.backbone) if self.backbone is not None else {}
+        """The trainable tensors only; see `Adapter.state_dict`. Of processes with shares, all have to ask."""
+        if self.backbone is None:
+            return {}
+        rest(self.backbone)
+        return whole(self.adapter.state_dict(self.backbone))
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
         """Strict over the trainable tensors, whatever `strict` says; see `Adapter.load_state_dict`."""
-        self.adapter.load_state_dict(self.backbone, state_dict)
+        rest(self.backbone)
+        own = trainable(self.backbone)
+        self.adapter.load_state_dict(self.backbone, {n: share_of(t, own.get(n, t)) for n, t in state_dict.items()})

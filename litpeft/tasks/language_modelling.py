@@ -10,6 +10,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
+from litpeft import processes
 from litpeft.adapters.base import trainable
 from litpeft.data.instruction_rows import IGNORED
 from litpeft.errors import UserError
@@ -40,7 +41,7 @@ class LanguageModelling(FineTuner):
             if value < least:
                 raise UserError(f"model.{name} must be at least {least}, got {value}.")
         self.generate_samples, self.max_new_tokens = generate_samples, max_new_tokens
-        self._tokens = 0  # that carry loss, in the batches since the last optimizer step
+        self._tokens: Tensor | int = 0  # that carry loss, in the batches since the last optimizer step
         self._whole_logits = False  # the model does more to its logits than its head does
 
     def setup(self, stage: str) -> None:
@@ -97,10 +98,8 @@ class LanguageModelling(FineTuner):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The sum over tokens: what it is to be divided by is known when the effective batch is whole."""
         total, tokens = self.token_loss(batch)
-        self._tokens += tokens
-        mean = total.detach() / max(1, tokens)
-        self.note_loss(mean, tokens)
-        return total * self.trainer.accumulate_grad_batches  # by which Lightning divides it
+        self._tokens = self._tokens + self.note_loss(total.detach() / max(1, tokens), tokens)
+        return total * (self.trainer.accumulate_grad_batches * processes.count())  # by which Lightning divides it
 
     def scale_gradients(self) -> None:
         """Sums become means over all label-carrying tokens of the effective batch."""

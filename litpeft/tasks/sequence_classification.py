@@ -9,6 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics import MetricCollection
+from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForSequenceClassification
 
@@ -32,6 +33,9 @@ class SequenceClassification(FineTuner):
                 "f1": MulticlassF1Score(classes, average="macro"),
             }
         )
+        self.losses = nn.ModuleDict(
+            {kind: MeanMetric() for kind in ("val", "test")}
+        )  # Lightning's own mean rounds rows
         self.scores = nn.ModuleDict({kind: scores.clone(prefix=f"{kind}_") for kind in ("val", "test")})
 
     def load(
@@ -88,7 +92,8 @@ class SequenceClassification(FineTuner):
     def _evaluate(self, batch: Batch, stage: str) -> Tensor:
         logits = self(batch)
         rows = len(batch["labels"])
-        self.log(f"{stage}_loss", F.cross_entropy(logits, batch["labels"]), batch_size=rows)
+        self.losses[stage].update(F.cross_entropy(logits, batch["labels"]), rows)
+        self.log(f"{stage}_loss", self.losses[stage], batch_size=rows)
         self.scores[stage].update(logits, batch["labels"])
         self.log_dict(self.scores[stage], batch_size=rows, prog_bar=True)
         return logits

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
+import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from litpeft.data.sampler import WINDOW, LengthGroupedBatches, ResumableLoader
+from litpeft.errors import UserError
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=700).map(np.array)
 
@@ -53,19 +57,35 @@ def test_grouping_saves_padding() -> None:
     assert mixed > 1.8 * lengths.sum()
 
 
-@settings(max_examples=40, deadline=None)
-@given(lengths=lengths, size=st.integers(1, 9), world=st.integers(1, 4), shuffle=st.booleans())
-def test_processes_share_the_rows_without_repeats(lengths, size, world, shuffle) -> None:
-    shares = [list(LengthGroupedBatches(lengths, size, 0, shuffle, rank, world)) for rank in range(world)]
-    for rank, share in enumerate(shares):
-        assert len(share) == len(LengthGroupedBatches(lengths, size, 0, shuffle, rank, world))
-    rows = [row for share in shares for batch in share for row in batch]
-    assert len(rows) == len(set(rows))
-    if shuffle:
-        assert len({len(share) for share in shares}) == 1  # or one process would wait for another for ever
-        assert len(lengths) - len(rows) < size * world
+@settings(max_examples=60, deadline=None)
+@given(lengths=lengths, size=st.integers(1, 9), world=st.integers(2, 4), shuffle=st.booleans(), epoch=st.integers(0, 2))
+def test_processes_share_each_batch_that_one_would_have(lengths, size, world, shuffle, epoch) -> None:
+    assume(len(lengths) >= world)
+
+    def batches(size: int, *ranks: int) -> list[list[int]]:
+        sampler = LengthGroupedBatches(lengths, size, 0, shuffle, *ranks)
+        sampler.set_epoch(epoch)
+        assert len(list(sampler)) == len(sampler)
+        return list(sampler)
+
+    shares = [batches(size, rank, world) for rank in range(world)]
+    together = [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]  # strict: or one would wait for ever
+    alone = [sorted(batch) for batch in batches(size * world)]
+    assert all(part for share in shares for part in share)
+    assert sorted(chain(*together)) == list(range(len(lengths)))
+    for parts in zip(*shares, strict=True):
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    if 0 < len(lengths) % (size * world) < world and len(alone) > 1:  # too few rows for all: they join the batch before
+        assert len(together) == len(alone) - 1
+        assert sum(batch not in alone for batch in together) == 1
+        assert max(map(len, together)) < (size + 1) * world
     else:
-        assert len(rows) == len(lengths)
+        assert together == alone
+
+
+def test_fewer_rows_than_processes_are_refused() -> None:
+    with pytest.raises(UserError, match="2 rows cannot be shared by 3 processes"):
+        LengthGroupedBatches(np.ones(2, int), 4, rank=0, world_size=3)
 
 
 @settings(max_examples=30, deadline=None)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from litpeft.adapters.functional import low_rank_norm
@@ -162,7 +163,7 @@ class AdaptedLayer(nn.Module):
 
 @torch.no_grad()
 def _measure_again(layer: AdaptedLayer, _: object = None) -> None:
-    if layer.magnitude is not None:
+    if layer.magnitude is not None and not isinstance(layer.matrix(), DTensor):  # a share does not change by moving
         layer.squares = row_squares(layer.matrix())
 
 

@@ -122,6 +122,7 @@ class ResumableLoader:
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.requested_at = 0.0
         self._served = 0
+        self._of: int | None = None  # batches of an epoch of the run that is resumed
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -134,6 +135,8 @@ class ResumableLoader:
         return self._counting(batches)
 
     def _counting(self, batches: Iterator[Any]) -> Iterator[Any]:
+        if self._of not in (None, len(self)):  # a small batch has joined another one, or has not
+            raise UserError("--resume: with other trainer.devices the rows make other batches; give as many as before.")
         while True:
             self.requested_at = time.perf_counter()
             try:
@@ -147,9 +150,7 @@ class ResumableLoader:
         return {"epoch": self.sampler.epoch, "batches": self._served, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        epoch, batches = state["epoch"], state["batches"]
-        if state.get("of", len(self)) != len(self):  # a small batch has joined another one, or has not
-            raise UserError("--resume: with other trainer.devices the rows make other batches; give as many as before.")
+        epoch, batches, self._of = state["epoch"], state["batches"], state["of"]
         if batches >= len(self.sampler):  # saved after the last batch of an epoch: the next one is due, from its start
             epoch, batches = epoch + 1, 0
         self.sampler.epoch, self.sampler.start = epoch, batches

@@ -80,9 +80,8 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
 }
 
 
-@pytest.mark.parametrize("make", [bert, llama])
+@pytest.mark.parametrize(("make", "checkpointing"), [(bert, False), (llama, True)])
 @pytest.mark.parametrize("name", ADAPTERS)
-@pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_peak_is_that_of_the_allocator(make: Callable[[], nn.Module], name: str, checkpointing: bool) -> None:
     elsewhere = alive_bytes()  # what other tests have left
     run = Run(make, ADAPTERS[name](), checkpointing)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -30,6 +31,7 @@ CLASSES: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
+PARTS = ("adapter", "scheduler")  # of a task, classes that are ours
 # what jsonargparse lists beside the reason: the alternatives that it tried, and what it was given
 NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
@@ -105,6 +107,26 @@ def _said(path: str, reason: str) -> str:
         return f"required: {', '.join(f'--{path}.{name}' if path else f'--{name}' for name in names)}."
     prefix = f"{path}: " if path and not reason.startswith(("model.", "data.", "trainer.", "checkpoint.")) else ""
     return f"{prefix}{reason.rstrip('.')}."
+
+
+def check_classes(options: Namespace) -> None:
+    """Refuse a class that is only what others have in common.
+
+    Raises:
+        UserError: names it, and those that derive from it.
+    """
+    for path, told in {
+        "data": options.data,
+        **{f"model.{name}": options.model.init_args.get(name) for name in PARTS},
+    }.items():
+        name = getattr(told, "class_path", None)
+        if name is None:
+            continue
+        module, _, last = name.rpartition(".")
+        kind = getattr(importlib.import_module(module), last)
+        if kind is CLASSES[path] or not _shown(kind):
+            known = sorted({each.__name__ for each in _derived(CLASSES[path]) if _shown(each)})
+            raise UserError(f"{path}: {last} is but what others derive from; known: {', '.join(known)}.")
 
 
 def _derived(kind: type) -> Iterator[type]:

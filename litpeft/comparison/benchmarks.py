@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 from litpeft.comparison.model import Figure, Run
 from litpeft.errors import UserError
+from litpeft.reading import read_json_file
+from litpeft.record_shape import ITEMS, misfit
 from litpeft.records import benchmarked
 
 BEFORE, CHANGE = "_before", "_change"
@@ -113,7 +114,7 @@ def items(run: Run, figure: str) -> tuple[str, list[float]] | None:
 @cache
 def _kept(path: Path, written: int) -> dict[str, Any]:
     """What a file says that was written then."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}.") from error
+    kept = read_json_file(path)
+    if told := misfit(kept, ITEMS):
+        raise UserError(f"{path} does not hold what items of benchmarks gave: {told}.")
+    return kept or {}

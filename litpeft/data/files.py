@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.reading import of_python
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
@@ -135,9 +136,9 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
                 raise UserError(f"{path}: a .json file must hold a list of objects (one object a line is .jsonl).")
             for number, item in enumerate(items, 1):
                 yield f"{path} item {number}", _object(f"{path} item {number}", item)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # without its kind, of a number with thousands of digits
         where = place if lines else f"{path} line {getattr(error, 'lineno', 1)}"
-        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}.") from error
+        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', None) or of_python(error)}.") from error
 
 
 def _object(place: str, value: Any) -> dict[str, Any]:

@@ -200,7 +200,10 @@ def _names(place: str, names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{place} must be names of configurations or files, got {names!r}.")
     for name in names:
-        read_yaml(name)
+        try:
+            read_yaml(name)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
     return names
 
 

@@ -11,6 +11,7 @@ import yaml
 from jsonargparse import Namespace
 
 from litpeft.errors import UserError
+from litpeft.record_shape import is_utf8
 from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
 
@@ -48,6 +49,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
             word = f"--config={_checked(word.removeprefix('--config='))}"
         out.append(word)
     for option, value in typed_options(out):
+        _check_value(option, value)
         _check_names(f"--{option}", _mapping(value))
     out = _without_leaks(out)
     finished = verb in ("validate", "test", "predict") or "resume" in typed
@@ -143,7 +145,7 @@ def _check_value(name: str, value: Any) -> None:
             _check_value(name, item)
     elif isinstance(value, str) and "\0" in value:
         raise UserError(f"{name} holds a NUL, which no name of a file and no text may.")
-    elif isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+    elif isinstance(value, str) and not is_utf8(value):
         raise UserError(f"{name} {value!r} is not UTF-8; a record could not tell it.")
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value}.")

@@ -72,9 +72,16 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     kinds = {NUMBER: (int, float), WHOLE: int, TEXT: str, FLAG: bool}[shape]
     if not isinstance(value, kinds) or (isinstance(value, bool) and shape is not FLAG):
         return f"{place} must be {shape}, not {type(value).__name__}"
+    if isinstance(value, str) and not is_utf8(value):
+        return f"{place} holds half a character, which is not UTF-8"
     if isinstance(value, (int, float)) and not abs(value) < 2**1023:  # all that a float can hold
         return f"{place} must be {shape}, and is {'no number' if math.isnan(value) else 'too large'}"
     return None
+
+
+def is_utf8(text: str) -> bool:
+    """JSON's escapes can write half of a pair of surrogates, which neither a tokenizer nor a file takes."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _misfit_of_mapping(value: dict[str, Any], shape: dict[Any, Any], at: str) -> str | None:
@@ -83,6 +90,8 @@ def _misfit_of_mapping(value: dict[str, Any], shape: dict[Any, Any], at: str) ->
         if needed and value.get(name) is None:
             return f"{at or 'it'} lacks {name}"
     for name, item in value.items():
+        if not is_utf8(name):
+            return f"a name in {at or 'it'} holds half a character, which is not UTF-8"
         kind = known[name][0] if name in known else shape.get(OTHERS, ANY)
         if told := misfit(item, kind, f"{at}.{name}".lstrip(".")):
             return told

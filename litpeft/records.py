@@ -168,7 +168,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("status", record["status"]),
         ("adapter", record["adapter"]),
-        ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if total else None),
+        ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if trainable and total else None),
         ("held in four bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
         ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
         ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),

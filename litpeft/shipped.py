@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ def find_config(name: str) -> str:
     Raises:
         UserError: there is neither.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # which a name that no file can have is not, where pathlib raises
         return name
     files = shipped_files()
     if name in files:

@@ -12,6 +12,7 @@ from typing import Any
 
 from litpeft.errors import UserError
 from litpeft.reading import of_python
+from litpeft.record_shape import is_utf8
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
@@ -68,7 +69,10 @@ def has_header(
     path = Path(path)
     if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
         return True
-    first = next(iter(_reader(path, _text(path, encoding), delimiter)), [])
+    try:
+        first = next(iter(_reader(path, _text(path, encoding), delimiter)), [])
+    except csv.Error as error:
+        raise UserError(f"{path} line 1: {error}.") from error
     return set(required) <= set(first)
 
 
@@ -144,6 +148,9 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
 def _object(place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{place}: an object with named columns is needed, not {type(value).__name__}.")
+    for text in (*value, *value.values()):
+        if isinstance(text, str) and not is_utf8(text):
+            raise UserError(f"{place}: an escape such as \\ud800 is half a character; remove it.")
     return value
 
 

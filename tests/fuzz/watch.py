@@ -161,8 +161,10 @@ def run_case(world: World, how: type[_Short], case: Case) -> tuple[str, str]:
     err.flush()
     said = err.buffer.getvalue().decode("utf-8")
     verdict = _judged(case, code, crash, said, before, world.state())
-    if world.state() != before or Path("out").exists():
+    if world.state() != before or any(name.startswith("kept") for name in case.files):
         world.restore()
+    else:
+        world.clear()
     return verdict
 
 

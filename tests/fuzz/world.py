@@ -132,9 +132,16 @@ class World:
 
     def restore(self) -> None:
         """What a case may have changed is as before: `kept` and `case` are copies, `out` is not there."""
-        for name in ("out", "kept", "case"):
-            shutil.rmtree(name, ignore_errors=True)
+        self.clear()
+        shutil.rmtree("kept", ignore_errors=True)
         shutil.copytree("finished", "kept")
+
+    def clear(self) -> None:
+        """`out`, a folder or a file, and what a case was given are not there."""
+        for path in (Path("out"), Path("case")):
+            if path.is_file() or path.is_symlink():
+                path.unlink()
+            shutil.rmtree(path, ignore_errors=True)
 
     def leave(self) -> None:
         os.chdir(self.before)

@@ -97,6 +97,8 @@ def _said(path: str, reason: str) -> str:
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])
         wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted).replace("list", "a list, as [a,b]")
         return f"{path} must be {wanted}{f', got {match[2]}' if match[2] else ''}."
+    if match := re.match(r"Unable to load config (.*)", reason, re.DOTALL):
+        return f"{path} must hold options by name, such as {path}.NAME, got {match[1].rstrip('.')}."
     if match := re.match(r"the following arguments are required: (.*)", reason):
         names = [
             name.partition(".")[2]
@@ -127,6 +129,19 @@ def check_classes(options: Namespace) -> None:
         if kind is CLASSES[path] or not _shown(kind):
             known = sorted({each.__name__ for each in _derived(CLASSES[path]) if _shown(each)})
             raise UserError(f"{path}: {last} is but what others derive from; known: {', '.join(known)}.")
+        _check_nulls(path, kind, told.get("init_args"))
+
+
+def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:
+    """Refuse a null where a class takes none: jsonargparse lets it pass in a class that hands arguments on."""
+    for name, value in vars(given).items() if given else ():
+        if value is not None:
+            continue
+        signatures = (inspect.signature(cls.__init__).parameters for cls in kind.__mro__)
+        told = next((arguments[name] for arguments in signatures if name in arguments), None)
+        if told is None or told.default is None or re.search("None|Optional|Any|_empty", str(told.annotation)):
+            continue
+        raise UserError(f"{path}.{name} must be {told.annotation}, not null; leave it out for {told.default!r}.")
 
 
 def _derived(kind: type) -> Iterator[type]:

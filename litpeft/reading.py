@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
 
+DEEPEST = 100  # lists and mappings in each other; configurations have ten
 MOST = 1_000_000  # values; aliases of aliases (`a: [*b, *b]`) make more of them than any machine holds
 
 
@@ -39,7 +41,9 @@ def read_yaml_file(path: Path, option: str = "") -> Any:
 
     text = read_text(path, option)
     try:
-        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        _check_depth(yaml.parse(text, loader))
+        content = yaml.load(text, loader)
         _count(content)
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, RecursionError) as error:
         # yaml itself raises the others: of a day that no month has, of a number with thousands of digits, of `!!int x`
@@ -71,6 +75,16 @@ def of_python(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deeply"
     return str(error).partition(";")[0]
+
+
+def _check_depth(events: Iterable[Any]) -> None:
+    """Refuse what is nested so deeply that libyaml's loader, which calls itself, would end the process."""
+    depth = 0
+    for event in events:
+        name = type(event).__name__
+        depth += name.endswith("StartEvent") - name.endswith("EndEvent")
+        if depth > DEEPEST:
+            raise ValueError("it is nested too deeply")
 
 
 def _count(content: Any) -> None:

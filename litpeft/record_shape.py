@@ -10,15 +10,16 @@ import math
 from typing import Any
 
 NUMBER, WHOLE, TEXT, FLAG = "a number", "a whole number", "text", "true or false"
+LARGEST = 1e100  # of any number: its square, and a sum of such, is a float too
 ANY = "anything"
 OTHERS = ...  # in a mapping: what its other names hold
 
 EVALUATION = {
-    **{"step!": WHOLE, "seconds!": NUMBER, "skipped!": {OTHERS: TEXT}},
+    **{"step!": WHOLE, "seconds": NUMBER, "skipped": {OTHERS: TEXT}},
     "results!": {
         OTHERS: {
-            **{"scores!": {OTHERS: NUMBER}, "standard_errors!": {OTHERS: NUMBER}, "items": WHOLE, "num_fewshot": ANY},
-            **{"fingerprint!": TEXT, "tasks!": [TEXT]},
+            **{"scores!": {OTHERS: NUMBER}, "standard_errors": {OTHERS: NUMBER}, "items": WHOLE, "num_fewshot": ANY},
+            **{"fingerprint": TEXT, "tasks": [TEXT]},
         }
     },
 }
@@ -48,6 +49,11 @@ RECORD = {
 }
 VAL_EXAMPLES = {OTHERS: ANY, "step!": WHOLE, "table!": TEXT, "loss!": [NUMBER], "correct": [NUMBER]}
 ITEMS = {OTHERS: {OTHERS: [NUMBER], "fingerprint": TEXT}}
+SWEEP = {
+    **{OTHERS: ANY, "experiment!": ANY, "question": TEXT, "target": {OTHERS: ANY}},
+    "trials!": [{"name!": ANY, "label!": ANY, "axes": {OTHERS: ANY}}],
+    "published": {"source": TEXT, "note": TEXT, "rows": [{OTHERS: ANY, "label!": ANY}]},
+}
 
 
 def misfit(value: Any, shape: Any, at: str = "") -> str | None:
@@ -64,7 +70,8 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
     if isinstance(shape, list):
         if not isinstance(value, list):
             return f"{place} must be a list"
-        return next((told for i, item in enumerate(value) if (told := misfit(item, shape[0], f"{at}[{i}]"))), None)
+        items = (_misfit_of_item(item, shape[0], f"{at}[{i}]") for i, item in enumerate(value))
+        return next(filter(None, items), None)
     if isinstance(shape, dict):
         return (
             _misfit_of_mapping(value, shape, at) if isinstance(value, dict) else f"{place} must hold names and values"
@@ -74,9 +81,16 @@ def misfit(value: Any, shape: Any, at: str = "") -> str | None:
         return f"{place} must be {shape}, not {type(value).__name__}"
     if isinstance(value, str) and not is_utf8(value):
         return f"{place} holds half a character, which is not UTF-8"
-    if isinstance(value, (int, float)) and not abs(value) < 2**1023:  # all that a float can hold
+    if isinstance(value, (int, float)) and not abs(value) < LARGEST:
         return f"{place} must be {shape}, and is {'no number' if math.isnan(value) else 'too large'}"
     return None
+
+
+def _misfit_of_item(value: Any, shape: Any, at: str) -> str | None:
+    """Of one of many, in a list or a mapping: one that must hold something is not null."""
+    if value is None and isinstance(shape, dict):
+        return f"{at} must hold names and values"
+    return misfit(value, shape, at)
 
 
 def is_utf8(text: str) -> bool:
@@ -90,9 +104,11 @@ def _misfit_of_mapping(value: dict[str, Any], shape: dict[Any, Any], at: str) ->
         if needed and value.get(name) is None:
             return f"{at or 'it'} lacks {name}"
     for name, item in value.items():
-        if not is_utf8(name):
+        if not is_utf8(str(name)):  # a name in YAML may be a number
             return f"a name in {at or 'it'} holds half a character, which is not UTF-8"
-        kind = known[name][0] if name in known else shape.get(OTHERS, ANY)
-        if told := misfit(item, kind, f"{at}.{name}".lstrip(".")):
+        place = f"{at}.{name}".lstrip(".")
+        others = shape.get(OTHERS, ANY)
+        told = misfit(item, known[name][0], place) if name in known else _misfit_of_item(item, others, place)
+        if told:
             return told
     return None

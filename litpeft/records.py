@@ -147,7 +147,25 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no run record of version {VERSION}.")
     if told := misfit({name: record[name] for name in FIELDS if name in record}, RECORD):
         raise UserError(f"{path} is no run record as it was written: {told}.")
-    return dict.fromkeys(FIELDS) | record
+    return dict.fromkeys(FIELDS) | record | {"benchmarks": _evaluations(record.get("benchmarks"))}
+
+
+def _evaluations(told: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Those of a record; what earlier versions did not write of them is empty or null."""
+    return told and [
+        {"seconds": None}
+        | evaluation
+        | {
+            "skipped": evaluation.get("skipped") or {},
+            "results": {
+                name: {"items": None, "num_fewshot": None, "fingerprint": None}
+                | result
+                | {"standard_errors": result.get("standard_errors") or {}, "tasks": result.get("tasks") or []}
+                for name, result in evaluation["results"].items()
+            },
+        }
+        for evaluation in told
+    ]
 
 
 def in_folder(folder: Path, name: str) -> Path:

@@ -13,6 +13,7 @@ import yaml
 from litpeft.__main__ import main
 from litpeft.errors import one_line
 from litpeft.records import read_record
+from tests.comparison.build import write_run
 
 ROWS = [("good film", "1"), ("bad film", "0")] * 4
 Run = Callable[..., tuple[int, str]]
@@ -32,7 +33,8 @@ def run(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture) -> Run:
         for path, text in {f"{name}.tsv": train, "val.tsv": val}.items():
             (tmp_path / path).write_bytes(text if isinstance(text, bytes) else text.encode())
         given = ["--data.train_file", str(tmp_path / f"{name}.tsv"), "--data.val_file", str(tmp_path / "val.tsv")]
-        code = main([*words, *given, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / folder), *more])
+        own = [word.replace("SST2", "TextClassification") for word in words] + ["--data.text_column", "sentence"]
+        code = main([*own, *given, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / folder), *more])
         return code, capsys.readouterr().err
 
     return run
@@ -41,13 +43,9 @@ def run(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture) -> Run:
 RUNS: dict[str, tuple[str | bytes, list[str]]] = {
     "texts of all scripts": (table([("Größe 日本語 \u202e\u05e2\u05d1 \U0001f600 e\u0301", "1"), ("\u200bzero\u2028width", "0")] * 4), []),
     "labels of all scripts": (table([("a", "日本"), ("b", "größer als")] * 4), ["names"]),
-    "a text of a megabyte": (table([("word " * 200_000, "1"), *ROWS]), []),
-    "words of a megabyte": (table([("w" * 1_000_000, "1"), *ROWS]), []),
-    "a byte-order mark": (b"\xef\xbb\xbf" + table(ROWS).encode(), []),
-    "CRLF": (table(ROWS, "\r\n"), []),
-    "no newline at the end": (table(ROWS, last=False), []),
-    "two rows": (table(ROWS[:2]), []),
-    "a batch above the set": (table(ROWS), ["--data.batch_size", "1000"]),
+    "texts of a megabyte": (table([("word " * 100_000, "1"), ("w" * 1_000_000, "1"), *ROWS]), []),
+    "a byte-order mark, CRLF and no newline at the end": (b"\xef\xbb\xbf" + table(ROWS, "\r\n", last=False).encode(), []),
+    "two rows and a batch above them": (table(ROWS[:2]), ["--data.batch_size", "1000"]),
     "a text that is no word of the model": (table([("???", "1"), ("!!!", "0")] * 4), []),
 }  # fmt: skip
 
@@ -142,6 +140,7 @@ VALUES = {
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is but what others derive from; known: AGNews, ",
     "--model.adapter litpeft.adapters.base.Adapter": "model.adapter: Adapter is but what others derive from",
+    "--data.batch_size null": "data.batch_size must be int, not null; leave it out for 32.",
     "--model.adapter {0}": "--model.adapter: 0 is no name of an option",
 }
 
@@ -197,14 +196,16 @@ def test_a_sentence_is_one_line_whatever_it_quotes() -> None:
         ({"memory_phases": {"train": 3}}, "memory_phases.train must hold names and values"),
         ({"validations": [{"step": []}]}, "validations[0].step must be a number, not list"),
         ({"benchmarks": [{"step": 1, "seconds": 1, "skipped": {}}]}, "benchmarks[0] lacks results"),
+        ({"benchmarks": [None]}, "benchmarks[0] must hold names and values"),
+        ({"benchmarks": [{"step": 1, "results": {"a": None}}]}, "benchmarks[0].results.a must hold names and values"),
+        ({"benchmarks": [{"step": 1, "results": {"a": {"scores": {}, "tasks": "b"}}}]}, "benchmarks[0].results.a.tasks must be a list"),
+        ({"val_accuracy": 1e200}, "val_accuracy must be a number, and is too large"),
         ({"train_loss": float("inf")}, "train_loss must be a number, and is too large"),
     ],
-)
+)  # fmt: skip
 def test_a_record_that_was_changed_by_hand_is_told(
     tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, told: str
 ) -> None:
-    from tests.comparison.build import write_run
-
     for adapter in ("lora", "dora"):
         write_run(tmp_path / adapter, adapter)
     record = json.loads((tmp_path / "lora" / "record.json").read_text())
@@ -212,3 +213,50 @@ def test_a_record_that_was_changed_by_hand_is_told(
     for verb in (["compare"], ["report", "-o", str(tmp_path / "page.html")]):
         assert main([verb[0], str(tmp_path), *verb[1:]]) == 2
         assert f"lora/record.json is no run record as it was written: {told}." in capsys.readouterr().err
+
+
+def test_a_record_of_an_earlier_version_is_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    early = [{"step": 0, "results": {"a": {"scores": {"acc": 0.5}}}}]
+    for adapter in ("lora", "dora"):
+        for seed in (0, 1):
+            write_run(tmp_path / adapter / str(seed), adapter, seed, benchmarks=early)
+    evaluation = read_record(tmp_path / "lora" / "0")["benchmarks"][0]
+    assert evaluation["results"]["a"]["tasks"] == []
+    assert evaluation["seconds"] is None
+    assert main(["compare", str(tmp_path), "--figures", "val_accuracy,a_acc"]) == 0
+    assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
+
+
+def test_a_data_seed_of_any_kind_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed, own in ((0, [1]), (1, None)):
+        write_run(tmp_path / "lora" / str(seed), "lora", seed, options={"data.init_args.seed": own})
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "data.seed is [1] or none" in capsys.readouterr().err
+
+
+def test_a_row_that_gave_no_number_is_left_out_of_the_tests_over_examples(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for adapter in ("lora", "dora"):
+        for seed in (0, 1):
+            kept = {"loss": [0.1, None if adapter == "dora" else 0.2], "correct": [1, 0]}
+            write_run(tmp_path / adapter / str(seed), adapter, seed, 0.8, None, kept)
+    assert main(["compare", str(tmp_path), "--examples", "--figures", "val_loss", "--format", "markdown"]) == 0
+    assert "val_loss of some row is no number" in " ".join(capsys.readouterr().out.replace("\\", "").split())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"question": {"a": 1}}, "question must be text, not dict"),
+        ({"trials": [None]}, "trials[0] must hold names and values"),
+        ({"published": {"source": [1], "rows": []}}, "published.source must be text, not list"),
+    ],
+)
+def test_a_description_of_a_sweep_that_is_none_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, told: str
+) -> None:
+    sweep = {"experiment": "e", "axes": ["adapter"], "trials": [{"name": "lora", "label": "lora"}], "seeds": [0]}
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | change))
+    assert main(["compare", str(tmp_path)]) == 2
+    assert f"sweep.yaml is no description of a sweep: {told}." in capsys.readouterr().err

@@ -159,6 +159,6 @@ def _jsonl(path: Path, shape: dict[Any, Any]) -> list[dict[str, Any]]:
 
 
 def _shaped(path: Path, rows: Any, shape: dict[Any, Any]) -> list[dict[str, Any]]:
-    if told := misfit(rows, [shape]) or next(("an item is null" for row in rows or [None] if row is None), None):
+    if told := misfit(rows, [shape]) or ("it holds none" if not rows else None):
         raise UserError(f"{OPTION} {path} does not hold items of this benchmark: {told}.")
     return rows

@@ -78,6 +78,10 @@ def _tested(group: Group, baseline: Group, figure: Figure, read: Read, warnings:
                 ] = None
                 continue
             rows, others = own[KEPT[figure.name]], theirs[KEPT[figure.name]]
+        if None in (rows or ()) or None in (others or ()):
+            told = f"{group.label} or {baseline.label}, seed {run.seed}: {figure.name} of some row is no number"
+            warnings[f"{told}; left out of the tests over examples."] = None
+            continue
         if rows and others and len(rows) == len(others) and (not first or len(rows) == len(first[0])):
             first.append(rows)
             second.append(others)

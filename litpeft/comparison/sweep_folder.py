@@ -9,6 +9,7 @@ from typing import Any
 
 from litpeft.errors import UserError
 from litpeft.reading import read_yaml_file
+from litpeft.record_shape import SWEEP, misfit
 
 FILE = "sweep.yaml"
 
@@ -63,6 +64,8 @@ def read_sweep(folder: Path) -> Sweep | None:
     if not path.is_file():
         return None
     content = read_yaml_file(path)
+    if told := misfit(content or {}, SWEEP):
+        raise UserError(f"{path} is no description of a sweep: {told}.")
     try:
         return _sweep(folder, content)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format screenshots torture bench-peers bench-adapters bench-evaluation clean lock audit
+.PHONY: help setup demo test test-fast test-gpu lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ screenshots: setup  ## pictures of a report in light, dark and on a phone: make 
 KILLS ?= 200
 torture: setup  ## kill short runs at random points, resume them, and hold them against ones left alone: make torture KILLS=20
 	$(BIN)/python -m tests.torture --kills $(KILLS)
+
+CASES ?= 20000
+fuzz: setup  ## change command lines and files that are right, and see that each runs or is refused: make fuzz CASES=2000
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) && $(BIN)/python -m tests.fuzz.readers
 
 bench-peers: setup  ## measure speed and memory as ratios to Hugging Face Trainer + PEFT, in alternation on one thread
 	$(BIN)/python -m tests.peers.bench

@@ -8,7 +8,7 @@ import os
 import sys
 
 from litpeft import __version__
-from litpeft.errors import UserError
+from litpeft.errors import UserError, one_line
 
 TRAINER_VERBS = {
     "fit": "train a model, and leave a record of what it cost and gave",
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         guess = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")
     except UserError as error:
-        print(f"litpeft: error: {error}", file=sys.stderr)
+        print(f"litpeft: error: {one_line(str(error))}", file=sys.stderr)
         return 2
 
 

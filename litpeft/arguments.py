@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,14 @@ import yaml
 from jsonargparse import Namespace
 
 from litpeft.errors import UserError
+from litpeft.record_shape import is_utf8
 from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
 
 CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class that it was given to
 TOGETHER = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")  # litpeft.strategies, and a choice among them
+LARGEST = 10**15  # of any number: a petabyte, or so many rows; torch's own are of 63 bits
+GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # names of options
 ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
 
 
@@ -45,6 +49,9 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         elif word.startswith("--config="):
             word = f"--config={_checked(word.removeprefix('--config='))}"
         out.append(word)
+    for option, value in typed_options(out):
+        _check_value(option, value)
+        _check_names(f"--{option}", _mapping(value))
     out = _without_leaks(out)
     finished = verb in ("validate", "test", "predict") or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
@@ -77,16 +84,26 @@ def _named_classes(typed: tuple[str, str]) -> Iterator[tuple[str, str]]:
     told: dict[str, Any] = {}
     if option == "config":
         model = read_yaml(value).get("model")
-        told = (model.get("init_args") or {}) if isinstance(model, dict) else {}
+        told = model.get("init_args") if isinstance(model, dict) else {}
+        told = told if isinstance(told, dict) else {}
     elif option.startswith("model."):
         told = {option.removeprefix("model.").removesuffix(".class_path"): value}
     for key in CLEAN:
         each = told.get(key)
-        if isinstance(each, str) and each.startswith("{"):
-            each = yaml.safe_load(each)
+        each = _mapping(each) or each if isinstance(each, str) else each
         path = each.get("class_path") if isinstance(each, dict) else each
         if isinstance(path, str) and path != "null":
             yield key, path
+
+
+def _mapping(value: str) -> Any:
+    """What `{...}` says; None of another value, and of one that is no YAML, of which the parser is going to tell."""
+    if not value.startswith("{"):
+        return None
+    try:
+        return yaml.safe_load(value)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        return None
 
 
 def _same_class(one: str, other: str) -> bool:
@@ -97,8 +114,44 @@ def _same_class(one: str, other: str) -> bool:
 
 def _checked(name: str) -> str:
     """The file that a configuration's name means, if it can be read."""
-    read_yaml(name)
-    return find_config(name)
+    file = find_config(name)
+    _check_names(f"--config {file}", read_yaml(name))
+    return file
+
+
+def _check_names(place: str, content: Any) -> None:
+    """Of options, at any depth: the parser tells of a strange one without its file."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if not isinstance(name, str) or not name or any(map(str.isspace, name)):
+            raise UserError(f"{place}: {name!r} is no name of an option.")
+        _check_names(place, value)
+
+
+def check_values(options: Namespace) -> None:
+    """Refuse what the parser lets pass and no file, model or machine can take.
+
+    Raises:
+        UserError: names the option.
+    """
+    for group in GROUPS:
+        if group in options and not isinstance(options[group], Namespace):
+            raise UserError(f"{group} must hold options by name, such as {group}.NAME, got {options[group]!r}.")
+    for name, value in vars(options.as_flat()).items():
+        _check_value(name.replace(".init_args", ""), value)
+
+
+def _check_value(name: str, value: Any) -> None:
+    if isinstance(value, (list, tuple, dict)):
+        for item in value if not isinstance(value, dict) else [*value, *value.values()]:
+            _check_value(name, item)
+    elif isinstance(value, str) and "\0" in value:
+        raise UserError(f"{name} holds a NUL, which no name of a file and no text may.")
+    elif isinstance(value, str) and not is_utf8(value):
+        raise UserError(f"{name} {value!r} is not UTF-8; a record could not tell it.")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name} must be a finite number, got {value}.")
+    elif isinstance(value, (int, float)) and abs(value) > LARGEST:
+        raise UserError(f"{name} must be less than {LARGEST:.0e}, got {value:.3g}.")
 
 
 def check_together(options: Namespace, verb: str) -> None:
@@ -151,6 +204,8 @@ def check_trainer(trainer: Namespace) -> None:
         )
     if trainer.default_root_dir is not None:
         raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
+    if trainer.max_steps is None:
+        raise UserError("trainer.max_steps must be a number of steps, or -1 for no limit.")
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[name] == 0:
             raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")

@@ -20,7 +20,7 @@ import litpeft.adapters
 import litpeft.optim
 import litpeft.tasks
 from litpeft import last_words
-from litpeft.arguments import check_together, check_trainer, several, typed_options, with_configs
+from litpeft.arguments import check_together, check_trainer, check_values, several, typed_options, with_configs
 from litpeft.callbacks import (
     BenchmarkEvaluation,
     Checkpoint,
@@ -37,7 +37,7 @@ from litpeft.callbacks import (
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError, of_the_system
-from litpeft.parser import OneLineParser, sentence
+from litpeft.parser import OneLineParser, check_classes, sentence
 from litpeft.processes import started_first
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
 from litpeft.run_folder import (
@@ -144,6 +144,8 @@ class LitPeftCLI(LightningCLI):
         options = self.config[self.verb]
         if options.model is None or options.data is None or _class(options.model.class_path) is FineTuner:
             raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
+        check_values(options)
+        check_classes(options)
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
         if self.verb in ("validate", "test", "predict") and not PLACED & dict(typed_options(self.words)).keys():
             trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # by however many it was trained
@@ -255,7 +257,10 @@ class LitPeftCLI(LightningCLI):
         ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
-        trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        try:
+            trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        except (ValueError, TypeError) as error:  # Lightning's own, which do not tell whose the value is
+            raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
         save_between_steps(trainer, given.checkpoint)
         return trainer
 

@@ -85,7 +85,7 @@ def damage(folder: Path) -> str | None:
         return f"{SUMS} is damaged"
     for digest, name in ((line[:64], line[66:]) for line in lines):
         path = folder / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # of a name that no file can have as well
             return f"it lacks {name}"
         if file_hash(path) != digest:
             return f"{name} is damaged, it is not what {SUMS} says"

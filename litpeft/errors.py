@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,17 @@ class UserError(Exception):
     The command line prints the message as one line without a traceback and exits with code 2. The message names the
     option or the file, says what is wrong with it, and what to do.
     """
+
+
+def one_line(sentence: str, most: int = 900) -> str:
+    """A sentence as it can be shown: in one line, letters that move the cursor or cannot be seen by their codes, cut.
+
+    What a sentence quotes may be anything: a megabyte, colours for a terminal, text that runs from right to left.
+    """
+    sentence = re.sub(r"\s*[\r\n]+\s*", " ", sentence.strip())
+    if len(sentence) > most:
+        sentence = f"{sentence[: 2 * most // 3]} ... {sentence[-most // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
 
 
 @contextmanager

@@ -41,6 +41,8 @@ def local_or_hub(name: str, option: str, must_hold: str = "config.json") -> str:
     Raises:
         UserError: a folder or package was named and is not there, or holds no model.
     """
+    if not name.strip():
+        raise UserError(f"{option} is empty; give a hub id or a local folder.")
     if name.startswith("package:"):
         return str(_folder_in_package(name, option, must_hold))
     if name.startswith(PREFIX):

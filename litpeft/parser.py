@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from jsonargparse import Namespace
 from lightning import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
@@ -30,6 +31,7 @@ CLASSES: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
+PARTS = ("adapter", "scheduler")  # of a task, classes that are ours
 # what jsonargparse lists beside the reason: the alternatives that it tried, and what it was given
 NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
@@ -95,6 +97,8 @@ def _said(path: str, reason: str) -> str:
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])
         wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted).replace("list", "a list, as [a,b]")
         return f"{path} must be {wanted}{f', got {match[2]}' if match[2] else ''}."
+    if match := re.match(r"Unable to load config (.*)", reason, re.DOTALL):
+        return f"{path} must hold options by name, such as {path}.NAME, got {match[1].rstrip('.')}."
     if match := re.match(r"the following arguments are required: (.*)", reason):
         names = [
             name.partition(".")[2]
@@ -105,6 +109,39 @@ def _said(path: str, reason: str) -> str:
         return f"required: {', '.join(f'--{path}.{name}' if path else f'--{name}' for name in names)}."
     prefix = f"{path}: " if path and not reason.startswith(("model.", "data.", "trainer.", "checkpoint.")) else ""
     return f"{prefix}{reason.rstrip('.')}."
+
+
+def check_classes(options: Namespace) -> None:
+    """Refuse a class that is only what others have in common.
+
+    Raises:
+        UserError: names it, and those that derive from it.
+    """
+    for path, told in {
+        "data": options.data,
+        **{f"model.{name}": options.model.init_args.get(name) for name in PARTS},
+    }.items():
+        name = getattr(told, "class_path", None)
+        if name is None:
+            continue
+        module, _, last = name.rpartition(".")
+        kind = getattr(importlib.import_module(module), last)
+        if kind is CLASSES[path] or not _shown(kind):
+            known = sorted({each.__name__ for each in _derived(CLASSES[path]) if _shown(each)})
+            raise UserError(f"{path}: {last} is but what others derive from; known: {', '.join(known)}.")
+        _check_nulls(path, kind, told.get("init_args"))
+
+
+def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:
+    """Refuse a null where a class takes none: jsonargparse lets it pass in a class that hands arguments on."""
+    for name, value in vars(given).items() if given else ():
+        if value is not None:
+            continue
+        signatures = (inspect.signature(cls.__init__).parameters for cls in kind.__mro__)
+        told = next((arguments[name] for arguments in signatures if name in arguments), None)
+        if told is None or told.default is None or re.search("None|Optional|Any|_empty", str(told.annotation)):
+            continue
+        raise UserError(f"{path}.{name} must be {told.annotation}, not null; leave it out for {told.default!r}.")
 
 
 def _derived(kind: type) -> Iterator[type]:

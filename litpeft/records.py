@@ -9,6 +9,8 @@ from typing import Any
 
 from litpeft.durable import write_atomically
 from litpeft.errors import UserError
+from litpeft.reading import read_json_file
+from litpeft.record_shape import RECORD, misfit
 
 VERSION = 1
 FILE_NAME = "record.json"
@@ -140,21 +142,36 @@ def as_json(record: dict[str, Any]) -> str:
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a run folder.
+    """The record of a run folder; what an older one does not tell is null.
 
     Raises:
         UserError: there is none, or it is not one.
     """
     path = folder / FILE_NAME
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
+    record = read_json_file(path)
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise UserError(f"{path} is no run record of version {VERSION}.")
-    return record
+    if told := misfit({name: record[name] for name in FIELDS if name in record}, RECORD):
+        raise UserError(f"{path} is no run record as it was written: {told}.")
+    return dict.fromkeys(FIELDS) | record | {"benchmarks": _evaluations(record.get("benchmarks"))}
+
+
+def _evaluations(told: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Those of a record; what earlier versions did not write of them is empty or null."""
+    return told and [
+        {"seconds": None}
+        | evaluation
+        | {
+            "skipped": evaluation.get("skipped") or {},
+            "results": {
+                name: {"items": None, "num_fewshot": None, "fingerprint": None}
+                | result
+                | {"standard_errors": result.get("standard_errors") or {}, "tasks": result.get("tasks") or []}
+                for name, result in evaluation["results"].items()
+            },
+        }
+        for evaluation in told
+    ]
 
 
 def in_folder(folder: Path, name: str) -> Path:
@@ -175,14 +192,19 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("status", record["status"]),
         ("adapter", record["adapter"]),
-        ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if total else None),
+        ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if trainable and total else None),
         ("held in four bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
         ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
         ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),
         ("peak host memory", _bytes(record["peak_rss_bytes"])),
         ("peak of tensors", _bytes(record["peak_tensor_bytes"])),
         *((f"  {name.replace('_', ' ')}", _bytes(count)) for name, count in _largest_split(record)),
-        ("steps", f"{record['steps']:,} in {record['train_seconds']:.1f} s" if record["train_seconds"] else None),
+        (
+            "steps",
+            f"{record['steps']:,} in {record['train_seconds']:.1f} s"
+            if record["steps"] and record["train_seconds"]
+            else None,
+        ),
         ("median step", _with_unit(record["step_seconds_p50"], ".3f", "s")),
         *(
             (f"  {part.replace('_', ' ')}", f"{seconds:.3f} s")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.reading import read_yaml_file
 
 FOLDERS = ("configs", "experiments")
 
@@ -24,7 +26,7 @@ def find_config(name: str) -> str:
     Raises:
         UserError: there is neither.
     """
-    if Path(name).is_file():
+    if os.path.isfile(name):  # which a name that no file can have is not, where pathlib raises
         return name
     files = shipped_files()
     if name in files:
@@ -43,16 +45,8 @@ def read_yaml(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is not YAML of options; with the line, which jsonargparse does not tell.
     """
-    import yaml  # not before it is needed: `litpeft configs` is to answer at once
-
     path = find_config(name)
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" line {mark.line + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or error
-        raise UserError(f"--config {path}{place}: not valid YAML: {reason}.") from error
-    if not isinstance(content, dict):
+    content = read_yaml_file(Path(path), "--config")
+    if not isinstance(content, dict) or not all(isinstance(option, str) for option in content):
         raise UserError(f"--config {path}: it must hold options by name.")
     return content

@@ -99,6 +99,7 @@ class LoRA(Adapter):
                 raise UserError(f"model.adapter: the pattern {key!r} matches no adapted layer, such as {names[0]}.")
         for name in names:
             base = model.get_submodule(name)
+            _check_rank(name, base, self.options(name).rank)
             model.set_submodule(name, ADAPTED[type(base)](base, self.options(name)))
         if self.bias != "none":
             self._train_biases(model)
@@ -171,3 +172,14 @@ def _compiled(key: str) -> re.Pattern[str]:
         return ending_in(key)
     except re.error as error:
         raise UserError(f"model.adapter: the pattern {key!r} is not a regular expression: {error}.") from error
+
+
+def _check_rank(name: str, layer: nn.Module, rank: int) -> None:
+    """A product of two matrices has no more ranks than the lesser width; beyond the greater one it is a slip."""
+    weight = layer.weight
+    widths = [getattr(layer, side, None) for side in ("in_features", "out_features")]
+    most = max(widths) if None not in widths else max(len(weight), weight[0].numel())
+    if rank > most:
+        raise UserError(
+            f"model.adapter.rank {rank} is above both widths of {name}, {most} at most; give a smaller one."
+        )

@@ -8,6 +8,7 @@ Items have the shape that the hub's have, so that one YAML serves both.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -18,11 +19,17 @@ import numpy as np
 
 from litpeft.data.arithmetic import SIGNS, answer, held_out
 from litpeft.errors import UserError
+from litpeft.reading import of_python, read_json_file, read_text
+from litpeft.record_shape import NUMBER, OTHERS, TEXT, misfit
 
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 VERBS = {"addition": "add", "subtraction": "subtract"}
 GENERATED = 2000  # items at most, as many as each published file has
 SEED = 3
+
+OPTION = "benchmarks.data_dir:"
+ANSWERS = {OTHERS: NUMBER}
+QUESTION = {"question!": TEXT, "mc1_targets!": ANSWERS, "mc2_targets!": ANSWERS}
 
 Splits = dict[str, datasets.Dataset]
 
@@ -31,13 +38,14 @@ def truthfulqa(data_dir: str | None = None, **_: Any) -> Splits:
     """TruthfulQA's questions with the answers of MC1 and MC2; from `mc_task.json`."""
     if data_dir is None:
         return _hub("truthfulqa/truthful_qa", "multiple_choice")
+    path = _file(data_dir, "mc_task.json")
     rows = [
         {"question": row["question"]}
         | {
             kind: {"choices": list(row[kind]), "labels": list(row[kind].values())}
             for kind in ("mc1_targets", "mc2_targets")
         }
-        for row in _json(_file(data_dir, "mc_task.json"))
+        for row in _shaped(path, read_json_file(path, OPTION), QUESTION)
     ]
     return {"validation": datasets.Dataset.from_list(rows)}
 
@@ -57,7 +65,7 @@ def arithmetic(digits: int, operation: str, data_dir: str | None = None, **_: An
         files = {"validation": f"hf://datasets/EleutherAI/arithmetic/data/{name}"}
         rows = datasets.load_dataset("json", data_files=files)["validation"]
     else:
-        rows = _jsonl(_file(data_dir, name))
+        rows = _jsonl(_file(data_dir, name), {"context!": TEXT, "completion!": TEXT})
     return _questions((row["context"], row["completion"]) for row in rows)
 
 
@@ -98,7 +106,8 @@ def blimp(name: str, data_dir: str | None = None, **_: Any) -> Splits:
     if data_dir is None:
         return _hub("nyu-mll/blimp", name)
     keys = ("sentence_good", "sentence_bad")
-    rows = [{key: row[key] for key in keys} for row in _jsonl(_file(data_dir, f"{name}.jsonl"))]
+    rows = _jsonl(_file(data_dir, f"{name}.jsonl"), {f"{key}!": TEXT for key in keys})
+    rows = [{key: row[key] for key in keys} for row in rows]
     return {"train": datasets.Dataset.from_list(rows)}
 
 
@@ -109,8 +118,10 @@ def mmlu(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
     splits = {}
     for split in ("test", "dev"):
         path = _file(data_dir, f"{subject}_{split}.csv")
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = list(csv.reader(file))
+        try:
+            lines = list(csv.reader(io.StringIO(read_text(path, OPTION), newline="")))
+        except csv.Error as error:
+            raise UserError(f"{OPTION} {path}: {error}.") from error
         wrong = next((place for place, line in enumerate(lines, 1) if len(line) != 6 or line[5] not in [*"ABCD"]), None)
         if wrong is not None:
             raise UserError(f"benchmarks.data_dir: {path} line {wrong} is not question, four answers and A, B, C or D.")
@@ -136,19 +147,18 @@ def _file(data_dir: str, name: str) -> Path:
     return found[0]
 
 
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"benchmarks.data_dir: {path} is not JSON: {error}.") from error
-
-
-def _jsonl(path: Path) -> list[dict[str, Any]]:
+def _jsonl(path: Path, shape: dict[Any, Any]) -> list[dict[str, Any]]:
     rows = []
-    with open(path, encoding="utf-8") as file:  # str.splitlines would also part lines within a text, at U+2028 say
-        for number, line in enumerate(file, 1):
-            try:
-                rows += [json.loads(line)] if line.strip() else []
-            except ValueError as error:
-                raise UserError(f"benchmarks.data_dir: {path} line {number} is not JSON: {error}.") from error
+    # str.splitlines would also part lines within a text, at U+2028 say
+    for number, line in enumerate(read_text(path, OPTION).split("\n"), 1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{OPTION} {path} line {number} is not JSON: {of_python(error)}.") from error
+    return _shaped(path, rows, shape)
+
+
+def _shaped(path: Path, rows: Any, shape: dict[Any, Any]) -> list[dict[str, Any]]:
+    if told := misfit(rows, [shape]) or ("it holds none" if not rows else None):
+        raise UserError(f"{OPTION} {path} does not hold items of this benchmark: {told}.")
     return rows

@@ -143,6 +143,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         if status == "failed" and not isinstance(exception, UserError) and (told := last_words.of_others(exception)):
             sentence = exception.sentence = told
         if not self._started and (self._stale or self._resumed):
+            _remove_curves(trainer)  # of this run, which never began: the folder stays as it was
             return
         if not self._started:  # the data could not be read, say
             self._begin(trainer, pl_module)
@@ -292,6 +293,16 @@ def _event_file(trainer: Trainer) -> Path | None:
     """The one that is being written."""
     writers = [each.experiment.file_writer for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
     return Path(writers[0].event_writer._file_name) if writers and writers[0] else None
+
+
+def _remove_curves(trainer: Trainer) -> None:
+    """The file that TensorBoard has made for this process."""
+    path = _event_file(trainer)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.close()
+    if path is not None:
+        path.unlink(missing_ok=True)
 
 
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def merged(earlier: list[dict[str, Any]] | None, new: dict[str, Any]) -> list[di
         results = same["results"] | new["results"]
         new = {
             "step": new["step"],
-            "seconds": same["seconds"] + new["seconds"],
+            "seconds": None if same["seconds"] is None else same["seconds"] + new["seconds"],
             "results": results,
             "skipped": {name: why for name, why in skipped.items() if name not in results},
         }

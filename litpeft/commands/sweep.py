@@ -51,7 +51,10 @@ def main(words: list[str]) -> int:
     from litpeft.sweeps.resolve import resolve, varying  # these need torch, and all that is wrong above is told before
 
     quieten()
-    configs = resolve(experiment.trials)
+    try:
+        configs = resolve(experiment.trials)
+    except UserError as error:
+        raise UserError(f"{options.experiment}: {error}") from error
     if options.dry_run:
         from litpeft.sweeps.preview import preview
 

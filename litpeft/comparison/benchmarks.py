@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 from litpeft.comparison.model import Figure, Run
 from litpeft.errors import UserError
+from litpeft.reading import read_json_file
+from litpeft.record_shape import ITEMS, misfit
 from litpeft.records import benchmarked
 
 BEFORE, CHANGE = "_before", "_change"
@@ -37,7 +38,7 @@ def all_figures(record: dict[str, Any]) -> dict[str, float]:
     if first["step"] != 0 or last["step"] == 0:
         return found
     prints = {name: result["fingerprint"] for name, result in first["results"].items()}
-    alike = {name: result for name, result in last["results"].items() if prints.get(name) == result["fingerprint"]}
+    alike = [name for name, told in last["results"].items() if name in prints and prints[name] == told["fingerprint"]]
     before = scores({"results": {name: first["results"][name] for name in alike}})
     changes = {figure + CHANGE: found[figure] - score for figure, score in before.items() if figure in found}
     return found | {figure + BEFORE: score for figure, score in before.items()} | changes
@@ -107,13 +108,14 @@ def items(run: Run, figure: str) -> tuple[str, list[float]] | None:
     name = next(name for name, each in last["results"].items() if each is result)
     kept = _kept(path, path.stat().st_mtime_ns).get(name, {})
     values = kept.get(figure.removeprefix(f"{name}_"))
-    return (kept["fingerprint"], values) if values and kept.get("fingerprint") == result["fingerprint"] else None
+    known = result["fingerprint"] is not None and kept.get("fingerprint") == result["fingerprint"]
+    return (kept["fingerprint"], values) if values and known else None
 
 
 @cache
 def _kept(path: Path, written: int) -> dict[str, Any]:
     """What a file says that was written then."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {error}.") from error
+    kept = read_json_file(path)
+    if told := misfit(kept, ITEMS):
+        raise UserError(f"{path} does not hold what items of benchmarks gave: {told}.")
+    return kept or {}

@@ -139,6 +139,7 @@ def shown(item: Any) -> str:
 
 def _differs(flats: Sequence[Mapping[str, Any]], key: str) -> bool:
     known = [item for flat in flats if (item := config_value(flat, key)) is not ABSENT]
-    if key == DATA_SEED and set(known) > {None}:  # one that was given to all is the run's own in one of them
+    some = None in known and any(item is not None for item in known)
+    if key == DATA_SEED and some:  # one that was given to all is the run's own in one of them
         known = [flat.get("seed_everything") if flat.get(key) is None else flat[key] for flat in flats]
     return any(item != known[0] for item in known[1:])

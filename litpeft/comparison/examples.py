@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,8 @@ from litpeft.comparison.benchmarks import items
 from litpeft.comparison.differences import Tested, judge, pairs
 from litpeft.comparison.model import Figure, Group, Run
 from litpeft.errors import UserError
+from litpeft.reading import read_json_file
+from litpeft.record_shape import VAL_EXAMPLES, misfit
 from litpeft.records import in_folder
 from litpeft.stats import mcnemar, paired_bootstrap
 
@@ -77,6 +78,10 @@ def _tested(group: Group, baseline: Group, figure: Figure, read: Read, warnings:
                 ] = None
                 continue
             rows, others = own[KEPT[figure.name]], theirs[KEPT[figure.name]]
+        if None in (rows or ()) or None in (others or ()):
+            told = f"{group.label} or {baseline.label}, seed {run.seed}: {figure.name} of some row is no number"
+            warnings[f"{told}; left out of the tests over examples."] = None
+            continue
         if rows and others and len(rows) == len(others) and (not first or len(rows) == len(first[0])):
             first.append(rows)
             second.append(others)
@@ -104,13 +109,10 @@ def _cheap(runs: Sequence[Run]) -> bool:
 def _rows(run: Run) -> dict[str, Any]:
     """The file of a run; its step is None where it is not the validation that the record tells."""
     path = in_folder(run.folder, run.record["val_examples"])
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        same = rows["step"] == run.record.get("val_step")
-        return {"table": rows["table"], "loss": rows["loss"], "correct": rows.get("correct")} | {
-            "step": rows["step"] if same else None
-        }
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} does not hold step, table and loss of validation rows: {error!r}.") from error
+    rows = read_json_file(path)
+    if told := misfit(rows or {}, VAL_EXAMPLES):
+        raise UserError(f"{path} does not hold step, table and loss of validation rows: {told}.")
+    same = rows["step"] == run.record["val_step"]
+    return {"table": rows["table"], "loss": rows["loss"], "correct": rows.get("correct")} | {
+        "step": rows["step"] if same else None
+    }

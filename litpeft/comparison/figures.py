@@ -133,7 +133,7 @@ def value(record: dict[str, Any], name: str) -> float | None:
 def resolution(run: Run, name: str) -> float:
     """The step in which a figure comes: 1 / rows for an accuracy, 0 where it is exact or of unknown step."""
     if result := benchmarks.result_of(run.record, name):
-        return 1 / result["items"] if SHARE.search(name) else 0.0
+        return 1 / result["items"] if SHARE.search(name) and result["items"] else 0.0
     if not (match := IN_STEPS.fullmatch(name)):
         return 0.0
     rows = number(((run.record.get("data_summary") or {}).get("rows") or {}).get(match[1]))

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.reading import read_yaml_file
+from litpeft.record_shape import SWEEP, misfit
 
 FILE = "sweep.yaml"
 
@@ -61,14 +63,12 @@ def read_sweep(folder: Path) -> Sweep | None:
     path = folder / FILE
     if not path.is_file():
         return None
-    import yaml  # not before it is needed
-
+    content = read_yaml_file(path)
+    if told := misfit(content or {}, SWEEP):
+        raise UserError(f"{path} is no description of a sweep: {told}.")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         return _sweep(folder, content)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is no description of a sweep: {error!r}.") from error
 
 

@@ -23,6 +23,8 @@ from typing import Any, Literal
 import datasets
 import lightning as L
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from litpeft.data.cache import cached_table, default_cache_dir, fingerprint, tokenizer_fingerprint
@@ -138,6 +140,12 @@ class FineTuneData(L.LightningDataModule):
         table, facts = cached_table(self.cache_dir / "tables" / name, lambda: self.tokenise(split))
         self._tables[split] = table, facts | {"fingerprint": name}
         return self._tables[split]
+
+    def highest_token(self) -> int:
+        """The greatest id of a token in the tables that are in use; one that the model has no row for is a mistake."""
+        columns = [table.data.column(name) for table, _ in self._tables.values() for name in table.column_names]
+        lists = [column for column in columns if pa.types.is_list(column.type)]
+        return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in lists), default=0)
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.reading import of_python
+from litpeft.record_shape import is_utf8
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
@@ -67,7 +69,10 @@ def has_header(
     path = Path(path)
     if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
         return True
-    first = next(iter(_reader(path, _text(path, encoding), delimiter)), [])
+    try:
+        first = next(iter(_reader(path, _text(path, encoding), delimiter)), [])
+    except csv.Error as error:
+        raise UserError(f"{path} line 1: {error}.") from error
     return set(required) <= set(first)
 
 
@@ -135,14 +140,17 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
                 raise UserError(f"{path}: a .json file must hold a list of objects (one object a line is .jsonl).")
             for number, item in enumerate(items, 1):
                 yield f"{path} item {number}", _object(f"{path} item {number}", item)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # without its kind, of a number with thousands of digits
         where = place if lines else f"{path} line {getattr(error, 'lineno', 1)}"
-        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', 'nested too deeply')}.") from error
+        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', None) or of_python(error)}.") from error
 
 
 def _object(place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{place}: an object with named columns is needed, not {type(value).__name__}.")
+    for text in (*value, *value.values()):
+        if isinstance(text, str) and not is_utf8(text):
+            raise UserError(f"{place}: an escape such as \\ud800 is half a character; remove it.")
     return value
 
 

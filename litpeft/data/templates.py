@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.errors import UserError
+from litpeft.reading import read_yaml_file
 
 # https://github.com/tatsu-lab/stanford_alpaca#data-release
 ALPACA = {
@@ -64,10 +64,7 @@ def _own(name: str) -> dict[str, str]:
     path = Path(name)
     if not path.is_file():
         raise UserError(f"data.template {name}: give alpaca, chat, or a YAML file; there is no such file.")
-    try:
-        texts = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"data.template {name} is not YAML: {' '.join(str(error).split())}.") from error
+    texts = read_yaml_file(path, "data.template")
     needed = {"prompt_input": ("{instruction}", "{input}"), "prompt_no_input": ("{instruction}",)}
     for key, places in needed.items():
         text = texts.get(key) if isinstance(texts, dict) else None

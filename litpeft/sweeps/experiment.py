@@ -200,7 +200,10 @@ def _names(place: str, names: Any) -> list[str]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{place} must be names of configurations or files, got {names!r}.")
     for name in names:
-        read_yaml(name)
+        try:
+            read_yaml(name)
+        except UserError as error:
+            raise UserError(f"{place}: {error}") from error
     return names
 
 
@@ -216,7 +219,10 @@ def _points(choices: dict[str, list[Choice]], excluded: list[dict[str, list[str]
 def _exclusions(path: Path, content: dict[str, Any], choices: dict[str, list[Choice]]) -> list[dict[str, list[str]]]:
     """By axis, the names of the values that a rule is about."""
     rules = []
-    for told in content.get("exclude") or []:
+    told_of = content.get("exclude") or []
+    if not isinstance(told_of, list):
+        raise UserError(f"{path}: exclude must be a list of values by axis, got {told_of!r}.")
+    for told in told_of:
         rule: dict[str, list[str]] = {}
         for axis, values in _mapping(path, "exclude", told).items():
             if axis not in choices:

@@ -43,6 +43,13 @@ def load_pretrained(
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and data.max_length > positions:
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    highest = data.highest_token() if hasattr(data, "highest_token") else 0  # of a made-up batch, nothing is known
+    if rows is not None and highest >= rows:
+        raise UserError(
+            f"data.tokenizer: the data has tokens up to number {highest}, and {name} knows {rows} rows of embeddings; "
+            "give the model's own tokenizer."
+        )
     misfits = [key for key, *_ in report["mismatched_keys"]]
     return model, sorted({*report["missing_keys"], *misfits}), misfits
 

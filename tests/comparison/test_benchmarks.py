@@ -153,7 +153,7 @@ def test_shares_are_tested_by_a_bootstrap_of_items(tmp_path: Path) -> None:
     assert tested.test == "paired bootstrap over examples"
     assert tested.verdict == "better"
     (tmp_path / "none" / "seed0" / "benchmark_items" / "step-000100.json").write_text("{")
-    with pytest.raises(UserError, match=r"benchmark_items/step-000100.json: "):
+    with pytest.raises(UserError, match=r"benchmark_items/step-000100.json is not JSON: "):
         compare([tmp_path], examples=True)
 
 

@@ -73,6 +73,8 @@ def test_places_are_the_lines_that_an_editor_shows(tmp_path: Path) -> None:
         ("a.csv", 'text,label\n"open,1\n', "unexpected end of data"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "line 2: not valid JSON"),
         ("a.jsonl", "[1]\n", "line 1: an object with named columns is needed, not list"),
+        ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: an escape such as \\ud800 is half a character"),
+        ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", "line 1: not valid JSON: Exceeds the limit"),
         ("a.json", '{"text": "x"}', "must hold a list of objects"),
         ("a.json", "[1]", "item 1: an object with named columns is needed, not int"),
         ("a.parquet", "no parquet", "not a readable Parquet file"),

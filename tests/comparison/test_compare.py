@@ -278,7 +278,11 @@ def test_a_sweep_tells_what_is_missing_failed_or_not_its_own(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("a: [", "sweep.yaml is not YAML"), ("experiment: x\n", "KeyError"), ("3", "no description of a sweep")],
+    [
+        ("a: [", r"sweep.yaml line \d: not valid YAML"),
+        ("experiment: x\n", "a sweep: it lacks trials"),
+        ("3", "no description of a sweep"),
+    ],
 )
 def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
     write_sweep(tmp_path)
@@ -286,7 +290,7 @@ def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, said: str) ->
     with pytest.raises(UserError, match=said):
         compare([tmp_path])
     write_sweep(tmp_path, published={"rows": [{"val_accuracy": 0.9}]})
-    with pytest.raises(UserError, match=r"sweep.yaml is no description of a sweep: KeyError\('label'\)"):
+    with pytest.raises(UserError, match=r"sweep.yaml is no description of a sweep: published.rows\[0\] lacks label"):
         compare([tmp_path])
     write_sweep(tmp_path, baseline="other")
     with pytest.raises(UserError, match=r"sweep.yaml: baseline other: no such group; there are lora, dora, none"):

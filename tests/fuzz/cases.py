@@ -368,10 +368,10 @@ def plans(draw: Draw) -> Case:
 
 
 EVERY = {  # what -> (how it is drawn, of how many cases it is)
-    "fit, typed": (lines, 4),
-    "fit, YAML": (files, 3),
-    "sweep": (sweeps, 77),
-    "compare and report": (comparisons, 14),
-    "finished runs": (finished, 1),
-    "estimate and find_lr": (plans, 1),
+    "fit, typed": (lines, 26),
+    "fit, YAML": (files, 20),
+    "sweep": (sweeps, 26),
+    "compare and report": (comparisons, 22),
+    "finished runs": (finished, 2),  # these take a second
+    "estimate and find_lr": (plans, 4),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from litpeft.shipped import find_config, read_yaml
 CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class that it was given to
 LARGEST = 10**15  # of any number: a petabyte, or so many rows; torch's own are of 63 bits
 GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # names of options
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")
 ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
 
 
@@ -40,6 +42,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such configuration or run, or a file is not YAML.
     """
+    words = _with_numbers(words)
     typed = dict(typed_options(words))
     out = []
     for place, word in enumerate(words):
@@ -109,6 +112,17 @@ def _same_class(one: str, other: str) -> bool:
     """Whether two paths may name one class: a bare name is that of any path which ends in it."""
     bare = "." not in one or "." not in other
     return one.rpartition(".")[2] == other.rpartition(".")[2] if bare else one == other
+
+
+def _with_numbers(words: Sequence[str]) -> list[str]:
+    """`--a -1e5` as `--a=-1e5`: argparse knows no exponents, and would take the number for an option."""
+    out: list[str] = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and out and out[-1].startswith("--") and "=" not in out[-1]:
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
 
 
 def _checked(name: str) -> str:

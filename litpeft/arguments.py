@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from litpeft.errors import UserError
+from litpeft.reading import check_names
 from litpeft.record_shape import is_utf8
 from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
@@ -53,7 +54,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         out.append(word)
     for option, value in typed_options(out):
         _check_value(option, value)
-        _check_names(f"--{option}", _mapping(value))
+        check_names(f"--{option}", _mapping(value))
     out = _without_leaks(out)
     finished = verb in ("validate", "test", "predict") or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
@@ -128,16 +129,8 @@ def _with_numbers(words: Sequence[str]) -> list[str]:
 def _checked(name: str) -> str:
     """The file that a configuration's name means, if it can be read."""
     file = find_config(name)
-    _check_names(f"--config {file}", read_yaml(name))
+    check_names(f"--config {file}", read_yaml(name))
     return file
-
-
-def _check_names(place: str, content: Any) -> None:
-    """Of options, at any depth: the parser tells of a strange one without its file."""
-    for name, value in content.items() if isinstance(content, dict) else ():
-        if not isinstance(name, str) or not name or any(map(str.isspace, name)):
-            raise UserError(f"{place}: {name!r} is no name of an option.")
-        _check_names(place, value)
 
 
 def check_values(options: Namespace) -> None:

@@ -9,6 +9,7 @@ import sys
 
 from litpeft import __version__
 from litpeft.errors import UserError, one_line
+from litpeft.record_shape import is_utf8
 
 TRAINER_VERBS = {
     "fit": "train a model, and leave a record of what it cost and gave",
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "LITPEFT_SWEEP_PID" in os.environ:
         importlib.import_module("litpeft.sweeps.launchers").end_with_parent()
     try:
+        _check_words(words)
         if verb in COMMANDS:
             return importlib.import_module(f"litpeft.commands.{verb}").main(words[1:])
         if verb in TRAINER_VERBS:
@@ -63,6 +65,15 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"litpeft: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+
+
+def _check_words(words: list[str]) -> None:
+    """Neither a terminal nor a record can show bytes of a command line that are no text."""
+    for option, word in zip(["", *words], words, strict=False):
+        name, _, value = word.partition("=") if word.startswith("-") else (option, "", word)
+        if not is_utf8(word):
+            told = name if name.startswith("-") and is_utf8(name) else ""
+            raise UserError(f"{told} {value if told else word!r} is not UTF-8; give another name.".lstrip())
 
 
 if __name__ == "__main__":

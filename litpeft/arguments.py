@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from litpeft.errors import UserError
+from litpeft.reading import check_names
 from litpeft.record_shape import is_utf8
 from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
@@ -19,6 +21,7 @@ CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class
 TOGETHER = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")  # litpeft.strategies, and a choice among them
 LARGEST = 10**15  # of any number: a petabyte, or so many rows; torch's own are of 63 bits
 GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # names of options
+NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")
 ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
 
 
@@ -41,6 +44,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
     Raises:
         UserError: there is no such configuration or run, or a file is not YAML.
     """
+    words = _with_numbers(words)
     typed = dict(typed_options(words))
     out = []
     for place, word in enumerate(words):
@@ -51,7 +55,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         out.append(word)
     for option, value in typed_options(out):
         _check_value(option, value)
-        _check_names(f"--{option}", _mapping(value))
+        check_names(f"--{option}", _mapping(value))
     out = _without_leaks(out)
     finished = verb in ("validate", "test", "predict") or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
@@ -112,19 +116,22 @@ def _same_class(one: str, other: str) -> bool:
     return one.rpartition(".")[2] == other.rpartition(".")[2] if bare else one == other
 
 
+def _with_numbers(words: Sequence[str]) -> list[str]:
+    """`--a -1e5` as `--a=-1e5`: argparse knows no exponents, and would take the number for an option."""
+    out: list[str] = []
+    for word in words:
+        if NEGATIVE.fullmatch(word) and out and out[-1].startswith("--") and "=" not in out[-1]:
+            out[-1] += f"={word}"
+        else:
+            out.append(word)
+    return out
+
+
 def _checked(name: str) -> str:
     """The file that a configuration's name means, if it can be read."""
     file = find_config(name)
-    _check_names(f"--config {file}", read_yaml(name))
+    check_names(f"--config {file}", read_yaml(name))
     return file
-
-
-def _check_names(place: str, content: Any) -> None:
-    """Of options, at any depth: the parser tells of a strange one without its file."""
-    for name, value in content.items() if isinstance(content, dict) else ():
-        if not isinstance(name, str) or not name or any(map(str.isspace, name)):
-            raise UserError(f"{place}: {name!r} is no name of an option.")
-        _check_names(place, value)
 
 
 def check_values(options: Namespace) -> None:

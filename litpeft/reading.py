@@ -70,6 +70,14 @@ def read_json_file(path: Path, option: str = "") -> Any:
         raise UserError(f"{option} {path} is not JSON: {of_python(error)}.".lstrip()) from error
 
 
+def check_names(place: str, content: Any) -> None:
+    """Of options, at any depth: the parser tells of a strange one without its file."""
+    for name, value in content.items() if isinstance(content, dict) else ():
+        if not isinstance(name, str) or not name or any(map(str.isspace, name)):
+            raise UserError(f"{place}: {name!r} is no name of an option.")
+        check_names(place, value)
+
+
 def of_python(error: Exception) -> str:
     """RecursionError speaks of Python's own depth, and a number of thousands of digits of how to allow it."""
     if isinstance(error, RecursionError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.reading import check_names
 from litpeft.records import FILE_NAME, read_record
 from litpeft.shipped import read_yaml
 
@@ -140,11 +141,13 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
     """The configuration that a run was made with.
 
     Raises:
-        UserError: the folder holds none.
+        UserError: the folder holds none, or one with a name that is none of an option.
     """
     if not (run_dir / CONFIG).is_file():
         raise UserError(f"--run_dir {run_dir} holds no run: there is no {CONFIG}.")
-    return read_yaml(str(run_dir / CONFIG))
+    content = read_yaml(str(run_dir / CONFIG))
+    check_names(str(run_dir / CONFIG), content)
+    return content
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -111,7 +111,14 @@ def test_names_of_files_and_folders_of_all_scripts(run: Run, tmp_path: Path) -> 
 def test_a_name_that_is_not_utf8_is_told(run: Run) -> None:
     code, said = run(table(ROWS), "--experiment", "a\udcff")
     assert code == 2
-    assert "experiment 'a\\udcff' is not UTF-8" in said
+    assert "--experiment 'a\\udcff' is not UTF-8" in said
+
+
+def test_an_output_that_is_not_utf8_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_run(tmp_path / "lora")
+    for words in (["--output", f"{tmp_path}/\udcff"], [f"--output={tmp_path}/\udcff"]):
+        assert main(["compare", str(tmp_path), *words]) == 2
+        assert "\\udcff' is not UTF-8" in capsys.readouterr().err
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_told(
@@ -140,6 +147,7 @@ VALUES = {
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is but what others derive from; known: AGNews, ",
     "--model.adapter litpeft.adapters.base.Adapter": "model.adapter: Adapter is but what others derive from",
+    "--data.train_samples -2e3": "data.train_samples must be int",
     "--data.batch_size null": "data.batch_size must be int, not null; leave it out for 32.",
     "--model.adapter {0}": "--model.adapter: 0 is no name of an option",
 }

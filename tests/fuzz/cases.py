@@ -361,7 +361,8 @@ def plans(draw: Draw) -> Case:
         case.words += [option, value]
         case.named += [option, option.strip("-")]
     if verb == "find_lr":
-        case.words[1:1] = ["--steps", "2"]
+        case.words[1:1] = ["--steps", "2"]  # less than the least: what is right else is refused for it, and not trained
+        case.named += ["--steps"]
     if verb == "estimate":
         case.named += ["--tokens"]
     return case

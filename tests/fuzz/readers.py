@@ -22,17 +22,22 @@ import torch
 import yaml
 from safetensors.torch import save
 
+from litpeft import durable, reading, record_shape, records, run_folder
+from litpeft.benchmarks import sources
 from litpeft.benchmarks.sources import arithmetic, blimp, mmlu, truthfulqa
+from litpeft.callbacks import checkpoint_io
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS, FolderCheckpointIO
-from litpeft.comparison import benchmarks, examples
+from litpeft.comparison import benchmarks, examples, sweep_folder
 from litpeft.comparison.model import Run
 from litpeft.comparison.sweep_folder import read_sweep
+from litpeft.data import files, templates
 from litpeft.data.files import has_header, read_rows
 from litpeft.data.templates import _own
 from litpeft.durable import SUMS, damage, file_hash
 from litpeft.errors import UserError, one_line
 from litpeft.records import new_record, read_record, summary
 from litpeft.run_folder import saved_config
+from litpeft.sweeps import experiment
 from litpeft.sweeps.experiment import read_experiment
 
 EVALUATION = {"step": 1, "seconds": 1.0, "skipped": {}, "results": {"a": {"scores": {"acc": 0.5}, "standard_errors": {}, "items": 1, "fingerprint": "f", "tasks": []}}}  # fmt: skip
@@ -100,6 +105,10 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
     "tensors": (TENSORS, save({"a": torch.zeros(2)}), _checkpoint),
     "loop": (LOOP, _pickled(), _checkpoint),
 }  # fmt: skip
+
+
+INSTRUMENTED = (reading, record_shape, records, files, templates, sources, durable, checkpoint_io, run_folder)
+INSTRUMENTED += (experiment, sweep_folder, examples, benchmarks)
 
 
 class Reader:
@@ -216,14 +225,24 @@ def _by_coverage(atheris: Any, name: str, cases: int, seed: int) -> None:
     (folder / "corpus").mkdir()
     (folder / "corpus" / "valid").write_bytes(reader.valid)
     os.chdir(folder)
-    for module in ("reading", "record_shape", "records", "data.files", "sweeps.experiment", "comparison.sweep_folder"):
-        for each in vars(sys.modules[f"litpeft.{module}"]).values():
-            if getattr(each, "__module__", "") == f"litpeft.{module}" and hasattr(each, "__code__"):
+    for module in INSTRUMENTED:
+        own = [each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__]
+        methods = [each for kind in own if isinstance(kind, type) for each in vars(kind).values()]
+        for each in (*own, *methods):
+            if hasattr(each, "__code__"):
                 atheris.instrument_func(each)
     with open(folder / "log", "w") as log:
         os.dup2(log.fileno(), 1)
         atheris.Setup(
-            [sys.argv[0], f"-runs={cases}", f"-seed={seed + 1}", "-max_len=4096", "-timeout=30", "corpus"],
+            [
+                sys.argv[0],
+                f"-runs={cases}",
+                f"-seed={seed + 1}",
+                "-max_len=4096",
+                "-len_control=0",
+                "-timeout=30",
+                "corpus",
+            ],
             lambda content: reader.one(content) and None,
         )
         atheris.Fuzz()

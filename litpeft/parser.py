@@ -37,6 +37,7 @@ NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
     r"|Expected a <class 'NoneType'>"
 )
+CALLABLE = re.compile(r"Type .* expects a function or a callable class: ")  # before what is wrong with an argument of one
 SHAPE = re.compile(r"Expected a <class 'list'>")  # an alternative that is told of only where there is no other
 
 
@@ -67,12 +68,13 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
         return f"unknown option {match[1]}{_guess(match[1].split('=')[0], known)}."
     keys, reasons = [], []
     for line in message.splitlines():
-        line = line.strip().removeprefix("- ")
+        line = CALLABLE.sub("", line.strip().removeprefix("- "))
         while match := re.match(r'Parser key "([^"]+)":\s*', line):
             keys.append(match[1])
             line = line[match.end() :].removeprefix("- ")
         if line and not NOISE.match(line):
             reasons.append(line)
+    reasons = [re.sub(r"\. Got value: Namespace\(.*", "", reason) for reason in reasons]  # all of a class
     reasons.sort(key=lambda reason: bool(SHAPE.match(reason)))
     path = ".".join(dict.fromkeys(keys))
     return _said(path, reasons[0] if reasons else " ".join(message.split()))

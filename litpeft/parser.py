@@ -37,7 +37,9 @@ NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
     r"|Expected a <class 'NoneType'>"
 )
-CALLABLE = re.compile(r"Type .* expects a function or a callable class: ")  # before what is wrong with an argument of one
+CALLABLE = re.compile(
+    r"Type .* expects a function or a callable class: "
+)  # before what is wrong with an argument of one
 SHAPE = re.compile(r"Expected a <class 'list'>")  # an alternative that is told of only where there is no other
 
 

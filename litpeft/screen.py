@@ -18,9 +18,10 @@ def show(title: str, rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(show_header=False)
     for name, value in rows:
         table.add_row(name, value)
+    print(title)  # whole, to be copied: it is a path, and wider than the table
     Console().print(table)
 
 

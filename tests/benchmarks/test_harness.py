@@ -402,7 +402,7 @@ def test_what_cannot_be_had_is_one_sentence(byte_llama: str, monkeypatch: pytest
     with pytest.raises(UserError, match=r"data_dir .*: there is no causative.jsonl in it or below it"):
         find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
     (tmp_path / "causative.jsonl").write_text('{"sentence_good": "a"}\n')
-    with pytest.raises(UserError, match=r"litpeft_blimp_causative: its items lack 'sentence_bad'"):
+    with pytest.raises(UserError, match=r"data_dir: .* does not hold items .*: \[0\] lacks sentence_bad"):
         find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
     (tmp_path / "causative.jsonl").write_text('{"sentence_good": "a"\n')
     with pytest.raises(UserError, match=r"causative.jsonl line 1 is not JSON"):

@@ -47,7 +47,7 @@ def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(torch.cuda, "memory_stats", stats)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(allocated=1, reserved=2))
-    module = SimpleNamespace(device=torch.device("cuda"))
+    module = SimpleNamespace(device=torch.device("cuda"), backbone=None)
     trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
     recorder = MemoryRecorder(track_steps=[])
 
@@ -81,7 +81,7 @@ def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None
     assert (told["peak_allocated_bytes"], told["peak_reserved_bytes"]) == (100, 200)
 
 
-HOST = SimpleNamespace(device=torch.device("cpu"))
+HOST = SimpleNamespace(device=torch.device("cpu"), backbone=None)
 
 
 def test_the_hosts_peak_falls_into_its_phase() -> None:

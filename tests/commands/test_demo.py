@@ -59,15 +59,15 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_the_demo_learns_real_text_with_a_real_model(brought: Path, tmp_path: Path) -> None:
-    some = ["--trainer.limit_train_batches", "100"]  # of 268: all of them take five minutes on one old core
+    some = ["--trainer.limit_train_batches", "60", "--data.val_samples", "400"]  # all take five minutes on an old core
     done = litpeft("demo", "--assets", str(brought), "--run_dir", "run", *some, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "with LoRA on 10,072 film review snippets" in done.stdout
     assert "tensorboard --logdir runs" in done.stdout
     assert "litpeft fit --config roberta_sst2_lora" in done.stdout
     record = read_record(tmp_path / "run")
-    assert record["data_summary"]["rows"] == {"train": 8572, "val": 1500}
-    assert record["val_accuracy"] > 0.8
+    assert record["data_summary"]["rows"] == {"train": 9672, "val": 400}
+    assert record["val_accuracy"] > 0.75
     assert f"{record['val_accuracy']:.2%}" in done.stdout
     assert record["trainable_params"] == 2 * 6 * 8 * (384 + 384) + 2 * 384 + 2
     assert record["total_params"] - record["trainable_params"] == 22_713_216  # BERT's 6 layers of 384, as published

@@ -198,11 +198,10 @@ def test_the_command_lines_of_the_readme(tmp_path: Path, classify: list[str]) ->
     """Lightning starts the other process itself, with the same words; torchrun starts both."""
     words = [*classify, "--model.adapter", "LoRA", "--data.batch_size", "8", "--trainer.devices", "2"]
     words += ["--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
-    for more in ((), ("--overwrite",)):
-        made = litpeft(*words, *more, GLOO_SOCKET_IFNAME="lo")
-        assert made.returncode == 0, made.stderr
-        assert made.stderr == ""
-        assert read_record(tmp_path / "run")["strategy"] == "ddp"
+    made = litpeft(*words, GLOO_SOCKET_IFNAME="lo")
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""
+    assert read_record(tmp_path / "run")["strategy"] == "ddp"
     used = litpeft(*words, GLOO_SOCKET_IFNAME="lo")
     assert (used.returncode, used.stderr.count("litpeft: error")) == (2, 1)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "litpeft"]

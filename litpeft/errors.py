@@ -47,3 +47,8 @@ def of_the_system(error: BaseException | None) -> OSError | None:
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+def first_sentence(error: BaseException) -> str:
+    """Of what a library says at length, the beginning, on one line and without its full stop."""
+    return " ".join(str(error).split()).split(". ")[0].rstrip(".")

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from litpeft.assets import PREFIX, asset
-from litpeft.errors import UserError
+from litpeft.errors import UserError, first_sentence
 
 PATIENCE = 5  # seconds, to connect and to answer
 _UNREACHABLE = {
@@ -92,7 +92,7 @@ def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
                 f"{option} {name}: the hub cannot be reached and it is not in the local cache; give {instead}."
             ) from error
         if isinstance(error, (OSError, ValueError)) or "SafetensorError" in kinds:
-            sentence = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+            sentence = first_sentence(error)
             raise UserError(f"{option} {name} cannot be loaded: {sentence}.") from error
         raise
 

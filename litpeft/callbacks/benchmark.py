@@ -142,7 +142,6 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
     def _draw(self, trainer: Trainer, step: int) -> None:
         if step in self._drawn:
             return
-        self._drawn.add(step)
         results = next(each for each in self.done if each["step"] == step)["results"]
         for logger in trainer.loggers:
             logger.log_metrics(curves(results), step=step)

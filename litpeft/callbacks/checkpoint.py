@@ -113,10 +113,8 @@ class Checkpoint(LightningCheckpoint):
     def _save(self, trainer: Trainer) -> None:
         """Save, and only then remove what is too old."""
         for logger in trainer.loggers:
-            if (
-                isinstance(logger, TensorBoardLogger) and trainer.is_global_zero
-            ):  # what was drawn until now is not drawn again after a resume
-                logger.experiment.flush()
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                logger.experiment.flush()  # what was drawn until now is not drawn again after a resume
         before, self.last, self._due = self.last, _name(trainer.global_step), False
         try:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / self.last)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from litpeft.durable import SUMS, damage, remove_folder, whole_folder
-from litpeft.errors import UserError
+from litpeft.errors import UserError, first_sentence
 from litpeft.run_folder import STEP, checkpoints
 
 TENSORS, LOOP = "trainable.safetensors", "loop.pt"
@@ -49,7 +49,7 @@ class FolderCheckpointIO(TorchCheckpointIO):
             rest = torch.load(path / LOOP, map_location=map_location or "cpu", weights_only=True)
             return rest | {"state_dict": load_file(path / TENSORS)}
         except Exception as error:  # what bytes of other origin raise is of many kinds
-            reason = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+            reason = first_sentence(error)
             raise UserError(f"the checkpoint {path} cannot be read: {reason}; {_instead(path)}.") from error
 
     def remove_checkpoint(self, path: Any) -> None:

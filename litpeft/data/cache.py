@@ -14,6 +14,7 @@ import datasets
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.durable import damage, remove_folder, whole_folder
+from litpeft.errors import first_sentence
 
 FORMAT = 1  # raise it when the columns of a cached table change
 
@@ -55,7 +56,7 @@ def cached_table(
             if harm is None:
                 return _read(folder)
         except Exception as error:  # sums that fit, and no table: what bytes of other origin raise is of many kinds
-            harm = " ".join(str(error).split()).split(". ")[0].rstrip(".")
+            harm = first_sentence(error)
         print(f"litpeft: the table {folder}: {harm}; it is made again.", file=sys.stderr)
         remove_folder(folder)
     table, facts = make()

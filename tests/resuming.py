@@ -114,7 +114,7 @@ def differences(one: Path, other: Path) -> list[str]:
     """In what two runs ended differently: weights, optimizer, schedule, random state, record, curves."""
     a, b = (load_file(newest_checkpoint(run_dir) / TENSORS) for run_dir in (one, other))
     found = [f"weights {name}" for name in a.keys() | b.keys() if not _same(a.get(name), b.get(name))]
-    a, b = (torch.load(newest_checkpoint(run_dir) / LOOP, weights_only=True) for run_dir in (one, other))
+    a, b = (torch.load(newest_checkpoint(run_dir) / LOOP, "cpu", weights_only=True) for run_dir in (one, other))
     states = a.keys() - {"callbacks", "record", "metrics", "curves"}
     found += [f"{key} {at}" for key in states for at in _unlike(a[key], b[key])]
     mine = next(key for key in a["callbacks"] if key.startswith("Checkpoint"))

@@ -50,7 +50,7 @@ CASES = {  # an epoch of BERT has 12 batches
     "frozen, Lion8bit": f"{BERT} --model.adapter Frozen {OFTEN} --model.optimizer bitsandbytes.optim.Lion8bit "
     "--model.scheduler Constant --model.scheduler.warmup 5 --trainer.max_epochs 3 --trainer.check_val_every_n_epoch 2",
 }
-SAME = "--trainer.accelerator cpu --trainer.enable_progress_bar false --trainer.log_every_n_steps 1 "
+SAME = "--trainer.accelerator {accelerator} --trainer.enable_progress_bar false --trainer.log_every_n_steps 1 "
 SAME += "--trainer.max_epochs 2"
 
 
@@ -72,14 +72,16 @@ class Torture:
     Args:
         folder: for the runs.
         seed: of the points at which they are killed.
+        accelerator: Lightning's name of it.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    def __init__(self, folder: Path, seed: int, accelerator: str = "cpu") -> None:
         self.folder, self.draw = folder, random.Random(seed)
         for name in ("bert", "llama"):
             (folder / name).mkdir(parents=True)
         bert = write_tiny_bert(folder / "bert")
         self.given = {"bert": bert, "llama": write_tiny_llama(folder / "llama", bert)}
+        self.given["accelerator"] = accelerator
         self.given["train"] = write_sentences(folder / "train.tsv", 96)
         self.given["val"] = write_sentences(folder / "val.tsv", 32, seed=1)
         self.whole: dict[str, tuple[int, float]] = {}  # calls and seconds of the run that nobody kills
@@ -146,9 +148,9 @@ class Torture:
         return process.exitcode, f"{after:.2f} s"
 
 
-def torture(folder: Path, kills: int, seed: int, cases: list[str]) -> bool:
+def torture(folder: Path, kills: int, seed: int, cases: list[str], accelerator: str = "cpu") -> bool:
     """Whether all that were killed ended as those that were not; a table of it on the way."""
-    work, counts = Torture(folder, seed), {case: Count() for case in cases}
+    work, counts = Torture(folder, seed, accelerator), {case: Count() for case in cases}
     print(f"{'case':40} {'runs':>5} {'kills':>6} {'resumes':>8} {'afresh':>7} {'bit-identical':>14}")
     for i, case in enumerate(cases):
         count, share = counts[case], kills * (i + 1) // len(cases) - kills * i // len(cases)
@@ -178,11 +180,14 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0, help="of the points at which runs are killed")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be given again")
+    parser.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu", help="cuda needs a GPU")
     parser.add_argument("--folder", type=Path, help="for the runs, kept; by default one that is removed")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="torture-"))
     try:
-        return 0 if torture(folder, options.kills, options.seed, options.case or list(CASES)) else 1
+        return (
+            0 if torture(folder, options.kills, options.seed, options.case or list(CASES), options.accelerator) else 1
+        )
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)

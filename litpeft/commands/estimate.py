@@ -18,7 +18,7 @@ from rich.table import Table
 from litpeft.adapters import Adapter
 from litpeft.errors import UserError
 from litpeft.memory import CATEGORIES
-from litpeft.memory.cuda import CONTEXT, WORKSPACES
+from litpeft.memory.cuda import CONTEXT, workspaces
 from litpeft.memory.trace import Trace, trace
 from litpeft.screen import quieten
 from litpeft.tasks import FineTuner
@@ -60,6 +60,7 @@ class Plan:
         options = cli.config["estimate"]
         self.task: FineTuner = cli.model
         self.device, self.card, usable = _device(options.device)
+        self.capability = _capability(options.device)
         self.limit = None if usable is None else usable - CONTEXT
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
         self.adapters = cli.adapters()
@@ -106,7 +107,7 @@ class Plan:
         task = copy.copy(self.task)
         task.adapter = adapter
         batches = (self.batch, self.held_out) if batch is None else (batch, None)
-        return trace(task, self.data, *batches, self.device, self.accumulate, self.clip, first_step)
+        return trace(task, self.data, *batches, self.device, self.accumulate, self.clip, first_step, self.capability)
 
     def needed(self, found: Trace) -> int:
         """Bytes at the peak of a run: of tensors on a CPU, as reserved by the allocator on a GPU."""
@@ -228,10 +229,10 @@ def _assumed(plan: Plan) -> list[str]:
     told += ["assumed: two classes, as --data.label_names names none"] if plan.classes_assumed else []
     if plan.device == "cpu":
         return [*told, "not counted: Python and the libraries, and what kernels take within themselves"]
-    context, cublas = CONTEXT // MIB, sum(WORKSPACES) / MIB
+    context, cublas = CONTEXT // MIB, sum(workspaces(plan.capability)) / MIB
     told += [
         "4-bit weights are dequantised whole for each product, one at a time; logits are made a chunk at a time",
-        f"modelled: torch's caching allocator, and {cublas:.1f} MiB that cuBLAS takes from it (more on Hopper)",
+        f"modelled: torch's caching allocator, and {cublas:.1f} MiB that cuBLAS takes from it",
         f"assumed: a CUDA context of {context} MiB, flash attention where there is no mask",
         "not modelled: fragmentation by batches of other shapes, which adds a few per cent to what is reserved",
     ]
@@ -253,3 +254,10 @@ def _device(given: str | int | None) -> tuple[str, int | None, int | None]:
         size = round(float(match[1]) * GIB)
         return "cuda", size, int(size * USABLE)
     raise UserError(f"--device {text}: give cpu, a GPU with its memory ('{text} 40GB'), or bytes.")
+
+
+def _capability(given: str | int | None) -> int:
+    """The major compute capability of the GPU here, or of one that is named."""
+    if given is None and torch.cuda.is_available():
+        return torch.cuda.get_device_capability()[0]
+    return 9 if re.search(r"\b(g?h[12]\d\d|g?b[123]00)\b", str(given), re.IGNORECASE) else 8

@@ -19,10 +19,16 @@ from litpeft.memory.cuda_autocast import cuda_autocast
 
 # cuBLAS's, which torch takes from its allocator, for the threads of forward and backward: :4096:2:16:8 in KiB
 WORKSPACES = (8_519_680, 8_519_680)
+LARGE_WORKSPACES = (2**25, 2**25)  # on Hopper and on Blackwell of data centres
 CONTEXT = 500 * 2**20  # what the driver, the kernels and their libraries take beside the allocator: an assumption
 FLASH_HEAD = 256  # widest head that the flash kernel takes
 
 aten = torch.ops.aten
+
+
+def workspaces(capability: int) -> tuple[int, int]:
+    """Bytes of cuBLAS's workspaces on a GPU of this major compute capability."""
+    return LARGE_WORKSPACES if capability in (9, 10) else WORKSPACES
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from litpeft.memory.allocator import replay
-from litpeft.memory.cuda import WORKSPACES, cuda_choices, leave_to_driver
+from litpeft.memory.cuda import cuda_choices, leave_to_driver, workspaces
 from litpeft.memory.dataless import Dataless, materialise, pretending
 from litpeft.memory.tracker import MemoryTracker, Peak, optimizer_tensors
 from litpeft.optim import build_optimizer
@@ -64,6 +64,7 @@ def trace(
     accumulate: int = 1,
     clip: float | None = None,
     first_step: bool = True,
+    capability: int = 8,
 ) -> Trace:
     """Follow the tensors of two optimizer steps, and of a batch of validation, of a model without weights.
 
@@ -76,6 +77,7 @@ def trace(
         accumulate: batches an optimizer step.
         clip: norm that gradients are clipped to.
         first_step: whether that is followed too; it needs less than a later one, and as long to find out.
+        capability: major compute capability of the GPU: 8 is Ampere and Ada, 9 Hopper.
     """
     task = copy.deepcopy(task)
     place = torch.device("cpu" if device == "cpu" else "meta")
@@ -118,7 +120,7 @@ def trace(
     windows = dict(zip(begun, zip(firsts, [*firsts[1:], tracker.operations + 1], strict=True), strict=True))
     phases = {phase: PhasePeak(tracker.peak(first, end - 1)) for phase, (first, end) in windows.items()}
     if device == "cuda":
-        levels = replay(tracker.events(), WORKSPACES)
+        levels = replay(tracker.events(), workspaces(capability))
         for phase, (first, end) in windows.items():
             phases[phase].allocated_bytes = int(levels.allocated[first:end].max())
             phases[phase].reserved_bytes = int(levels.reserved[first:end].max())

@@ -47,6 +47,6 @@ class CausalLM(LanguageModelling):
 @torch.no_grad()
 def _sees_ahead(model: nn.Module) -> bool:
     """Whether what is said of the first tokens depends on the last."""
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]]) % model.config.vocab_size
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.device) % model.config.vocab_size
     one, two = model(input_ids=ids).logits[:, :-1].float()
     return not torch.allclose(one, two, rtol=1e-2, atol=1e-2 * float(one.abs().max()))

@@ -55,6 +55,7 @@ class LanguageModelling(FineTuner):
         if new:
             raise UserError(f"model.model_name {self.model_name}: the file lacks {new[0]}; it holds no language model.")
         model.config.use_cache = False  # of training; generation asks for it
+        _gather(model)
         self._whole_logits = not self._head_is_all(model)
         return model, [], []
 
@@ -185,7 +186,7 @@ class LanguageModelling(FineTuner):
     @torch.no_grad()
     def _head_is_all(self, model: nn.Module) -> bool:
         """Whether the logits are what the head gives: some models cap or scale them afterwards."""
-        ids = torch.arange(4)[None] % model.config.vocab_size
+        ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
         decoder = {"decoder_input_ids": ids} if self.encoder_decoder else {}
         given: list[Tensor] = []
         head = model.get_output_embeddings()
@@ -195,6 +196,13 @@ class LanguageModelling(FineTuner):
         finally:
             handle.remove()
         return any(logits is output for output in given)
+
+
+def _gather(model: nn.Module) -> None:
+    """What is quantised while it is read lies on its GPU already: the rest follows, so that the model can be asked."""
+    places = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
+    if len(places) > 1:
+        model.to(next(place for place in places if place.type != "cpu"))
 
 
 def _before_head(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

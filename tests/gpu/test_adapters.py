@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
@@ -38,10 +38,16 @@ def test_four_bit_weights_are_those_of_the_cpu(quant_type: str, double_quant: bo
     weight = torch.randn(96, 160, generator=torch.Generator().manual_seed(0)).bfloat16()
     options = {"quant_type": quant_type, "double_quant": double_quant}
     on_cpu, on_cuda = Linear4bit(weight, None, **options), Linear4bit(weight.cuda(), None, **options)
-    assert torch.equal(on_cpu.codes, on_cuda.codes.cpu())
-    torch.testing.assert_close(on_cuda.weight.cpu(), on_cpu.weight, rtol=1e-2, atol=1e-3)
+    off = [(layer.weight.cpu() - weight).abs().float() for layer in (on_cpu, on_cuda)]
+    if quant_type == "nf4":
+        assert torch.equal(on_cpu.codes, on_cuda.codes.cpu())
+    else:  # bitsandbytes' kernels break ties in two ways: a number in the middle of two codes is as near to both
+        assert (on_cpu.codes != on_cuda.codes.cpu()).float().mean() < 0.05
+    torch.testing.assert_close(*off, rtol=1e-2, atol=1e-2)
+    codes, on_host = on_cpu.codes.clone(), on_cpu.weight
     moved = on_cpu.cuda()
-    torch.testing.assert_close(moved.weight, on_cuda.weight, rtol=1e-2, atol=1e-3)
+    assert torch.equal(moved.codes, codes.cuda())
+    torch.testing.assert_close(moved.weight.cpu(), on_host, rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("adapter", [LoRA, DoRA, QLoRA, QDoRA])
@@ -60,18 +66,19 @@ def test_gradients_are_those_of_the_cpu(name: str, adapter: type[LoRA]) -> None:
         torch.testing.assert_close(gradients[1][key], on_cpu, rtol=1e-3, atol=1e-4 * float(on_cpu.abs().max()) + 1e-7)
 
 
-def test_a_quantised_model_is_never_whole_on_the_device(tiny_model: str) -> None:
+def test_a_quantised_model_is_never_whole_on_the_device(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 100, "hidden_size": 512, "num_hidden_layers": 6, "intermediate_size": 1024}
+    BertForSequenceClassification(BertConfig(**sizes, num_attention_heads=8)).save_pretrained(tmp_path)
+    adapter = QLoRA()
+    loading = adapter.loading(torch.device("cuda"))  # it tries whether bitsandbytes works
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    adapter = QLoRA()
-    model = AutoModelForSequenceClassification.from_pretrained(
-        tiny_model, dtype=torch.bfloat16, **adapter.loading(torch.device("cuda"))
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path, dtype=torch.bfloat16, **loading)
     adapter.apply(model, head=["classifier"])
     four_bit = [module for module in model.modules() if isinstance(module, Linear4bit)]
     assert {layer.codes.device.type for layer in four_bit} == {"cuda"}
     whole = sum(2 * layer.in_features * layer.out_features for layer in four_bit)
-    assert torch.cuda.max_memory_allocated() - before < whole
+    assert torch.cuda.max_memory_allocated() - before < 0.6 * whole
 
 
 def test_a_dropouts_mask_is_drawn_again_as_it_was() -> None:

@@ -38,14 +38,14 @@ def run(command: list[str], threads: int) -> str:
     return done.stdout
 
 
-def rows_of(task: str, count: int, file: Path | None) -> tuple[Path, list[dict[str, str]]]:
+def rows_of(task: str, count: int, file: Path | None, given: Path | None) -> tuple[Path, list[dict[str, str]]]:
     """The model, and the rows that both sides train on."""
     if task == "classification":
-        model, text = minilm(), snippets()
+        model, text = given or minilm(), snippets()
         with open(text, encoding="utf-8", newline="") as opened:
             rows = list(csv.DictReader(opened, delimiter="\t", quoting=csv.QUOTE_NONE))
     else:
-        model = smollm2()
+        model = given or smollm2()
         if file is None:  # without Alpaca's own rows: sums
             made = ArithmeticInstructions(train_rows=count).examples("train")
             rows = [{"instruction": asked, "input": "", "output": answer} for asked, _, answer in made]
@@ -56,7 +56,7 @@ def rows_of(task: str, count: int, file: Path | None) -> tuple[Path, list[dict[s
 
 
 def ours(task: str, adapter: str, model: Path, rows: Path, options: argparse.Namespace) -> dict[str, Any]:
-    batch, length = SETTINGS[task]
+    batch, length = options.batch_size or SETTINGS[task][0], options.max_length or SETTINGS[task][1]
     classify = task == "classification"
     words = ["--model", "SequenceClassification" if classify else "CausalLM", "--model.model_name", str(model)]
     words += ["--data", "TextClassification" if classify else "Alpaca", "--data.train_file", str(rows)]
@@ -77,7 +77,7 @@ def ours(task: str, adapter: str, model: Path, rows: Path, options: argparse.Nam
 
 
 def theirs(task: str, adapter: str, model: Path, rows: Path, options: argparse.Namespace) -> dict[str, Any]:
-    batch, length = SETTINGS[task]
+    batch, length = options.batch_size or SETTINGS[task][0], options.max_length or SETTINGS[task][1]
     words = ["--task", task, "--model", str(model), "--train_file", str(rows), "--adapter", adapter]
     words += ["--dtype", options.dtype, "--batch_size", str(batch), "--max_length", str(length)]
     words += ["--lr", str(options.lr), "--dropout", str(options.dropout), "--warmup_steps", str(WARMUP)]
@@ -85,7 +85,7 @@ def theirs(task: str, adapter: str, model: Path, rows: Path, options: argparse.N
 
 
 def compare(task: str, adapter: str, options: argparse.Namespace) -> None:
-    model, rows = rows_of(task, options.rows[task], options.alpaca)
+    model, rows = rows_of(task, options.rows[task], options.alpaca, options.model)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "rows.json"
         file.write_text(json.dumps(rows))
@@ -120,6 +120,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--classification_rows", type=int, default=1280)
     parser.add_argument("--instruction_rows", type=int, default=128)
+    parser.add_argument("--model", type=Path, help="folder of another model for both sides")
+    parser.add_argument("--batch_size", type=int, help="rows a batch")
+    parser.add_argument("--max_length", type=int, help="tokens a row at most")
     parser.add_argument("--alpaca", type=Path, help="Alpaca's rows as JSON; generated sums without it")
     options = parser.parse_args()
     options.rows = {"classification": options.classification_rows, "instructions": options.instruction_rows}

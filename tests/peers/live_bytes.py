@@ -11,13 +11,16 @@ import torch
 class StepPeak:
     """Between `start` and `stop` lie steps; `bytes` is the peak in them, with all that was alive when they began.
 
-    By the events of PyTorch's own CPU allocator; a file that is mapped counts as what of it is held. It costs time, so
-    they are left out of the rates.
+    By the events of PyTorch's own CPU allocator, or on a GPU by what CUDA's keeps; a file that is mapped counts as what
+    of it is held. It costs time, so they are left out of the rates.
     """
 
     bytes: int | None = None
 
     def start(self) -> None:
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+            return
         self._before = alive_bytes()
         self._profile = torch.profiler.profile(
             activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
@@ -25,6 +28,9 @@ class StepPeak:
         self._profile.__enter__()
 
     def stop(self) -> None:
+        if torch.cuda.is_initialized():
+            self.bytes = torch.cuda.max_memory_allocated()
+            return
         self._profile.__exit__(None, None, None)
         now = most = 0
         for event in self._profile.profiler.kineto_results.events():

@@ -24,7 +24,7 @@ class Products(TorchDispatchMode):
         if func in (MM, ADDMM):
             a, b = args[-2:]
             if min(*a.shape, *b.shape) > THIN:
-                self.counts[a.shape, a.stride(), b.shape, b.stride(), a.dtype] += 1
+                self.counts[a.shape, a.stride(), b.shape, b.stride(), a.dtype, a.device] += 1
         return func(*args, **(kwargs or {}))
 
     def seconds(self) -> float:
@@ -32,13 +32,16 @@ class Products(TorchDispatchMode):
         rounds = []
         for _ in range(2):
             spent = 0.0
-            for (a_shape, a_stride, b_shape, b_stride, dtype), count in self.counts.items():
-                a = torch.empty_strided(a_shape, a_stride, dtype=dtype).normal_()
-                b = torch.empty_strided(b_shape, b_stride, dtype=dtype).normal_()
+            for (a_shape, a_stride, b_shape, b_stride, dtype, device), count in self.counts.items():
+                wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+                a = torch.empty_strided(a_shape, a_stride, dtype=dtype, device=device).normal_()
+                b = torch.empty_strided(b_shape, b_stride, dtype=dtype, device=device).normal_()
                 torch.mm(a, b)
+                wait()
                 begun = time.perf_counter()
                 for _ in range(count):
                     torch.mm(a, b)
+                wait()
                 spent += time.perf_counter() - begun
             rounds.append(spent)
         return min(rounds)

@@ -83,7 +83,7 @@ class _AdaptedLinear(torch.autograd.Function):
         *held: Tensor,
     ) -> Tensor:
         dtype = rows.dtype
-        low = F.linear(_zeroed(rows, dropout, seed), A.to(dtype))  # (N, r)
+        low = F.linear(_zeroed(rows, _mask(rows, dropout, seed)), A.to(dtype))  # (N, r)
         added = bias.to(dtype) if bias is not None else None
         out = F.linear(
             rows, opened if opened is not None else open_(*held, dtype=dtype), None if norm is not None else added
@@ -109,23 +109,34 @@ class _AdaptedLinear(torch.autograd.Function):
         if magnitude is not None:
             dy, dm = times_backward(dy, scaled, magnitude, norm)
         dlow = F.linear(dy, (scaling * B).T.to(dy.dtype).contiguous())  # (N, r)
+        mask = _mask(rows, dropout, seed) if need_A or need_x else None
         if need_A:
-            dA = (dlow.T @ _zeroed(rows, dropout, seed)).to(A.dtype)
+            dA = (dlow.T @ _zeroed(rows, mask)).to(A.dtype)
         if need_B:
             # the thin matrix first: its product is several times faster so on a CPU
             dB = (low.T @ dy).T.to(B.dtype) * scaling
         if need_x:
             dx = dy @ open_(*held, dtype=dy.dtype)
-            if seed is None:
+            if mask is None:
                 dx.addmm_(dlow, A.to(dy.dtype))
             else:
-                dx += _zeroed(dlow @ A.to(dy.dtype), dropout, seed)
+                dx += (dlow @ A.to(dy.dtype)).mul_(_factor(mask, dy))
         return (dx, dbias, dA, dB, dm, *[None] * (6 + len(held)))
 
 
-def _zeroed(x: Tensor, dropout: float, seed: int | None) -> Tensor:
-    """Without what the dropout of this seed drops; what is left is not made larger."""
-    return x if seed is None else x * kept(x, dropout, seed).to(x.dtype)
+def _mask(x: Tensor, dropout: float, seed: int | None) -> Tensor | None:
+    """Of the numbers of x that a dropout keeps; None where there is none."""
+    return None if seed is None else kept(x, dropout, seed)
+
+
+def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Without what a dropout drops; what is left is not made larger."""
+    return x if mask is None else x * _factor(mask, x)
+
+
+def _factor(mask: Tensor, x: Tensor) -> Tensor:
+    """The mask as x can be multiplied with it: a CPU takes five times as long where dtypes differ."""
+    return mask.to(x.dtype) if x.device.type == "cpu" else mask
 
 
 @overridable

@@ -18,7 +18,7 @@ from rich.table import Table
 from litpeft.adapters import Adapter
 from litpeft.errors import UserError
 from litpeft.memory import CATEGORIES
-from litpeft.memory.cuda import CONTEXT, workspaces
+from litpeft.memory.cuda import context_bytes, workspaces
 from litpeft.memory.trace import Trace, trace
 from litpeft.screen import quieten
 from litpeft.tasks import FineTuner
@@ -61,7 +61,8 @@ class Plan:
         self.task: FineTuner = cli.model
         self.device, self.card, usable = _device(options.device)
         self.capability = _capability(options.device)
-        self.limit = None if usable is None else usable - CONTEXT
+        self.context = context_bytes(self.capability)
+        self.limit = None if usable is None else usable - self.context
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
         self.adapters = cli.adapters()
         if self.task.compile_blocks:
@@ -143,6 +144,7 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
 
     They grow nearly in proportion: the line through the two points that are nearest to the limit tells where to look.
     An allocator's blocks make steps of the line; where a guess has cut off less than half, the next one is the middle.
+    Until one is found that is too large, guesses grow step by step, as large ones take long to look at.
 
     Args:
         bytes_at: grows with its argument.
@@ -153,11 +155,15 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
     points = dict(points)
     low = int(max((x for x, y in points.items() if y <= limit), default=-1))
     high = min([most + 1, *(ceil(x) for x, y in points.items() if y > limit)])
-    halve = False
+    halve, step = False, 1
     while (width := high - low) > 1:
         (x0, y0), (x1, y1) = sorted(points.items(), key=lambda point: abs(point[1] - limit))[:2]
-        guess = x0 + (limit - y0) * (x1 - x0) / ((y1 - y0) or 1)
-        guess = (low + high) // 2 if halve else min(max(int(guess), low + 1), high - 1)
+        guess = int(x0 + (limit - y0) * (x1 - x0) / ((y1 - y0) or 1))
+        if all(y <= limit for y in points.values()):
+            guess, step = max(low + step, min(guess, 4 * low)), 2 * step
+        elif halve:
+            guess = (low + high) // 2
+        guess = min(max(guess, low + 1), high - 1)
         points[guess] = bytes_at(guess)
         low, high = (guess, high) if points[guess] <= limit else (low, guess)
         halve = not halve and high - low > width / 2
@@ -215,7 +221,7 @@ def _summary(plan: Plan, found: list[Trace]) -> Table:
         cells += [f"{size / MIB:,.1f}" for size in (counts["adapter_bytes"], counts["model_bytes"], peak)]
         if plan.limit is not None:
             needed = plan.needed(each)
-            cells += [f"{size / MIB:,.1f}" for size in (needed, needed + CONTEXT)]
+            cells += [f"{size / MIB:,.1f}" for size in (needed, needed + plan.context)]
             cells += ["fits" if needed <= plan.limit else "does not fit"]
             cells += [f"{plan.largest_batch(adapter, each):,}"]
             cells += [f"{plan.longest_rows(adapter, each):,}"] if len(found) == 1 else []
@@ -229,7 +235,7 @@ def _assumed(plan: Plan) -> list[str]:
     told += ["assumed: two classes, as --data.label_names names none"] if plan.classes_assumed else []
     if plan.device == "cpu":
         return [*told, "not counted: Python and the libraries, and what kernels take within themselves"]
-    context, cublas = CONTEXT // MIB, sum(workspaces(plan.capability)) / MIB
+    context, cublas = plan.context // MIB, sum(workspaces(plan.capability)) / MIB
     told += [
         "4-bit weights are dequantised whole for each product, one at a time; logits are made a chunk at a time",
         f"modelled: torch's caching allocator, and {cublas:.1f} MiB that cuBLAS takes from it",
@@ -237,7 +243,7 @@ def _assumed(plan: Plan) -> list[str]:
         "not modelled: fragmentation by batches of other shapes, which adds a few per cent to what is reserved",
     ]
     if plan.limit is not None:
-        usable = (plan.limit + CONTEXT) / GIB
+        usable = (plan.limit + plan.context) / GIB
         told += [f"fits: reserved and context are within {usable:,.2f} GiB, what torch finds of {plan.card / GIB:,.1f}"]
     return told
 

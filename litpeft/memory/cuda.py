@@ -19,8 +19,8 @@ from litpeft.memory.cuda_autocast import cuda_autocast
 
 # cuBLAS's, which torch takes from its allocator, for the threads of forward and backward: :4096:2:16:8 in KiB
 WORKSPACES = (8_519_680, 8_519_680)
-LARGE_WORKSPACES = (2**25, 2**25)  # on Hopper and on Blackwell of data centres
-CONTEXT = 500 * 2**20  # what the driver, the kernels and their libraries take beside the allocator: an assumption
+LARGE_WORKSPACES = (2**25, 2**25)
+LARGE = (9, 10)  # major compute capabilities of Hopper and of data centres' Blackwell
 FLASH_HEAD = 256  # widest head that the flash kernel takes
 
 aten = torch.ops.aten
@@ -28,7 +28,12 @@ aten = torch.ops.aten
 
 def workspaces(capability: int) -> tuple[int, int]:
     """Bytes of cuBLAS's workspaces on a GPU of this major compute capability."""
-    return LARGE_WORKSPACES if capability in (9, 10) else WORKSPACES
+    return LARGE_WORKSPACES if capability in LARGE else WORKSPACES
+
+
+def context_bytes(capability: int) -> int:
+    """What driver, kernels and libraries take beside the allocator: seen on an H100, elsewhere an assumption."""
+    return (750 if capability in LARGE else 500) * 2**20
 
 
 @contextmanager

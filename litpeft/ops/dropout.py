@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,19 @@ def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
     elif device.type == "cpu":
         draws = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))  # twice as fast as torch's
     else:
-        generator = torch.Generator(device).manual_seed(seed)
+        generator = _generator(device).manual_seed(seed)
         draws = torch.empty(words, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
         draws = draws.view(torch.int16)
     least = min(round(dropout * 65536) - 32768, 32767)  # the draws are signed
     mask = torch.empty(x.shape, dtype=torch.uint8, device=device)
     # into a tensor of this dtype: asked for a bool, and multiplied with one, a CPU takes five times as long
     return torch.ge(draws[:count].view(x.shape), least, out=mask)
+
+
+@cache
+def _generator(device: torch.device) -> torch.Generator:
+    """One a GPU: to make one takes longer than to draw."""
+    return torch.Generator(device)
 
 
 class Dropout(nn.Dropout):

@@ -11,6 +11,7 @@ import pytest
 
 from litpeft.__main__ import main
 from litpeft.commands.estimate import Plan, largest
+from litpeft.memory.cuda import workspaces as cublas
 from litpeft.records import read_record
 
 ADAPTERS = {
@@ -128,6 +129,19 @@ def test_the_largest_that_fits_is_found_whatever_the_growth() -> None:
         assert found == max((x for x in range(1, most + 1) if bytes_at(x) <= limit), default=0)
 
 
+def test_what_is_far_too_large_is_not_looked_at() -> None:
+    """Where small batches fit and the line through them is all but level, a guess could be a thousand times too high."""
+    asked: list[int] = []
+
+    def bytes_at(x: int) -> int:
+        asked.append(x)
+        return 100 + x // 4 + (1000 if x > 37 else 0)
+
+    assert largest(bytes_at, 500, {0: 100, 1: 101, 5: 102}, 1 << 14) == 37
+    assert max(asked) <= 4 * 37
+    assert len(asked) < 16
+
+
 def test_steps_of_an_allocator_do_not_make_the_search_long() -> None:
     for block in (1, 2_000, 60_000, 10_000_000):
         asked: list[int] = []
@@ -138,4 +152,14 @@ def test_steps_of_an_allocator_do_not_make_the_search_long() -> None:
 
         found = largest(bytes_at, 30_000_000, {0: bytes_at(0), 4: bytes_at(4)}, 2**16)
         assert bytes_at(found) <= 30_000_000 < bytes_at(found + 1)
-        assert len(asked) < 4 + 2 * 16
+        assert len(asked) < 8 + 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("device", "workspaces"),
+    [("A100 80GB", 16.2), ("H100 80GB", 64.0), ("NVIDIA GH200 96 GB", 64.0), ("L40S 48GB", 16.2)],
+)
+def test_hoppers_larger_workspaces_are_counted(config_alone: list[str], device: str, workspaces: float) -> None:
+    plan = Plan([*config_alone, "--tokens", "16", "--data.batch_size", "1", "--device", device])
+    assert sum(cublas(plan.capability)) / 2**20 == pytest.approx(workspaces, abs=0.06)
+    assert plan.context == (750 if workspaces == 64 else 500) * 2**20

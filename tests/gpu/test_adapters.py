@@ -43,7 +43,7 @@ def test_four_bit_weights_are_those_of_the_cpu(quant_type: str, double_quant: bo
         assert torch.equal(on_cpu.codes, on_cuda.codes.cpu())
     else:  # bitsandbytes' kernels break ties in two ways: a number in the middle of two codes is as near to both
         assert (on_cpu.codes != on_cuda.codes.cpu()).float().mean() < 0.05
-    torch.testing.assert_close(*off, rtol=1e-2, atol=1e-2)
+    assert ((off[0] - off[1]).abs() > 1e-2).float().mean() < 1e-3
     codes, on_host = on_cpu.codes.clone(), on_cpu.weight
     moved = on_cpu.cuda()
     assert torch.equal(moved.codes, codes.cuda())

@@ -90,5 +90,6 @@ def test_peaks_of_a_run(
         told = ", ".join(f"{name} {found[name]:,} / {true[name]:,} ({off[phase][name]:+.2%})" for name in found)
         print(f"{kind} {adapter} {optimizer} {dtype} {checkpointing} {phase}: {told}")
     assert max(abs(of["tensor"]) for of in off.values()) < 0.01
-    assert max(abs(of["allocated"]) for of in off.values()) < 0.03
-    assert all(-0.05 < of["reserved"] < 0.1 for name, of in off.items() if name != "validate")
+    # a sum over many rows takes scratch of its own, such as that of the gradient of DoRA's magnitude
+    assert max(abs(of["allocated"]) for of in off.values()) < (0.1 if adapter == "dora" else 0.02)
+    assert max(abs(of["reserved"]) for of in off.values()) < 0.12

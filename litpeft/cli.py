@@ -19,7 +19,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 import litpeft.adapters
 import litpeft.optim
 import litpeft.tasks
-from litpeft import last_words
 from litpeft.arguments import check_together, check_trainer, check_values, several, typed_options, with_configs
 from litpeft.callbacks import (
     BenchmarkEvaluation,
@@ -36,9 +35,11 @@ from litpeft.callbacks import (
 )
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.data import FineTuneData
+from litpeft.distributed import last_words
+from litpeft.distributed.processes import started_first
+from litpeft.distributed.strategies import STRATEGIES
 from litpeft.errors import UserError, of_the_system
 from litpeft.parser import OneLineParser, check_classes, sentence
-from litpeft.processes import started_first
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
 from litpeft.run_folder import (
     CHECKPOINTS,
@@ -52,7 +53,6 @@ from litpeft.run_folder import (
 )
 from litpeft.run_lock import lock
 from litpeft.screen import quieten, show
-from litpeft.strategies import STRATEGIES
 from litpeft.tasks import FineTuner
 from litpeft.training_loop import save_between_steps
 

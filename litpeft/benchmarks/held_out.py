@@ -8,8 +8,8 @@ import torch
 from lightning import LightningDataModule
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from litpeft import processes
 from litpeft.benchmarks.base import Benchmark, Live, Options, Result
+from litpeft.distributed import processes
 from litpeft.errors import UserError
 from litpeft.tasks import FineTuner, SequenceClassification
 

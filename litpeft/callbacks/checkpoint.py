@@ -12,8 +12,8 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from litpeft import processes
 from litpeft.callbacks.signals import StopSignals
+from litpeft.distributed import processes
 from litpeft.durable import remove_folder
 from litpeft.errors import UserError
 from litpeft.records import named

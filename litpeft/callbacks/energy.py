@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from litpeft import processes
+from litpeft.distributed import processes
 from litpeft.energy import READ_EVERY, EnergyMeter
 
 

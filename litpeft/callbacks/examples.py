@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from litpeft import processes
+from litpeft.distributed import processes
 from litpeft.durable import write_atomically
 
 FILE = "val_examples.json"

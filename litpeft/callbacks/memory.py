@@ -14,12 +14,12 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from litpeft import processes
 from litpeft.data.sampler import LengthGroupedBatches
+from litpeft.distributed import processes
+from litpeft.distributed.sharding import is_sharded
 from litpeft.errors import UserError
 from litpeft.memory import MemoryTracker, optimizer_tensors
 from litpeft.memory.picture import split_picture
-from litpeft.sharding import is_sharded
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 PROC = Path("/proc/self")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import sys
@@ -21,18 +20,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from litpeft import last_words, processes
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.curves import curve_sizes, cut_curves
+from litpeft.callbacks.described import built, setting
 from litpeft.callbacks.together import PEAKS, most, of_all
 from litpeft.comparison.benchmarks import scores
+from litpeft.distributed import last_words, processes
 from litpeft.durable import write_atomically
-from litpeft.environment import git_state, machine, packages
 from litpeft.errors import UserError
-from litpeft.optim.build import live_settings
 from litpeft.records import FIELDS, as_json, benchmarked, named, new_record, write_record
 from litpeft.run_folder import CONFIG, TRACEBACK, newest_checkpoint
-from litpeft.strategies import name_of
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
 METRICS = (
@@ -92,7 +89,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
             self._begin(trainer, pl_module)
         if self._resumed:
             self._cut_curves(trainer)
-        self._describe(trainer, pl_module)
+        self.record |= built(trainer, pl_module)
         self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -185,45 +182,11 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         for path in self._stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.record |= {name: None for name in FIELDS if name.startswith("test_")}  # of earlier weights
-        adapter = pl_module.adapter
-        self.record |= {
-            "started_at": self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "adapter": adapter.name,
-            "adapter_options": adapter.settings(),
-            "task": type(pl_module).__name__,
-            "model_name": pl_module.model_name,
-            "data": type(trainer.datamodule).__name__,
-            "precision": pl_module.dtype_name,
-            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
-            "packages": packages(),
-            "machine": machine(pl_module.device),
-            "git": git_state(),
-        }
+        begun = self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self.record |= {"started_at": begun} | setting(trainer, pl_module)
         write_record(folder, self.record)
         if self.record["config"] is not None:
             write_atomically(folder / CONFIG, yaml.safe_dump(self.record["config"], sort_keys=False))
-
-    def _describe(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is known once the model, the data and the optimizer are there."""
-        counts = pl_module.adapter.describe(pl_module.backbone)
-        sizes = {
-            name: counts.pop(name) for name in ("trainable_params", "total_params", "adapter_bytes", "model_bytes")
-        }
-        optimizer = trainer.optimizers[0]
-        schedules = trainer.lr_scheduler_configs
-        data = trainer.datamodule
-        self.record |= sizes | {
-            "adapter_summary": counts,
-            "data_summary": data.describe(),
-            "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
-            "optimizer_settings": live_settings(optimizer),
-            "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
-            "new_tensors": pl_module.new_tensors,
-            "load_seconds": pl_module.load_seconds,
-            "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
-            "processes": trainer.world_size,
-            "strategy": name_of(trainer.strategy),
-        }
 
     def _gather(self, trainer: Trainer, alone: bool = False) -> None:
         """What is known so far: metrics of the curves, and what the other callbacks have measured.

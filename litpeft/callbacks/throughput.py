@@ -12,7 +12,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from litpeft import processes
+from litpeft.distributed import processes
 from litpeft.errors import UserError
 from litpeft.flops import FlopCounter, measured_peak, settle
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from litpeft import processes
+from litpeft.distributed import processes
 
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_rss_bytes", "peak_tensor_bytes")
 

@@ -23,16 +23,16 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from litpeft import processes
 from litpeft.adapters import Adapter, Full
 from litpeft.adapters.base import trainable
 from litpeft.base_weights import base_fingerprint
+from litpeft.distributed import processes
+from litpeft.distributed.sharding import rest, share_of, whole
+from litpeft.distributed.strategies import FSDP2
 from litpeft.errors import UserError
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler
-from litpeft.sharding import rest, share_of, whole
-from litpeft.strategies import FSDP2
 from litpeft.tasks.losses import TrainLoss
 from litpeft.tasks.origin import check_origin, origin
 

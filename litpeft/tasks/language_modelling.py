@@ -10,9 +10,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
-from litpeft import processes
 from litpeft.adapters.base import trainable
 from litpeft.data.instruction_rows import IGNORED
+from litpeft.distributed import processes
 from litpeft.errors import UserError
 from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner

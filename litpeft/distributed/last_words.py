@@ -9,7 +9,7 @@ from contextlib import suppress
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
-from litpeft import processes
+from litpeft.distributed import processes
 
 LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo of a process that has ended
 FIRST_TELLS = 10.0  # seconds within; it has to write its record

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.optim import Optimizer
 
-from litpeft.sharding import shard, share_of, whole
+from litpeft.distributed.sharding import shard, share_of, whole
 
 PATIENCE = timedelta(days=1)  # that the others wait while one evaluates benchmarks, or tokenises
 

@@ -105,6 +105,8 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
         named += [option, *(name for name, _ in pairs)] if option in CLASS_OPTIONS or kind == "order" else [option]
         named += ["data.tokenizer"] if option == "model.model_name" else []  # which it stands for
         named += ["--data"] if value == "--data" else []  # taken for an option
+        # the file that an option names is told with what is wrong in it
+        named += [value] if option.endswith("_file") and Path(value).is_file() else []
         if kind == "typo":
             named += [pairs[place][0]]
     return _fit(draw, verb, pairs, named)
@@ -231,7 +233,7 @@ def files(draw: Draw, verb: str = "fit") -> Case:
         content = _dumped(tree).encode("utf-8", "surrogatepass").decode("latin-1")
     else:
         content = _changed_text(draw, _dumped(tree))
-        named += [*(part for option in pairs for part in option.split(".")), "does not accept option"]
+        named += [part for option in pairs for part in option.split(".")]
     case = _fit(draw, verb, [("config", "case/case.yaml")], named)
     case.files["case/case.yaml"] = content
     case.trained &= not any(name in content for name in NOT_TRAINED)

@@ -142,7 +142,9 @@ def check_classes(options: Namespace) -> None:
         kind = getattr(importlib.import_module(module), last)
         if kind is CLASSES[path] or not _shown(kind):
             known = sorted({each.__name__ for each in _derived(CLASSES[path]) if _shown(each)})
-            raise UserError(f"{path}: {last} is but what others derive from; known: {', '.join(known)}.")
+            raise UserError(
+                f"{path}: {last} is but what others derive from; name one of {', '.join(known)}, before its options."
+            )
         _check_nulls(path, kind, told.get("init_args"))
 
 

@@ -105,6 +105,10 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
         named += [option, *(name for name, _ in pairs)] if option in CLASS_OPTIONS or kind == "order" else [option]
         named += ["data.tokenizer"] if option == "model.model_name" else []  # which it stands for
         named += ["--data"] if value == "--data" else []  # taken for an option
+        # an option of a class that nobody has named is told with the option that names it
+        named += [
+            f"{above}: " for above in CLASS_OPTIONS[2:] if option.startswith(f"{above}.") and above not in dict(pairs)
+        ]
         # the file that an option names is told with what is wrong in it
         named += [value] if option.endswith("_file") and Path(value).is_file() else []
         if kind == "typo":

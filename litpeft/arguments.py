@@ -27,7 +27,8 @@ TOGETHER = (
 LARGEST = 10**15  # of any number: a petabyte, or so many rows; torch's own are of 63 bits
 GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # names of options
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")
-ALONE = ("resume", "overwrite", "help", "h", "print_config")  # options without a value
+DIGITS = re.compile(r"\d{4301}")  # one more than Python makes a number of
+ALONE = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config")  # options without a value
 
 
 def typed_options(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -50,6 +51,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         UserError: there is no such configuration or run, or a file is not YAML.
     """
     words = _with_numbers(words)
+    _check_order(words)
     typed = dict(typed_options(words))
     out = []
     for place, word in enumerate(words):
@@ -69,6 +71,24 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         raise UserError(f"litpeft {verb} needs --run_dir, the folder of a run.")
     saved_config(Path(typed["run_dir"]))  # says in a sentence what is missing
     return [f"--config={Path(typed['run_dir']) / CONFIG}", *out]
+
+
+def _check_order(words: Sequence[str]) -> None:
+    """Refuse a word that is no option's value, and a class's option without one: argparse does not tell where."""
+    before, rest = "", iter(words)
+    for word in rest:
+        option, equals, _ = word.partition("=")
+        if not word.startswith("-") or not word.strip("-"):
+            lone = ", which takes no value" if before.lstrip("-") in ALONE else ""
+            raise UserError(f"unknown argument {word!r}{f' after {before}' if before else ''}{lone}.")
+        if option.endswith("help"):  # which ends the command, with the name of a class or without
+            return
+        before = option
+        if equals or option.lstrip("-") in ALONE:
+            continue
+        value = next(rest, None)
+        if option.startswith(("--model.", "--data.")) and (value is None or value.startswith("--")):
+            raise UserError(f"{option} needs a value{f', and {value} is none' if value else ''}.")
 
 
 def _without_leaks(words: Sequence[str]) -> list[str]:
@@ -160,6 +180,8 @@ def _check_value(name: str, value: Any) -> None:
         raise UserError(f"{name} holds a NUL, which no name of a file and no text may.")
     elif isinstance(value, str) and not is_utf8(value):
         raise UserError(f"{name} {value!r} is not UTF-8; a record could not tell it.")
+    elif isinstance(value, str) and DIGITS.search(value):
+        raise UserError(f"{name} has more than 4,300 digits, which no option takes.")
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value}.")
     elif isinstance(value, (int, float)) and abs(value) > LARGEST:
@@ -218,6 +240,8 @@ def check_trainer(trainer: Namespace) -> None:
         raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
     if trainer.max_steps is None:
         raise UserError("trainer.max_steps must be a number of steps, or -1 for no limit.")
+    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time.strip()):
+        raise UserError(f"trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS (00:12:00:00), got {trainer.max_time!r}.")
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[name] == 0:
             raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")

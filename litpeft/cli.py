@@ -39,6 +39,7 @@ from litpeft.distributed import last_words
 from litpeft.distributed.processes import started_first
 from litpeft.distributed.strategies import STRATEGIES
 from litpeft.errors import UserError, of_the_system
+from litpeft.naming import named, trainer_option
 from litpeft.parser import OneLineParser, check_classes, sentence
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
 from litpeft.run_folder import (
@@ -56,14 +57,8 @@ from litpeft.screen import quieten, show
 from litpeft.tasks import FineTuner
 from litpeft.training_loop import save_between_steps
 
-NOT_SAVED = (
-    "run_dir",
-    "experiment",
-    "resume",
-    "overwrite",
-    "ckpt_path",
-    "weights_only",
-)  # of one command, not of the run
+# options of one command, not of the run
+NOT_SAVED = ("run_dir", "experiment", "resume", "overwrite", "ckpt_path", "weights_only")
 
 PLACED = {"trainer.devices", "trainer.num_nodes", "trainer.strategy"}
 
@@ -91,20 +86,22 @@ class LitPeftCLI(LightningCLI):
 
     def _run(self) -> None:
         """LightningCLI does all within its constructor."""
-        super().__init__(
-            FineTuner,
-            FineTuneData,
-            trainer_class=self.runs,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_callback=None,  # RunRecorder writes it, into the run folder
-            seed_everything_default=0,
-            parser_class=OneLineParser,
-            parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
-            trainer_defaults=DEFAULTS,
-            args=[self.verb, *with_configs(self.verb, self.words)],
-        )
+        words = with_configs(self.verb, self.words)
+        with named(words):
+            super().__init__(
+                FineTuner,
+                FineTuneData,
+                trainer_class=self.runs,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,  # RunRecorder writes it, into the run folder
+                seed_everything_default=0,
+                parser_class=OneLineParser,
+                parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
+                trainer_defaults=DEFAULTS,
+                args=[self.verb, *words],
+            )
 
     def subcommands(self) -> dict[str, set[str]]:
         """The one verb that runs: each parser takes most of a second to build."""
@@ -176,14 +173,14 @@ class LitPeftCLI(LightningCLI):
         self.checkpoint = record = None
         if several(options.trainer) and not started_first():  # the first process has the folder, and decides
             if options.resume:
-                record, self.checkpoint = read_record(self.run_dir), self.run_dir / CHECKPOINTS
+                record, self.checkpoint = read_record(self.run_dir, True), self.run_dir / CHECKPOINTS
             self.recorder = RunRecorder(config, experiment, run_name, resumed=record)
             return
         self.lock = lock(self.run_dir)  # before it is looked into
         tidy(self.run_dir)
         stale = claim(self.run_dir, config, options.resume, options.overwrite)
         if options.resume:
-            record = read_record(self.run_dir)
+            record = read_record(self.run_dir, to_write=True)
             check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
             self.checkpoint = newest_checkpoint(self.run_dir)
         self.recorder = RunRecorder(config, experiment, run_name, stale, record)
@@ -200,7 +197,7 @@ class LitPeftCLI(LightningCLI):
         if options.run_dir is None and self.checkpoint is None:
             raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a run.")
         self.run_dir = Path(options.run_dir or Path(self.checkpoint).resolve().parent.parent)
-        record = read_record(self.run_dir)
+        record = read_record(self.run_dir, to_write=self.verb == "test")
         names = (record["data_summary"] or {}).get("label_names")
         if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
             options.data.init_args.label_names = names
@@ -260,7 +257,7 @@ class LitPeftCLI(LightningCLI):
         try:
             trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
         except (ValueError, TypeError) as error:  # Lightning's own, which do not tell whose the value is
-            raise UserError(f"trainer.*: {' '.join(str(error).split())}") from error
+            raise UserError(f"trainer.{trainer_option(error) or '*'}: {' '.join(str(error).split())}") from error
         save_between_steps(trainer, given.checkpoint)
         return trainer
 

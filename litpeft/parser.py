@@ -31,7 +31,8 @@ CLASSES: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
-PARTS = ("adapter", "scheduler")  # of a task, classes that are ours
+PARTS = ("adapter", "scheduler", "optimizer")  # classes that a task is given
+OWN = ("data", "model.adapter", "model.scheduler")  # options whose classes are ours
 # what jsonargparse lists beside the reason: the alternatives that it tried, and what it was given
 NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
@@ -65,9 +66,12 @@ def sentence(message: str, options: Iterable[str] = ()) -> str:
         message: its text, of many lines where it tried alternatives.
         options: known options, with their dashes.
     """
-    if match := re.search(r"[Uu]nrecognized arguments: (\S+)", message):
+    if match := re.search(r"[Uu]nrecognized arguments: (\S+)|does not accept option '(\S+)'", message):
         known = [*options, *(f"--{path}.{name}" for path, kind in CLASSES.items() for name in _arguments(kind))]
-        return f"unknown option {match[1]}{_guess(match[1].split('=')[0], known)}."
+        if match[2]:  # which stands in a file
+            known = [name.removeprefix("--") for name in known]
+        word = (match[1] or match[2]).replace(".init_args", "")
+        return f"unknown option {word}{_guess(word.split('=')[0], known)}."
     keys, reasons = [], []
     for line in message.splitlines():
         line = CALLABLE.sub("", line.strip().removeprefix("- "))
@@ -101,6 +105,8 @@ def _said(path: str, reason: str) -> str:
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])
         wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted).replace("list", "a list, as [a,b]")
         return f"{path} must be {wanted}{f', got {match[2]}' if match[2] else ''}."
+    if reason.startswith("Exceeds the limit"):  # of Python's int, which a text is tried as too
+        return f"{path}: a value in it has more than 4,300 digits."
     if match := re.match(r"Unable to load config (.*)", reason, re.DOTALL):
         return f"{path} must hold options by name, such as {path}.NAME, got {match[1].rstrip('.')}."
     if match := re.match(r"the following arguments are required: (.*)", reason):
@@ -126,13 +132,19 @@ def check_classes(options: Namespace) -> None:
         **{f"model.{name}": options.model.init_args.get(name) for name in PARTS},
     }.items():
         name = getattr(told, "class_path", None)
-        if name is None:
+        if told is None:
+            continue
+        if name is None or name.startswith("typing."):  # which jsonargparse makes of `{}`
+            raise UserError(f"{path} names no class; give its class_path, or leave {path} out.")
+        if path not in OWN:
             continue
         module, _, last = name.rpartition(".")
         kind = getattr(importlib.import_module(module), last)
         if kind is CLASSES[path] or not _shown(kind):
             known = sorted({each.__name__ for each in _derived(CLASSES[path]) if _shown(each)})
-            raise UserError(f"{path}: {last} is but what others derive from; known: {', '.join(known)}.")
+            raise UserError(
+                f"{path}: {last} is but what others derive from; name one of {', '.join(known)}, before its options."
+            )
         _check_nulls(path, kind, told.get("init_args"))
 
 

@@ -141,8 +141,12 @@ def as_json(record: dict[str, Any]) -> str:
     return json.dumps(_finite(record), indent=2, ensure_ascii=False, default=str) + "\n"
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_record(folder: Path, to_write: bool = False) -> dict[str, Any]:
     """The record of a run folder; what an older one does not tell is null.
+
+    Args:
+        folder: of the run.
+        to_write: the record is going to be written again, which one with other names than ours cannot.
 
     Raises:
         UserError: there is none, or it is not one.
@@ -153,6 +157,8 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path} is no run record of version {VERSION}.")
     if told := misfit({name: record[name] for name in FIELDS if name in record}, RECORD):
         raise UserError(f"{path} is no run record as it was written: {told}.")
+    if to_write and (unknown := sorted(record.keys() - FIELDS.keys())):
+        raise UserError(f"{path} holds {unknown[0]!r}, which no run record of this version does; mend or remove it.")
     return dict.fromkeys(FIELDS) | record | {"benchmarks": _evaluations(record.get("benchmarks"))}
 
 
@@ -209,6 +215,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         *(
             (f"  {part.replace('_', ' ')}", f"{seconds:.3f} s")
             for part, seconds in (record["step_split_seconds_p50"] or {}).items()
+            if seconds is not None
         ),
         ("samples a second", _with_unit(record["train_samples_per_second"], ",.0f")),
         ("tokens a second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
@@ -230,8 +237,8 @@ def _quantised(told: dict[str, int] | None) -> str | None:
 def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
     """What the greatest peak of tensors was made of; what is nothing is left out."""
     phases = (record["memory_phases"] or {}).values()
-    split = max(phases, key=lambda phase: phase.get("peak_tensor_bytes", 0), default={}).get("tensor_bytes", {})
-    return [(name, count) for name, count in split.items() if count]
+    largest = max(phases, key=lambda phase: phase.get("peak_tensor_bytes") or 0, default={})
+    return [(name, count) for name, count in (largest.get("tensor_bytes") or {}).items() if count]
 
 
 def benchmarked(record: dict[str, Any]) -> dict[str, Any] | None:

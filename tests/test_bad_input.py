@@ -145,11 +145,19 @@ VALUES = {
     "--data.num_workers 99999999999999999999": "data.num_workers must be less than 1e+15",
     "--trainer [1]": "trainer must hold options by name",
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
-    "--data FineTuneData": "data: FineTuneData is but what others derive from; known: AGNews, ",
+    "--data FineTuneData": "data: FineTuneData is but what others derive from; name one of AGNews, ",
     "--model.adapter litpeft.adapters.base.Adapter": "model.adapter: Adapter is but what others derive from",
+    "--model.adapter.layers {}": "model.adapter: Adapter is but what others derive from; name one of DoRA, ",
     "--data.train_samples -2e3": "data.train_samples must be int",
     "--data.batch_size null": "data.batch_size must be int, not null; leave it out for 32.",
     "--model.adapter {0}": "--model.adapter: 0 is no name of an option",
+    "--overwrite 0.8": "unknown argument '0.8' after --overwrite, which takes no value.",
+    "--data.max_length 5 6": "unknown argument '6' after --data.max_length.",
+    "--model.scheduler.warmup --": "--model.scheduler.warmup needs a value, and -- is none.",
+    "--model.scheduler.warmup": "--model.scheduler.warmup needs a value.",
+    "--data.delimiter ;": "no column 'sentence'; it has: sentence\\tlabel (see data.text_column, data.delimiter and",
+    "--trainer.max_time no": "trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS (00:12:00:00), got 'no'.",
+    "--trainer.val_check_interval 33": "trainer.val_check_interval: `val_check_interval` (33) must be less than or",
 }
 
 
@@ -159,6 +167,44 @@ def test_a_value_that_nothing_can_take_is_told(run: Run, options: str) -> None:
     assert code == 2, said
     assert said.count("\n") == 1
     assert VALUES[options] in said
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "told"),
+    [
+        ("--overwrite", "", "unknown argument '' after --overwrite, which takes no value."),
+        ("--data.cache_dir", "9" * 5000, "data.cache_dir has more than 4,300 digits, which no option takes."),
+    ],
+    ids=["empty", "digits"],
+)
+def test_a_word_that_is_hardly_one_is_told(run: Run, option: str, word: str, told: str) -> None:
+    code, said = run(table(ROWS), option, word)
+    assert (code, said) == (2, f"litpeft: error: {told}\n")
+
+
+def test_what_is_wrong_in_the_files_of_a_finished_run_is_told_with_the_file(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run(table(ROWS))[0] == 0
+    verb = [str(tmp_path / "run"), "--data.test_file", str(tmp_path / "val.tsv")]
+    config, record = tmp_path / "run" / "config.yaml", tmp_path / "run" / "record.json"
+    kept = config.read_text()
+    for changed, told in {
+        "digits: 3\n": "unknown option digits",
+        "throughput: 3\n": "throughput must hold options by name",
+        "benchmarks: {keep_items: [1]}\n": "benchmarks.keep_items must be bool, got [1].",
+    }.items():
+        config.write_text(yaml.safe_dump(yaml.safe_load(kept) | yaml.safe_load(changed)))
+        assert main(["test", "--run_dir", *verb]) == 2
+        assert f"error: {config}: {told}" in capsys.readouterr().err
+    config.write_text(kept)
+    record.write_text(record.read_text().replace('"memory_phases"', '"meemory_phases"'))
+    before = record.read_bytes()
+    for words in (["test", "--run_dir", *verb], ["evaluate", verb[0], "--tasks", "held_out"]):
+        assert main(words) == 2
+        assert f"{record} holds 'meemory_phases', which no run record of this version does" in capsys.readouterr().err
+    assert record.read_bytes() == before
+    assert main(["validate", "--run_dir", verb[0]]) == 0  # which writes nothing
 
 
 YAMLS = {
@@ -225,9 +271,10 @@ def test_a_record_that_was_changed_by_hand_is_told(
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     early = [{"step": 0, "results": {"a": {"scores": {"acc": 0.5}}}}]
+    null = {"step_split_seconds_p50": {"forward": None}, "memory_phases": {"a": {"peak_tensor_bytes": None}, "b": {}}}
     for adapter in ("lora", "dora"):
         for seed in (0, 1):
-            write_run(tmp_path / adapter / str(seed), adapter, seed, benchmarks=early)
+            write_run(tmp_path / adapter / str(seed), adapter, seed, benchmarks=early, **null)
     evaluation = read_record(tmp_path / "lora" / "0")["benchmarks"][0]
     assert evaluation["results"]["a"]["tasks"] == []
     assert evaluation["seconds"] is None

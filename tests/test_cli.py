@@ -102,7 +102,9 @@ def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, w
     wrong = tmp_path / "wrong.yaml"
     for content, said in {
         "model:\n  adaptor: LoRA\n": "adaptor",
-        "trainer:\n  max_epoch: 3\n": "max_epoch",
+        "trainer:\n  max_epoch: 3\n": "wrong.yaml: unknown option trainer.max_epoch (did you mean trainer.max_epochs?).",
+        "data: {init_args: {max_length: 0}}\n": "wrong.yaml: data.max_length must be at least 1, got 0.",
+        "model: {init_args: {scheduler: {}}}\n": "wrong.yaml: model.scheduler names no class; give its class_path",
         "model: [1\n": "wrong.yaml line 2: not valid YAML",
         "- model\n": "wrong.yaml: it must hold options by name",
         "": "wrong.yaml: it must hold options by name",
@@ -112,6 +114,16 @@ def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, w
         error = capsys.readouterr().err
         assert said in error
         assert error.count("\n") == 1
+
+
+def test_what_was_typed_last_is_not_told_of_a_file(tmp_path: Path, words: list[str], capsys) -> None:
+    (tmp_path / "a.yaml").write_text("data: {init_args: {batch_size: -1}}\n")
+    (tmp_path / "b.yaml").write_text("data: {init_args: {batch_size: -2}}\n")
+    config, typed = [f"--config={tmp_path}/a.yaml", "--config", f"{tmp_path}/b.yaml"], ["--data.batch_size", "0"]
+    assert main([*words, *config, *typed]) == 2
+    assert "error: data.batch_size must be at least 1, got 0." in capsys.readouterr().err
+    assert main([*words, *typed, *config]) == 2
+    assert "b.yaml: data.batch_size must be at least 1, got -2." in capsys.readouterr().err
 
 
 def test_help_and_version_answer_without_torch() -> None:

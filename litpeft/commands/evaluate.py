@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--checkpoint", type=Path, help="of the run, other than the one that it stands for")
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu (default: what there is)")
     options = parser.parse_args(words)
-    read_record(options.run_dir)  # a folder that is no run's is told before torch is there
+    read_record(options.run_dir, to_write=True)  # a folder that is no run's is told before torch is there
     return _evaluate(options)
 
 

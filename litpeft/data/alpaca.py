@@ -41,7 +41,9 @@ class Alpaca(Instructions, TabularData):
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
         instruction, given, response = self.names
-        required = [instruction] if split == "predict" else [instruction, response]
+        required = {instruction: "data.instruction_column"}
+        if split != "predict":
+            required[response] = "data.output_column"
         for place, row in self.read(self.origin(split), required):
             texts = [row.get(name) for name in (instruction, given, response)]
             for name, text in zip(self.names, texts, strict=True):

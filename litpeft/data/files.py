@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
 def read_rows(
     path: str | Path,
-    required: Sequence[str],
+    required: Mapping[str, str],
     columns: Sequence[str] | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
@@ -28,7 +28,7 @@ def read_rows(
 
     Args:
         path: a .tsv (never quoted), .csv (quoted where needed), .jsonl, .json (a list of objects) or .parquet file.
-        required: names of columns that there must be.
+        required: names of columns that there must be, and the option that each is given by.
         columns: names for the columns of a .tsv or .csv file without a header. A first row that holds all `required`
             names is taken for a header all the same.
         delimiter: what separates the columns of a .tsv or .csv file; by default what the suffix says.
@@ -49,13 +49,13 @@ def read_rows(
         rows = _separated(path, _reader(path, _text(path, encoding), delimiter), required, columns)
     else:
         rows = _json(path, _text(path, encoding), lines=suffix == ".jsonl")
+    layout = ", data.delimiter and, for a file without a header, data.columns" if suffix in (".tsv", ".csv") else ""
     place = None
     for place, row in rows:
         for name in required:
             if name not in row:
                 raise UserError(
-                    f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} "
-                    "(see data.text_column, data.label_column and, for a file without a header, data.columns)."
+                    f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} (see {required[name]}{layout})."
                 )
         yield place, row
     if place is None:
@@ -101,7 +101,7 @@ def _text(path: Path, encoding: str) -> str:
 
 
 def _separated(
-    path: Path, reader: Any, required: Sequence[str], columns: Sequence[str] | None
+    path: Path, reader: Any, required: Iterable[str], columns: Sequence[str] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     names: Sequence[str] | None = None
     start = 1
@@ -119,7 +119,8 @@ def _separated(
                     continue
             if len(fields) != len(names):
                 raise UserError(
-                    f"{place}: {len(fields)} columns where there should be {len(names)} ({', '.join(names)})."
+                    f"{place}: {len(fields)} columns where there should be {len(names)} ({', '.join(names)}); "
+                    "see data.delimiter."
                 )
             yield place, dict(zip(names, fields, strict=True))
     except csv.Error as error:

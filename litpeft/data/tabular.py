@@ -84,19 +84,28 @@ class TabularData(FineTuneData):
             return {"split": split, "hub": rows._fingerprint}
         return None
 
-    def read(self, split: Split, required: list[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(place, row) of each row; the place is what an error message names."""
+    def read(self, split: Split, required: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(place, row) of each row; the place is what an error message names.
+
+        Args:
+            split: whose rows.
+            required: names of columns that there must be, and the option that each is given by.
+        """
         path = self.files[split]
         if path:
             layout = self.layout(path)
-            yield from read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
+            try:
+                yield from read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
+            except UserError as error:
+                whole = str(error).startswith(f"{path}: ")  # and not one of its lines
+                raise UserError(f"data.{split}_file {error}" if whole else str(error)) from error
             return
         hub = self.hub_rows(split)
         for name in required:
             if name not in hub.column_names:
                 raise UserError(
                     f"data.dataset {self.dataset}: no column {name!r}; it has: {', '.join(hub.column_names)} "
-                    "(its name is an option: data....column)."
+                    f"(see {required[name]})."
                 )
         yield from ((f"{self.dataset} {split} row {i}", row) for i, row in enumerate(hub, 1))
 

@@ -102,7 +102,10 @@ class TextClassification(TabularData):
         """(place, text, label) of each row; the place is what an error message names."""
         path = self.files[split]
         text_columns = self.layout(path)["text_column"] if path else self.text_columns
-        for place, row in self.read(split, [*text_columns, *([self.label_column] if labelled else [])]):
+        required = dict.fromkeys(text_columns, "data.text_column")
+        if labelled:
+            required[self.label_column] = "data.label_column"
+        for place, row in self.read(split, required):
             parts = [row[name] for name in text_columns]
             for name, part in zip(text_columns, parts, strict=True):
                 if not isinstance(part, str):

@@ -145,7 +145,10 @@ def _content(path: Path, twins: tuple[Path, ...] = ()) -> dict[str, Any]:
     content = read_yaml(str(path))
     if "like" not in content:
         return content
-    other = _content(Path(find_config(str(content["like"]))), (*twins, path))
+    if not isinstance(content["like"], str):
+        raise UserError(f"{path}: like must be the name of an experiment or a file, got {content['like']!r}.")
+    (name,) = _names(f"{path}: like", content["like"])
+    other = _content(Path(find_config(name)), (*twins, path))
     return {key: value for key, value in other.items() if key != "published"} | content
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from litpeft.data import Alpaca
 from litpeft.data.files import has_header, read_rows
 from litpeft.errors import UserError
 
@@ -21,7 +22,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 
 def read(path: Path, required=("text", "label"), **options) -> list[dict]:
-    return [row for _, row in read_rows(path, required, **options)]
+    return [row for _, row in read_rows(path, dict.fromkeys(required, "data.text_column"), **options)]
 
 
 def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
@@ -57,7 +58,10 @@ def test_headers_marks_encodings_and_delimiters(tmp_path: Path) -> None:
 
 def test_places_are_the_lines_that_an_editor_shows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,label\n"two\nlines",1\nlast,0\n')
-    assert [place.removeprefix(f"{path} ") for place, _ in read_rows(path, ["text"])] == ["line 2", "line 4"]
+    assert [place.removeprefix(f"{path} ") for place, _ in read_rows(path, {"text": "data.text_column"})] == [
+        "line 2",
+        "line 4",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -67,8 +71,17 @@ def test_places_are_the_lines_that_an_editor_shows(tmp_path: Path) -> None:
         ("a.xlsx", "x", "unknown kind of file; give one of .tsv"),
         ("a.tsv", "", "the file has no rows"),
         ("a.tsv", "text\tlabel\n", "the file has no rows"),
-        ("a.tsv", "sentence\tlabel\nx\t1\n", "line 2: no column 'text'; it has: sentence, label"),
-        ("a.tsv", "text\tlabel\nx\t1\ny\n", "line 3: 1 columns where there should be 2 (text, label)"),
+        (
+            "a.tsv",
+            "sentence\tlabel\nx\t1\n",
+            "line 2: no column 'text'; it has: sentence, label (see data.text_column, data.delimiter",
+        ),
+        ("a.jsonl", '{"a": "x"}', "line 1: no column 'text'; it has: a (see data.text_column)."),
+        (
+            "a.tsv",
+            "text\tlabel\nx\t1\ny\n",
+            "line 3: 1 columns where there should be 2 (text, label); see data.delimiter.",
+        ),
         ("a.tsv", b"text\tlabel\nx\t1\n\xff\xfe\t0\n", "line 3: not utf-8; give data.encoding"),
         ("a.csv", 'text,label\n"open,1\n', "unexpected end of data"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "line 2: not valid JSON"),
@@ -92,3 +105,17 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, content
 def test_an_encoding_that_does_not_exist_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.encoding utf-9: Python knows no such encoding"):
         read(write(tmp_path / "a.tsv", "text\tlabel\nx\t1\n"), encoding="utf-9")
+
+
+@pytest.mark.parametrize("option", ["instruction_column", "output_column"])
+def test_a_column_that_is_not_there_is_told_with_its_option(tmp_path: Path, tiny_model: str, option: str) -> None:
+    path = write(tmp_path / "a.jsonl", '{"instruction": "x", "output": "y"}')
+    data = Alpaca(train_file=str(path), tokenizer=tiny_model, **{option: "z"})
+    with pytest.raises(UserError, match=rf"no column 'z'; it has: instruction, output \(see data.{option}\)"):
+        data.table("train")
+
+
+def test_what_is_wrong_with_all_of_a_file_is_told_with_its_option(tmp_path: Path, tiny_model: str) -> None:
+    data = Alpaca(train_file=str(write(tmp_path / "a.json", "{}")), tokenizer=tiny_model)
+    with pytest.raises(UserError, match=r"^data.train_file \S+a.json: a .json file must hold a list of objects"):
+        data.table("train")

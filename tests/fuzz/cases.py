@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -105,6 +106,12 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
         named += [option, *(name for name, _ in pairs)] if option in CLASS_OPTIONS or kind == "order" else [option]
         named += ["data.tokenizer"] if option == "model.model_name" else []  # which it stands for
         named += ["--data"] if value == "--data" else []  # taken for an option
+        # an option of a class that nobody has named is told with the option that names it
+        named += [
+            f"{above}: " for above in CLASS_OPTIONS[2:] if option.startswith(f"{above}.") and above not in dict(pairs)
+        ]
+        # the file that an option names is told with what is wrong in it
+        named += [value] if option.endswith("_file") and os.path.isfile(value) else []  # False of what no file can be named
         if kind == "typo":
             named += [pairs[place][0]]
     return _fit(draw, verb, pairs, named)
@@ -231,7 +238,7 @@ def files(draw: Draw, verb: str = "fit") -> Case:
         content = _dumped(tree).encode("utf-8", "surrogatepass").decode("latin-1")
     else:
         content = _changed_text(draw, _dumped(tree))
-        named += [*(part for option in pairs for part in option.split(".")), "does not accept option"]
+        named += [part for option in pairs for part in option.split(".")]
     case = _fit(draw, verb, [("config", "case/case.yaml")], named)
     case.files["case/case.yaml"] = content
     case.trained &= not any(name in content for name in NOT_TRAINED)

@@ -50,7 +50,7 @@ MC = {"question": "q", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, 
 
 def _rows(path: Path) -> None:
     has_header(path, ["text"])
-    list(read_rows(path, ["text", "label"]))
+    list(read_rows(path, {"text": "data.text_column", "label": "data.label_column"}))
 
 
 def _record(path: Path) -> None:

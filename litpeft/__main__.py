@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb in COMMANDS:
             return importlib.import_module(f"litpeft.commands.{verb}").main(words[1:])
         if verb in TRAINER_VERBS:
-            return importlib.import_module("litpeft.cli").main(words)
+            return importlib.import_module("litpeft.commands.training").main(words)
         close = difflib.get_close_matches(verb, [*TRAINER_VERBS, *COMMANDS], n=1)
         guess = f" (did you mean {close[0]}?)" if close else ""
         raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import tests.conftest  # noqa: F401 (its environment, before libraries of the hub are imported)
-from litpeft import cli  # noqa: F401 (all that a run imports, once for all of them)
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
+from litpeft.commands import training  # noqa: F401 (all that a run imports, once for all of them)
 from litpeft.records import read_record
 from litpeft.run_folder import newest_checkpoint
 

@@ -22,12 +22,12 @@ def main(arguments: list[str]) -> int:
         return 0
     snippets = len(text.read_text(encoding="utf-8").splitlines()) - 1
     print(f"MiniLM (22.7 M parameters) with LoRA on {snippets:,} film review snippets")
-    from litpeft import cli  # torch and Lightning take seconds: not before they are needed
+    from litpeft.commands import training  # torch and Lightning take seconds: not before they are needed
 
     words = ["fit", "--config", "demo", "--model.model_name", str(model), "--data.train_file", str(text)]
     if not any(word.startswith(("--run_dir", "--resume", "--overwrite")) for word in rest):
         words.append("--overwrite")  # of the demo's own folder
-    code = cli.main([*words, *rest])
+    code = training.main([*words, *rest])
     if code == 0:
         # commands of a virtual environment that is not active are named with their folder
         folder = "" if shutil.which("litpeft") else os.path.relpath(Path(sys.executable).parent) + os.sep

@@ -41,7 +41,7 @@ def test_the_demo_overwrites_its_own_folder_only(
     seen = []
     (tmp_path / "text.tsv").write_text("text\tlabel\nfine\tpositive\n")
     monkeypatch.setattr(demo, "asset", lambda *_: tmp_path / "text.tsv")
-    monkeypatch.setattr("litpeft.cli.main", lambda words: seen.append(words) or 1)
+    monkeypatch.setattr("litpeft.commands.training.main", lambda words: seen.append(words) or 1)
     assert demo.main(["--assets", str(tmp_path), *typed]) == 1
     assert ("--overwrite" in seen[0]) == overwrites
 

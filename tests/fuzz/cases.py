@@ -111,7 +111,9 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
             f"{above}: " for above in CLASS_OPTIONS[2:] if option.startswith(f"{above}.") and above not in dict(pairs)
         ]
         # the file that an option names is told with what is wrong in it
-        named += [value] if option.endswith("_file") and os.path.isfile(value) else []  # False of what no file can be named
+        named += (
+            [value] if option.endswith("_file") and os.path.isfile(value) else []
+        )  # False of what no file can be named
         if kind == "typo":
             named += [pairs[place][0]]
     return _fit(draw, verb, pairs, named)

@@ -21,7 +21,7 @@ import torch
 
 from litpeft import cli
 from litpeft.__main__ import main
-from litpeft.commands import sweep
+from litpeft.commands import sweep, training
 from litpeft.sweeps import resolve
 from litpeft.sweeps.experiment import Trial
 from tests.fuzz.world import World
@@ -91,7 +91,7 @@ class _Short(cli.LitPeftCLI):
 @contextlib.contextmanager
 def shortened() -> Iterator[type[_Short]]:
     """Within, runs are built, or trained three steps where the class that is yielded says so, and no sweep runs any."""
-    whole, run, every = cli.LitPeftCLI, sweep._Sweep.run, resolve.resolve
+    whole, run, every = training.LitPeftCLI, sweep._Sweep.run, resolve.resolve
 
     def first(trials: list[Trial]) -> dict[str, dict[str, Any]]:
         """The others are read by the same code."""
@@ -103,13 +103,13 @@ def shortened() -> Iterator[type[_Short]]:
             written(*given)
 
     written = sweep.lay_out
-    cli.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.lay_out = _Short, lambda self: 0, first, lay_out
+    training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.lay_out = _Short, lambda self: 0, first, lay_out
     gc.collect()
     gc.freeze()  # all that torch and its like have made is not looked through again with each case
     try:
         yield _Short
     finally:
-        cli.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.lay_out = whole, run, every, written
+        training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.lay_out = whole, run, every, written
         gc.unfreeze()
 
 

@@ -185,7 +185,7 @@ def _check_value(name: str, value: Any) -> None:
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{name} must be a finite number, got {value}.")
     elif isinstance(value, (int, float)) and abs(value) > LARGEST:
-        raise UserError(f"{name} must be less than {LARGEST:.0e}, got {value:.3g}.")
+        raise UserError(f"{name} must be less than {LARGEST:.0e}{' in size' if value < 0 else ''}.")
 
 
 def check_together(options: Namespace, verb: str) -> None:

@@ -75,6 +75,8 @@ def check_names(place: str, content: Any) -> None:
     for name, value in content.items() if isinstance(content, dict) else ():
         if not isinstance(name, str) or not name or any(map(str.isspace, name)):
             raise UserError(f"{place}: {name!r} is no name of an option.")
+        if isinstance(value, str) and "\0" in value:
+            raise UserError(f"{place}: {name} holds a NUL, which no name of a file and no text may.")
         check_names(place, value)
 
 

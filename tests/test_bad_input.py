@@ -143,6 +143,7 @@ VALUES = {
     "--model.adapter LoRA --model.adapter.alpha .inf": "model.adapter.alpha must be a finite number, got inf",
     "--model.adapter LoRA --model.adapter.alpha 1e400": "model.adapter.alpha must be a finite number, got inf",
     "--data.num_workers 99999999999999999999": "data.num_workers must be less than 1e+15",
+    f"--data.batch_size -{'9' * 400}": "data.batch_size must be less than 1e+15 in size.",
     "--trainer [1]": "trainer must hold options by name",
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is but what others derive from; name one of AGNews, ",
@@ -215,6 +216,7 @@ YAMLS = {
     "a: 2001-13-45": "not valid YAML: month must be in 1..12",
     "model: {init_args: [1]}": "model",
     "'': 1": "'' is no name of an option",
+    'trainer: "\\0"': "trainer holds a NUL",
     "[" * 100_000: "not valid YAML",
 }  # fmt: skip
 

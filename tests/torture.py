@@ -18,8 +18,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from litpeft.durable import damage
 from litpeft.records import FILE_NAME, read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.run_folder import checkpoints, newest_checkpoint
 from litpeft.run_lock import LOCK
 from tests.conftest import write_sentences, write_tiny_bert, write_tiny_llama
 from tests.resuming import differences, run, start
@@ -147,6 +148,37 @@ class Torture:
         process.join()
         return process.exitcode, f"{after:.2f} s"
 
+    def fill(self, case: str, call: int) -> str:
+        """What is wrong with a run whose disk is full from this call on, and that goes on once there is room."""
+        if case not in self.whole:
+            self.leave_alone(case)
+        run_dir, log, cache = self.place(case, "full"), self.folder / "log", self.folder / "cache"
+        shutil.rmtree(run_dir, ignore_errors=True)
+        code, said = run(self.words(case, run_dir), log, cache=cache, full_at=call), log.read_text()
+        if code not in (1, 2) or "Traceback" in said or not said.rstrip().endswith(": No space left on device."):
+            return f"exit code {code}: {said}"
+        if broken := [str(path) for path in checkpoints(run_dir) if damage(path)]:
+            return f"damaged: {broken}"
+        if (run_dir / FILE_NAME).is_file() and read_record(run_dir)["status"] == "ok":  # it was full when all was done
+            return ""
+        more = ["--resume"] if newest_checkpoint(run_dir) else ["--overwrite"]
+        if run(self.words(case, run_dir, *more), log, cache=cache):
+            return f"{more}: {log.read_text()}"
+        return "; ".join(differences(self.place(case, "whole"), run_dir))
+
+
+def fill_disks(folder: Path, case: str, every: int) -> bool:
+    """Whether a run loses nothing from whichever of its calls on the disk is full; looks at one call of so many."""
+    work, wrong = Torture(folder, 0), {}
+    work.leave_alone(case)
+    calls = range(1, work.whole[case][0] + 1, every)
+    for call in calls:
+        if told := work.fill(case, call):
+            wrong[call] = told
+            print(f"full from call {call} on: {told[-1500:]}", flush=True)
+    print(f"{case}: disk full from each of {len(calls)} calls on (of {calls.stop - 1}), {len(wrong)} wrong")
+    return not wrong
+
 
 def torture(folder: Path, kills: int, seed: int, cases: list[str], accelerator: str = "cpu") -> bool:
     """Whether all that were killed ended as those that were not; a table of it on the way."""
@@ -181,13 +213,15 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the points at which runs are killed")
     parser.add_argument("--case", action="append", choices=list(CASES), help="only this one; may be given again")
     parser.add_argument("--accelerator", choices=["cpu", "cuda"], default="cpu", help="cuda needs a GPU")
+    parser.add_argument("--fill", type=int, metavar="N", help="fill the disk from each Nth call on instead")
     parser.add_argument("--folder", type=Path, help="for the runs, kept; by default one that is removed")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="torture-"))
+    cases = options.case or list(CASES)
     try:
-        return (
-            0 if torture(folder, options.kills, options.seed, options.case or list(CASES), options.accelerator) else 1
-        )
+        if options.fill:
+            return 0 if all(fill_disks(folder / str(i), case, options.fill) for i, case in enumerate(cases)) else 1
+        return 0 if torture(folder, options.kills, options.seed, cases, options.accelerator) else 1
     finally:
         if options.folder is None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -144,6 +144,7 @@ VALUES = {
     "--model.adapter LoRA --model.adapter.alpha 1e400": "model.adapter.alpha must be a finite number, got inf",
     "--data.num_workers 99999999999999999999": "data.num_workers must be less than 1e+15",
     f"--data.batch_size -{'9' * 400}": "data.batch_size must be less than 1e+15 in size.",
+    "--data ArithmeticInstructions --data.val_rows -3": "data.val_rows must be at least 1, got -3.",
     "--trainer [1]": "trainer must hold options by name",
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is but what others derive from; name one of AGNews, ",

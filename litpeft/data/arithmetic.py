@@ -44,6 +44,9 @@ class ArithmeticInstructions(Instructions):
             raise UserError(f"data.digits must be from 1 to 5, got {digits}.")
         if not operations or len(set(operations)) < len(operations):
             raise UserError(f"data.operations must name one or more, each once, got {operations}.")
+        for name, rows in {"train_rows": train_rows, "val_rows": val_rows, "test_rows": test_rows}.items():
+            if rows < 1:
+                raise UserError(f"data.{name} must be at least 1, got {rows}.")
         self.digits, self.operations = digits, operations
         self.counts = {"train": train_rows, "val": val_rows, "test": test_rows, "predict": test_rows}
         if self.digits < 3:

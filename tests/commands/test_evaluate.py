@@ -105,7 +105,7 @@ def test_mistakes_are_one_sentence(run: Path, capsys: pytest.CaptureFixture, wor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["LoRA", "DoRA", "QLoRA"])
+@pytest.mark.parametrize("adapter", ["DoRA", "QLoRA"])
 def test_scores_are_those_of_lm_eval_s_own_command_on_the_exported_model(
     tmp_path: Path, byte_llama: str, adapter: str
 ) -> None:

@@ -190,7 +190,6 @@ REAL = [  # model, adapter, optimizer, rows, tokens, checkpointing
     ("minilm", "qlora", "8-bit", 16, 128, "none"),
     ("smollm2", "lora", "8-bit", 4, 64, "non_reentrant"),
     ("smollm2", "qlora", "fused", 4, 128, "none"),
-    ("smollm2", "qlora", "sgd", 4, 64, "non_reentrant"),
 ]
 
 

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from litpeft.errors import UserError
-from litpeft.reading import check_names
+from litpeft.reading import check_aliases, check_names
 from litpeft.record_shape import is_utf8
 from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
@@ -62,6 +62,7 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         out.append(word)
     for option, value in typed_options(out):
         _check_value(option, value)
+        check_aliases(option, value)
         check_names(f"--{option}", _mapping(value))
     out = _without_leaks(out)
     finished = verb in ("validate", "test", "predict") or "resume" in typed

@@ -146,6 +146,8 @@ def check_classes(options: Namespace) -> None:
                 f"{path}: {last} is but what others derive from; name one of {', '.join(known)}, before its options."
             )
         _check_nulls(path, kind, told.get("init_args"))
+    module, _, last = options.model.class_path.rpartition(".")
+    _check_nulls("model", getattr(importlib.import_module(module), last), options.model.get("init_args"))
 
 
 def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:
@@ -157,7 +159,8 @@ def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:
         told = next((arguments[name] for arguments in signatures if name in arguments), None)
         if told is None or told.default is None or re.search("None|Optional|Any|_empty", str(told.annotation)):
             continue
-        raise UserError(f"{path}.{name} must be {told.annotation}, not null; leave it out for {told.default!r}.")
+        way = "" if told.default is told.empty else f"; leave it out for {told.default!r}"
+        raise UserError(f"{path}.{name} must be {told.annotation}, not null{way}.")
 
 
 def _derived(kind: type) -> Iterator[type]:

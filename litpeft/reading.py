@@ -80,6 +80,19 @@ def check_names(place: str, content: Any) -> None:
         check_names(place, value)
 
 
+def check_aliases(option: str, text: str) -> None:
+    """Of a value as it was typed: `&a [*a]` holds itself, which the parser would follow without end."""
+    if "&" in text and "*" in text:
+        import yaml
+
+        try:
+            _count(yaml.safe_load(text))
+        except ValueError as error:
+            raise UserError(f"{option}: {error}.") from error
+        except (yaml.YAMLError, TypeError, AttributeError, RecursionError):
+            pass  # of which the parser is going to tell
+
+
 def of_python(error: Exception) -> str:
     """RecursionError speaks of Python's own depth, and a number of thousands of digits of how to allow it."""
     if isinstance(error, RecursionError):

@@ -145,6 +145,7 @@ VALUES = {
     "--data.num_workers 99999999999999999999": "data.num_workers must be less than 1e+15",
     f"--data.batch_size -{'9' * 400}": "data.batch_size must be less than 1e+15 in size.",
     "--data ArithmeticInstructions --data.val_rows -3": "data.val_rows must be at least 1, got -3.",
+    "--model.dtype null": "model.dtype must be Literal['bf16', 'fp32'], not null; leave it out for 'bf16'.",
     "--trainer [1]": "trainer must hold options by name",
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is but what others derive from; name one of AGNews, ",
@@ -175,9 +176,10 @@ def test_a_value_that_nothing_can_take_is_told(run: Run, options: str) -> None:
     ("option", "word", "told"),
     [
         ("--overwrite", "", "unknown argument '' after --overwrite, which takes no value."),
+        ("--data.max_length", "&a [*a]", "data.max_length: it holds itself, or more than 1,000,000 values."),
         ("--data.cache_dir", "9" * 5000, "data.cache_dir has more than 4,300 digits, which no option takes."),
     ],
-    ids=["empty", "digits"],
+    ids=["empty", "itself", "digits"],
 )
 def test_a_word_that_is_hardly_one_is_told(run: Run, option: str, word: str, told: str) -> None:
     code, said = run(table(ROWS), option, word)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from litpeft.comparison.figures import direction
 from litpeft.errors import UserError
 from litpeft.reading import read_yaml_file
 from litpeft.record_shape import SWEEP, misfit
@@ -67,9 +68,13 @@ def read_sweep(folder: Path) -> Sweep | None:
     if told := misfit(content or {}, SWEEP):
         raise UserError(f"{path} is no description of a sweep: {told}.")
     try:
-        return _sweep(folder, content)
+        sweep = _sweep(folder, content)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is no description of a sweep: {error!r}.") from error
+    for name, _ in sweep.targets:
+        if direction(name) is None:
+            raise UserError(f"{path}: target {name}: whether more or less of it is better is not known.")
+    return sweep
 
 
 def _sweep(folder: Path, content: Mapping[str, Any]) -> Sweep:

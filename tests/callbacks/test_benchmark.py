@@ -172,7 +172,8 @@ def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_it_is_resume
 def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, learning: list[str]) -> None:
     """With a rate that ruins the model after the first validation."""
     (tmp_path / "mine.txt").write_text("the film was a story\n\nand the plot of it")
-    spoilt = ["--model.adapter", "LoRA", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "1"]
+    spoilt = ["--model.adapter", "LoRA", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "1e-3"]
+    spoilt += ["--model.scheduler", "StepLR", "--model.scheduler.step_size", "2", "--model.scheduler.gamma", "1e4"]
     asked = ["--benchmarks.tasks", "[perplexity]", "--benchmarks.text_file", str(tmp_path / "mine.txt")]
     each = ["--trainer.val_check_interval", "2", "--checkpoint.keep", "best", "--trainer.max_epochs", "1"]
     run = tmp_path / "run"

@@ -34,7 +34,7 @@ MAY_CHANGE = re.compile(  # when a run is resumed: how long, where and how watch
 SHARED_OUT = re.compile(  # likewise, as long as a batch of all processes together has as many rows
     r"trainer\.(devices|num_nodes|strategy)|data\.init_args\.batch_size"
 )
-LONGEST = 120  # of a folder's name; some file systems allow 255 bytes
+LONGEST = 120  # bytes of a folder's name; some file systems allow 255
 
 
 def run_names(typed: Sequence[tuple[str, str]], adapter: str, data: str) -> tuple[str, str]:
@@ -52,10 +52,16 @@ def run_names(typed: Sequence[tuple[str, str]], adapter: str, data: str) -> tupl
     first = sum(key.startswith("model.adapter.") for key, _ in varied)
     others = [stem for stem in (Path(config).stem for config in configs) if stem not in (experiment, adapter, "config")]
     parts = dict.fromkeys([adapter, *options[:first], *others, *options[first:]])
-    name = re.sub(r"[^\w.,=+-]+", "_", ",".join(parts))
-    if len(name) > LONGEST:
-        name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return experiment, name
+    return experiment, folder_name(",".join(parts))
+
+
+def folder_name(label: str) -> str:
+    """One that every file system takes; of a label that is too long for that, with a hash of the rest."""
+    name = re.sub(r"[^\w.,=+-]+", "_", label)
+    if len(name.encode()) <= LONGEST:
+        return name
+    kept = name.encode()[: LONGEST - 9].decode(errors="ignore")
+    return f"{kept}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
 def _experiment(config: str) -> str:

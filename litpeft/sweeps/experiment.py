@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.run_folder import folder_name
 from litpeft.shipped import find_config, read_yaml
 
 KEYS = (
@@ -125,9 +126,8 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     options = _options(f"{path}: options", content.get("options") or {})
     settings = _options("litpeft sweep", settings or {})
     configs = _names(f"{path}: configs", content.get("configs") or [])
-    trials = [
-        _trial(point, configs, options, settings) for point in _points(choices, _exclusions(path, content, choices))
-    ]
+    points = _points(choices, _exclusions(path, content, choices))
+    trials = [_trial(point, configs, options, settings) for point in points]
     if not trials:
         raise UserError(f"{path}: exclude leaves no trial.")
     for trial in trials:
@@ -258,7 +258,7 @@ def _trial(point: dict[str, Choice], configs: list[str], options: dict[str, Any]
     words = [word for name in chosen for word in ("--config", find_config(name))]
     words += [f"--{option}={_word(value)}" for option, value in settings.items()]
     axes = {axis: choice.name.removeprefix(f"{axis.rpartition('.')[2]}=") for axis, choice in point.items()}
-    return Trial(re.sub(r"[^\w.,=+-]+", "_", label), label, axes, tuple(words))
+    return Trial(folder_name(label), label, axes, tuple(words))
 
 
 def _depth(option: str) -> int:

@@ -40,6 +40,13 @@ def test_six_lines_are_a_sweep_over_adapters_rates_and_seeds(tmp_path: Path) -> 
     assert found["trainer"]["max_epochs"] == 3
 
 
+def test_a_long_value_makes_no_name_that_a_file_system_refuses(tmp_path: Path) -> None:
+    axes = {"data.template": ["Say: " + "{instruction} " * 90, "Say:: " + "{instruction} " * 90]}
+    names = [trial.name for trial in read(tmp_path, BASE | {"axes": axes}).trials]
+    assert len(set(names)) == 2
+    assert max(len(name.encode()) for name in names) <= 120
+
+
 def test_lists_go_together_variants_are_named_and_exclusions_leave_out(tmp_path: Path) -> None:
     axes = {
         "adapter": ["lora", "dora"],

@@ -108,7 +108,10 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
         named += ["--data"] if value == "--data" else []  # taken for an option
         # an option of a class that nobody has named is told with the option that names it
         named += [
-            f"{above}: " for above in CLASS_OPTIONS[2:] if option.startswith(f"{above}.") and above not in dict(pairs)
+            f"{above}{told}"
+            for above in CLASS_OPTIONS[2:]
+            if option.startswith(f"{above}.") and above not in dict(pairs)
+            for told in (": ", " names no class")
         ]
         # the file that an option names is told with what is wrong in it
         named += (

@@ -37,7 +37,7 @@ from litpeft.data import FineTuneData
 from litpeft.distributed.processes import started_first
 from litpeft.distributed.strategies import STRATEGIES
 from litpeft.errors import UserError
-from litpeft.naming import named, trainer_option
+from litpeft.naming import making_trainer, named
 from litpeft.parser import OneLineParser, check_classes, sentence
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
 from litpeft.run_folder import (
@@ -252,10 +252,8 @@ class LitPeftCLI(LightningCLI):
         ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
-        try:
+        with making_trainer():
             trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
-        except (ValueError, TypeError) as error:  # Lightning's own, which do not tell whose the value is
-            raise UserError(f"trainer.{trainer_option(error) or '*'}: {' '.join(str(error).split())}") from error
         save_between_steps(trainer, given.checkpoint)
         return trainer
 

@@ -44,6 +44,15 @@ def named(words: Sequence[str]) -> Iterator[None]:
         raise UserError(f"trainer.{option}: {first_sentence(error)}.") from error
 
 
+@contextmanager
+def making_trainer() -> Iterator[None]:
+    """Within, what Lightning's Trainer does not take is told with the option: it does not tell whose the value is."""
+    try:
+        yield
+    except (ValueError, TypeError, MisconfigurationException) as error:
+        raise UserError(f"trainer.{trainer_option(error) or '*'}: {' '.join(str(error).split())}") from error
+
+
 def trainer_option(error: Exception) -> str | None:
     """The argument of Lightning's Trainer that an error of it speaks of."""
     own = inspect.signature(Trainer.__init__).parameters

@@ -21,6 +21,7 @@ from litpeft.adapters import Adapter
 from litpeft.callbacks import ProgressBar
 from litpeft.durable import write_atomically
 from litpeft.errors import UserError, writing
+from litpeft.naming import making_trainer
 from litpeft.screen import quieten
 from litpeft.unstarted import UnstartedCLI
 
@@ -107,21 +108,22 @@ def _losses(cli: FindCLI, options: Any, adapter: Adapter, rates: list[float]) ->
     task, found = copy.deepcopy(cli.model), RateRange(rates)
     task.adapter, task.scheduler = copy.deepcopy(adapter), None
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = Trainer(
-            accelerator=options.trainer.accelerator,
-            devices=1,
-            accumulate_grad_batches=options.trainer.accumulate_grad_batches,
-            gradient_clip_val=options.trainer.gradient_clip_val,
-            max_epochs=-1,
-            limit_val_batches=0,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=os.isatty(1),
-            use_distributed_sampler=False,
-            callbacks=[found, *([ProgressBar()] if os.isatty(1) else [])],
-            default_root_dir=scratch,
-        )
+        with making_trainer():
+            trainer = Trainer(
+                accelerator=options.trainer.accelerator,
+                devices=1,
+                accumulate_grad_batches=options.trainer.accumulate_grad_batches,
+                gradient_clip_val=options.trainer.gradient_clip_val,
+                max_epochs=-1,
+                limit_val_batches=0,
+                logger=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                enable_progress_bar=os.isatty(1),
+                use_distributed_sampler=False,
+                callbacks=[found, *([ProgressBar()] if os.isatty(1) else [])],
+                default_root_dir=scratch,
+            )
         try:
             trainer.fit(task, datamodule=copy.copy(cli.datamodule))
         except UserError as error:

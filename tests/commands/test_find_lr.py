@@ -69,6 +69,7 @@ def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
     [
         (["--steps", "3"], "--steps must be at least 10"),
         (["--lowest", "1", "--highest", "0.1"], "--lowest above 0 and below --highest"),
+        (["--trainer.accelerator", "abacus"], "trainer.accelerator: You selected an invalid accelerator name"),
         (["--compare", "lola"], "--compare: no adapter is called 'lola'"),
         (["--output", "no/such/folder.csv", "--steps", "10"], "--output no/such/folder.csv: No such file or directory"),
     ],

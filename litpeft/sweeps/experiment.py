@@ -183,7 +183,7 @@ def _variant(place: str, name: str, told: Any) -> Choice:
 
 
 def _mapping(place: str | Path, what: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise UserError(f"{place}: {what} must hold options by name, got {value!r}.")
     return value
 

@@ -151,6 +151,7 @@ AXES = {"adapter": ["lora", "dora"]}
         ({"like": {"a": 1}}, r"mine.yaml: like must be the name of an experiment or a file, got {'a': 1}"),
         ({"like": "nowhere"}, r"mine.yaml: like: .*nowhere: no such file"),
         ({"axes": None}, r"there is no `axes`"),
+        ({"axes": {None: ["lora"]}}, r"axes must hold options by name, got {None: "),
         ({"axes": {"adapter": ["lora", "lore"]}}, r"lore: no such file, and no shipped configuration .*lora"),
         ({"axes": {"adapter": ["lora", "lora"]}}, r"axes.adapter: needs values, each once, got lora, lora"),
         ({"axes": {"adapter": []}}, r"axes.adapter: needs values, each once, got none"),

@@ -70,14 +70,15 @@ def read_json_file(path: Path, option: str = "") -> Any:
         raise UserError(f"{option} {path} is not JSON: {of_python(error)}.".lstrip()) from error
 
 
-def check_names(place: str, content: Any) -> None:
+def check_names(place: str, content: Any, above: str = "") -> None:
     """Of options, at any depth: the parser tells of a strange one without its file."""
     for name, value in content.items() if isinstance(content, dict) else ():
         if not isinstance(name, str) or not name or any(map(str.isspace, name)):
             raise UserError(f"{place}: {name!r} is no name of an option.")
+        option = above if name == "init_args" else f"{above}.{name}".lstrip(".")
         if isinstance(value, str) and "\0" in value:
-            raise UserError(f"{place}: {name} holds a NUL, which no name of a file and no text may.")
-        check_names(place, value)
+            raise UserError(f"{place}: {option} holds a NUL, which no name of a file and no text may.")
+        check_names(place, value, option)
 
 
 def check_aliases(option: str, text: str) -> None:

@@ -61,6 +61,7 @@ def _run(words: list[str], log: Path, die_at: int | None, cache: Path | None, fu
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs are told to ignore
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as elsewhere; it would be that of this process
     if cache is not None:

@@ -150,7 +150,7 @@ VALUES = {
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is but what others derive from; name one of AGNews, ",
     "--model.adapter litpeft.adapters.base.Adapter": "model.adapter: Adapter is but what others derive from",
-    "--model.adapter.layers {}": "model.adapter: Adapter is but what others derive from; name one of DoRA, ",
+    "--model.adapter.layers {}": "model.adapter: Adapter is but what others derive from; name one of ",
     "--data.train_samples -2e3": "data.train_samples must be int",
     "--data.batch_size null": "data.batch_size must be int, not null; leave it out for 32.",
     "--model.adapter {0}": "--model.adapter: 0 is no name of an option",

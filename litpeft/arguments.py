@@ -18,12 +18,7 @@ from litpeft.run_folder import CONFIG, saved_config
 from litpeft.shipped import find_config, read_yaml
 
 CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class that it was given to
-TOGETHER = (
-    "auto",
-    "ddp",
-    "ddp_find_unused_parameters_true",
-    "fsdp2",
-)  # distributed.strategies, and a choice among them
+TOGETHER = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")  # STRATEGIES, and a choice among them
 LARGEST = 10**15  # of any number: a petabyte, or so many rows; torch's own are of 63 bits
 GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # names of options
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")

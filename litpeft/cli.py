@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -38,7 +37,7 @@ from litpeft.distributed.processes import started_first
 from litpeft.distributed.strategies import STRATEGIES
 from litpeft.errors import UserError
 from litpeft.naming import making_trainer, named
-from litpeft.parser import OneLineParser, check_classes, sentence
+from litpeft.parser import OneLineParser, check_classes, class_at, sentence
 from litpeft.records import FILE_NAME, in_folder, read_record, summary
 from litpeft.run_folder import (
     CHECKPOINTS,
@@ -137,7 +136,7 @@ class LitPeftCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Fill in what depends on several options, and decide on the run folder before anything is loaded."""
         options = self.config[self.verb]
-        if options.model is None or options.data is None or _class(options.model.class_path) is FineTuner:
+        if options.model is None or options.data is None or class_at(options.model.class_path) is FineTuner:
             raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
         check_values(options)
         check_classes(options)
@@ -159,7 +158,7 @@ class LitPeftCLI(LightningCLI):
 
     def _fit_folder(self, options: Namespace) -> None:
         adapter = options.model.init_args.adapter
-        kind = _class(adapter.class_path) if adapter else litpeft.adapters.Full
+        kind = class_at(adapter.class_path) if adapter else litpeft.adapters.Full
         name = kind.named(dict(adapter.init_args) if adapter and adapter.get("init_args") else {})
         experiment, run_name = run_names(typed_options(self.words), name, options.data.class_path.rpartition(".")[2])
         experiment = options.experiment or experiment
@@ -279,8 +278,3 @@ class LitPeftCLI(LightningCLI):
         self.model.adapter._checkpoint_follows = self.checkpoint is not None
         if self.verb in ("validate", "test"):
             self.config_init[self.verb]["verbose"] = False  # the table is ours
-
-
-def _class(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)

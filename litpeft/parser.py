@@ -138,16 +138,20 @@ def check_classes(options: Namespace) -> None:
             raise UserError(f"{path} names no class; give its class_path, or leave {path} out.")
         if path not in OWN:
             continue
-        module, _, last = name.rpartition(".")
-        kind = getattr(importlib.import_module(module), last)
+        kind, last = class_at(name), name.rpartition(".")[2]
         if kind is CLASSES[path] or not _shown(kind):
             known = sorted({each.__name__ for each in _derived(CLASSES[path]) if _shown(each)})
             raise UserError(
                 f"{path}: {last} is but what others derive from; name one of {', '.join(known)}, before its options."
             )
         _check_nulls(path, kind, told.get("init_args"))
-    module, _, last = options.model.class_path.rpartition(".")
-    _check_nulls("model", getattr(importlib.import_module(module), last), options.model.get("init_args"))
+    _check_nulls("model", class_at(options.model.class_path), options.model.get("init_args"))
+
+
+def class_at(path: str) -> Any:
+    """The class of a path such as `litpeft.adapters.LoRA`."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:

@@ -29,15 +29,15 @@ test-fast: setup  ## run the tests that need no real model and no network
 test-gpu: setup  ## run the tests that need CUDA; where there is none they are skipped, and say so
 	$(BIN)/python -m pytest tests/gpu -rs
 
-lint: setup  ## check style
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: setup  ## check style and the direction of imports
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
 format: setup  ## put style right
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 REPORT ?= report.html
 screenshots: setup  ## pictures of a report in light, dark and on a phone: make screenshots REPORT=report.html
-	$(BIN)/python -m tests.report.screenshots $(REPORT) $(dir $(REPORT))
+	$(BIN)/python -m tests.analysis.report.screenshots $(REPORT) $(dir $(REPORT))
 
 KILLS ?= 200
 torture: setup  ## kill short runs at random points, resume them, and hold them against ones left alone: make torture KILLS=20

@@ -9,7 +9,7 @@ import sys
 
 from litpeft import __version__
 from litpeft.errors import UserError, one_line
-from litpeft.record_shape import is_utf8
+from litpeft.runs.record_schema import is_utf8
 
 TRAINER_VERBS = {
     "fit": "train a model, and leave a record of what it cost and gave",
@@ -53,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if "LITPEFT_SWEEP_PID" in os.environ:
         importlib.import_module("litpeft.sweeps.launchers").end_with_parent()
+    sys.path.insert(0, os.getcwd())  # the user's own classes; the console script `litpeft` does not add this folder
     try:
         _check_words(words)
         if verb in COMMANDS:

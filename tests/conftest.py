@@ -11,7 +11,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start: threads of two at once spin against each other
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test may wait for a network
 
-import lightning.pytorch.cli  # noqa: F401 (before rich, see litpeft/screen.py)
+import lightning.pytorch.cli  # noqa: F401 (before rich, see litpeft/cli/console.py)
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors

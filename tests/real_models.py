@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from litpeft.assets import asset
-from litpeft.data.cache import default_cache_dir
+from litpeft.hub.cache_dir import default_cache_dir
+from litpeft.hub.demo_assets import asset
 
 
 def smollm2() -> Path:

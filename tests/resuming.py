@@ -19,8 +19,8 @@ import tests.conftest  # noqa: F401 (its environment, before libraries of the hu
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
 from litpeft.commands import training  # noqa: F401 (all that a run imports, once for all of them)
-from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
 
 SERVER = multiprocessing.get_context("forkserver")  # a process that has imported this file and done nothing; it forks
 SERVER.set_forkserver_preload(["tests.resuming"])

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from litpeft.base_weights import base_fingerprint
-from litpeft.durable import damage
-from litpeft.records import read_record
-from litpeft.run_folder import checkpoints, newest_checkpoint
+from litpeft.hub.base_weights import base_fingerprint
+from litpeft.runs.atomic_write import damage
+from litpeft.runs.folder import checkpoints, newest_checkpoint
+from litpeft.runs.record import read_record
 from tests.resuming import differences, run, start
 from tests.torture import CASES, Torture
 
@@ -181,7 +182,10 @@ def test_two_processes_on_one_folder(work: Torture) -> None:
     before = {path: path.read_bytes() for path in fault.run_dir.rglob("*") if path.is_file()}
     for way in ("--resume", "--overwrite"):
         assert fault("", way) == 2
-        assert f"--run_dir {fault.run_dir} is in use by process {first.pid}; wait until it ends" in fault.said
+        assert (
+            f"--run_dir {fault.run_dir} is in use by process {first.pid} on {socket.gethostname()}; wait until it ends"
+            in fault.said
+        )
     assert {path: path.read_bytes() for path in before} == before
     first.kill()
     first.join()

@@ -53,7 +53,7 @@ def test_the_wheel_carries_configs_and_experiments(tmp_path: Path) -> None:
         "litpeft/configs/adapters/lora.yaml",
         "litpeft/configs/minilm_sst2.yaml",
         "litpeft/experiments/optimizers/optimizers.yaml",
-        "litpeft/report/page.html",
+        "litpeft/analysis/report/page.html",
         "litpeft/benchmarks/tasks/lora_insights.yaml",
         "litpeft/benchmarks/tasks/mmlu/_mmlu.yaml",
     } <= names

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from litpeft.__main__ import main
-from litpeft.durable import SUMS, file_hash
-from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.runs.atomic_write import SUMS, file_hash
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
 
 
 class Evil:
@@ -108,7 +108,7 @@ def test_a_record_cannot_lead_out_of_its_folder(
 
 
 def test_a_record_cannot_have_other_files_read_as_rows(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from tests.comparison.build import write_run
+    from tests.analysis.comparison.build import write_run
 
     for adapter in ("lora", "dora"):
         write_run(tmp_path / adapter, adapter, 0, examples={"loss": [0.1, 0.2], "correct": [1, 0]})

@@ -18,10 +18,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from litpeft.durable import damage
-from litpeft.records import FILE_NAME, read_record
-from litpeft.run_folder import checkpoints, newest_checkpoint
-from litpeft.run_lock import LOCK
+from litpeft.runs.atomic_write import damage
+from litpeft.runs.folder import checkpoints, newest_checkpoint
+from litpeft.runs.lock import LOCK
+from litpeft.runs.record import FILE_NAME, read_record
 from tests.conftest import write_sentences, write_tiny_bert, write_tiny_llama
 from tests.resuming import differences, run, start
 

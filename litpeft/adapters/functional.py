@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from litpeft.ops.dropout import kept, new_seed
 from litpeft.ops.overridable import overridable
-from litpeft.ops.rows import by_rows
+from litpeft.ops.row_chunks import by_rows
 
 Open = Callable[..., Tensor]  # (*what is held, dtype=...) -> W (out, in): a cast, a transposed view, a dequantisation
 

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from litpeft.adapters.base import Adapter, InDtypeOf
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.peft_format import load_adapter
 from litpeft.adapters.targets import by_pattern, ending_in, in_layers, match_targets
 from litpeft.errors import UserError
 
@@ -84,8 +85,6 @@ class LoRA(Adapter):
         head, new = tuple(head), tuple(new)
         super().apply(model, head, new)
         if self.init_from and not self._checkpoint_follows:
-            from litpeft.adapters.peft_format import load_adapter
-
             load_adapter(Path(self.init_from), model, self)
 
     def adapt(self, model: nn.Module) -> None:

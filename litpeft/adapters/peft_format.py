@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +22,6 @@ from litpeft.adapters.base import trainable
 from litpeft.adapters.layers import AdaptedConv1D, AdaptedConv2d, AdaptedEmbedding, AdaptedLayer, adapted_layers
 from litpeft.adapters.targets import by_pattern
 from litpeft.errors import UserError
-
-if TYPE_CHECKING:
-    from litpeft.adapters.lora import LoRA
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -42,7 +39,16 @@ FOREIGN = (  # options of PEFT that change what a layer computes, and that no la
 )
 
 
-def write_adapter(folder: Path, model: nn.Module, adapter: LoRA, base_name: str) -> None:
+class LowRankAdapter(Protocol):
+    """The options of LoRA or DoRA that the PEFT format stores for all layers together."""
+
+    rslora: bool
+    magnitude: bool
+    dropout: float
+    bias: str
+
+
+def write_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter, base_name: str) -> None:
     """Write what was trained, so that `PeftModel.from_pretrained(base, folder)` computes the same.
 
     Args:
@@ -92,7 +98,7 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LoRA, base_name: str)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def load_adapter(folder: Path, model: nn.Module, adapter: LoRA) -> None:
+def load_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter) -> None:
     """Copy a PEFT adapter's tensors into an adapted model, if they fit one by one.
 
     Tensors that train whole (a head) are taken where the folder has them; where it has none, they start as they are.
@@ -107,7 +113,9 @@ def load_adapter(folder: Path, model: nn.Module, adapter: LoRA) -> None:
         raise _misfit(folder, f"its {CONFIG} holds what PEFT does not write ({error})") from error
 
 
-def _copy(folder: Path, config: dict[str, Any], found: dict[str, Tensor], model: nn.Module, adapter: LoRA) -> None:
+def _copy(
+    folder: Path, config: dict[str, Any], found: dict[str, Tensor], model: nn.Module, adapter: LowRankAdapter
+) -> None:
     layers = adapted_layers(model)
     if config.get("peft_type") != "LORA":
         raise _misfit(folder, f"it is of the type {config.get('peft_type')}, not LORA")

@@ -24,7 +24,7 @@ from lightning import LightningDataModule
 
 from litpeft.benchmarks.base import Benchmark, Live, Options, Result
 from litpeft.errors import UserError
-from litpeft.hub import asking_hub
+from litpeft.hub.hub import asking_hub
 from litpeft.tasks import FineTuner
 from litpeft.tasks.language_modelling import LanguageModelling
 

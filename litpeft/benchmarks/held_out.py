@@ -9,9 +9,9 @@ from lightning import LightningDataModule
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
 from litpeft.benchmarks.base import Benchmark, Live, Options, Result
-from litpeft.distributed import processes
 from litpeft.errors import UserError
 from litpeft.tasks import FineTuner, SequenceClassification
+from litpeft.training import processes
 
 BINS = 15  # of confidence, as Guo et al. have it
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from litpeft.data.arithmetic import SIGNS, answer, held_out
 from litpeft.errors import UserError
-from litpeft.reading import of_python, read_json_file, read_text
-from litpeft.record_shape import NUMBER, OTHERS, TEXT, misfit
+from litpeft.runs.record_schema import NUMBER, OTHERS, TEXT, misfit
+from litpeft.runs.safe_read import of_python, read_json_file, read_text
 
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 VERBS = {"addition": "add", "subtraction": "subtract"}

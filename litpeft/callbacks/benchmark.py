@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from litpeft.benchmarks import Evaluation, Options, Suite, check_options
 from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
-from litpeft.durable import write_atomically
-from litpeft.records import as_json
-from litpeft.run_folder import step_of
+from litpeft.runs.atomic_write import write_atomically
+from litpeft.runs.folder import step_of
+from litpeft.runs.record import as_json
 
 ITEMS = "benchmark_items"  # folder within a run's: a file a step, of what each item gave
 

@@ -12,12 +12,12 @@ from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from litpeft.callbacks.signals import StopSignals
-from litpeft.distributed import processes
-from litpeft.durable import remove_folder
+from litpeft.callbacks.stop_signals import StopSignals
 from litpeft.errors import UserError
-from litpeft.records import named
-from litpeft.run_folder import CHECKPOINTS, checkpoints
+from litpeft.runs.atomic_write import remove_folder
+from litpeft.runs.folder import CHECKPOINTS, checkpoints
+from litpeft.runs.record import named
+from litpeft.training import processes
 
 SPARE = 1  # while a run goes on, so many older ones are kept: one that the disk has damaged does not cost the run
 
@@ -41,7 +41,7 @@ class Checkpoint(LightningCheckpoint):
         self.best: str | None = None
         self.best_metrics: dict[str, float] = {}
         self.val_step: int | None = None
-        self.validation_due, self.epoch_due = False, False  # for litpeft.training_loop
+        self.validation_due, self.epoch_due = False, False  # for litpeft.training.loop
         self.stop = StopSignals()
         self._monitor: tuple[str, str] = ("val_loss", "min")
         self._due = False  # validated since the last one
@@ -87,7 +87,7 @@ class Checkpoint(LightningCheckpoint):
                 self.best, self.best_metrics = _name(self.val_step), metrics | {"val_step": self.val_step}
 
     def between_steps(self, trainer: Trainer) -> None:
-        """Called by litpeft.training_loop."""
+        """Called by litpeft.training.loop."""
         self.stop.agree(trainer.strategy.root_device)
         asked = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
         if self._due or asked or trainer.should_stop or self.stop.received:

@@ -12,9 +12,9 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from litpeft.durable import SUMS, damage, remove_folder, whole_folder
 from litpeft.errors import UserError, first_sentence
-from litpeft.run_folder import STEP, checkpoints
+from litpeft.runs.atomic_write import SUMS, damage, remove_folder, whole_folder
+from litpeft.runs.folder import STEP, checkpoints
 
 TENSORS, LOOP = "trainable.safetensors", "loop.pt"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from litpeft.distributed import processes
-from litpeft.energy import READ_EVERY, EnergyMeter
+from litpeft.profiling.energy import READ_EVERY, EnergyMeter
+from litpeft.training import processes
 
 
 class EnergyRecorder(Callback):
     """Record joules from the start of training to its end, validation and checkpoints between included, benchmarks not.
 
-    Of whole processor packages and of the whole board of the GPU, see `litpeft.energy`: what else the machine does at
+    Of whole processor packages and of the whole board of the GPU, see `profiling.energy`: what else the machine does at
     the time is in them too.
 
     Attributes:

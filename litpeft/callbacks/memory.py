@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import resource
 import sys
 from collections.abc import Sequence
 from copy import deepcopy
@@ -14,12 +13,13 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from litpeft.callbacks.across_processes import most
 from litpeft.data.sampler import LengthGroupedBatches
-from litpeft.distributed import processes
-from litpeft.distributed.sharding import is_sharded
 from litpeft.errors import UserError
-from litpeft.memory import MemoryTracker, optimizer_tensors
-from litpeft.memory.picture import split_picture
+from litpeft.profiling.memory import MemoryTracker, optimizer_tensors
+from litpeft.profiling.memory.bar_chart import split_picture
+from litpeft.training import processes
+from litpeft.training.sharding import is_sharded
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 PROC = Path("/proc/self")
@@ -60,7 +60,7 @@ class MemoryRecorder(Callback):
         self._others: int | None = None  # bytes on the GPU that are not of torch's allocator, before the run
         self._steps_before = 0
         self._retries = 0
-        self._host_peak = 0
+        self._host_peak: int | None = None
         self._host_known = True  # whether the kernel's mark was set back when the phase began
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -186,7 +186,7 @@ class MemoryRecorder(Callback):
 
     def _enter(self, phase: str | None, device: torch.device) -> None:
         host = peak_rss_bytes()
-        self._host_peak = max(self._host_peak, host)
+        self._host_peak = most((self._host_peak, host))
         found: dict[str, int | None] = {"peak_rss_bytes": host if self._host_known else None}
         if device.type == "cuda":
             torch.cuda.synchronize(device)
@@ -211,13 +211,13 @@ class MemoryRecorder(Callback):
         """Peaks of what comes are laid over those of before; each phase keeps its greatest."""
         state_dict = processes.own(state_dict)
         self.phases = state_dict["phases"]
-        self._host_peak = max(self._host_peak, state_dict["host_peak"])
+        self._host_peak = most((self._host_peak, state_dict["host_peak"]))
 
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""
         peaks = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_tensor_bytes")
         return {name: _most(self.phases, name) for name in peaks} | {
-            "peak_rss_bytes": max(self._host_peak, peak_rss_bytes()),
+            "peak_rss_bytes": most((self._host_peak, peak_rss_bytes())),
             "others_bytes": self._others,
             "tracked_steps": self.tracked_steps,
             "memory_phases": self.phases or None,
@@ -249,14 +249,20 @@ def _states(trainer: Trainer) -> list[torch.Tensor]:
     return [tensor for optimizer in trainer.optimizers for tensor in optimizer_tensors(optimizer)]
 
 
-def peak_rss_bytes() -> int:
+def peak_rss_bytes() -> int | None:
     """Most host memory that the process has held since it started, or since the mark was set back.
 
     Linux's own mark and not getrusage's, which a process takes over from the one that started it, large or not.
     """
     status = PROC / "status"
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    return int(found[1]) * 1024 if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
+    if found:
+        return int(found[1]) * 1024
+    try:
+        import resource  # POSIX only
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
 
 
 def _reset_peak_rss() -> bool:

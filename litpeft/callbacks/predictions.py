@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from litpeft.durable import write_atomically
+from litpeft.runs.atomic_write import write_atomically
 
 
 class PredictionWriter(Callback):

@@ -20,16 +20,16 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from litpeft.callbacks.across_processes import PEAKS, most, of_all
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
-from litpeft.callbacks.curves import curve_sizes, cut_curves
-from litpeft.callbacks.described import built, setting
-from litpeft.callbacks.together import PEAKS, most, of_all
-from litpeft.comparison.benchmarks import scores
-from litpeft.distributed import last_words, processes
-from litpeft.durable import write_atomically
+from litpeft.callbacks.event_files import curve_sizes, cut_curves
+from litpeft.callbacks.run_description import built, setting
 from litpeft.errors import UserError
-from litpeft.records import FIELDS, as_json, benchmarked, named, new_record, write_record
-from litpeft.run_folder import CONFIG, TRACEBACK, newest_checkpoint
+from litpeft.runs.atomic_write import write_atomically
+from litpeft.runs.benchmark_results import final_evaluation, scores
+from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint
+from litpeft.runs.record import FIELDS, as_json, named, new_record, write_record
+from litpeft.training import failure_messages, processes
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
 METRICS = (
@@ -61,7 +61,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         self.record = self.record | {"config": config, "status": "interrupted", "error": None}
         self._stale, self._resumed = list(stale), resumed
         self._was_done = False
-        self._curves: dict[str, int] = {}  # of the run that is resumed, see litpeft.callbacks.curves
+        self._curves: dict[str, int] = {}  # of the run that is resumed, see litpeft.callbacks.event_files
         self._begun = time.perf_counter()
         self._started = False  # whether the folder is ours to write into
 
@@ -135,9 +135,13 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         status, sentence = _status(exception)
         if trainer.state.fn != "fit" or not trainer.is_global_zero:
-            last_words.leave(sentence)
+            failure_messages.leave(sentence)
             return
-        if status == "failed" and not isinstance(exception, UserError) and (told := last_words.of_others(exception)):
+        if (
+            status == "failed"
+            and not isinstance(exception, UserError)
+            and (told := failure_messages.of_others(exception))
+        ):
             sentence = exception.sentence = told
         if not self._started and (self._stale or self._resumed):
             _remove_curves(trainer)  # of this run, which never began: the folder stays as it was
@@ -230,7 +234,7 @@ class RunRecorder(Checkpoint):  # of Lightning's kind, which it calls last: afte
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
-                metrics |= scores(benchmarked(self.record) or {"results": {}})
+                metrics |= scores(final_evaluation(self.record) or {"results": {}})
                 shown = {name: _plain(value) for name, value in settings.items() if value is not None}
                 logger.log_hyperparams(shown, metrics, step=trainer.global_step)
                 logger.experiment.flush()

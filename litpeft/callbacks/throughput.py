@@ -12,9 +12,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from litpeft.distributed import processes
 from litpeft.errors import UserError
-from litpeft.flops import FlopCounter, measured_peak, settle
+from litpeft.profiling.flops import FlopCounter, measured_peak, settle
+from litpeft.training import processes
 
 COUNTS = ("samples", "tokens", "padded", "trained")
 PARTS = ("data_wait", "forward", "backward", "optimizer")

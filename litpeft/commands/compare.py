@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from litpeft.analysis.comparison import Comparison
+from litpeft.analysis.comparison.formats import FORMATS
+from litpeft.analysis.comparison.selection import add_selection, selected
 from litpeft.commands.parser import CommandParser
-from litpeft.comparison import Comparison
-from litpeft.comparison.formats import FORMATS
-from litpeft.comparison.selection import add_selection, selected
-from litpeft.durable import write_atomically
 from litpeft.errors import writing
+from litpeft.runs.atomic_write import write_atomically
 
 ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex"}
 
@@ -24,7 +24,7 @@ def main(arguments: list[str]) -> int:
     elif form == "terminal":
         from rich.console import Console  # other formats do without
 
-        from litpeft.comparison.terminal import show
+        from litpeft.analysis.comparison.terminal import show
 
         show(comparison, Console())
     else:
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser("compare", description=__doc__, epilog="Definitions of all figures: litpeft/records.py.")
+    parser = CommandParser("compare", description=__doc__, epilog="Definitions of all figures: litpeft/runs/record.py.")
     add_selection(parser)
     parser.add_argument("--format", choices=("terminal", *FORMATS), help="by default what the end of FILE says")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write there")
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _write(path: Path, comparison: Comparison, form: str) -> None:
     if form == "terminal":
-        from litpeft.comparison.terminal import as_text
+        from litpeft.analysis.comparison.terminal import as_text
 
         text = as_text(comparison)
     else:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from litpeft.cli.config_files import find_config, shipped_files
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
-from litpeft.shipped import find_config, shipped_files
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""`litpeft demo`: fine-tune a small real model on real text, from what pip can bring (litpeft/assets.py)."""
+"""`litpeft demo`: fine-tune a small real model on real text, from what pip can bring (litpeft/hub/demo_assets.py)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from litpeft.assets import asset
 from litpeft.commands.parser import CommandParser
+from litpeft.hub.demo_assets import asset
 
 
 def main(arguments: list[str]) -> int:

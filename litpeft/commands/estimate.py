@@ -16,13 +16,13 @@ from rich.console import Console
 from rich.table import Table
 
 from litpeft.adapters import Adapter
+from litpeft.cli.console import quieten
+from litpeft.cli.planned_run import UnstartedCLI
 from litpeft.errors import UserError
-from litpeft.memory import CATEGORIES
-from litpeft.memory.cuda import context_bytes, workspaces
-from litpeft.memory.trace import Trace, trace
-from litpeft.screen import quieten
+from litpeft.profiling.memory import CATEGORIES
+from litpeft.profiling.memory.cuda import context_bytes, workspaces
+from litpeft.profiling.memory.trace import Trace, trace
 from litpeft.tasks import FineTuner
-from litpeft.unstarted import UnstartedCLI
 
 MIB, GIB = 2**20, 2**30
 USABLE = 0.985  # of a card's nominal memory: what torch finds on a 4090, an A100 or an H100

@@ -12,7 +12,8 @@ from typing import Any
 
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
-from litpeft.records import benchmark_rows, read_record, write_record
+from litpeft.runs.benchmark_results import benchmark_rows
+from litpeft.runs.record import read_record, write_record
 
 DESCRIPTION = """measure a finished run by benchmarks, and put the scores into its record
 
@@ -47,8 +48,8 @@ def main(words: list[str]) -> int:
 def _evaluate(options: Any) -> int:
     from litpeft.benchmarks import Options, Suite, check_options  # with all that follows, seconds
     from litpeft.callbacks.benchmark import write_items
-    from litpeft.finished import FinishedRun
-    from litpeft.screen import quieten, show
+    from litpeft.cli.console import quieten, show
+    from litpeft.cli.finished_run import FinishedRun
 
     how = Options(
         [name.strip() for name in options.tasks.split(",") if name.strip()],

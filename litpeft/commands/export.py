@@ -94,9 +94,9 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.adapters import LoRA
     from litpeft.adapters.peft_format import write_adapter
     from litpeft.adapters.qlora import four_bit_layers
-    from litpeft.finished import FinishedRun
-    from litpeft.hub import local_or_hub
-    from litpeft.screen import quieten
+    from litpeft.cli.console import quieten
+    from litpeft.cli.finished_run import FinishedRun
+    from litpeft.hub.hub import local_or_hub
     from litpeft.tasks.base import DTYPES
 
     quieten()

@@ -19,11 +19,11 @@ from rich.table import Table
 
 from litpeft.adapters import Adapter
 from litpeft.callbacks import ProgressBar
-from litpeft.durable import write_atomically
+from litpeft.cli.console import quieten
+from litpeft.cli.error_context import making_trainer
+from litpeft.cli.planned_run import UnstartedCLI
 from litpeft.errors import UserError, writing
-from litpeft.naming import making_trainer
-from litpeft.screen import quieten
-from litpeft.unstarted import UnstartedCLI
+from litpeft.runs.atomic_write import write_atomically
 
 SMOOTHED = 0.9  # share of the running mean of losses that a step leaves
 LOST = 2.0  # times the least loss: nothing is learned any more

@@ -6,11 +6,11 @@ import argparse
 import shlex
 from pathlib import Path
 
+from litpeft.analysis.comparison.selection import add_selection, selected
+from litpeft.analysis.report.markdown import write_markdown
+from litpeft.analysis.report.page import write_page
 from litpeft.commands.parser import CommandParser
-from litpeft.comparison.selection import add_selection, selected
 from litpeft.errors import UserError
-from litpeft.report.markdown import write_markdown
-from litpeft.report.page import write_page
 
 ENDINGS = {".html": "html", ".htm": "html", ".md": "md"}
 

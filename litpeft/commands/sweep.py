@@ -14,7 +14,7 @@ from typing import Any
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
 from litpeft.sweeps.experiment import Experiment, read_experiment
-from litpeft.sweeps.folder import Job, alone_in, jobs_of, lay_out
+from litpeft.sweeps.folder import Job, jobs_of, locked_sweep, write_sweep
 from litpeft.sweeps.launchers import LAUNCHERS
 
 DESCRIPTION = """run every trial of an experiment with every seed, each in a process and a folder of its own
@@ -47,7 +47,7 @@ def main(words: list[str]) -> int:
     experiment = read_experiment(options.experiment, _settings(others))
     if options.jobs < 1 or options.trials < 1:
         raise UserError("--jobs and --trials must be at least 1.")
-    from litpeft.screen import quieten
+    from litpeft.cli.console import quieten
     from litpeft.sweeps.resolve import resolve, varying  # these need torch, and all that is wrong above is told before
 
     quieten()
@@ -56,13 +56,14 @@ def main(words: list[str]) -> int:
     except UserError as error:
         raise UserError(f"{options.experiment}: {error}") from error
     if options.dry_run:
-        from litpeft.sweeps.preview import preview
+        from litpeft.commands.sweep_preview import preview
 
         return preview(experiment, options.device)
     root = options.dir or Path("runs") / experiment.name
-    with alone_in(root) as lock:
-        lay_out(root, experiment, configs, varying(configs.values()))
-        return _Sweep(root, experiment, options, lock).run()
+    jobs = jobs_of(root, experiment)
+    with locked_sweep(root, jobs):
+        write_sweep(root, experiment, configs, varying(configs.values()))
+        return _Sweep(root, experiment, options, jobs).run()
 
 
 def _settings(words: list[str]) -> dict[str, str]:
@@ -79,15 +80,14 @@ def _settings(words: list[str]) -> dict[str, str]:
 class _Sweep:
     """The jobs of a sweep, and those of them that run."""
 
-    def __init__(self, root: Path, experiment: Experiment, options: argparse.Namespace, lock: int) -> None:
-        from litpeft.sweeps.screen import Screen
+    def __init__(self, root: Path, experiment: Experiment, options: argparse.Namespace, jobs: list[Job]) -> None:
+        from litpeft.sweeps.progress_table import Screen
 
         self.root, self.experiment, self.options = root, experiment, options
-        self.jobs = jobs_of(root, experiment)
+        self.jobs = jobs
         slurm = dict(pair.partition("=")[::2] for pair in options.slurm)
         self.launch = LAUNCHERS[options.launcher](
             jobs=options.jobs,
-            lock=lock,
             address=options.address,
             cpus=options.cpus,
             gpus=options.gpus,

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from litpeft.callbacks.run_record import is_out_of_memory
-from litpeft.cli import LitPeftCLI
-from litpeft.distributed import last_words
-from litpeft.distributed.processes import started_first
+from litpeft.cli.console import quieten
+from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.errors import UserError, of_the_system
-from litpeft.screen import quieten
+from litpeft.training import failure_messages
+from litpeft.training.processes import started_first
 
 
 def main(words: list[str]) -> int:
     """Run one verb; the exit code is 0, 1 (the run failed), 130 or 143 (interrupted). Mistakes raise `UserError`."""
     quieten()
-    sys.path.insert(0, os.getcwd())  # a console script lacks it, and classes of one's own lie here
     try:
         _one_of_several(words)
     except UserError:
@@ -58,7 +56,7 @@ def _one_of_several(words: list[str]) -> None:
         LitPeftCLI(words[0], words[1:])
     except BaseException as error:
         if started_first():
-            last_words.tell_as_first(str(error))
-        elif last_words.first_has_told():
+            failure_messages.tell_as_first(str(error))
+        elif failure_messages.first_has_told():
             raise SystemExit(1) from error
         raise

@@ -27,11 +27,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from litpeft.data.cache import cached_table, default_cache_dir, fingerprint, tokenizer_fingerprint
+from litpeft.data.cache import cached_table, fingerprint, tokenizer_fingerprint
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
 from litpeft.errors import UserError
-from litpeft.hub import asking_hub, local_or_hub
+from litpeft.hub.cache_dir import default_cache_dir
+from litpeft.hub.hub import asking_hub, local_or_hub
 
 Split = Literal["train", "val", "test", "predict"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +12,10 @@ from typing import Any
 import datasets
 from transformers import PreTrainedTokenizerBase
 
-from litpeft.durable import damage, remove_folder, whole_folder
 from litpeft.errors import first_sentence
+from litpeft.runs.atomic_write import damage, remove_folder, whole_folder
 
 FORMAT = 1  # raise it when the columns of a cached table change
-
-
-def default_cache_dir() -> Path:
-    """`$LITPEFT_CACHE`, else `litpeft` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("LITPEFT_CACHE") or Path(base) / "litpeft")
 
 
 def fingerprint(*parts: Any) -> str:

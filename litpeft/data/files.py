@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
-from litpeft.reading import of_python
-from litpeft.record_shape import is_utf8
+from litpeft.runs.record_schema import is_utf8
+from litpeft.runs.safe_read import of_python
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 

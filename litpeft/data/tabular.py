@@ -9,12 +9,12 @@ from typing import Any
 
 import datasets
 
-from litpeft.assets import PREFIX, asset
 from litpeft.data.base import FineTuneData, Split
 from litpeft.data.files import read_rows
-from litpeft.durable import file_hash
 from litpeft.errors import UserError
-from litpeft.hub import asking_hub
+from litpeft.hub.demo_assets import PREFIX, asset
+from litpeft.hub.hub import asking_hub
+from litpeft.runs.atomic_write import file_hash
 
 HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 

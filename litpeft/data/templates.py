@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.errors import UserError
-from litpeft.reading import read_yaml_file
+from litpeft.runs.safe_read import read_yaml_file
 
 # https://github.com/tatsu-lab/stanford_alpaca#data-release
 ALPACA = {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litpeft.ops.rows import by_rows
+from litpeft.ops.row_chunks import by_rows
 
 CHUNK = 1 << 23  # logits that are held at once; on a GPU four times as many, where each operation takes its launch
 

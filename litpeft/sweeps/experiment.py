@@ -28,9 +28,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.errors import UserError
-from litpeft.run_folder import folder_name
-from litpeft.shipped import find_config, read_yaml
+from litpeft.runs.folder import folder_name
 
 KEYS = (
     "like",

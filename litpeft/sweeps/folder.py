@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +10,12 @@ from typing import Any, Literal
 
 import yaml
 
-from litpeft.comparison.sweep_folder import FILE
-from litpeft.durable import write_atomically
+from litpeft.analysis.comparison.sweep_folder import FILE
 from litpeft.errors import UserError
-from litpeft.records import FILE_NAME, read_record
-from litpeft.run_folder import changed_options, newest_checkpoint
+from litpeft.runs.atomic_write import write_atomically
+from litpeft.runs.folder import changed_options, newest_checkpoint
+from litpeft.runs.lock import FolderInUse, is_locked, lock, wait_until_free
+from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.sweeps.experiment import Experiment, Trial
 
 TRIALS = "trials"  # folder of their configurations
@@ -82,7 +80,7 @@ def jobs_of(root: Path, experiment: Experiment) -> list[Job]:
     ]
 
 
-def lay_out(root: Path, experiment: Experiment, configs: dict[str, dict[str, Any]], varies: list[str]) -> None:
+def write_sweep(root: Path, experiment: Experiment, configs: dict[str, dict[str, Any]], varies: list[str]) -> None:
     """Write `sweep.yaml` and each trial's configuration, before any of them runs.
 
     A sweep that is gone on with may have more trials or seeds than before, and other words about them.
@@ -112,37 +110,22 @@ def lay_out(root: Path, experiment: Experiment, configs: dict[str, dict[str, Any
 
 
 @contextmanager
-def alone_in(root: Path) -> Iterator[int]:
-    """Within, no other sweep works in this folder; gives the lock's file descriptor, to be handed to trials.
-
-    As trials hold it too, it is free again only when the last of them has ended, also where the sweep was killed.
+def locked_sweep(root: Path, jobs: Sequence[Job]) -> Iterator[None]:
+    """Hold the lock of a sweep's folder; first wait until trials of a killed sweep have saved and ended.
 
     Raises:
-        UserError: another sweep does.
+        UserError: another sweep holds the lock, or the folder cannot be written to.
     """
-    root.mkdir(parents=True, exist_ok=True)
-    lock = os.open(root / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            host, _, pid = os.pread(lock, 100, 0).decode().partition(" ")
-            if host != socket.gethostname() or _lives(int(pid)):
-                raise UserError(f"{root}: another sweep works in it (process {pid} on {host}).") from None
+        held = lock(root)
+    except FolderInUse as error:
+        raise UserError(f"{root}: another sweep is running in this folder ({error.holder}).") from None
+    except OSError as error:
+        raise UserError(f"--dir {root}: {error.strerror or error}.") from error
+    with held:
+        running = [job.run_dir for job in jobs if is_locked(job.run_dir)]
+        if running:
             print("waiting for the trials of a killed sweep to save and end ...", flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{socket.gethostname()} {os.getpid()}".encode(), 0)
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        for run_dir in running:
+            wait_until_free(run_dir)
+        yield

@@ -27,14 +27,14 @@ class Local:
 
     Args:
         jobs: how many at once.
-        lock: a file descriptor that each of them keeps open.
         options: of the sweep.
     """
 
-    def __init__(self, jobs: int, lock: int, **options: object) -> None:
+    def __init__(self, jobs: int, **options: object) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ | {PARENT: str(os.getpid())}
-        self.lock, self.processes, self.stopping = lock, set(), False
+        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.stopping = False
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.guard = threading.Lock()
         for slot in range(jobs):
@@ -53,7 +53,6 @@ class Local:
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         env=self.environment | _device(slot),
-                        pass_fds=[self.lock],
                         start_new_session=True,  # Ctrl-C reaches the sweep alone, which then tells its trials
                     )
                     self.processes.add(process)

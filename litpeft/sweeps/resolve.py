@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning import Trainer
 
-from litpeft.cli import LitPeftCLI
+from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.errors import UserError
-from litpeft.run_folder import changed_options
+from litpeft.runs.folder import changed_options
 from litpeft.sweeps.experiment import Trial
 
 

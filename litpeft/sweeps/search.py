@@ -8,7 +8,7 @@ from pathlib import Path
 from litpeft.errors import UserError
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import Job
-from litpeft.sweeps.screen import score
+from litpeft.sweeps.progress_table import score
 
 STORAGE = "optuna.log"  # in the sweep's folder
 

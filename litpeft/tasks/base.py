@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from litpeft.adapters import Adapter, Full
 from litpeft.adapters.base import trainable
-from litpeft.base_weights import base_fingerprint
-from litpeft.distributed import processes
-from litpeft.distributed.sharding import rest, share_of, whole
-from litpeft.distributed.strategies import FSDP2
 from litpeft.errors import UserError
+from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler
+from litpeft.tasks.checkpoint_origin import check_origin, origin
 from litpeft.tasks.losses import TrainLoss
-from litpeft.tasks.origin import check_origin, origin
+from litpeft.training import processes
+from litpeft.training.sharding import rest, share_of, whole
+from litpeft.training.strategies import FSDP2
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -272,10 +272,18 @@ class FineTuner(L.LightningModule):
         """Beside the trainable tensors: what they belong to, and the mean loss so far."""
         if self.trainer.state.fn == "fit":
             self._check_loss()
-        checkpoint |= {"origin": origin(self), "train_loss": self.train_loss.state_dict()}
+        checkpoint |= {"origin": origin(self.base, self.adapter), "train_loss": self.train_loss.state_dict()}
+
+    def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a checkpoint was written with the base weights and adapter of this task.
+
+        Raises:
+            UserError: it was not; the message names the difference.
+        """
+        check_origin(checkpoint["origin"], self.base, self.adapter, self.model_name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_origin(self, checkpoint)
+        self.check_checkpoint(checkpoint)
         self.train_loss.load_state_dict(checkpoint["train_loss"])
 
     def on_train_batch_end(self, *_: Any) -> None:

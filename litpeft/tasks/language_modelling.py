@@ -12,11 +12,11 @@ from torchmetrics.aggregation import MeanMetric
 
 from litpeft.adapters.base import trainable
 from litpeft.data.instruction_rows import IGNORED
-from litpeft.distributed import processes
 from litpeft.errors import UserError
 from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner
 from litpeft.tasks.pretrained import check_base, load_pretrained
+from litpeft.training import processes
 
 
 class LanguageModelling(FineTuner):

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from litpeft.errors import UserError
-from litpeft.hub import asking_hub, local_or_hub
+from litpeft.hub.hub import asking_hub, local_or_hub
 
 OF_WEIGHTS = ("quantization_config", "ignore_mismatched_sizes")  # options of reading them
 MOST_NEW = 0.1  # of a base's numbers may be drawn at random; BERT's pooler is a fiftieth

@@ -22,7 +22,7 @@ from litpeft.adapters.functional import (
     with_gain,
 )
 from litpeft.ops.dropout import kept
-from litpeft.ops.rows import CHUNK
+from litpeft.ops.row_chunks import CHUNK
 
 SCALING = 1.5
 UNIT = 2**-8  # what one rounding to bf16 may err by, relative

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from litpeft.__main__ import main
 from litpeft.benchmarks import Benchmark, Live, Result
 from litpeft.benchmarks.harness import HarnessTask
-from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
 from tests.conftest import litpeft, write_killer
 
 STRATEGIES = {

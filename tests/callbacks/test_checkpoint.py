@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
-from litpeft.records import read_record
-from litpeft.run_folder import checkpoints, newest_checkpoint
+from litpeft.runs.folder import checkpoints, newest_checkpoint
+from litpeft.runs.record import read_record
 from tests.conftest import litpeft, write_sentences
 from tests.resuming import differences, run
 from tests.torture import CASES, Torture

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litpeft.__main__ import main
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from litpeft.tasks import CausalLM
 from tests.conftest import GOOD
 

@@ -14,7 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 from litpeft.__main__ import main
 from litpeft.callbacks import MemoryRecorder, memory
 from litpeft.errors import UserError
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 
 HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
 PROBE = """

@@ -19,8 +19,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from litpeft.__main__ import main
-from litpeft.memory.picture import BAR, COLOURS, LEFT, ROW
-from litpeft.records import FIELDS, read_record
+from litpeft.profiling.memory.bar_chart import BAR, COLOURS, LEFT, ROW
+from litpeft.runs.record import FIELDS, read_record
 from tests.conftest import litpeft, write_killer
 
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]

@@ -17,8 +17,8 @@ from litpeft.__main__ import main
 from litpeft.callbacks import ThroughputRecorder
 from litpeft.callbacks.throughput import PARTS, Step
 from litpeft.errors import UserError
-from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
 from tests.conftest import QUIET
 
 COUNTED = {"samples": 4, "tokens": 1, "padded": 1, "trained": 1}

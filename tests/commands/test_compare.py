@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from litpeft.__main__ import main
-from litpeft.comparison import Comparison, compare
-from litpeft.comparison.formats import latex, markdown
-from litpeft.comparison.model import Estimate
-from litpeft.comparison.numbers import MINUS, form, form_estimate, form_interval, form_p
-from litpeft.comparison.terminal import as_text
-from tests.comparison.build import write_grid, write_run
+from litpeft.analysis.comparison import Comparison, compare
+from litpeft.analysis.comparison.formats import latex, markdown
+from litpeft.analysis.comparison.number_format import MINUS, form, form_estimate, form_interval, form_p
+from litpeft.analysis.comparison.results import Estimate
+from litpeft.analysis.comparison.terminal import as_text
+from tests.analysis.comparison.build import write_grid, write_run
 
 SAID = {
     "none": [0.900, 0.912, 0.921, 0.905],

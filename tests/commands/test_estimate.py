@@ -11,8 +11,8 @@ import pytest
 
 from litpeft.__main__ import main
 from litpeft.commands.estimate import Plan, largest
-from litpeft.memory.cuda import workspaces as cublas
-from litpeft.records import read_record
+from litpeft.profiling.memory.cuda import workspaces as cublas
+from litpeft.runs.record import read_record
 
 ADAPTERS = {
     "none": ["Full"],

@@ -14,7 +14,7 @@ import torch
 from litpeft.__main__ import main
 from litpeft.benchmarks.harness import TASKS
 from litpeft.commands.evaluate import merged
-from litpeft.records import read_record, write_record
+from litpeft.runs.record import read_record, write_record
 from tests.conftest import litpeft
 
 TASK = "litpeft_generated_2ds"

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from litpeft.__main__ import main
 from litpeft.callbacks import FolderCheckpointIO
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from tests.conftest import SHARED
 
 STRATEGIES = {

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from litpeft.__main__ import main
+from tests.analysis.report.made_runs import write_run, write_runs
 from tests.conftest import litpeft
-from tests.report.made_runs import write_run, write_runs
 
 pytest.importorskip("plotly", reason="needs plotly (the extra `report`)")
 
@@ -67,7 +67,7 @@ def test_a_mistake_is_one_sentence(
 @pytest.mark.slow
 def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido (the extra `report`)")
-    from tests.report.screenshots import chromium
+    from tests.analysis.report.screenshots import chromium
 
     if chromium() is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")

@@ -17,7 +17,7 @@ import yaml
 
 from litpeft.__main__ import main
 from litpeft.commands.sweep import _Sweep
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of
 from tests.conftest import litpeft

@@ -13,9 +13,9 @@ from typing import Any
 import yaml
 from hypothesis import strategies as st
 
-from litpeft import cli
-from litpeft.parser import CLASSES, _arguments
-from litpeft.records import FIELDS
+from litpeft.cli import lightning_cli
+from litpeft.cli.parser import CLASSES, _arguments
+from litpeft.runs.record import FIELDS
 from litpeft.sweeps.experiment import KEYS
 from tests.fuzz.values import ON_A_LINE, TREES
 from tests.fuzz.watch import Case
@@ -42,7 +42,7 @@ def known_options() -> list[str]:
     """Every option of `fit`, those of its classes included."""
     found: list[str] = []
 
-    class Asked(cli.LitPeftCLI):
+    class Asked(lightning_cli.LitPeftCLI):
         def setup_parser(self, *arguments: Any) -> None:
             super().setup_parser(*arguments)
             found.extend(action.dest for action in self._subcommand_parsers["fit"]._actions)

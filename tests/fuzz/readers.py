@@ -22,21 +22,22 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from litpeft import durable, reading, record_shape, records, run_folder
+from litpeft.analysis.comparison import benchmarks, row_tests, sweep_folder
+from litpeft.analysis.comparison.results import Run
+from litpeft.analysis.comparison.sweep_folder import read_sweep
 from litpeft.benchmarks import sources
 from litpeft.benchmarks.sources import arithmetic, blimp, mmlu, truthfulqa
 from litpeft.callbacks import checkpoint_io
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS, FolderCheckpointIO
-from litpeft.comparison import benchmarks, examples, sweep_folder
-from litpeft.comparison.model import Run
-from litpeft.comparison.sweep_folder import read_sweep
 from litpeft.data import files, templates
 from litpeft.data.files import has_header, read_rows
 from litpeft.data.templates import _own
-from litpeft.durable import SUMS, damage, file_hash
 from litpeft.errors import UserError, one_line
-from litpeft.records import new_record, read_record, summary
-from litpeft.run_folder import saved_config
+from litpeft.runs import atomic_write, folder, record, record_schema, safe_read
+from litpeft.runs.atomic_write import SUMS, damage, file_hash
+from litpeft.runs.folder import saved_config
+from litpeft.runs.record import new_record, read_record
+from litpeft.runs.summary import summary
 from litpeft.sweeps import experiment
 from litpeft.sweeps.experiment import read_experiment
 
@@ -83,7 +84,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
     "examples": (
         "val_examples.json",
         b'{"step": 1, "table": "t", "loss": [0.5, 1], "correct": [1, 0]}',
-        lambda path: examples._rows(Run(path.parent, RECORD, {})),
+        lambda path: row_tests._rows(Run(path.parent, RECORD, {})),
     ),
     "items": (
         "benchmark_items/step-000001.json",
@@ -107,8 +108,8 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
 }  # fmt: skip
 
 
-INSTRUMENTED = (reading, record_shape, records, files, templates, sources, durable, checkpoint_io, run_folder)
-INSTRUMENTED += (experiment, sweep_folder, examples, benchmarks)
+INSTRUMENTED = (safe_read, record_schema, record, files, templates, sources, atomic_write, checkpoint_io, folder)
+INSTRUMENTED += (experiment, sweep_folder, row_tests, benchmarks)
 
 
 class Reader:

@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from litpeft import cli
 from litpeft.__main__ import main
+from litpeft.cli import lightning_cli
 from litpeft.commands import sweep, training
 from litpeft.sweeps import resolve
 from litpeft.sweeps.experiment import Trial
@@ -55,7 +55,7 @@ class Hung(BaseException):
     """Not an Exception: nothing is to catch it."""
 
 
-class _Short(cli.LitPeftCLI):
+class _Short(lightning_cli.LitPeftCLI):
     """Reads all lines of a verb by one parser, since building it takes most of a second; builds a run, or trains three steps."""
 
     trains = False
@@ -98,18 +98,23 @@ def shortened() -> Iterator[type[_Short]]:
         own = every(trials[:1])[trials[0].name] if _Short.trains else {"seed_everything": 0}
         return {trial.name: own for trial in trials}
 
-    def lay_out(*given: Any) -> None:
+    def write_sweep(*given: Any) -> None:
         if _Short.trains:
             written(*given)
 
-    written = sweep.lay_out
-    training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.lay_out = _Short, lambda self: 0, first, lay_out
+    written = sweep.write_sweep
+    training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.write_sweep = (
+        _Short,
+        lambda self: 0,
+        first,
+        write_sweep,
+    )
     gc.collect()
     gc.freeze()  # all that torch and its like have made is not looked through again with each case
     try:
         yield _Short
     finally:
-        training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.lay_out = whole, run, every, written
+        training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.write_sweep = whole, run, every, written
         gc.unfreeze()
 
 

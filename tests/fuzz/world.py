@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from litpeft.__main__ import main
-from tests.comparison.build import write_run
+from tests.analysis.comparison.build import write_run
 from tests.conftest import write_sentences, write_tiny_bert, write_tiny_llama
 
 CPU = {"trainer.accelerator": "cpu", "trainer.enable_progress_bar": "false", "trainer.max_steps": "1"}

@@ -109,7 +109,7 @@ def test_checkpointed_gradients_are_the_same_with_dropout(adapter: type[LoRA], r
 @pytest.mark.parametrize("adapter", ["LoRA", "DoRA", "QLoRA", "QDoRA"])
 def test_a_run_of_each_strategy_holds_what_its_record_says(tmp_path: Path, words: list[str], adapter: str) -> None:
     from litpeft.__main__ import main
-    from litpeft.records import read_record
+    from litpeft.runs.record import read_record
 
     options = ["--model.adapter", adapter, "--model.dtype", "bf16", "--trainer.accelerator", "cuda"]
     assert main([*words, *options, "--run_dir", str(tmp_path)]) == 0

@@ -10,7 +10,7 @@ import torch
 from litpeft.__main__ import main
 from litpeft.adapters import QLoRA
 from litpeft.benchmarks.scorer import PrefixScorer
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from tests.benchmarks.build import causal
 from tests.benchmarks.test_scorer import rows_with_beginnings
 

@@ -13,10 +13,10 @@ from lightning import Trainer
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from litpeft.callbacks import MemoryRecorder
-from litpeft.memory.trace import PhasePeak, trace
+from litpeft.profiling.memory.trace import PhasePeak, trace
 from litpeft.tasks import CausalLM, FineTuner, SequenceClassification
 from tests.conftest import QUIET
-from tests.memory.test_estimate import ADAPTERS, OPTIMIZERS, Same
+from tests.profiling.memory.test_estimate import ADAPTERS, OPTIMIZERS, Same
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

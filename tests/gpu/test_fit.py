@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litpeft.__main__ import main
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from tests.commands.test_evaluate import TASK
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.data.arithmetic import ArithmeticInstructions
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from tests.peers.step_peak import STEPS
 from tests.real_models import minilm, smollm2, snippets
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from litpeft.errors import UserError
-from litpeft.run_folder import changed_options
+from litpeft.runs.folder import changed_options
 from litpeft.sweeps.experiment import Experiment, read_experiment
 from litpeft.sweeps.resolve import resolve, varying
 
@@ -194,7 +194,7 @@ ONE_BATCH = """
 import json, sys
 from litpeft.commands import sweep
 from litpeft.sweeps.experiment import read_experiment
-from litpeft.screen import quieten
+from litpeft.cli.console import quieten
 from litpeft.sweeps.resolve import resolve
 (config,) = resolve(read_experiment(sys.argv[1]).trials).values()
 print(json.dumps(config["trainer"]["limit_train_batches"]))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from litpeft.errors import UserError
-from litpeft.records import new_record, write_record
+from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps.experiment import Experiment, Trial
-from litpeft.sweeps.folder import alone_in, jobs_of, lay_out
+from litpeft.sweeps.folder import jobs_of, locked_sweep, write_sweep
 
 TRIAL = Trial("lora,lr=1", "lora,lr=1", {"adapter": "lora", "lr": "1"}, ())
 OTHER = Trial("dora", "dora", {"adapter": "dora", "lr": "1"}, ())
@@ -64,7 +63,7 @@ def test_all_trials_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:
 
 
 def test_everything_is_written_before_it_runs(tmp_path: Path) -> None:
-    lay_out(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
+    write_sweep(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
     told = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     assert told == TOLD | {
         "experiment": "mine",
@@ -80,72 +79,59 @@ def test_everything_is_written_before_it_runs(tmp_path: Path) -> None:
 
 
 def test_a_trial_that_was_begun_stays_what_it_was(tmp_path: Path) -> None:
-    lay_out(tmp_path, EXPERIMENT, CONFIGS, [])
+    write_sweep(tmp_path, EXPERIMENT, CONFIGS, [])
     run_dir = tmp_path / "dora" / "seed7"
     run_dir.mkdir(parents=True)
     write_record(run_dir, new_record() | {"config": {"model": {"lr": 1}, "seed_everything": 7}})
-    lay_out(tmp_path, EXPERIMENT, CONFIGS | {"lora,lr=1": {"model": {"lr": 2}}}, [])  # none of its runs was begun
+    write_sweep(tmp_path, EXPERIMENT, CONFIGS | {"lora,lr=1": {"model": {"lr": 2}}}, [])  # none of its runs was begun
     with pytest.raises(UserError, match=r"trial dora was begun with model.lr 1, and it is 3 now; give another --dir"):
-        lay_out(tmp_path, EXPERIMENT, CONFIGS | {"dora": {"model": {"lr": 3}}}, [])
+        write_sweep(tmp_path, EXPERIMENT, CONFIGS | {"dora": {"model": {"lr": 3}}}, [])
     assert "lr: 3" not in (tmp_path / "trials" / "dora.yaml").read_text()
 
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from litpeft.sweeps.folder import alone_in
-with alone_in(Path(sys.argv[1])) as lock:
-    print("in", flush=True)
-    if len(sys.argv) > 2:
-        import subprocess
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"], pass_fds=[lock])
-    time.sleep(60)
+from litpeft.runs.lock import lock
+held = lock(Path(sys.argv[1]))
+print("in", flush=True)
+time.sleep(float(sys.argv[2]))
 """
 
 
-def test_another_sweep_is_refused_and_a_killed_one_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+def holding(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """A process that has locked a folder, for so many seconds."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "in\n"
-    with pytest.raises(UserError, match=rf"another sweep works in it \(process {holder.pid} on "), alone_in(tmp_path):
+    return holder
+
+
+def test_a_second_sweep_is_refused(tmp_path: Path) -> None:
+    holder = holding(tmp_path, 60)
+    try:
+        message = rf"another sweep is running in this folder \(process {holder.pid} on "
+        with pytest.raises(UserError, match=message), locked_sweep(tmp_path, []):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+    with locked_sweep(tmp_path, []):  # the lock of a killed process is free
         pass
-    holder.kill()
-    holder.wait()
-    with alone_in(tmp_path):
-        assert not capsys.readouterr().out  # nothing was left to wait for
-    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), "trial"], stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "in\n"
-    while not _children(holder.pid):
-        pass
-    (child,) = _children(holder.pid)
-    holder.kill()
-    holder.wait()
-    with alone_in(tmp_path):
+
+
+def test_trials_of_a_killed_sweep_are_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    jobs = jobs_of(tmp_path, EXPERIMENT)
+    with locked_sweep(tmp_path, jobs):
+        assert not capsys.readouterr().out  # nothing to wait for
+    trial = holding(jobs[1].run_dir, 1.5)
+    with locked_sweep(tmp_path, jobs):
         assert "waiting for the trials of a killed sweep" in capsys.readouterr().out
-        assert _ends(child)
-
-
-def _ends(pid: int) -> bool:
-    """Whether a process that has given up its files, which is the last but one thing that it does, is gone soon."""
-    for _ in range(100):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return True
-        if state in "ZX":
-            return True
-        time.sleep(0.05)
-    return False
-
-
-def _children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task/{pid}/children")
-    if not tasks.exists():
-        pytest.skip("this system does not list a process's children in /proc")
-    return [int(word) for word in tasks.read_text().split()]
+        assert trial.wait(timeout=60) == 0
 
 
 def test_the_lock_is_free_after_an_error(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), alone_in(tmp_path):
+    with pytest.raises(KeyError), locked_sweep(tmp_path, []):
         raise KeyError
-    with alone_in(tmp_path) as lock:
-        assert os.pread(lock, 100, 0).decode().endswith(str(os.getpid()))
+    with locked_sweep(tmp_path, []):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")

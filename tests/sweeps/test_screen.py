@@ -9,7 +9,7 @@ import pytest
 
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of
-from litpeft.sweeps.screen import SHOWN, Screen, score
+from litpeft.sweeps.progress_table import SHOWN, Screen, score
 
 
 @pytest.mark.parametrize(

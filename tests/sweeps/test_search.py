@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from litpeft.records import new_record, write_record
+from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import Job, jobs_of
 from litpeft.sweeps.search import search

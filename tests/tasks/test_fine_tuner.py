@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from litpeft.__main__ import main
 from litpeft.adapters.layers import adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
-from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
 from litpeft.tasks import FineTuner
 
 ADAPTERS = {

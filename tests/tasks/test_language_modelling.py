@@ -35,7 +35,7 @@ from litpeft.data import Alpaca
 from litpeft.errors import UserError
 from litpeft.ops.attention import NAME
 from litpeft.ops.head_loss import head_loss
-from litpeft.records import read_record
+from litpeft.runs.record import read_record
 from litpeft.tasks import CausalLM, Seq2SeqLM
 from tests.adapters.small_models import WIDE
 from tests.conftest import QUIET

@@ -18,8 +18,8 @@ from litpeft.__main__ import main
 from litpeft.adapters import Frozen, Full, LoRA
 from litpeft.data import SST2
 from litpeft.errors import UserError
-from litpeft.records import read_record
-from litpeft.run_folder import newest_checkpoint
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
 from litpeft.tasks import SequenceClassification, base
 from tests.conftest import QUIET
 

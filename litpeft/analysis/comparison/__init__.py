@@ -1,0 +1,6 @@
+"""Runs held against each other: from folders of records to a `Comparison`. Needs no torch."""
+
+from litpeft.analysis.comparison.compare_runs import compare
+from litpeft.analysis.comparison.results import Comparison, Difference, Estimate, Figure, Group, Run, Verdict
+
+__all__ = ["Comparison", "Difference", "Estimate", "Figure", "Group", "Run", "Verdict", "compare"]

@@ -1,0 +1,155 @@
+"""The page: one HTML file that holds all it needs, asks nothing of any network, and runs nothing but its own script."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from litpeft import __version__
+from litpeft.analysis.comparison import Comparison
+from litpeft.analysis.report.chart import Chart
+from litpeft.analysis.report.costs import RATES, estimate_charts, memory_charts, peak_chart, step_chart
+from litpeft.analysis.report.curves import TAGS
+from litpeft.analysis.report.headline import answer
+from litpeft.analysis.report.learning import curve_charts, read_lines
+from litpeft.analysis.report.sections import sections
+from litpeft.analysis.report.sentences import plain_title
+from litpeft.analysis.report.style import LIGHT, PARTS_LIGHT, look, themes
+from litpeft.analysis.report.table import definition, rows
+from litpeft.analysis.report.tradeoffs import tradeoff_charts
+from litpeft.errors import UserError, writing
+from litpeft.runs.record import FIELDS
+
+HERE = Path(__file__).parent
+VALIDATED = "val_loss", "val_accuracy"
+MISSING = "litpeft report needs {}: pip install 'litpeft[report]'"
+
+
+@dataclass(frozen=True)
+class Part:
+    """Charts under one heading, with what is to be known of all of them."""
+
+    name: str
+    title: str
+    charts: list[Chart]
+    note: str = ""
+
+
+def parts(comparison: Comparison) -> list[Part]:
+    """All charts; a part without any is left out."""
+    lines = read_lines(comparison)
+    once = [tag for tag in lines if tag in VALIDATED or tag not in TAGS]
+    once = [tag for tag in once if all(len(line.curve) == 1 for line in lines[tag])]
+    curves = curve_charts({tag: lines[tag] for tag in lines if tag not in once})  # one point is no curve
+    scored = [tag for tag in curves if tag not in TAGS]
+    learning = [curves[tag] for tag in ("train_loss", *VALIDATED, *scored) if tag in curves]
+    learning += estimate_charts(comparison, once)
+    targets = [figure.name for figure in comparison.figures if figure.name.startswith("seconds_to_")]
+    speed = [
+        *estimate_charts(comparison, [*RATES, *targets]),
+        step_chart(comparison),
+        curves.get("train_tokens_per_second"),
+    ]
+    told = [
+        Part("tradeoffs", "Quality against cost", tradeoff_charts(comparison)),
+        Part("learning", "Learning", learning),
+        Part("memory", "Memory", [*memory_charts(comparison), *filter(None, [peak_chart(comparison)])]),
+        Part("speed", "Speed", [chart for chart in speed if chart]),
+        Part("schedule", "Schedule", [curves["lr"]] if "lr" in curves else []),
+    ]
+    return [part for part in told if part.charts]
+
+
+def write_page(comparison: Comparison, path: Path, command: str) -> None:
+    """Write the report of a comparison.
+
+    Args:
+        comparison: what to show.
+        path: of the HTML file.
+        command: that makes it again, for the foot of the page.
+
+    Raises:
+        UserError: a package is missing, or the file cannot be written.
+    """
+    text = page(comparison, command)
+    with writing("-o", path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def page(comparison: Comparison, command: str) -> str:
+    """The whole file as text."""
+    try:
+        from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    except ImportError as error:
+        raise UserError(MISSING.format("jinja2")) from error
+    plotly, version = _plotly()
+    script = (HERE / "page.js").read_text(encoding="utf-8")
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    told = parts(comparison)
+    return environment.get_template("page.html").render(
+        comparison=comparison,
+        answer=answer(comparison),
+        counts=_counts(comparison),
+        rows=rows(comparison),
+        definition=definition,
+        looks=[look(number) for number in range(len(comparison.groups))],
+        colours=LIGHT,
+        part_colours=PARTS_LIGHT,
+        parts=told,
+        figures={c.name: {"data": c.data, "layout": c.layout} for part in told for c in part.charts},
+        themes=themes(),
+        sections=sections(comparison),
+        glossary=_glossary(comparison),
+        plain_title=plain_title,
+        style=(HERE / "page.css").read_text(encoding="utf-8"),
+        script=script,
+        plotly=base64.b64encode(gzip.compress(plotly.encode(), mtime=0)).decode(),
+        plotly_version=version,
+        hashes=[_hash(script), _hash(plotly)],
+        command=command,
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        version=__version__,
+    )
+
+
+def _plotly() -> tuple[str, str]:
+    """plotly.js and its version."""
+    try:
+        from plotly.offline import get_plotlyjs, get_plotlyjs_version
+    except ImportError as error:
+        raise UserError(MISSING.format("plotly")) from error
+    return get_plotlyjs(), get_plotlyjs_version()
+
+
+def _hash(script: str) -> str:
+    """By which the page's security policy knows a script as its own: whatever else got in would not run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _counts(comparison: Comparison) -> dict[str, Any]:
+    runs = [run for group in comparison.groups for run in group.runs]
+    failed = [run for group in comparison.groups for run in group.failed]
+    seeds = sorted({run.seed for run in runs if run.seed is not None})
+    return {"groups": len(comparison.groups), "runs": len(runs), "failed": len(failed), "seeds": seeds}
+
+
+def _glossary(comparison: Comparison) -> list[tuple[str, str]]:
+    """The record's definitions of what the page shows, columns first."""
+    columns = [figure.name for figure in comparison.figures if figure.name in FIELDS]
+    more = [
+        "memory_phases",
+        "tracked_steps",
+        "train_tokens_per_second",
+        "step_split_seconds_p50",
+        "validations",
+        "status",
+    ]
+    return [(name, FIELDS[name]) for name in dict.fromkeys([*columns, *more])]

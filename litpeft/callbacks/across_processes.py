@@ -1,0 +1,39 @@
+"""What several processes have measured, as the figures of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from litpeft.training import processes
+
+PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_rss_bytes", "peak_tensor_bytes")
+
+
+def of_all(own: dict[str, Any], local_rank: int) -> dict[str, Any]:
+    """Peaks are those of the process that needed most, energy is that of all. All processes have to ask.
+
+    Args:
+        own: what this process has measured, by the record's names.
+        local_rank: its place on its machine; the first there tells of the processors.
+    """
+    energy = {
+        name: used for name, used in (own["energy_joules_by_source"] or {}).items() if not local_rank or name == "gpu"
+    }
+    told = processes.gathered({name: own[name] for name in PEAKS} | {"energy": energy})
+    peaks = [{name: each[name] for name in PEAKS} for each in told]
+    by_source: dict[str, float | None] = {}
+    for source in sorted({source for each in told for source in each["energy"]}):
+        used = [each["energy"][source] for each in told if source in each["energy"]]
+        by_source[source] = None if None in used else sum(used)
+    known = by_source and None not in by_source.values()
+    return {name: most(each[name] for each in peaks) for name in PEAKS} | {
+        "peaks_by_process": peaks,
+        "energy_joules": sum(by_source.values()) if known else None,
+        "energy_joules_by_source": by_source or None,
+    }
+
+
+def most(values: Iterable[int | None]) -> int | None:
+    """The greatest that is known."""
+    return max((value for value in values if value is not None), default=None)

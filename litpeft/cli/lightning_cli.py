@@ -1,0 +1,300 @@
+"""`litpeft fit|validate|test|predict`: LightningCLI over tasks, adapters, data sets and recorders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from filelock import FileLock
+from jsonargparse import ActionYesNo, Namespace
+from lightning import Trainer
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+import litpeft.adapters
+import litpeft.optim
+import litpeft.tasks
+from litpeft.callbacks import (
+    BenchmarkEvaluation,
+    Checkpoint,
+    EnergyRecorder,
+    ExampleRecorder,
+    FolderCheckpointIO,
+    MemoryRecorder,
+    PredictionWriter,
+    ProgressBar,
+    ProgressLines,
+    RunRecorder,
+    ThroughputRecorder,
+)
+from litpeft.cli.arguments import check_together, check_trainer, check_values, several, typed_options, with_configs
+from litpeft.cli.console import show
+from litpeft.cli.error_context import making_trainer, named
+from litpeft.cli.parser import OneLineParser, check_classes, class_at, sentence
+from litpeft.cli.run_names import run_names
+from litpeft.data import FineTuneData
+from litpeft.errors import UserError
+from litpeft.runs.folder import (
+    CHECKPOINTS,
+    changed_options,
+    check_resumable,
+    claim,
+    newest_checkpoint,
+    saved_config,
+    tidy,
+)
+from litpeft.runs.lock import FolderInUse, lock
+from litpeft.runs.record import FILE_NAME, in_folder, read_record
+from litpeft.runs.summary import summary
+from litpeft.tasks import FineTuner
+from litpeft.training.loop import save_between_steps
+from litpeft.training.processes import started_first
+from litpeft.training.strategies import STRATEGIES
+
+# options of one command, not of the run
+NOT_SAVED = ("run_dir", "experiment", "resume", "overwrite", "ckpt_path", "weights_only")
+
+PLACED = {"trainer.devices", "trainer.num_nodes", "trainer.strategy"}
+
+DEFAULTS = {"devices": 1, "use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False}
+
+
+class LitPeftCLI(LightningCLI):
+    """LightningCLI with one folder a run, recorders that are always on, and the tokenizer taken from the model.
+
+    Args:
+        verb: fit, validate, test or predict.
+        words: what was typed after it.
+    """
+
+    runs: type[Trainer] = Trainer  # has a method for each verb
+
+    def __init__(self, verb: str, words: list[str]) -> None:
+        self.verb, self.words = verb, words
+        self.lock: FileLock | None = None
+        try:
+            self._run()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def _run(self) -> None:
+        """LightningCLI does all within its constructor."""
+        words = with_configs(self.verb, self.words)
+        with named(words):
+            super().__init__(
+                FineTuner,
+                FineTuneData,
+                trainer_class=self.runs,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_callback=None,  # RunRecorder writes it, into the run folder
+                seed_everything_default=0,
+                parser_class=OneLineParser,
+                parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
+                trainer_defaults=DEFAULTS,
+                args=[self.verb, *words],
+            )
+
+    def subcommands(self) -> dict[str, set[str]]:
+        """The one verb that runs: each parser takes most of a second to build."""
+        return {self.verb: LightningCLI.subcommands()[self.verb]}
+
+    def add_arguments_to_parser(self, parser: OneLineParser) -> None:
+        parser.add_argument(
+            "--run_dir", type=str | None, help="folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN"
+        )
+        if self.verb == "fit":
+            parser.add_argument(
+                "--experiment",
+                type=str | None,
+                help="name under which runs are grouped; by default that of the config with the data",
+            )
+            parser.add_argument(
+                "--resume", action=ActionYesNo, default=False, help="go on from the newest checkpoint in run_dir"
+            )
+            parser.add_argument(
+                "--overwrite", action=ActionYesNo, default=False, help="replace the run that run_dir holds"
+            )
+        parser.add_lightning_class_args(ThroughputRecorder, "throughput")
+        parser.add_lightning_class_args(MemoryRecorder, "memory")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(Checkpoint, "checkpoint")
+        parser.add_lightning_class_args(ExampleRecorder, "record")
+        parser.add_lightning_class_args(BenchmarkEvaluation, "benchmarks")
+
+    def _set_seed(self) -> None:
+        seed = self.config[self.verb].seed_everything
+        if isinstance(seed, int) and not 0 <= seed < 2**32:
+            raise UserError(f"seed_everything must be from 0 to {2**32 - 1}, got {seed}.")
+        super()._set_seed()
+
+    def before_instantiate_classes(self) -> None:
+        """Fill in what depends on several options, and decide on the run folder before anything is loaded."""
+        options = self.config[self.verb]
+        if options.model is None or options.data is None or class_at(options.model.class_path) is FineTuner:
+            raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
+        check_values(options)
+        check_classes(options)
+        trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
+        if self.verb in ("validate", "test", "predict") and not PLACED & dict(typed_options(self.words)).keys():
+            trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # by however many it was trained
+        check_trainer(trainer)
+        check_together(options, self.verb)
+        if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
+            trainer.max_epochs = 1  # Lightning's own default is 1000
+        if os.path.isdir(model.model_name):  # the run is to be found again from other folders
+            model.model_name = os.path.abspath(model.model_name)
+        if data.tokenizer is None:
+            data.tokenizer = model.model_name
+        if self.verb == "fit":
+            self._fit_folder(options)
+        else:
+            self._finished_folder(options)
+
+    def _fit_folder(self, options: Namespace) -> None:
+        adapter = options.model.init_args.adapter
+        kind = class_at(adapter.class_path) if adapter else litpeft.adapters.Full
+        name = kind.named(dict(adapter.init_args) if adapter and adapter.get("init_args") else {})
+        experiment, run_name = run_names(typed_options(self.words), name, options.data.class_path.rpartition(".")[2])
+        experiment = options.experiment or experiment
+        seed = options.seed_everything
+        self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
+        if options.ckpt_path is not None:
+            raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
+        config = self._resolved()
+        self.checkpoint = record = None
+        if several(options.trainer) and not started_first():  # the first process has the folder, and decides
+            if options.resume:
+                record, self.checkpoint = read_record(self.run_dir, True), self.run_dir / CHECKPOINTS
+            self.recorder = RunRecorder(config, experiment, run_name, resumed=record)
+            return
+        self.lock = _lock(self.run_dir)  # before anything in the folder is read or changed
+        tidy(self.run_dir)
+        stale = claim(self.run_dir, config, options.resume, options.overwrite)
+        if options.resume:
+            record = read_record(self.run_dir, to_write=True)
+            check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
+            self.checkpoint = newest_checkpoint(self.run_dir)
+        self.recorder = RunRecorder(config, experiment, run_name, stale, record)
+
+    def _resolved(self) -> dict[str, Any]:
+        """Every option of the run, as plain values."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.verb]
+        return {key: value for key, value in config.items() if key not in NOT_SAVED}
+
+    def _finished_folder(self, options: Namespace) -> None:
+        """Where a finished run lies, which of its checkpoints it stands for, and how its labels were called."""
+        self.recorder = RunRecorder()
+        self.checkpoint = options.ckpt_path
+        if options.run_dir is None and self.checkpoint is None:
+            raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a run.")
+        self.run_dir = Path(options.run_dir or Path(self.checkpoint).resolve().parent.parent)
+        record = read_record(self.run_dir, to_write=self.verb == "test")
+        names = (record["data_summary"] or {}).get("label_names")
+        if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
+            options.data.init_args.label_names = names
+        if self.checkpoint is not None:  # weights of the user's choice: the record is not to speak of them
+            return
+        self.checkpoint = in_folder(self.run_dir, record["checkpoint"]) if record["checkpoint"] else None
+        if record["selection"] != "last" and self.checkpoint is not None and not self.checkpoint.is_dir():
+            raise UserError(f"{self.checkpoint}, the {record['selection']} checkpoint of the run, is gone.")
+        if self.checkpoint is None or not self.checkpoint.is_dir():  # of a killed run
+            self.checkpoint = newest_checkpoint(self.run_dir)
+        if self.checkpoint is None:
+            raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
+        if self.verb == "test":
+            changed = changed_options(saved_config(self.run_dir)["model"], self._resolved()["model"])
+            for name, (old, new) in changed.items():
+                raise UserError(f"model.{name} is {new}, but the run was made with {old}; test measures it as it is.")
+            record["checkpoint"] = str(self.checkpoint.relative_to(self.run_dir))
+            self.recorder = RunRecorder(resumed=record)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
+            raise UserError(sentence(str(error))) from error
+
+    def instantiate_trainer(self, **options: Any) -> Trainer:
+        """Recorders stand before other callbacks, so that their clocks stop before the others work."""
+        given = self.config_init[self.verb]
+        settings = {**given.trainer, **options}
+        if self.verb != "fit":
+            settings["logger"] = False  # the curves in the folder are those of the training
+        elif settings["logger"] in (None, True):
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+        given.benchmarks.resume_with(self.recorder.record["benchmarks"])
+        theirs = settings["callbacks"] or []
+        theirs = theirs if isinstance(theirs, list) else [theirs]
+        alone = self.verb != "fit" or not several(given.trainer)
+        if not alone:
+            settings["strategy"] = STRATEGIES["ddp" if settings["strategy"] == "auto" else settings["strategy"]]()
+        shown = settings["enable_progress_bar"] is not False and (alone or started_first())
+        if shown and not any(isinstance(c, lightning_callbacks.ProgressBar) for c in theirs):
+            theirs = [*theirs, ProgressBar() if sys.stdout.isatty() else ProgressLines()]
+        settings["callbacks"] = [
+            given.throughput,
+            given.memory,
+            EnergyRecorder(),
+            *theirs,
+            given.predictions,
+            given.record,
+            given.checkpoint,
+            given.benchmarks,
+            self.recorder,
+        ]
+        plugins = settings["plugins"] or []
+        settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
+        with making_trainer():
+            trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
+        save_between_steps(trainer, given.checkpoint)
+        return trainer
+
+    def before_fit(self) -> None:
+        self.recorder.announce(self.trainer)
+
+    def after_fit(self) -> None:
+        """Show the figures that one looks at first."""
+        if self.trainer.is_global_zero:
+            show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
+
+    def after_validate(self) -> None:
+        """Show what was measured, and of which weights."""
+        metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
+        shown = {n: f"{v:.2%}" if n.endswith(("accuracy", "f1")) else f"{v:.4f}" for n, v in sorted(metrics.items())}
+        show(str(self.checkpoint), [(name.replace("_", " "), value) for name, value in shown.items()])
+
+    after_test = after_validate
+
+    def after_instantiate_classes(self) -> None:
+        """Hand the checkpoint to the verb; a folder, so LightningCLI does not read options out of it."""
+        self.config_init[self.verb]["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
+        self.model.adapter._checkpoint_follows = self.checkpoint is not None
+        if self.verb in ("validate", "test"):
+            self.config_init[self.verb]["verbose"] = False  # the table is ours
+
+
+def _lock(run_dir: Path) -> FileLock:
+    """Lock a run folder for this process.
+
+    Raises:
+        UserError: another process trains into this folder, or the folder cannot be written to.
+    """
+    try:
+        return lock(run_dir)
+    except FolderInUse as error:
+        raise UserError(
+            f"--run_dir {run_dir} is in use by {error.holder}; wait until it ends, or give another folder."
+        ) from error
+    except FileExistsError as error:
+        raise UserError(f"--run_dir {run_dir} is a file; give a folder.") from error
+    except OSError as error:
+        raise UserError(f"--run_dir {run_dir}: {error.strerror or error}.") from error

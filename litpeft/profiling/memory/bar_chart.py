@@ -1,0 +1,46 @@
+"""The split of memory as a picture: one bar a phase, one colour a category."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from litpeft.profiling.memory.tracker import CATEGORIES
+
+# told apart by the colour-blind too: Okabe and Ito, https://jfly.uni-koeln.de/color/
+HUES = "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", "#f0e442", "#999999"
+COLOURS = dict(zip(CATEGORIES, HUES, strict=True))
+LEFT, BAR, ROW, LEGEND = 110, 560, 44, 24  # pixels: names of phases, the longest bar, a phase, a line of the legend
+
+
+def split_picture(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
+    """Bars of `tensor_bytes`, longest for the greatest peak; phases that were not followed have none.
+
+    Args:
+        phases: as the record's `memory_phases`.
+
+    Returns:
+        (height, width, 3), uint8.
+    """
+    known = {name: told["tensor_bytes"] for name, told in phases.items() if "tensor_bytes" in told}
+    most = max((sum(split.values()) for split in known.values()), default=1)
+    used = [name for name in CATEGORIES if any(split[name] for split in known.values())]
+    image = Image.new("RGB", (LEFT + BAR + 110, len(known) * ROW + len(used) * LEGEND + 20), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    for row, (phase, split) in enumerate(known.items()):
+        top, before = 10 + row * ROW, 0
+        draw.text((8, top + 9), phase, "black", font)
+        for name, count in split.items():
+            ends = [LEFT + round(BAR * value / most) for value in (before, before + count)]
+            if ends[1] > ends[0]:
+                draw.rectangle((ends[0], top, ends[1] - 1, top + ROW - 16), COLOURS[name])
+            before += count
+        draw.text((LEFT + round(BAR * before / most) + 8, top + 9), f"{before / 2**20:,.1f} MiB", "black", font)
+    for line, name in enumerate(used):
+        top = 10 + len(known) * ROW + line * LEGEND
+        draw.rectangle((LEFT, top, LEFT + 14, top + 14), COLOURS[name])
+        draw.text((LEFT + 22, top + 2), name.replace("_", " "), "black", font)
+    return np.asarray(image)

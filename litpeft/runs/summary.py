@@ -1,0 +1,80 @@
+"""The figures of a run that a user looks at first, as rows of a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litpeft.runs.benchmark_results import benchmark_rows, final_evaluation
+
+
+def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """The figures that one looks at first, in words and units: (name, value) pairs without the unknown."""
+    trainable, total = record["trainable_params"], record["total_params"]
+    rows = [
+        ("status", record["status"]),
+        ("adapter", record["adapter"]),
+        ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if trainable and total else None),
+        ("held in four bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
+        ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
+        ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),
+        ("peak host memory", _bytes(record["peak_rss_bytes"])),
+        ("peak of tensors", _bytes(record["peak_tensor_bytes"])),
+        *((f"  {name.replace('_', ' ')}", _bytes(count)) for name, count in _largest_split(record)),
+        (
+            "steps",
+            f"{record['steps']:,} in {record['train_seconds']:.1f} s"
+            if record["steps"] and record["train_seconds"]
+            else None,
+        ),
+        ("median step", _with_unit(record["step_seconds_p50"], ".3f", "s")),
+        *(
+            (f"  {part.replace('_', ' ')}", f"{seconds:.3f} s")
+            for part, seconds in (record["step_split_seconds_p50"] or {}).items()
+            if seconds is not None
+        ),
+        ("samples a second", _with_unit(record["train_samples_per_second"], ",.0f")),
+        ("tokens a second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
+        ("model FLOP/s", _with_unit(record["model_flops_per_second"], ".3g", _share(record["flops_utilisation"]))),
+        ("energy", _with_unit(record["energy_joules"], ",.0f", "J")),
+        ("train loss", _with_unit(record["train_loss"], ".4f")),
+        ("val loss", _with_unit(record["val_loss"], ".4f")),
+        ("val accuracy", _with_unit(record["val_accuracy"], ".2%")),
+        ("test accuracy", _with_unit(record["test_accuracy"], ".2%")),
+        *_benchmarks(record),
+    ]
+    return [(name, value) for name, value in rows if value is not None]
+
+
+def _quantised(told: dict[str, int] | None) -> str | None:
+    return told and f"{told['params']:,} params of {told['layers']} layers, {_bytes(told['bytes'])}"
+
+
+def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
+    """What the greatest peak of tensors was made of; what is nothing is left out."""
+    phases = (record["memory_phases"] or {}).values()
+    largest = max(phases, key=lambda phase: phase.get("peak_tensor_bytes") or 0, default={})
+    return [(name, count) for name, count in (largest.get("tensor_bytes") or {}).items() if count]
+
+
+def _benchmarks(record: dict[str, Any]) -> list[tuple[str, str]]:
+    evaluation = final_evaluation(record)
+    first = (record["benchmarks"] or [None])[0]
+    return benchmark_rows(evaluation, first if first["step"] == 0 != evaluation["step"] else None) if evaluation else []
+
+
+def _share(utilisation: float | None) -> str:
+    return "" if utilisation is None else f"({utilisation:.0%} of the peak)"
+
+
+def _with_unit(value: float | None, form: str, unit: str = "") -> str | None:
+    return None if value is None else f"{value:{form}} {unit}".rstrip()
+
+
+def _bytes(count: int | None) -> str | None:
+    if count is None:
+        return None
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.1f} {unit}" if unit != "B" else f"{count} B"
+        count /= 1024
+    return None

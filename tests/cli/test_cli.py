@@ -1,0 +1,395 @@
+"""The command line: what it refuses and how it says so, names of folders, start-up."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from litpeft import __version__
+from litpeft.__main__ import main
+from litpeft.cli.arguments import typed_options, with_configs
+from litpeft.cli.lightning_cli import _lock
+from litpeft.cli.run_names import run_names
+from litpeft.errors import UserError
+from litpeft.runs.folder import claim
+from litpeft.runs.record import new_record, read_record, write_record
+from tests.conftest import litpeft, write_sentences
+
+ADAMW = ["--model.optimizer", "torch.optim.AdamW"]
+MISTAKES = {
+    "--model.adapter Lora": "model.adapter: no class named 'Lora' (did you mean LoRA?); known: ",
+    "--model.adapter LoRA --model.adapter.rnk 8": "model.adapter has no option 'rnk' (did you mean rank?).",
+    "--model.adapter LoRA --model.adapter.rank eight": "model.adapter.rank must be int, got eight.",
+    "--model.adapter LoRA --model.adapter.rank -1": "model.adapter.rank must be at least 1, got -1.",
+    "--model.adapter LoRA --model.adapter.targets [foo]": "model.adapter.targets 'foo' matches no layer of BertFor",
+    "--modle.adapter LoRA": "unknown option --modle.adapter (did you mean --model.adapter?).",
+    "--model.dtype fp16": "model.dtype must be one of 'bf16', 'fp32', got fp16.",
+    "--model SeqCls": "model: no class named 'SeqCls'; known: ",
+    "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, Alpaca, ArithmeticInstructions, SST2, TextClassification.",
+    "--data.batch_size 0": "data.batch_size must be at least 1, got 0.",
+    "--data.train_file none.tsv": "data.train_file none.tsv: No such file or directory.",
+    "--data.text_column words": "line 2: no column 'words'; it has: sentence, label",
+    "--data.max_length 5000": "data.max_length 5000 is more than the 512 tokens that",
+    "--model.optimizer torch.optim.AdmW": "model.optimizer: there is no torch.optim.AdmW (did you mean torch.optim.AdamW?).",
+    "--model.optimizer torch.optim.AdamW --model.optimizer.learning_rate 1": "model.optimizer has no option 'learning_rate'",
+    "--model.scheduler WarmupCosin": "model.scheduler: no class named 'WarmupCosin' (did you mean WarmupCosine?).",
+    "--model.scheduler WarmupCosine --model.scheduler.floor 2": "model.scheduler WarmupCosine: warmup must not be negative",
+    "--model.model_name ./nowhere": "./nowhere: there is no such folder.",
+    "--model.model_name roberta-base": "roberta-base: the hub cannot be reached and it is not in the local cache; give a local",
+    "--model.model_name package:no_such_package": "package:no_such_package: no such package is installed",
+    "--trainer.max_epoch 3": "unknown option --trainer.max_epoch (did you mean --trainer.max_epochs?).",
+    "--trainer.precision bf16-true": "trainer.precision bf16-true would change the dtype of trained tensors as well",
+    "--trainer.callbacks EarlyStoping": "trainer.callbacks: no class named 'EarlyStoping' (did you mean EarlyStopping?).",
+    "--trainer.accelerator cuda": "`CUDAAccelerator` can not run on your system",
+    "--trainer.default_root_dir x": "trainer.default_root_dir: give --run_dir instead",
+    "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
+    "--config xyz": "--config xyz: no such file, and no shipped configuration of that name; `litpeft configs` lists them.",
+    "--config loar": "no shipped configuration of that name (did you mean lora?)",
+    "--trainer.devices 2 --trainer.strategy dp": "trainer.strategy dp: give ddp (each process holds the model) or fsdp2",
+    "--trainer.max_epochs 0": "must not be 0: nothing would be trained",
+    "--trainer.overfit_batches 2": "trainer.overfit_batches: give --data.train_samples instead",
+    "--trainer.limit_val_batches 1": "would take the longest texts only; give --data.val_samples instead",
+    "--seed_everything -1": "seed_everything must be from 0 to",
+    "--data.seed -1": "data.seed must not be negative",
+    "--model.optimizer torch.optim.AdamW --model.optimizer.lr much": "model.optimizer.lr must be float.",
+    "--model.optimizer torch.optim.AdamW --model.optimizer.betas x": "model.optimizer.betas must be tuple, got x.",
+    "--model.scheduler WarmupLinear --model.scheduler.warmup x": "model.scheduler.warmup must be float, got x.",
+    "--data.delimiter \\t": "data.delimiter must be one character",
+    "--ckpt_path /nowhere": "--ckpt_path: a fit goes on with --run_dir RUN --resume",
+    "--model.adapter.rank 4 --model.adapter LoRA": "before its options (--model.adapter ...).",
+    "--model.adapter LoRA --model.adapter.quant_type nf4": "model.adapter.quant_type: name a class that has it (QDoRA, QLoRA) before its options",
+    "--model.adapter QLoRA --model.adapter.skip query": "model.adapter.skip must be a list, as [a,b], got query.",
+    "--model.adapter LoRA --model.adapter.alpha x": "model.adapter.alpha must be float.",
+    "--resume --overwrite": "--resume and --overwrite: give one of them.",
+    "--checkpoint.keep best --trainer.limit_val_batches 0": "checkpoint.keep best needs a validation",
+    "--resume": "has no checkpoint to resume from; to start afresh, give --overwrite instead.",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_exit_code_2(
+    tmp_path: Path, words: list[str], mistake: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([*words, *mistake.split(), "--run_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("litpeft: error: ")
+    assert error.count("\n") == 1, error
+    assert MISTAKES[mistake] in error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("fitt", "no verb 'fitt' (did you mean fit?); `litpeft --help` lists them."),
+        ("fit", "required: --data, --model."),
+        ("fit --model SequenceClassification --data SST2", "required: --model.model_name."),
+        ("test", "litpeft test needs --run_dir, the folder of a run."),
+        ("predict --run_dir nowhere", "--run_dir nowhere holds no run: there is no config.yaml"),
+        ("configs nope", "--config nope: no such file"),
+    ],
+)
+def test_a_line_that_lacks_something_says_what(line: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert main(line.split()) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, words: list[str], capsys) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    for content, said in {
+        "model:\n  adaptor: LoRA\n": "adaptor",
+        "trainer:\n  max_epoch: 3\n": "wrong.yaml: unknown option trainer.max_epoch (did you mean trainer.max_epochs?).",
+        "data: {init_args: {max_length: 0}}\n": "wrong.yaml: data.max_length must be at least 1, got 0.",
+        "model: {init_args: {scheduler: {}}}\n": "wrong.yaml: model.scheduler names no class; give its class_path",
+        "model: [1\n": "wrong.yaml line 2: not valid YAML",
+        "- model\n": "wrong.yaml: it must hold options by name",
+        "": "wrong.yaml: it must hold options by name",
+    }.items():
+        wrong.write_text(content)
+        assert main([*words, "--config", str(wrong)]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert error.count("\n") == 1
+
+
+def test_what_was_typed_last_is_not_told_of_a_file(tmp_path: Path, words: list[str], capsys) -> None:
+    (tmp_path / "a.yaml").write_text("data: {init_args: {batch_size: -1}}\n")
+    (tmp_path / "b.yaml").write_text("data: {init_args: {batch_size: -2}}\n")
+    config, typed = [f"--config={tmp_path}/a.yaml", "--config", f"{tmp_path}/b.yaml"], ["--data.batch_size", "0"]
+    assert main([*words, *config, *typed]) == 2
+    assert "error: data.batch_size must be at least 1, got 0." in capsys.readouterr().err
+    assert main([*words, *typed, *config]) == 2
+    assert "b.yaml: data.batch_size must be at least 1, got -2." in capsys.readouterr().err
+
+
+def test_help_and_version_answer_without_torch() -> None:
+    for word, shown in {"--help": "usage: litpeft VERB", "--version": __version__, "configs": "lora"}.items():
+        done = litpeft(word)
+        assert done.returncode == 0
+        assert shown in done.stdout
+    code = "import sys; from litpeft.__main__ import main; main(['--help']); main(['configs']); import litpeft; "
+    code += "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'transformers', 'yaml')))"
+    assert __import__("subprocess").run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
+    done = litpeft("fit", "--help")
+    assert done.returncode == 0, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN" in text
+    assert "first optimizer steps that the figures leave out" in text
+    lora = litpeft("fit", "--model.help", "SequenceClassification")
+    assert "what frozen weights are held in and products computed in" in " ".join(lora.stdout.split())
+
+
+# --- one optimizer's settings never reach the next (jsonargparse #460)
+
+SGD = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
+ROUTES = ("flag after flag", "flag after file", "file after flag", "file after file", "whole value")
+ROUTES = (*ROUTES, "set to null between")
+SGD_YAML = "model:\n  init_args:\n    optimizer:\n      class_path: torch.optim.SGD\n      init_args: {lr: 0.1}\n"
+
+
+@pytest.mark.parametrize("route", [*ROUTES, "flag", "yaml", "shipped overlays"])
+def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, words: list[str], route: str) -> None:
+    (tmp_path / "sgd.yaml").write_text(SGD_YAML)
+    (tmp_path / "adamw.yaml").write_text(
+        SGD_YAML.replace("SGD", "AdamW").replace("lr: 0.1", "lr: 1.0, weight_decay: 0.3")
+    )
+    sgd = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1"]
+    adamw = [*ADAMW, "--model.optimizer.weight_decay", "0.3"]
+    options = {
+        "flag": sgd,
+        "flag after flag": [*adamw, *sgd],
+        "flag after file": ["--config", str(tmp_path / "adamw.yaml"), *sgd],
+        "file after flag": [*adamw, "--config", str(tmp_path / "sgd.yaml")],
+        "file after file": [f"--config={tmp_path / 'adamw.yaml'}", f"--config={tmp_path / 'sgd.yaml'}"],
+        "whole value": [*adamw, '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}'],
+        "set to null between": [*adamw, "--model.optimizer", "null", *sgd],
+        "yaml": ["--config", str(tmp_path / "sgd.yaml")],
+        "shipped overlays": ["--config", "adamw", "--config", "sgd", "--model.optimizer.momentum", "0"],
+    }[route]
+    assert main([*words, *options, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "run")]) == 0
+    record = read_record(tmp_path / "run")
+    assert record["optimizer"] == "torch.optim.sgd.SGD"
+    for group in record["optimizer_settings"]:
+        assert {name: group[name] for name in SGD} == SGD
+
+
+OTHERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Lion")
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"bitsandbytes.optim.{name}" for name in OTHERS), "transformers.optimization.Adafactor"]
+)
+def test_optimizers_of_other_packages_train(tmp_path: Path, words: list[str], name: str) -> None:
+    options = ["--model.optimizer", name, "--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
+    assert main([*words, *options]) == 0
+    # short names stay clear although bitsandbytes is imported now and has an AdamW of its own
+    assert main([*words, *ADAMW, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "again")]) == 0
+
+
+def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences: dict[str, str], capsys) -> None:
+    given = ["--model.model_name", tiny_model, "--data.train_file", sentences["train"], "--print_config"]
+    seen = []
+    for order in (["base", "sst2", "lora", "adamw"], ["adamw", "lora", "base", "sst2"]):
+        assert main(["fit", *(word for name in order for word in ("--config", name)), *given]) == 0
+        seen.append(yaml.safe_load(capsys.readouterr().out))
+    assert seen[0] == seen[1]
+    assert seen[0]["model"]["init_args"]["adapter"]["init_args"]["rank"] == 8
+    assert seen[0]["trainer"]["max_epochs"] == 3
+
+
+# --- run folders
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("--config sst2 --config lora --model.adapter.rank 16", ("sst2", "lora,rank=16")),
+        (
+            "--config=base --config=sst2 --model.optimizer.lr=3e-4 --model.adapter.rank=4",
+            ("sst2", "lora,rank=4,base,lr=3e-4"),
+        ),
+        ("--data SST2 --data.text_column a --data.label_offset 1 --data.batch_size 4", ("sst2", "lora,batch_size=4")),
+        ("--config demo --config adamw", ("demo", "lora,adamw")),
+        ("--data SST2 --model.optimizer torch.optim.SGD", ("sst2", "lora,optimizer=SGD")),
+        ("--data SST2 --data.train_file /a/b.tsv --model.model_name /models/mini lm", ("sst2", "lora,model_name=mini")),
+        ("--config base --seed_everything 3 --run_dir x --overwrite --resume", ("sst2", "lora,base")),
+        ("--data SST2 --model.adapter.targets [query,value]", ("sst2", "lora,targets=_query,value_")),
+    ],
+)
+def test_a_runs_name_says_what_varies(line: str, expected: tuple[str, str]) -> None:
+    assert run_names(typed_options(line.split()), "lora", "SST2") == expected
+
+
+def test_long_names_that_differ_stay_different() -> None:
+    one, two = (run_names([("trainer.note", "x" * 200 + end)], "lora", "SST2")[1] for end in "ab")
+    assert one != two
+    assert len(one) == len(two) == 120
+
+
+def test_a_runs_own_configuration_keeps_its_experiment(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {class_path: SST2}\n")
+    write_record(tmp_path, new_record() | {"experiment": "mine"})
+    assert run_names([("config", str(tmp_path / "config.yaml"))], "lora", "SST2") == ("mine", "lora")
+
+
+def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
+    options = [
+        "--model.adapter",
+        "LoRA",
+        "--model.adapter.rank",
+        "2",
+        "--seed_everything",
+        "5",
+        "--trainer.max_steps",
+        "1",
+    ]
+    done = litpeft(*words, *options, "--experiment", "tiny", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (record,) = tmp_path.rglob("record.json")
+    assert re.fullmatch(r"runs/tiny/lora,.*rank=2.*/seed5/record.json", str(record.relative_to(tmp_path)))
+    assert read_record(record.parent)["experiment"] == "tiny"
+
+
+def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -> None:
+    assert claim(tmp_path / "new", {}, resume=False, overwrite=False) == []
+    write_record(tmp_path, new_record() | {"status": "failed", "steps": 0})
+    assert claim(tmp_path, {}, resume=False, overwrite=False) == [tmp_path / "record.json"]
+    for kept in ({"status": "failed", "steps": 3}, {"status": "interrupted"}, {"status": "ok", "steps": 5}):
+        write_record(tmp_path, new_record() | kept)
+        with pytest.raises(UserError, match="already holds a run"):
+            claim(tmp_path, {}, resume=False, overwrite=False)
+    (tmp_path / "mine.txt").touch()
+    assert claim(tmp_path, {}, resume=False, overwrite=True) == [tmp_path / "record.json"]
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        _lock(tmp_path / "mine.txt")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "config.yaml").write_text("# mine\n")
+    with pytest.raises(UserError, match="holds config.yaml but no record.json: no run of ours; give another folder"):
+        claim(tmp_path, {}, resume=False, overwrite=overwrite)
+
+
+def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
+    tmp_path: Path, words: list[str], sentences: dict[str, str], capsys
+) -> None:
+    run_dir = ["--run_dir", str(tmp_path / "run")]
+    same = [*words, "--model.adapter", "LoRA", "--model.scheduler", "WarmupLinear"]
+    assert main([*same, *run_dir]) == 0
+    first = read_record(tmp_path / "run")
+    capsys.readouterr()
+    assert main([*same, "--model.adapter.rank", "4", "--resume", *run_dir]) == 2
+    assert "--resume: model.init_args.adapter.init_args.rank is 4, but" in capsys.readouterr().err
+    assert main(["fit", "--resume", *run_dir]) == 2
+    assert "is finished; to go on longer, raise trainer.max_epochs" in capsys.readouterr().err
+    for refused in (
+        ["--trainer.max_time", "00:10:00:00"],
+        ["--trainer.max_steps", "5"],
+        ["--trainer.gradient_clip_val", "1"],
+    ):
+        assert main(["fit", "--resume", *run_dir, *refused]) == 2
+    assert main(["test", *run_dir, "--data.test_file", sentences["val"]]) == 0
+    assert read_record(tmp_path / "run")["test_accuracy"] is not None
+    assert main(["test", *run_dir, "--data.test_file", sentences["val"], "--model.dtype", "bf16"]) == 2
+    assert "test measures it as it is" in capsys.readouterr().err
+    first |= {n: v for n, v in read_record(tmp_path / "run").items() if n.startswith("test_") or n == "data_summary"}
+    assert read_record(tmp_path / "run") == first
+    assert main(["fit", "--resume", *run_dir, "--trainer.max_epochs", "3"]) == 0
+    assert "resuming with another trainer.max_epochs: 1 -> 3" in capsys.readouterr().out
+    record = read_record(tmp_path / "run")
+    for name in ("started_at", "experiment", "run_name"):
+        assert record[name] == first[name]
+    assert (record["steps"], record["test_accuracy"]) == (
+        36,
+        None,
+    )  # those of the weights that were tested are no longer true
+    assert record["train_seconds"] > first["train_seconds"]
+    rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("lr")
+    expected = {19: 1 - (19 - 2) / 34, 29: 1 - (29 - 2) / 34}  # two steps of warm-up, of 36
+    assert {e.step: e.value / 2e-5 for e in rates if e.step in expected} != {}
+    for event in rates:
+        if event.step in expected:
+            assert event.value == pytest.approx(3e-4 * expected[event.step], rel=1e-4)
+
+
+def test_resuming_on_another_text_is_refused(tmp_path: Path, words: list[str], tiny_model: str, capsys) -> None:
+    file = write_sentences(tmp_path / "train.tsv", 40)
+    same = [*words, "--data.train_file", file, "--run_dir", str(tmp_path / "run")]
+    assert main(same) == 0
+    write_sentences(tmp_path / "train.tsv", 48)
+    capsys.readouterr()
+    assert main([*same, "--resume", "--trainer.max_epochs", "2"]) == 2
+    assert "--resume: the data files are not those that the run was begun with" in capsys.readouterr().err
+    assert read_record(tmp_path / "run")["status"] == "ok"
+
+
+def test_a_class_of_ones_own_in_the_working_folder_is_found(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        re.search(r"(?ms)^```python\n(.*?)^```", (Path(__file__).parents[2] / "README.md").read_text())[1]
+    )
+    script = str(Path(sys.executable).parent / "litpeft")  # a console script has no working folder on its path
+    command = [
+        script,
+        *words,
+        "--model.dtype",
+        "bf16",
+        "--model.adapter",
+        "mine.BitFit",
+        "--trainer.max_steps",
+        "1",
+        "--run_dir",
+        "run",
+    ]
+    done = __import__("subprocess").run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert read_record(tmp_path / "run")["adapter"] == "bitfit"
+
+
+def test_a_class_by_its_bare_name_is_told_from_another_and_from_itself() -> None:
+    """Of words alone: once bitsandbytes is imported, as by a test before, bare names are of two classes."""
+    full, bare = "--model.optimizer=torch.optim.AdamW", "--model.optimizer=AdamW"
+    assert with_configs("fit", [full, bare, "--model.optimizer.lr=1"]) == [full, bare, "--model.optimizer.lr=1"]
+    assert with_configs("fit", [full, "--model.optimizer", "SGD"]) == [
+        *(full, "--model.optimizer=null", "--model.optimizer", "SGD"),
+    ]
+    other = "--model.optimizer=bitsandbytes.optim.AdamW"
+    assert with_configs("fit", [full, other]) == [full, "--model.optimizer=null", other]
+
+
+SCHEDULES = {
+    "OneCycleLR": ["OneCycleLR", "--model.scheduler.max_lr", "0.1"],
+    "CosineAnnealingLR": ["CosineAnnealingLR", "--model.scheduler.T_max", "-1"],
+    "ReduceLROnPlateau": ["lightning.pytorch.cli.ReduceLROnPlateau", "--model.scheduler.monitor", "val_loss"],
+    "Constant": ["Constant", "--model.scheduler.warmup", "2"],
+    "WarmupInverseSqrt": ["WarmupInverseSqrt", "--model.scheduler.warmup", "2"],
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedules_of_torch_and_ours_go_by_the_step_to_the_runs_end(
+    tmp_path: Path, words: list[str], name: str
+) -> None:
+    options = [*ADAMW, "--model.optimizer.lr", "1e-3", "--model.scheduler", *SCHEDULES[name]]
+    options += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--run_dir", str(tmp_path / "run")]
+    assert main([*words, *options]) == 0
+    assert read_record(tmp_path / "run")["scheduler"] == name
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    rates = [event.value for event in events.Scalars("lr")]
+    assert len(rates) == 24
+    if name == "OneCycleLR":
+        assert 0.02 > rates[0] < max(rates) > 1000 * rates[-1]
+        assert max(rates) == pytest.approx(0.1, rel=0.02)
+    if name == "CosineAnnealingLR":  # ends one step before zero
+        assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 24)) / 2 for step in range(24)], rel=1e-4)
+    if name in ("Constant", "ReduceLROnPlateau"):
+        assert rates[-1] == pytest.approx(1e-3)

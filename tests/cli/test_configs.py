@@ -1,0 +1,115 @@
+"""Every shipped YAML: its first line is a command that parses, and that trains a step on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from litpeft.__main__ import main
+from litpeft.cli.config_files import find_config, shipped_files
+from litpeft.commands import configs
+from litpeft.runs.record import read_record
+from litpeft.sweeps.experiment import read_experiment
+from litpeft.sweeps.resolve import resolve, varying
+from tests.conftest import GOOD
+
+FILES = shipped_files()
+REPO = Path(__file__).parents[2]
+
+
+def first_line(path: Path) -> list[str]:
+    line = path.read_text().splitlines()[0]
+    assert line.startswith("# litpeft "), path
+    return shlex.split(line.removeprefix("# litpeft "))
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A file that every shipped data set can read: it has the columns of all of them."""
+    path = tmp_path_factory.mktemp("table") / "table.csv"
+    rows = [f"the {GOOD[i % 5]} film,the {GOOD[i % 5]} film,{i % 2}" for i in range(40)]
+    path.write_text("\n".join(["text,sentence,label", *rows]) + "\n")
+    return str(path)
+
+
+def test_names_are_unique_and_every_file_is_found() -> None:
+    paths = [*(REPO / "configs").rglob("*.yaml"), *(REPO / "experiments").rglob("*.yaml")]
+    assert sorted(FILES.values()) == sorted(paths)
+    assert all(find_config(name) == str(path) for name, path in FILES.items())
+
+
+EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_trial_of_each_experiment_is_a_whole_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert first_line(FILES[name])[:2] == ["sweep", name]
+    monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")
+    experiment = read_experiment(name)
+    assert experiment.told["question"].strip().endswith("?")
+    configs = resolve(experiment.trials)
+    assert len(experiment.trials) == 1 or varying(configs.values())
+    for trial in experiment.trials:
+        assert configs[trial.name]["model"]["init_args"]["optimizer"], trial.label  # none is left to a default
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name not in EXPERIMENTS])
+def test_the_command_of_each_file_trains_a_step(
+    name: str, tmp_path: Path, tiny_model: str, tiny_llama: str, table: str
+) -> None:
+    words = first_line(FILES[name])
+    if words == ["demo"]:
+        words = ["fit", "--config", "demo"]
+    assert name in words
+    if "CausalLM" in words:
+        rows = [{"instruction": "a story", "input": "", "output": f"the {GOOD[i % 5]} film"} for i in range(40)]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        tiny_model, table = tiny_llama, str(tmp_path / "rows.json")
+    files = [] if name == "arithmetic" else ["--data.train_file", table]  # it makes its rows itself
+    tiny = [
+        "--model.model_name",
+        tiny_model,
+        *files,
+        "--data.val_samples",
+        "8",
+        "--trainer.max_steps",
+        "1",
+    ]
+    tiny += [
+        "--trainer.enable_progress_bar",
+        "false",
+        "--trainer.accelerator",
+        "cpu",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    assert main([*words, *tiny]) == 0
+    assert read_record(tmp_path / "run")["steps"] == 1
+
+
+@pytest.mark.parametrize("path", sorted((REPO / "configs" / "optim").glob("*.yaml")), ids=lambda path: path.stem)
+def test_optimizers_name_all_their_arguments(path: Path) -> None:
+    """One that is left out could be taken over from a config before (jsonargparse #460)."""
+    import inspect
+
+    import torch
+
+    told = yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]
+    cls = getattr(torch.optim, told["class_path"].rpartition(".")[2])
+    assert set(told["init_args"]) == set(inspect.signature(cls).parameters) - {"params"}
+
+
+def test_the_command_lists_prints_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert configs.main([]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in FILES)
+    assert configs.main(["lora"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["adapter"]["class_path"] == "LoRA"
+    assert main(["configs", "lora", "--copy", str(tmp_path)]) == 0
+    assert (tmp_path / "lora.yaml").read_text() == FILES["lora"].read_text()
+    assert main(["configs", "lora", "--copy", str(tmp_path)]) == 2
+    assert "lora.yaml exists already; give another folder" in capsys.readouterr().err

@@ -1,0 +1,151 @@
+"""The caching allocator, against what its rules give by hand."""
+
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+
+import pytest
+
+from litpeft.profiling.memory.allocator import CachingAllocator, replay
+
+KIB, MIB = 2**10, 2**20
+
+
+@pytest.mark.parametrize(
+    ("asked", "allocated", "reserved"),
+    [
+        (1, 512, 2 * MIB),  # rounded up to 512
+        (512, 512, 2 * MIB),
+        (513, 1024, 2 * MIB),
+        (MIB, MIB, 2 * MIB),  # the largest of the small ones
+        (MIB + 1, MIB + 512, 20 * MIB),  # the smallest of those that share 20 MiB
+        (10 * MIB - 512, 10 * MIB - 512, 20 * MIB),
+        (10 * MIB, 10 * MIB, 10 * MIB),  # one of its own
+        (10 * MIB + 1, 10 * MIB + 512, 12 * MIB),  # in multiples of 2 MiB; what is left is split off
+        (11 * MIB, 12 * MIB, 12 * MIB),  # just 1 MiB is left: not split
+        (11 * MIB - 512, 11 * MIB - 512, 12 * MIB),  # 512 bytes more are
+    ],
+)
+def test_one_request(asked: int, allocated: int, reserved: int) -> None:
+    allocator = CachingAllocator()
+    allocator.take(asked)
+    assert (allocator.allocated, allocator.reserved) == (allocated, reserved)
+
+
+def test_small_and_large_do_not_share() -> None:
+    allocator = CachingAllocator()
+    big = allocator.take(2 * MIB)
+    allocator.take(KIB)
+    assert allocator.reserved == 22 * MIB
+    allocator.give_back(big)  # 20 MiB are free
+    for _ in range(2047):  # 2 MiB of 1 KiB each, in the segment that is there
+        allocator.take(KIB)
+    assert allocator.reserved == 22 * MIB
+    allocator.take(KIB)
+    assert allocator.reserved == 24 * MIB
+
+
+def test_segments_are_filled_before_another_is_taken_and_kept_when_free() -> None:
+    allocator = CachingAllocator()
+    blocks = [allocator.take(9 * MIB) for _ in range(2)]  # 2 MiB are left
+    assert allocator.reserved == 20 * MIB
+    blocks.append(allocator.take(2 * MIB))
+    assert (allocator.allocated, allocator.reserved) == (20 * MIB, 20 * MIB)
+    blocks.append(allocator.take(2 * MIB))
+    assert (allocator.allocated, allocator.reserved) == (22 * MIB, 40 * MIB)
+    for block in blocks:
+        allocator.give_back(block)
+    assert (allocator.allocated, allocator.reserved) == (0, 40 * MIB)
+
+
+def test_the_smallest_block_that_is_large_enough_is_taken() -> None:
+    allocator = CachingAllocator()
+    blocks = [allocator.take(size * MIB) for size in (40, 16, 24)]
+    for block in blocks:
+        allocator.give_back(block)
+    allocator.take(31 * MIB // 2)  # the 16, whole: half a MiB is left
+    assert allocator.allocated == 16 * MIB
+    allocator.take(16 * MIB)  # of the 24, 8 are left
+    allocator.take(8 * MIB)
+    allocator.take(40 * MIB)
+    assert (allocator.allocated, allocator.reserved) == (80 * MIB, 80 * MIB)
+
+
+def test_of_equal_ones_the_first_is_taken() -> None:
+    allocator = CachingAllocator()
+    blocks = [allocator.take(12 * MIB) for _ in range(3)]
+    for place in (2, 0, 1):
+        allocator.give_back(blocks[place])
+    assert [allocator.take(12 * MIB).address for _ in range(3)] == [0, 12 * MIB, 24 * MIB]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
+def test_neighbours_merge_whichever_goes_first(order: tuple[int, ...]) -> None:
+    allocator = CachingAllocator()
+    blocks = [allocator.take(size * MIB) for size in (5, 6, 7)]  # of 20, 2 are left
+    for place in order:
+        allocator.give_back(blocks[place])
+    allocator.take(20 * MIB)
+    assert (allocator.allocated, allocator.reserved) == (20 * MIB, 20 * MIB)
+
+
+def test_segments_do_not_merge() -> None:
+    allocator = CachingAllocator()
+    for block in [allocator.take(10 * MIB) for _ in range(2)]:
+        allocator.give_back(block)
+    allocator.take(20 * MIB)
+    assert allocator.reserved == 40 * MIB
+
+
+def test_a_hole_cannot_hold_what_is_larger() -> None:
+    """Why a run reserves more than it allocates: one small tensor in the middle of what was a large one."""
+    events = [
+        (1, 0, 100 * MIB),
+        (2, 0, 100 * MIB),  # gone
+        (3, 1, 2 * MIB),  # cut from it
+        (4, 2, 100 * MIB),  # 98 are not enough
+        (5, 1, 2 * MIB),
+        (6, 3, 100 * MIB),  # whole again
+    ]
+    levels = replay(events)
+    assert (levels.allocated / MIB).tolist() == [0, 100, 100, 2, 102, 102, 200]
+    assert (levels.reserved / MIB).tolist() == [0, 100, 100, 100, 200, 200, 200]
+
+
+def test_an_operations_level_is_its_highest_and_what_is_held_was_there_before() -> None:
+    events = [(2, 0, 4 * MIB), (2, 1, 6 * MIB), (2, 0, 4 * MIB), (5, 2, 0), (5, 3, 100)]
+    levels = replay(events, held=[8 * MIB, 100])
+    held = 8 * MIB + 512
+    # the 20 MiB of the first hold 8 + 4 + 6 and the 2 that are left
+    assert levels.allocated.tolist() == [
+        held,
+        held,
+        held + 10 * MIB,
+        held + 6 * MIB,
+        held + 6 * MIB,
+        held + 6 * MIB + 512,
+    ]
+    assert levels.reserved.tolist() == [22 * MIB] * 6
+
+
+def test_whatever_comes_and_goes_nothing_overlaps_and_all_comes_back() -> None:
+    draw = random.Random(0)
+    allocator = CachingAllocator()
+    alive: list = []
+    for _ in range(3000):
+        if alive and draw.random() < 0.48:
+            allocator.give_back(alive.pop(draw.randrange(len(alive))))
+        else:
+            alive.append(allocator.take(int(2 ** draw.uniform(4, 26))))
+        if draw.random() < 0.05:
+            spans = sorted((block.address, block.address + block.bytes) for block in alive)
+            assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+            assert allocator.allocated == sum(end - begin for begin, end in spans)
+    reserved = allocator.reserved
+    for block in alive:
+        allocator.give_back(block)
+    assert (allocator.allocated, allocator.reserved) == (0, reserved)
+    free = [entry for pool in allocator._pools.values() for entry in pool]
+    assert sum(size for size, *_ in free) == reserved
+    assert all(block.before is None and block.after is None for *_, block in free)  # whole segments

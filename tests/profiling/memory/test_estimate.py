@@ -1,0 +1,210 @@
+"""What a run will need, found without weights: against runs with weights, and the allocator's own events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning import Trainer
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForImageClassification,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from litpeft.adapters import Adapter, DoRA, Full, LoRA, QLoRA
+from litpeft.adapters.linear4bit import bitsandbytes
+from litpeft.callbacks import MemoryRecorder
+from litpeft.ops.row_chunks import CHUNK
+from litpeft.profiling.memory.trace import Trace, trace
+from litpeft.tasks import CausalLM, FineTuner, Seq2SeqLM, SequenceClassification
+from litpeft.tasks.pretrained import draw_again, load_pretrained
+from tests.conftest import QUIET
+from tests.peers.live_bytes import StepPeak, alive_bytes
+from tests.real_models import minilm, smollm2
+
+
+class ImageClassification(FineTuner):
+    """A task that is not ours: a picture's class."""
+
+    def load(self, data: Any, dtype: torch.dtype, **options: Any) -> Any:
+        auto = AutoModelForImageClassification
+        model, new, _ = load_pretrained(auto, self.model_name, data, dtype, num_labels=2, **options)
+        draw_again(model, new)
+        return model, ["classifier"], new
+
+    def loss(self, batch: dict[str, Tensor]) -> Tensor:
+        with self.computing():
+            images = batch["input_ids"]
+            images = images if self.adapter.trains_base else images.to(torch.bfloat16)
+            logits = self.backbone(pixel_values=images).logits
+        return F.cross_entropy(logits.float(), batch["labels"])
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", self.loss(batch), batch_size=1)
+
+    def example(self, rows: int, tokens: int) -> dict[str, Tensor]:
+        return {"input_ids": torch.rand(rows, 3, 32, 32), "labels": torch.zeros(rows, dtype=torch.int64)}
+
+
+class Same(L.LightningDataModule):
+    """One batch again and again."""
+
+    label_names = ("a", "b")
+    tokenizer = SimpleNamespace(pad_token_id=0)
+    num_train_batches = 2
+
+    def __init__(self, batch: dict[str, Tensor], tokens: int) -> None:
+        super().__init__()
+        self.batch, self.max_length, self.batch_size = batch, tokens, len(batch["labels"])
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.batch] * 2, batch_size=None)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([self.batch], batch_size=None)
+
+
+class Allocator(L.Callback):
+    """The peak of the allocator of torch over two steps."""
+
+    def __init__(self) -> None:
+        self.peak = StepPeak()
+
+    def on_train_batch_start(self, trainer: Trainer, module: L.LightningModule, batch: Any, index: int) -> None:
+        if index == 0:
+            self.peak.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: L.LightningModule, outputs: Any, batch: Any, index: int
+    ) -> None:
+        if index == 1:
+            self.peak.stop()
+
+
+def estimated_and_true(make: Callable[[], FineTuner], rows: int, tokens: int) -> tuple[Trace, dict[str, Any], int]:
+    """The estimate, the record's phases of a run, and the peak of its two steps by the allocator."""
+    task = make()
+    torch.manual_seed(0)
+    batch = task.example(rows, tokens)
+    data = Same(batch, tokens)
+    estimate = trace(task, data, batch, batch, accumulate=1, clip=1.0)
+    elsewhere = alive_bytes() - sum(tensor.nbytes for tensor in batch.values())
+    recorder, allocator = MemoryRecorder(), Allocator()
+    options = QUIET | {
+        "max_steps": 2,
+        "gradient_clip_val": 1.0,
+        "num_sanity_val_steps": 0,
+        "callbacks": [recorder, allocator],
+    }
+    Trainer(**options).fit(task, data)
+    return estimate, recorder.phases, allocator.peak.bytes - elsewhere
+
+
+def tiny_t5(folder: Path) -> str:
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=200, d_model=64, d_kv=16, d_ff=256, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    T5ForConditionalGeneration(config).save_pretrained(folder)
+    return str(folder)
+
+
+def tiny_vit(folder: Path) -> str:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256}
+    ViTForImageClassification(ViTConfig(image_size=32, patch_size=4, num_labels=2, **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+ADAPTERS: dict[str, Callable[[], Adapter]] = {
+    "full": Full,
+    "lora": lambda: LoRA(rank=4, targets="all-linear", dropout=0.1),
+    "dora": lambda: DoRA(rank=4, targets="all-linear"),
+    "qlora": lambda: QLoRA(rank=4, targets="all-linear"),
+}
+OPTIMIZERS: dict[str, Any] = {
+    "fused": None,
+    "adamw": partial(torch.optim.AdamW, lr=1e-3, fused=False),
+    "sgd": partial(torch.optim.SGD, lr=1e-3, momentum=0.9),
+    "8-bit": lambda groups: bitsandbytes().optim.AdamW8bit(groups, lr=1e-3, min_8bit_size=256),
+}
+
+
+def check(make: Callable[[], FineTuner], rows: int, tokens: int, quantised: bool, within_kernels: bool = False) -> None:
+    """Within a thousandth of what was seen, or a hundredth where something is held in a few bits."""
+    near = 0.01 if quantised else 0.001
+    estimate, phases, allocated = estimated_and_true(make, rows, tokens)
+    found = {phase: peak.tensors.bytes for phase, peak in estimate.phases.items()}
+    tracked = {phase: phases[phase]["peak_tensor_bytes"] for phase in found}
+    print(f"estimated {found}, tracked {tracked}, allocator {allocated:,}")
+    assert found == pytest.approx(tracked, rel=2 * near)
+    peak = max(found["first_step"], found["train"])
+    assert peak == pytest.approx(max(tracked["first_step"], tracked["train"]), rel=near)
+    if within_kernels:  # bitsandbytes' 8-bit update of a CPU makes whole fp32 copies of the states of a parameter
+        assert peak < allocated
+        return
+    # neither sees what a kernel takes and gives back within itself: of DoRA's gain a few rows in fp32
+    unseen = 8 * CHUNK if getattr(make.keywords["adapter"], "magnitude", False) else 1 << 17
+    assert peak == pytest.approx(allocated, rel=near, abs=unseen)
+
+
+KINDS = ("bert", "llama", "t5", "vit")
+WAYS = ("none", "non_reentrant")  # each kind and each adapter meets both
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "checkpointing"),
+    [(kind, adapter, WAYS[(i + j) % 2]) for i, kind in enumerate(KINDS) for j, adapter in enumerate(ADAPTERS)],
+)
+def test_a_small_models_peak(
+    kind: str, adapter: str, checkpointing: str, tiny_model: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    task, name = {
+        "bert": (SequenceClassification, tiny_model),
+        "llama": (CausalLM, tiny_llama),
+        "t5": (Seq2SeqLM, tmp_path),
+        "vit": (ImageClassification, tmp_path),
+    }[kind]
+    name = {"t5": tiny_t5, "vit": tiny_vit}.get(kind, str)(name)
+    make = partial(task, name, adapter=ADAPTERS[adapter](), gradient_checkpointing=checkpointing)
+    check(make, 16, 48, adapter == "qlora")
+
+
+REAL = [  # model, adapter, optimizer, rows, tokens, checkpointing
+    ("minilm", "full", "fused", 16, 64, "none"),
+    ("minilm", "full", "8-bit", 16, 64, "none"),
+    ("minilm", "lora", "fused", 8, 64, "none"),
+    ("minilm", "dora", "adamw", 16, 128, "none"),
+    ("minilm", "qlora", "8-bit", 16, 128, "none"),
+    ("smollm2", "lora", "8-bit", 4, 64, "non_reentrant"),
+    ("smollm2", "qlora", "fused", 4, 128, "none"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "adapter", "optimizer", "rows", "tokens", "checkpointing"), REAL)
+def test_a_real_models_peak(
+    model: str, adapter: str, optimizer: str, rows: int, tokens: int, checkpointing: str
+) -> None:
+    task: type[FineTuner] = SequenceClassification if model == "minilm" else CausalLM
+    name = minilm() if model == "minilm" else smollm2()
+    options = {
+        "adapter": ADAPTERS[adapter](),
+        "optimizer": OPTIMIZERS[optimizer],
+        "gradient_checkpointing": checkpointing,
+        "dtype": "bf16" if (model, adapter) == ("minilm", "lora") else "fp32",  # many processors have no fast bf16
+    }
+    in_few_bits = adapter == "qlora" or optimizer == "8-bit"
+    check(partial(task, str(name), **options), rows, tokens, in_few_bits, (adapter, optimizer) == ("full", "8-bit"))

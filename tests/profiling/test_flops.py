@@ -1,0 +1,230 @@
+"""Operations by two oracles: formulas by hand, and those that torch's counter sees executed where nothing is repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from litpeft.adapters import Adapter, DoRA, Full, LoRA, QDoRA, QLoRA
+from litpeft.adapters.full import Frozen
+from litpeft.ops.attention import NAME, use_lean_attention
+from litpeft.ops.head_loss import head_loss
+from litpeft.profiling import flops
+from litpeft.profiling.flops import FlopCounter, measured_peak
+
+ROWS, LENGTH, WIDTH, INNER, LAYERS, VOCABULARY, RANK = 3, 10, 32, 48, 2, 50, 4
+SIZES = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": INNER,
+    "vocab_size": VOCABULARY,
+}
+POSITIONS = ROWS * LENGTH
+SCORES = ROWS * LENGTH * LENGTH * WIDTH  # multiply-adds of q kᵀ, and of P v
+
+
+def bert() -> PreTrainedModel:
+    return BertForSequenceClassification(BertConfig(**SIZES))
+
+
+def llama() -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**SIZES))
+
+
+def prepared(make: Callable[[], PreTrainedModel], adapter: Adapter, attention: str = "") -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = make()
+    if not adapter.trains_base:
+        model.bfloat16()
+    adapter.apply(model, ["classifier"] if hasattr(model, "classifier") else [])
+    use_lean_attention(model)
+    if attention:
+        model.set_attn_implementation(attention)
+    return model.train()
+
+
+def loss_of(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.arange(POSITIONS).view(ROWS, LENGTH) % VOCABULARY
+    labels = torch.zeros(ROWS, dtype=torch.long) if hasattr(model, "classifier") else ids
+    return model(input_ids=ids, labels=labels).loss
+
+
+def counted(model: PreTrainedModel) -> int:
+    with FlopCounter() as counter:
+        loss_of(model)
+    return counter.flops
+
+
+def linear(rows: int, fan_in: int, fan_out: int, products: int) -> int:
+    """`products` is 1 for forward, and 1 for each of the two gradients that are needed."""
+    return 2 * rows * fan_in * fan_out * products
+
+
+def adapted(fan_in: int, fan_out: int, below: bool) -> int:
+    """A frozen layer, A and B, where what is below trains or not."""
+    frozen = linear(POSITIONS, fan_in, fan_out, 1 + below)
+    return frozen + linear(POSITIONS, fan_in, RANK, 2 + below) + linear(POSITIONS, RANK, fan_out, 3)
+
+
+def llama_expected(name: str) -> int:
+    """All linear layers but the output layer have an adapter, or everything trains."""
+    shapes = [*[(WIDTH, WIDTH)] * 4, *[(WIDTH, INNER)] * 2, (INNER, WIDTH)]
+    attention = LAYERS * 2 * 2 * SCORES * 3
+    if name == "full":
+        body = LAYERS * sum(linear(POSITIONS, *shape, 3) for shape in shapes)
+        return body + attention + linear(POSITIONS, WIDTH, VOCABULARY, 3)
+    body = LAYERS * sum(adapted(*shape, below=True) for shape in shapes)
+    # nothing that trains lies below q, k and v of the first layer
+    body -= 3 * (adapted(WIDTH, WIDTH, below=True) - adapted(WIDTH, WIDTH, below=False))
+    return body + attention + linear(POSITIONS, WIDTH, VOCABULARY, 2)
+
+
+def bert_expected(name: str) -> int:
+    """Query and value have an adapter, or everything trains, or only the classifier does."""
+    rest = [(WIDTH, WIDTH), (WIDTH, INNER), (INNER, WIDTH)]
+    if name in ("full", "frozen"):
+        times = 3 if name == "full" else 1
+        body = LAYERS * sum(linear(POSITIONS, *shape, times) for shape in [*[(WIDTH, WIDTH)] * 3, *rest])
+        body += LAYERS * 2 * 2 * SCORES * times + linear(ROWS, WIDTH, WIDTH, times)  # attention, pooler
+        return body + linear(ROWS, WIDTH, 2, 3 if name == "full" else 2)
+    first = 2 * adapted(WIDTH, WIDTH, below=False) + linear(POSITIONS, WIDTH, WIDTH, 1)
+    first += 2 * SCORES * 2 + 2 * SCORES * 3  # the first key needs no gradient: 2 and not 3 of its products
+    others = 2 * adapted(WIDTH, WIDTH, below=True) + linear(POSITIONS, WIDTH, WIDTH, 2) + 2 * 2 * SCORES * 3
+    body = first + (LAYERS - 1) * others + LAYERS * sum(linear(POSITIONS, *shape, 2) for shape in rest)
+    return body + linear(ROWS, WIDTH, WIDTH, 2) + linear(ROWS, WIDTH, 2, 3)
+
+
+ADAPTERS: dict[str, type[Adapter]] = {"full": Full, "lora": LoRA, "dora": DoRA, "qlora": QLoRA, "qdora": QDoRA}
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_llama_by_hand(name: str) -> None:
+    adapter = Full() if name == "full" else ADAPTERS[name](rank=RANK, targets="all-linear", dropout=0.1)
+    assert counted(prepared(llama, adapter)) == llama_expected(name)
+
+
+@pytest.mark.parametrize("name", ["frozen", *ADAPTERS])
+def test_bert_by_hand(name: str) -> None:
+    adapter = {"full": Full, "frozen": Frozen}[name]() if name in ("full", "frozen") else ADAPTERS[name](rank=RANK)
+    assert counted(prepared(bert, adapter)) == bert_expected(name)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa", NAME])
+def test_it_does_not_matter_how_attention_is_computed(attention: str) -> None:
+    assert counted(prepared(bert, LoRA(rank=RANK), attention)) == bert_expected("lora")
+
+
+# torch's counter knows the other kind only
+IN_PLACE = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
+MODELS: dict[str, Callable[[], PreTrainedModel]] = {
+    "bert": bert,
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=4, bos_token_id=1, eos_token_id=1)
+    ),
+    "t5": lambda: T5ForConditionalGeneration(
+        T5Config(vocab_size=VOCABULARY, d_model=WIDTH, d_kv=8, d_ff=INNER, num_layers=LAYERS, num_heads=4,
+                 decoder_start_token_id=0, pad_token_id=0)
+    ),
+}  # fmt: skip
+
+
+class Above(Adapter):
+    """Only the layers from the second on train: no gradient goes below them."""
+
+    name, trains_base = "above", True
+
+    def adapt(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad = ".1." in name and "decoder.block" not in name
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=RANK, targets="all-linear"), Above()], ids=lambda a: a.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_torch_sees_executed(name: str, adapter: Adapter) -> None:
+    """In eager attention no product is repeated, and autograd makes none whose gradient nobody needs."""
+    model = prepared(MODELS[name], adapter, "eager")
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as executed:
+        loss_of(model).backward()
+    assert counted(model) == executed.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=RANK, targets=["projection", "query"])], ids=lambda a: a.name)
+def test_convolutions(adapter: Adapter) -> None:
+    """The patches of a vision transformer; its pixels need no gradient."""
+    sizes = {name: value for name, value in SIZES.items() if name != "vocab_size"}
+    model = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=4))
+    adapter.apply(model, ["classifier"])
+    model.set_attn_implementation("eager")
+    pixels = torch.rand(2, 3, 16, 16)
+    with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as executed:
+        model(pixels).logits.sum().backward()
+    with FlopCounter() as counter:
+        model(pixels)
+    assert counter.flops == executed.get_total_flops() > 0
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_the_output_layer_is_charged_where_a_label_is(trained: bool) -> None:
+    """Its gradients are worked out in forward, a chunk at a time."""
+    head = nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(trained)
+    hidden = torch.rand(POSITIONS, WIDTH, requires_grad=True)
+    carrying = torch.arange(POSITIONS) % 3 == 0
+    with FlopCounter() as counter:
+        head_loss(hidden[carrying], torch.zeros(int(carrying.sum()), dtype=torch.long), head, VOCABULARY)
+    assert counter.flops == linear(int(carrying.sum()), WIDTH, VOCABULARY, 2 + trained)
+
+
+def test_heads_that_share_keys_and_einsum() -> None:
+    query = torch.rand(2, 4, 5, 8, requires_grad=True)
+    key, value = torch.rand(2, 2, 2, 7, 8)
+    with FlopCounter() as counter:
+        nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    assert counter.flops == 2 * (2 * 4 * 5 * 7 * 8) * (2 + 2)
+    with FlopCounter() as counter:
+        torch.einsum("bhqd,bhkd->bhqk", query, torch.rand(2, 4, 7, 8, requires_grad=True))
+    assert counter.flops == 2 * (2 * 4 * 5 * 7 * 8) * 3
+
+
+def test_nothing_is_counted_where_no_gradient_is_kept_or_the_mode_is_off() -> None:
+    x, w = torch.rand(2, 3, requires_grad=True), torch.rand(3, 4)
+    with FlopCounter() as counter, torch.no_grad():
+        x @ w
+    x @ w
+    assert counter.flops == 0
+
+
+def test_the_peak_is_the_best_rate_of_ever_larger_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that is played: it makes 1000 operations a second, and takes 1 s to start a product."""
+    monkeypatch.setattr(flops, "SMALLEST", 4)
+    monkeypatch.setattr(flops, "LONG_ENOUGH", 40.0)
+    now, widths, multiply = [0.0], [], torch.mm
+
+    def played(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        widths.append(len(left))
+        now[0] += 1 + 2 * len(left) ** 3 / 1000 + (5 if widths.count(len(left)) == 1 else 0)  # the first one is slow
+        return multiply(left, right, out=out)
+
+    monkeypatch.setattr(torch, "mm", played)
+    state = torch.get_rng_state()
+    peak = measured_peak(torch.device("cpu"), torch.bfloat16, lambda: now[0])
+    assert sorted(set(widths)) == [4, 8, 16, 32]
+    assert peak == pytest.approx(2 * 32**3 / (1 + 2 * 32**3 / 1000))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -1,0 +1,237 @@
+"""Processes that train together end with what one process has on the same batches, and fail, stop and go on as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.record import read_record
+from tests.conftest import litpeft, write_sentences, write_tiny_bert
+from tests.resuming import differences, run
+from tests.training.launching import said_by, together
+
+pytestmark = pytest.mark.slow
+ROUNDING = 1e-5
+ADAPTERS = {
+    "none": ["Full"],
+    "lora": ["LoRA"],
+    "dora": ["DoRA"],
+    "qlora-nf4": ["QLoRA"],
+    "qlora-fp4": ["QLoRA", "--model.adapter.quant_type", "fp4"],
+}
+CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.dtype", "fp32"]
+# a gradient that is wrong by a factor makes other steps, which Adam's would hide
+SGD = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.optimizer.momentum", "0.9"]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """93 rows are five batches of 16 and one of 13: shares of seven and six; 33 leave one row, which joins a batch."""
+    folder = tmp_path_factory.mktemp("texts")
+    files = write_sentences(folder / "train.tsv", 93), write_sentences(folder / "val.tsv", 33, seed=1)
+    return ["--data", "SST2", "--data.train_file", files[0], "--data.val_file", files[1]]
+
+
+@pytest.fixture(scope="module")
+def classify(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> list[str]:
+    """A classifier without dropout, whose masks would be others in each process."""
+    folder = tmp_path_factory.mktemp("no-dropout")
+    write_tiny_bert(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+    )
+    return ["fit", "--model", "SequenceClassification", "--model.model_name", str(folder), *texts, *CPU, *SGD]
+
+
+@pytest.fixture(scope="module")
+def respond(byte_llama: str) -> list[str]:
+    """A language model on 23 rows, two batches a step: responses differ in length, so shares differ in tokens."""
+    rows = ["--data.train_rows", "23", "--data.val_rows", "9", "--data.max_length", "256"]
+    model = ["--model", "CausalLM", "--model.model_name", byte_llama, "--data", "ArithmeticInstructions", *rows]
+    return ["fit", *model, *CPU, *SGD, "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1.0"]
+
+
+def shared(rows: int, strategy: str) -> list[str]:
+    """Options by which two processes make batches of so many rows."""
+    return ["--data.batch_size", str(rows // 2), "--trainer.devices", "2", "--trainer.strategy", strategy]
+
+
+def furthest(one: Path, other: Path) -> float:
+    """The greatest difference of two runs' final weights."""
+    a, b = (load_file(newest_checkpoint(folder) / "trainable.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def check_equal(one: Path, other: Path, strategy: str) -> None:
+    a, b = read_record(one), read_record(other)
+    assert furthest(one, other) < ROUNDING
+    for name in (
+        "status",
+        "steps",
+        "epochs",
+        "effective_batch_size",
+        "trainable_params",
+        "total_params",
+        "model_bytes",
+    ):
+        assert a[name] == b[name], name
+    for name in ("train_loss", "val_loss", "val_accuracy", "val_f1"):
+        assert a[name] == pytest.approx(b[name], abs=ROUNDING), name
+    assert (b["processes"], b["strategy"]) == (2, strategy)
+    assert len(b["peaks_by_process"]) == 2
+    assert b["peak_rss_bytes"] == max(peaks["peak_rss_bytes"] for peaks in b["peaks_by_process"])
+    # what a second holds depends on the machine, what a row holds does not
+    for name in ("train_tokens_per_second", "trained_tokens_per_second"):
+        rows = "train_samples_per_second"
+        assert a[name] / a[rows] == pytest.approx(b[name] / b[rows], rel=1e-9), name
+    # operations of all, but that shares are padded to their own longest row
+    assert 0.8 < b["model_flops_per_step"] / a["model_flops_per_step"] < 1.01
+    examples: list[dict[str, Any]] = [json.loads((folder / "val_examples.json").read_text()) for folder in (one, other)]
+    assert examples[0]["table"] == examples[1]["table"]
+    assert examples[0]["loss"] == pytest.approx(examples[1]["loss"], abs=ROUNDING)
+    assert len(list(other.glob("events.out.tfevents.*"))) == 1
+    assert len(list((other / "checkpoints").iterdir())) == 1
+
+
+COUNTED = ["--record.predictions", "true", "--throughput.warmup_steps", "0", "--throughput.sample_every", "2"]
+COUNTED += ["--memory.track_steps", "[]"]  # steps that are followed would be left out of the rates
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter", "strategies"),
+    [
+        ("classify", "none", ("ddp", "fsdp2")),
+        ("classify", "lora", ("ddp",)),
+        ("classify", "dora", ("ddp",)),
+        ("classify", "qlora-nf4", ("ddp", "fsdp2")),
+        ("classify", "qlora-fp4", ("ddp",)),
+        ("respond", "lora", ("ddp", "fsdp2")),
+    ],
+)
+def test_two_processes_end_with_what_one_has(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str, adapter: str, strategies: tuple[str, ...]
+) -> None:
+    rows = {"classify": 16, "respond": 4}[kind]
+    words = [*request.getfixturevalue(kind), "--model.adapter", *ADAPTERS[adapter], *COUNTED]
+    one, log = tmp_path / "one", tmp_path / "log"
+    assert run([*words, "--data.batch_size", str(rows), "--run_dir", str(one)], log) == 0, log.read_text()
+    for strategy in strategies:
+        other = tmp_path / strategy
+        codes = together([*words, *shared(rows, strategy), "--run_dir", str(other)], log)
+        assert codes == [0, 0], said_by(log, 0).read_text()
+        check_equal(one, other, strategy)
+        assert said_by(log, 1).read_text() == ""
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_signal_to_one_stops_all_and_the_resumed_run_is_bit_identical(
+    tmp_path: Path, tiny_model: str, texts: list[str], strategy: str
+) -> None:
+    """With dropout, of which each process has its own."""
+    words = ["fit", "--model", "SequenceClassification", "--model.model_name", tiny_model, *texts, *CPU]
+    words += ["--model.adapter", "LoRA", "--model.adapter.dropout", "0.1", *shared(16, strategy)]
+    log, whole, stopped = tmp_path / "log", tmp_path / "whole", tmp_path / "stopped"
+    assert together([*words, "--run_dir", str(whole)], log) == [0, 0]
+    fault = ["--trainer.callbacks", "tests.training.faults.SignalTo", "--trainer.callbacks.rank", "1"]
+    fault += ["--trainer.callbacks.number", str(int(signal.SIGTERM)), "--trainer.callbacks.batch", "2"]
+    codes = together([*words, *fault, "--run_dir", str(stopped)], log)
+    assert codes[0] == 143, said_by(log, 0).read_text()
+    assert read_record(stopped)["status"] == "interrupted"
+    assert newest_checkpoint(stopped).name == "step-000003"
+    assert together([*words, "--run_dir", str(stopped), "--resume"], log) == [0, 0], said_by(log, 0).read_text()
+    assert differences(whole, stopped) == []
+
+
+def test_what_shares_have_saved_goes_on_in_one_process(tmp_path: Path, classify: list[str], texts: list[str]) -> None:
+    """With the optimizer's momentum; and it is tested by one."""
+    words, log = [*classify, "--model.adapter", "DoRA"], tmp_path / "log"
+    one, other = tmp_path / "one", tmp_path / "other"
+    alone = ["--data.batch_size", "16"]
+    assert run([*words, *alone, "--run_dir", str(one), "--trainer.max_steps", "5"], log) == 0
+    assert together([*words, *shared(16, "fsdp2"), "--run_dir", str(other), "--trainer.max_steps", "3"], log) == [0, 0]
+    placed = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
+    longer = ["--run_dir", str(other), "--resume", "--trainer.max_steps", "5"]
+    assert run(["fit", *longer, *placed, "--data.batch_size", "8"], log) == 2
+    assert "data.init_args.batch_size" in log.read_text() or "trainer.devices is 1" in log.read_text()
+    assert run(["fit", *longer, *placed, *alone], log) == 0, log.read_text()
+    assert furthest(one, other) < ROUNDING
+    assert run(["test", "--run_dir", str(other), "--data.test_file", texts[-1]], log) == 0, log.read_text()
+    assert read_record(other)["test_loss"] == pytest.approx(read_record(one)["val_loss"], abs=ROUNDING)
+
+
+FAULTS = {  # what goes wrong in the second process: the one sentence of the first, and its exit code
+    "PoisonIn": (2, "the training loss is nan at step 2 (batch 2 of epoch 0"),
+    "FailIn": (1, "the run failed: process 1: no memory is left"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_goes_wrong_in_one_ends_all_in_one_sentence(tmp_path: Path, classify: list[str], fault: str) -> None:
+    code, sentence = FAULTS[fault]
+    words = [*classify, "--model.adapter", "LoRA", *shared(16, "ddp"), "--run_dir", str(tmp_path / "run")]
+    words += ["--trainer.callbacks", f"tests.training.faults.{fault}", "--trainer.callbacks.rank", "1"]
+    codes = together([*words, "--trainer.callbacks.batch", "2"], tmp_path / "log")
+    assert codes[0] == code
+    assert codes[1] not in (0, -signal.SIGKILL)
+    said = [said_by(tmp_path / "log", rank).read_text() for rank in (0, 1)]
+    (told,) = re.findall(r"^litpeft: error: (.*)$", "".join(said), re.MULTILINE)
+    assert told.startswith(sentence)
+    assert "Traceback" not in "".join(said)
+    record = read_record(tmp_path / "run")
+    assert record["status"] == "failed"
+    assert record["error"] in told
+
+
+def test_the_command_lines_of_the_readme(tmp_path: Path, classify: list[str]) -> None:
+    """Lightning starts the other process itself, with the same words; torchrun starts both."""
+    words = [*classify, "--model.adapter", "LoRA", "--data.batch_size", "8", "--trainer.devices", "2"]
+    words += ["--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
+    made = litpeft(*words, GLOO_SOCKET_IFNAME="lo")
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == ""
+    assert read_record(tmp_path / "run")["strategy"] == "ddp"
+    used = litpeft(*words, GLOO_SOCKET_IFNAME="lo")
+    assert (used.returncode, used.stderr.count("litpeft: error")) == (2, 1)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "litpeft"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    made = subprocess.run(
+        [*launcher, *words, "--overwrite", "--trainer.strategy", "fsdp2"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr
+    record = read_record(tmp_path / "run")
+    assert (record["status"], record["strategy"], record["processes"]) == ("ok", "fsdp2", 2)
+
+
+REFUSED = {
+    "--trainer.devices 2 --trainer.strategy deepspeed": "trainer.strategy deepspeed: give ddp (each process holds the model)",
+    "--trainer.devices 2 --model.gradient_checkpointing reentrant": "reentrant is not for several processes; give non_reentrant.",
+    "--trainer.devices 2 --trainer.strategy fsdp2 --model.compile_blocks true": "model.compile_blocks is not for trainer.strategy fsdp2",
+    "--trainer.devices 2 --trainer.strategy fsdp2 --model.optimizer bitsandbytes.optim.AdamW8bit": "cannot hold shares of trainer.strategy fsdp2",
+    "--trainer.devices 2 --trainer.strategy fsdp2 --benchmarks.tasks held_out": "run litpeft evaluate on the finished run, or give ddp.",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
+def test_what_cannot_be_done_together_is_refused(tmp_path: Path, classify: list[str], options: str) -> None:
+    log = tmp_path / "log"
+    assert run([*classify, *options.split(), "--run_dir", str(tmp_path / "run")], log) == 2
+    assert REFUSED[options] in log.read_text()
+
+
+def test_an_estimate_is_of_one_process(tmp_path: Path, classify: list[str]) -> None:
+    words = ["estimate", *classify[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
+    assert run(words, tmp_path / "log") == 2
+    assert "litpeft estimate works with one process" in (tmp_path / "log").read_text()

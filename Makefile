@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast test-gpu lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
 
-help:  ## show this list
+help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/ready  ## make the virtual environment and install the tested set of packages into it
+setup: $(VENV)/ready  ## create the virtual environment with the tested package versions
 
 $(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,7 @@ $(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-demo: setup  ## fine-tune a small real model on real text, in a few minutes, and show the record
+demo: setup  ## fine-tune a small real model on real text in a few minutes and print the record
 	$(BIN)/litpeft demo
 
 test: setup  ## run all tests
@@ -26,48 +26,48 @@ test: setup  ## run all tests
 test-fast: setup  ## run the tests that need no real model and no network
 	$(BIN)/python -m pytest -n 2 -m "not slow"
 
-test-gpu: setup  ## run the tests that need CUDA; where there is none they are skipped, and say so
+test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped with a reason
 	$(BIN)/python -m pytest tests/gpu -rs
 
 lint: setup  ## check style and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache
 
-format: setup  ## put style right
+format: setup  ## fix style
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 REPORT ?= report.html
-screenshots: setup  ## pictures of a report in light, dark and on a phone: make screenshots REPORT=report.html
+screenshots: setup  ## take screenshots of a report (light, dark, phone): make screenshots REPORT=report.html
 	$(BIN)/python -m tests.analysis.report.screenshots $(REPORT) $(dir $(REPORT))
 
 KILLS ?= 200
-torture: setup  ## kill short runs at random points, resume them, and hold them against ones left alone: make torture KILLS=20
+torture: setup  ## kill runs at random points, resume them and compare with uninterrupted runs: make torture KILLS=20
 	$(BIN)/python -m tests.torture --kills $(KILLS)
 
 CASES ?= 20000
-fuzz: setup  ## change command lines and files that are right, and see that each runs or is refused: make fuzz CASES=2000
+fuzz: setup  ## mutate valid command lines and files; each must run or be refused: make fuzz CASES=2000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) && $(BIN)/python -m tests.fuzz.readers
 
-bench-peers: setup  ## measure speed and memory as ratios to Hugging Face Trainer + PEFT, in alternation on one thread
+bench-peers: setup  ## measure speed and memory relative to Hugging Face Trainer + PEFT, in alternating runs on one thread
 	$(BIN)/python -m tests.peers.bench
 
-bench-adapters: setup  ## measure what each adapter costs beside its frozen layer, and PEFT's, in one process
+bench-adapters: setup  ## measure the cost of each adapter relative to its frozen layer, and PEFT's, in one process
 	OMP_NUM_THREADS=1 KINETO_LOG_LEVEL=9 $(BIN)/python -m tests.peers.bench_adapters
 
-bench-evaluation: setup  ## measure how much faster benchmarks are than by lm-eval's own way (DATA=FOLDER: on TruthfulQA)
+bench-evaluation: setup  ## measure the speed of benchmarks relative to lm-eval (DATA=FOLDER: on TruthfulQA)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.peers.bench_evaluation $(if $(DATA),--data_dir $(DATA))
 
 OF_TORCH := torch triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft \
 	nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
 	nvidia-nvshmem-cu13 nvidia-nvtx cuda-bindings cuda-pathfinder cuda-toolkit
-lock: setup  ## write requirements.lock anew: hashes of the packages in constraints.txt, but for torch, whose build the machine decides
+lock: setup  ## rewrite requirements.lock: hashes of the packages in constraints.txt, except torch, whose build depends on the machine
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev \
 		--constraint constraints.txt $(addprefix --no-emit-package ,$(OF_TORCH)) --output-file requirements.lock pyproject.toml
 
-audit: setup  ## ask PyPI for known weaknesses of the packages in constraints.txt
+audit: setup  ## check the packages in constraints.txt for known vulnerabilities
 	$(BIN)/python -m pip install --quiet pip-audit
 	$(BIN)/pip-audit --disable-pip --no-deps --requirement constraints.txt
 
-clean:  ## remove the virtual environment and what tools left; runs/ stays
+clean:  ## remove the virtual environment and caches; runs/ stays
 	rm -rf $(VENV) dist build .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,36 +1,35 @@
-"""The entry point: answers what needs no torch at once, and hands the rest to LightningCLI."""
+"""The entry point of the command line: dispatches verbs before torch or any other heavy package is imported."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 
 from litpeft import __version__
-from litpeft.errors import UserError, one_line
+from litpeft.errors import UserError, did_you_mean, one_line
 from litpeft.runs.record_schema import is_utf8
 
 TRAINER_VERBS = {
-    "fit": "train a model, and leave a record of what it cost and gave",
-    "validate": "measure a finished run on its validation rows",
-    "test": "measure a finished run on its test rows, and add that to its record",
-    "predict": "write a finished run's predictions to a file",
+    "fit": "train a model and record its cost and quality",
+    "validate": "evaluate a finished run on its validation rows",
+    "test": "evaluate a finished run on its test rows and add the result to its record",
+    "predict": "write the predictions of a finished run to a file",
 }
-COMMANDS = {  # verb -> what it does; the module in litpeft/commands has the same name
-    "compare": "hold runs against each other: a table by what varies, and which differences are real",
-    "configs": "list, print or copy the configurations that come with the package",
-    "sweep": "run an experiment: every trial of its axes with every seed, each in a process of its own",
-    "evaluate": "measure a finished run by benchmarks: TruthfulQA, arithmetic, BLiMP, MMLU, any task of lm-eval",
-    "estimate": "what a run will need of a GPU's memory, or of the host's, before it runs and without weights",
-    "report": "show runs as one page for the browser, or as Markdown with pictures: table, charts, every run",
-    "find_lr": "which learning rates train an adapter, by raising the rate from step to step",
-    "export": "write a finished run as a PEFT adapter, or as a plain model with the adapter folded in",
-    "demo": "fine-tune a small real model on real text, from what pip can bring",
+COMMANDS = {  # verb -> help text; the module in litpeft/commands has the name of the verb
+    "compare": "compare runs: a table of costs and quality, and which differences are significant",
+    "configs": "list, print or copy the configurations that come with litpeft",
+    "sweep": "run every trial of an experiment with every seed, each in a separate process",
+    "evaluate": "run benchmarks on a finished run: TruthfulQA, arithmetic, BLiMP, MMLU, any lm-eval task",
+    "estimate": "estimate the GPU or host memory that a run will need, without loading weights",
+    "report": "write an HTML page or Markdown with tables and charts of runs",
+    "find_lr": "find learning rates that train an adapter, by a learning-rate range test",
+    "export": "write a finished run as a PEFT adapter or as a merged transformers model",
+    "demo": "fine-tune a small real model on real text, downloaded with pip",
 }
 HELP = f"""usage: litpeft VERB [options]
 
-What does each way to fine-tune cost in memory and time, what does it give, and is the difference real?
+What does each fine-tuning method cost in memory and time, what quality does it reach, and is the difference real?
 
 {{verbs}}
 
@@ -41,9 +40,9 @@ What does each way to fine-tune cost in memory and time, what does it give, and 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command line; the exit code is 2 for a mistake of the user's, 1 for a run that failed."""
-    words = sys.argv[1:] if arguments is None else arguments
-    verb = words[0] if words else "--help"
+    """Run one command line and return its exit code: 0, 1 (the run failed), 2 (user error), 128 + N (signal N)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
         verbs = TRAINER_VERBS | COMMANDS
         print(HELP.format(verbs="\n".join(f"  {name:10} {text}" for name, text in verbs.items())))
@@ -55,26 +54,25 @@ def main(arguments: list[str] | None = None) -> int:
         importlib.import_module("litpeft.sweeps.launchers").end_with_parent()
     sys.path.insert(0, os.getcwd())  # the user's own classes; the console script `litpeft` does not add this folder
     try:
-        _check_words(words)
+        _check_utf8(arguments)
         if verb in COMMANDS:
-            return importlib.import_module(f"litpeft.commands.{verb}").main(words[1:])
+            return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
         if verb in TRAINER_VERBS:
-            return importlib.import_module("litpeft.commands.training").main(words)
-        close = difflib.get_close_matches(verb, [*TRAINER_VERBS, *COMMANDS], n=1)
-        guess = f" (did you mean {close[0]}?)" if close else ""
+            return importlib.import_module("litpeft.commands.training").main(arguments)
+        guess = did_you_mean(verb, TRAINER_VERBS | COMMANDS)
         raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")
     except UserError as error:
         print(f"litpeft: error: {one_line(str(error))}", file=sys.stderr)
         return 2
 
 
-def _check_words(words: list[str]) -> None:
-    """Neither a terminal nor a record can show bytes of a command line that are no text."""
-    for option, word in zip(["", *words], words, strict=False):
+def _check_utf8(arguments: list[str]) -> None:
+    """Refuse arguments that are not UTF-8: neither a terminal nor a record could show them."""
+    for option, word in zip(["", *arguments], arguments, strict=False):
         name, _, value = word.partition("=") if word.startswith("-") else (option, "", word)
         if not is_utf8(word):
-            told = name if name.startswith("-") and is_utf8(name) else ""
-            raise UserError(f"{told} {value if told else word!r} is not UTF-8; give another name.".lstrip())
+            shown = name if name.startswith("-") and is_utf8(name) else ""
+            raise UserError(f"{shown} {value if shown else word!r} is not UTF-8; give another name.".lstrip())
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Errors that are the user's to mend: one sentence that names the option or file and says what to do."""
+"""The error class for user mistakes, and how messages from the system and from libraries become one sentence."""
 
 from __future__ import annotations
 
+import difflib
 import errno
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,33 +15,33 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.E
 class UserError(Exception):
     """Something that the user gave cannot be used.
 
-    The command line prints the message as one line without a traceback and exits with code 2. The message names the
-    option or the file, says what is wrong with it, and what to do.
+    The message is one sentence: it names the option or file, says what is wrong and what to do. The command line
+    prints it without a traceback and exits with code 2.
     """
 
 
-def one_line(sentence: str, most: int = 900) -> str:
-    """A sentence as it can be shown: in one line, letters that move the cursor or cannot be seen by their codes, cut.
+def one_line(message: str, max_length: int = 900) -> str:
+    """Return a message as one printable line, shortened in the middle if it is longer than `max_length` characters.
 
-    What a sentence quotes may be anything: a megabyte, colours for a terminal, text that runs from right to left.
+    Control and invisible characters are escaped: a quoted value may hold terminal colours or right-to-left text.
     """
-    sentence = re.sub(r"\s*[\r\n]+\s*", " ", sentence.strip())
-    if len(sentence) > most:
-        sentence = f"{sentence[: 2 * most // 3]} ... {sentence[-most // 3 :]}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in sentence)
+    message = re.sub(r"\s*[\r\n]+\s*", " ", message.strip())
+    if len(message) > max_length:
+        message = f"{message[: 2 * max_length // 3]} ... {message[-max_length // 3 :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
 
 
 @contextmanager
 def writing(option: str, path: Path) -> Iterator[None]:
-    """Within, what the system says against writing a file becomes a sentence with the `option` that named it."""
+    """Turn an operating system error inside the with block into a `UserError` that names the option and the file."""
     try:
         yield
     except OSError as error:
         raise UserError(f"{option} {path}: {error.strerror or error}.") from error
 
 
-def of_the_system(error: BaseException | None) -> OSError | None:
-    """What the system said against reading or writing: an error itself, or one of the disk that it was raised from."""
+def find_system_error(error: BaseException | None) -> OSError | None:
+    """Return the operating system error behind an exception: the exception itself, or a disk error that caused it."""
     first = error
     while error is not None:
         if isinstance(error, OSError) and error.errno is not None and (error is first or error.errno in DISK):
@@ -50,5 +51,12 @@ def of_the_system(error: BaseException | None) -> OSError | None:
 
 
 def first_sentence(error: BaseException) -> str:
-    """Of what a library says at length, the beginning, on one line and without its full stop."""
+    """Return the first sentence of an exception's message, on one line and without a full stop."""
     return " ".join(str(error).split()).split(". ")[0].rstrip(".")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" for the most similar known name, ignoring case; "" if no name is similar."""
+    names = {each.lower(): each for each in sorted(known)}
+    close = difflib.get_close_matches(name.lower(), names, n=1)
+    return f" (did you mean {names[close[0]]}?)" if close else ""

@@ -84,7 +84,10 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_it_had_not(work: To
     fault = Faulty(work, case, "asked")
     assert fault("Signal", number=int(number), batch=batch, where=where) == CODES[number], fault.log.read_text()
     name = f"step-{step:06d}"
-    assert fault.said == f"litpeft: interrupted at step {step}; the same command with --resume goes on from {name}."
+    assert (
+        fault.said
+        == f"litpeft: interrupted at step {step}; to continue from {name}, run the same command with --resume."
+    )
     record = read_record(fault.run_dir)
     assert (record["status"], record["steps"], newest_checkpoint(fault.run_dir).name) == ("interrupted", step, name)
     assert record["error"] == ("KeyboardInterrupt" if number == signal.SIGINT else signal.Signals(number).name)
@@ -94,7 +97,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_it_had_not(work: To
 def test_a_second_signal_stops_at_once(work: Torture) -> None:
     fault = Faulty(work, PLAIN, "twice")
     assert fault("Signal", number=int(signal.SIGINT), batch=7, times=2) == 130
-    assert "the same command with --resume goes on from step-000006." in fault.said  # and not from the eighth
+    assert "to continue from step-000006, run the same command with --resume." in fault.said  # and not from the eighth
     fault.ends_as_one_left_alone()
 
 
@@ -166,9 +169,7 @@ def test_a_loss_that_is_no_number_is_told_with_its_batch_and_nothing_of_it_is_sa
 def test_a_worker_that_dies(work: Torture) -> None:
     fault = Faulty(work, WORKERS, "worker")
     assert fault("KillWorker") == 1
-    assert re.search(r"a process that makes batches has died \(.*Killed.*\).*--data.num_workers", fault.said), (
-        fault.said
-    )
+    assert re.search(r"a dataloader worker died \(.*Killed.*\).*--data.num_workers", fault.said), fault.said
     assert read_record(fault.run_dir)["status"] == "failed"
 
 
@@ -225,7 +226,10 @@ def test_a_table_that_is_damaged_in_the_cache_is_made_again(work: Torture) -> No
         for table in tables:
             table.write_bytes(harm(table.read_bytes()))
         assert fault("", "--overwrite") == 0, fault.log.read_text()
-        assert fault.log.read_text().count("is damaged, it is not what SHA256SUMS says; it is made again") == 2
+        assert (
+            fault.log.read_text().count("is damaged: its checksum differs from SHA256SUMS; the table is built again")
+            == 2
+        )
     fault.work.leave_alone(PLAIN, times=1)
     assert differences(work.place(PLAIN, "whole"), fault.run_dir) == []
 

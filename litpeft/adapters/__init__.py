@@ -1,4 +1,4 @@
-"""Adapters: how a base model is made trainable. A folder's file is an adapter; its import here makes it known."""
+"""Adapters: fine-tuning strategies. One strategy per file; importing a class here makes it available."""
 
 from litpeft.adapters.base import Adapter
 from litpeft.adapters.dora import DoRA

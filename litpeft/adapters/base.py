@@ -1,20 +1,20 @@
-"""The contract of an adapter: how a base model is made trainable.
+"""The interface of an adapter (a fine-tuning strategy): it selects or adds the trainable parameters of a model.
 
-To add one: derive from `Adapter` in a file of its own, implement `adapt`, and import the class in `__init__.py`.
-A minimal one that trains nothing but biases (BitFit, https://arxiv.org/abs/2106.10199):
+To add one: derive from `Adapter` in a new file, implement `adapt`, and import the class in `__init__.py`.
+A minimal example that trains only the biases (BitFit, https://arxiv.org/abs/2106.10199):
 
     from litpeft.adapters import Adapter
 
     class BitFit(Adapter):
         name = "bitfit"
-        trains_base = True  # biases are the base's own
+        trains_base = True  # biases are parameters of the base
 
         def adapt(self, model):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad = name.endswith("bias")
 
-Everything else (what is saved, what the optimizer gets, what is counted) follows from `requires_grad`.
-An adapter knows nothing of Lightning: it works on any `nn.Module`.
+Everything else follows from `requires_grad`: checkpoints, optimizer groups and parameter counts use the trainable
+parameters. An adapter works on any `nn.Module` and does not need Lightning.
 """
 
 from __future__ import annotations
@@ -26,18 +26,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litpeft.adapters.layers import adapted_layers
 from litpeft.errors import UserError
 
 
 class Adapter:
-    """How a base model is made trainable. Sub-classes implement `adapt`, and `merge` if they add tensors.
+    """Base class of fine-tuning strategies. Sub-classes implement `adapt`, and `merge` if they add tensors.
 
     Attributes:
-        name: what lists, tables and file names call the strategy.
-        trains_base: whether the trainable weights are the base's own. They are then held in fp32 and computed in the
-            task's dtype by autocast; otherwise the adapter casts its few fp32 tensors itself and no autocast is needed.
-        default_lr: learning rate used where no optimizer is named.
-        modules_to_save: ends of names of further modules that train whole.
+        name: the strategy's name in lists, tables and file names.
+        trains_base: whether parameters of the base are trained. They are then stored in fp32 and the task computes
+            with autocast. Otherwise the adapter casts its own fp32 tensors and autocast stays off.
+        default_lr: learning rate if no optimizer is given.
+        modules_to_save: extra modules to train in full, matched by name suffix.
     """
 
     name: str
@@ -46,57 +47,66 @@ class Adapter:
     modules_to_save: Sequence[str] = ()
 
     @classmethod
-    def named(cls, options: Mapping[str, Any]) -> str:
-        """The strategy's name with these options, for folders and tables."""
+    def strategy_name(cls, options: Mapping[str, Any]) -> str:
+        """Return the strategy's name for these constructor arguments, for run folders and tables."""
         return cls.name
 
     def settings(self) -> dict[str, Any]:
-        """What it was made with, for the record and for checkpoints."""
+        """Return the adapter's options, for run records and checkpoints."""
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def loading(self, device: torch.device) -> dict[str, Any]:
-        """What `from_pretrained` is to be told, for adapters that change the base while it is read.
+        """Return further arguments of `from_pretrained`, for adapters that change weights while they are loaded.
 
         Args:
-            device: where the model is going to be trained.
+            device: the device that the model will be trained on.
         """
         return {}
 
     def adapt(self, model: nn.Module) -> None:
-        """Replace layers in place and set `requires_grad`; all is frozen here but what is trained whole anyway."""
+        """Replace layers in place, or set `requires_grad`.
+
+        Called by `apply` after all parameters are frozen, except modules trained in full.
+        """
         raise NotImplementedError
 
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
-        """Freeze the model, replace layers in place, and leave only what is to be trained with `requires_grad`.
+        """Prepare a model for training, in place: freeze the base and add the adapter.
 
-        Every trainable tensor is fp32 afterwards, whatever the dtype of the base.
+        Afterwards only the parameters to train have `requires_grad`, and they are fp32 whatever the base's dtype.
 
         Args:
             model: the base model.
-            head: names of modules at the model's end that are trained whole whatever the adapter, such as a classifier.
-                They compute in fp32.
-            new: names of parameters inside the base that no checkpoint holds (a pooler, say), trained likewise; their
-                modules' outputs are cast back to the base's dtype.
+            head: names of the modules after the base, such as a classifier. Every adapter trains them in full, in fp32.
+            new: names of the newly initialised parameters inside the base, such as those of a pooler. Every adapter
+                trains them; the output of their modules is cast back to the dtype of the base.
 
         Raises:
-            UserError: the adapter matches nothing in this model.
+            UserError: the model already has an adapter, or the adapter matches no layer of the model.
         """
+        if existing := adapted_layers(model):
+            raise UserError(
+                f"model.adapter {type(self).__name__}: {next(iter(existing))} already has an adapter; "
+                "merge that adapter first, or load the model again."
+            )
         head = tuple(head)
         dtype = next(model.parameters()).dtype
         model.requires_grad_(False)
         for name in head:
-            _train_whole(model.get_submodule(name), dtype)
+            _train_in_full(model.get_submodule(name), dtype)
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
-                _train_own(model.get_submodule(name), dtype)
-        for name in _outermost(_named_like(self.modules_to_save, model), head):
-            _train_whole(model.get_submodule(name), dtype, within=True)
-        whole = list(trainable(model).values())
-        own = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+                _train_without_children(model.get_submodule(name), dtype)
+        for name in _outermost(_modules_to_save(self.modules_to_save, model), head):
+            _train_in_full(model.get_submodule(name), dtype, cast_output=True)
+        trained_in_full = list(trainable(model).values())
+        base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self.adapt(model)
-        if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in own):
-            raise UserError(f"{type(self).__name__} trains the base's own tensors: it has to say `trains_base = True`.")
-        for parameter in whole:
+        if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in base):
+            raise UserError(
+                f"{type(self).__name__} trains parameters of the base: set `trains_base = True` in the class."
+            )
+        for parameter in trained_in_full:
             parameter.requires_grad = True
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
@@ -104,14 +114,14 @@ class Adapter:
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
 
     def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The tensors that this adapter has added, by name: each is there to learn."""
+        """Return the parameters that this adapter has added, by name; each must get a gradient in training."""
         return {}
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Trainable parameters only, in the form that optimizers take.
+        """Return the trainable parameters as parameter groups for an optimizer.
 
         Biases and norms (1-D tensors) get no weight decay, as in the reference implementations of BERT and GPT-2.
-        A group may carry `lr_scale`, a factor on the learning rate that the task applies (LoRA+).
+        A group may have `lr_scale`, which `build_optimizer` multiplies with the learning rate (LoRA+).
         """
         tensors = trainable(model).values()
         groups = [
@@ -121,22 +131,22 @@ class Adapter:
         return [group for group in groups if group["params"]]
 
     def state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """The trainable tensors by name: all that a checkpoint has to hold beside the base."""
+        """Return the trainable tensors by name; a checkpoint stores only these."""
         return {name: parameter.detach() for name, parameter in trainable(model).items()}
 
     def load_state_dict(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         """Copy `state` into the trainable tensors.
 
         Raises:
-            UserError: a tensor is missing, unexpected or of another shape; nothing is copied then.
+            UserError: a tensor is missing, unexpected or has another shape; in this case nothing is copied.
         """
-        own = trainable(model)
-        wrong = {f"missing {name}" for name in own.keys() - state.keys()}
-        wrong |= {f"unexpected {name}" for name in state.keys() - own.keys()}
+        parameters = trainable(model)
+        wrong = {f"missing {name}" for name in parameters.keys() - state.keys()}
+        wrong |= {f"unexpected {name}" for name in state.keys() - parameters.keys()}
         wrong |= {
-            f"{name} of shape {tuple(state[name].shape)} where this model has {tuple(own[name].shape)}"
-            for name in own.keys() & state.keys()
-            if own[name].shape != state[name].shape
+            f"{name} of shape {tuple(state[name].shape)} where this model has {tuple(parameters[name].shape)}"
+            for name in parameters.keys() & state.keys()
+            if parameters[name].shape != state[name].shape
         }
         if wrong:
             listed = "; ".join(sorted(wrong)[:3]) + ("; ..." if len(wrong) > 3 else "")
@@ -145,41 +155,40 @@ class Adapter:
                 "use the model, adapter and rank that it was trained with."
             )
         with torch.no_grad():
-            for name, parameter in own.items():
+            for name, parameter in parameters.items():
                 parameter.copy_(state[name])
 
     def merge(self, model: nn.Module) -> None:
-        """Fold what was added into plain layers, in place. Nothing to do where nothing was added."""
+        """Merge the added parameters into plain layers, in place. The default does nothing."""
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
-        """The model's tensors by what they are for, `base_weights` or `adapter_weights`; a later entry wins."""
-        mine = [] if self.trains_base else list(trainable(model).values())
-        return {"base_weights": [*model.parameters(), *model.buffers()], "adapter_weights": mine}
+        """Return the model's tensors by role, for memory reports; a tensor in two lists counts for the last one."""
+        adapter_weights = [] if self.trains_base else list(trainable(model).values())
+        return {"base_weights": [*model.parameters(), *model.buffers()], "adapter_weights": adapter_weights}
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Counts and bytes for the record.
+        """Return parameter counts and bytes for the run record.
 
         Returns:
-            `trainable_params` and `total_params` (the adapter's included, tied weights once), `adapter_bytes` (the
-            trainable tensors: what a checkpoint holds) and `model_bytes` (all parameters and buffers as they are held).
+            `trainable_params`; `total_params` (with the adapter; tied weights count once); `adapter_bytes` (trainable
+            tensors, as in a checkpoint); `model_bytes` (all parameters and buffers as stored in memory).
         """
-        tensors = list(model.parameters())
-        kept = trainable(model).values()
+        parameters, trained = list(model.parameters()), trainable(model).values()
         return {
-            "trainable_params": sum(p.numel() for p in kept),
-            "total_params": sum(p.numel() for p in tensors),
-            "adapter_bytes": sum(p.nbytes for p in kept),
-            "model_bytes": sum(t.nbytes for t in [*tensors, *model.buffers()]),
+            "trainable_params": sum(p.numel() for p in trained),
+            "total_params": sum(p.numel() for p in parameters),
+            "adapter_bytes": sum(p.nbytes for p in trained),
+            "model_bytes": sum(t.nbytes for t in [*parameters, *model.buffers()]),
         }
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters with `requires_grad`, by name; tied ones once."""
+    """Return the parameters with `requires_grad`, by name; tied parameters appear once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-class InDtypeOf(nn.Module):
-    """A parametrization: a parameter is trained in fp32, and seen by its module in the base's dtype."""
+class CastTo(nn.Module):
+    """Parametrization that casts an fp32 parameter to the base's dtype whenever its module reads it."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -189,31 +198,32 @@ class InDtypeOf(nn.Module):
         return parameter.to(self.dtype)
 
 
-def _named_like(ends: Sequence[str], model: nn.Module) -> list[str]:
-    """Names of the modules that end so, in whole parts."""
+def _modules_to_save(suffixes: Sequence[str], model: nn.Module) -> list[str]:
+    """Return the names of the modules with these name suffixes; refuse unknown suffixes and tied weights."""
     names = []
-    for end in ends:
-        found = [name for name, module in model.named_modules() if f".{name}".endswith(f".{end}") and name]
+    for suffix in suffixes:
+        found = [name for name, module in model.named_modules() if f".{name}".endswith(f".{suffix}") and name]
         if not found:
-            children = ", ".join(sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name}))
-            raise UserError(f"model.adapter.modules_to_save: {end!r} is no module of this model; it has: {children}.")
+            known = ", ".join(sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name}))
+            raise UserError(f"model.adapter.modules_to_save: {suffix!r} is no module of this model; it has: {known}.")
         for name in found:
-            inside = model.get_submodule(name)  # a list of modules is never called itself
-            names += [f"{name}.{i}" for i in range(len(inside))] if isinstance(inside, nn.ModuleList) else [name]
-    owners: dict[int, set[str]] = {}
+            module = model.get_submodule(name)  # a ModuleList has no forward of its own: take its items
+            names += [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
+    owners: dict[int, set[str]] = {}  # id of a parameter -> all its names
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), set()).add(name)
     for name in names:
         tied = {other for p in model.get_submodule(name).parameters() for other in owners[id(p)]}
         if outside := sorted(other for other in tied if not other.startswith(f"{name}.")):
             raise UserError(
-                f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; adapt it instead."
+                f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; "
+                "put it into model.adapter.targets instead."
             )
     return names
 
 
 def _outermost(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The names that lie in none of the others and in no other of their own."""
+    """Return the names without those inside another module of `names` or `others`, and without duplicates."""
     return [
         name
         for name in dict.fromkeys(names)
@@ -221,24 +231,24 @@ def _outermost(names: Sequence[str], others: Sequence[str]) -> list[str]:
     ]
 
 
-def _train_whole(module: nn.Module, base_dtype: torch.dtype, within: bool = False) -> None:
-    """Train a module in fp32 within a model of another dtype: its inputs are cast on the way in.
+def _train_in_full(module: nn.Module, base_dtype: torch.dtype, cast_output: bool = False) -> None:
+    """Train a module in fp32 inside a model of another dtype: cast its inputs to fp32.
 
     Args:
-        module: it.
+        module: the module to train in full.
         base_dtype: dtype of the model.
-        within: whether more of the model follows, so that its outputs are cast back.
+        cast_output: whether to cast the outputs back to `base_dtype`, because layers of the base follow.
     """
     module.requires_grad_(True)
     module.float()
     if base_dtype != torch.float32:
         module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-        if within:
+        if cast_output:
             module.register_forward_hook(partial(_cast_output, base_dtype))
 
 
-def _train_own(module: nn.Module, base_dtype: torch.dtype) -> None:
-    """Train a module's own parameters, not those of modules in it, and give its output back in the base's dtype."""
+def _train_without_children(module: nn.Module, base_dtype: torch.dtype) -> None:
+    """Train a module's direct parameters in fp32, not those of its children; cast its output to the base's dtype."""
     for parameter in module.parameters(recurse=False):
         parameter.requires_grad = True
         parameter.data = parameter.data.float()
@@ -249,12 +259,12 @@ def _train_own(module: nn.Module, base_dtype: torch.dtype) -> None:
 
 
 def _cast_inputs(module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    return tuple(_wide(x) for x in inputs), {name: _wide(x) for name, x in options.items()}
+    return tuple(_to_fp32(x) for x in inputs), {name: _to_fp32(x) for name, x in options.items()}
 
 
-def _wide(x: Any) -> Any:
+def _to_fp32(x: Any) -> Any:
     if isinstance(x, tuple):
-        return tuple(_wide(item) for item in x)
+        return tuple(_to_fp32(item) for item in x)
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 

@@ -1,4 +1,4 @@
-"""The two ends of the scale: everything trains, or nothing but the head."""
+"""The two baselines: full fine-tuning, and a frozen base with a trained head."""
 
 from torch import nn
 
@@ -6,15 +6,16 @@ from litpeft.adapters.base import Adapter
 
 
 class Full(Adapter):
-    """Full fine-tuning: every weight trains, held in fp32 and computed in the model's dtype by autocast.
+    """Full fine-tuning: trains every parameter.
 
-    What mixed-precision training does (Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740): bf16 weights would
-    lose updates smaller than 1/256 of the weight.
+    Parameters are stored in fp32 and products are computed in the compute dtype with autocast (mixed precision,
+    Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740), since bf16 parameters lose updates below 1/256 of
+    their value.
     """
 
     name = "none"
     trains_base = True
-    default_lr = 2e-5  # the middle of BERT's own range, https://arxiv.org/abs/1810.04805 appendix A.3
+    default_lr = 2e-5  # middle of the range that BERT's authors used, https://arxiv.org/abs/1810.04805 appendix A.3
 
     def adapt(self, model: nn.Module) -> None:
         model.requires_grad_(True)
@@ -22,10 +23,10 @@ class Full(Adapter):
 
 
 class Frozen(Adapter):
-    """The base stays as it is; only the head (and what no checkpoint holds) trains. Linear probing."""
+    """Linear probing: trains only the head and the newly initialised parameters."""
 
     name = "frozen"
     default_lr = 1e-3
 
     def adapt(self, model: nn.Module) -> None:
-        """Nothing: `apply` has frozen the base, and trains the head."""
+        """Do nothing: `apply` freezes the base and trains the head."""

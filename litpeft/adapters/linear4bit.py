@@ -1,11 +1,11 @@
-"""A frozen linear layer held in four bits a number: NF4 or FP4 by bitsandbytes' own kernels, on GPUs and CPUs alike.
+"""Frozen linear layer with a quantised (4-bit) weight: NF4 or FP4, with the kernels of bitsandbytes (GPU and CPU).
 
-Blocks of 64 numbers share one fp32 `absmax`; each number is one of 16 codes times it (Dettmers et al. 2023,
-https://arxiv.org/abs/2305.14314, section 3). Double quantisation holds the `absmax` in eight bits, 256 of them sharing
-an fp32 of their own. So a number costs 4 + 32/64 = 4.5 bits, or 4 + 8/64 + 32/(64 * 256) = 4.127.
+A block of 64 numbers shares one fp32 `absmax`, and each number is `absmax` times one of 16 codes (Dettmers et al. 2023,
+https://arxiv.org/abs/2305.14314, section 3). Double quantisation stores `absmax` in eight bits; 256 of them share an
+fp32 constant. So a number takes 4 + 32/64 = 4.5 bits, or 4 + 8/64 + 32/(64 * 256) = 4.127 bits.
 
-All that is held are plain buffers, unlike in bitsandbytes' own layer, whose weight is a tensor of another class with
-its statistics hidden in an attribute: buffers are counted, moved and traced like any other.
+All tensors are plain buffers, so they are counted, moved and traced like any other. In bitsandbytes' own layer the
+weight is a tensor sub-class with its constants in an attribute.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Open, frozen_linear
+from litpeft.adapters.functional import ToMatrix, frozen_linear
 from litpeft.errors import UserError
 from litpeft.ops.autocast import as_autocast, without_autocast
 
@@ -28,16 +28,16 @@ BLOCK, NESTED_BLOCK = 64, 256
 
 
 class Linear4bit(nn.Module):
-    """y = x Wᵀ + b with W held in four bits; dequantised for each product and never kept.
+    """y = x Wᵀ + b with W stored in four bits; W is dequantised for each product and never saved.
 
     Args:
-        weight: (out, in), of the dtype that it is to be computed in; quantised on the device where it is.
+        weight: (out, in), in the dtype to dequantise to; quantised on its own device.
         bias: (out) or None.
-        quant_type: `nf4` (codes at the quantiles of a normal distribution) or `fp4` (sign, two bits of exponent, one
-            of mantissa).
-        double_quant: whether the blocks' maxima are quantised too.
-        compute_dtype: what products are computed in; the input's dtype where it is None. The output has the input's.
-        transposed: whether it stands for a Conv1D, whose own weight is (in, out).
+        quant_type: `nf4` (codes at the quantiles of a normal distribution) or `fp4` (one sign bit, two exponent bits,
+            one mantissa bit).
+        double_quant: whether the constants of the blocks (`absmax`) are quantised too.
+        compute_dtype: dtype of the product; None for the dtype of the input. The output has the dtype of the input.
+        transposed: whether the layer replaces a Conv1D, which stores its weight as (in, out).
     """
 
     def __init__(
@@ -57,43 +57,43 @@ class Linear4bit(nn.Module):
             codes, state = bitsandbytes().functional.quantize_4bit(
                 weight.detach().contiguous(), blocksize=BLOCK, quant_type=quant_type, compress_statistics=double_quant
             )
-        self._hold(codes, state, bias, compute_dtype)
+        self._store(codes, state, bias, compute_dtype)
 
     @classmethod
-    def of(cls, layer: nn.Linear | Conv1D, **options: Any) -> Linear4bit:
-        """A linear layer of torch or transformers, quantised; Conv1D holds its weight as (in, out)."""
+    def from_linear(cls, layer: nn.Linear | Conv1D, **options: Any) -> Linear4bit:
+        """Return the quantised copy of a linear layer of torch or transformers."""
         transposed = isinstance(layer, Conv1D)
         return cls(layer.weight.T if transposed else layer.weight, layer.bias, transposed=transposed, **options)
 
     @classmethod
-    def adopt(cls, layer: nn.Module) -> Linear4bit:
-        """bitsandbytes' own layer, taken over bit by bit.
+    def from_bitsandbytes(cls, layer: nn.Module) -> Linear4bit:
+        """Convert a layer of bitsandbytes, with the same codes and constants.
 
         Raises:
-            UserError: it has packed its weight for evaluation on a CPU, which some processors make it do.
+            UserError: the weight was repacked for CPU inference, which bitsandbytes does on some processors.
         """
         if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
-            raise UserError("a 4-bit layer of bitsandbytes was packed for evaluation; load the model anew to adapt it.")
+            raise UserError("a 4-bit layer of bitsandbytes was repacked for inference; load the model again.")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.transposed = False
-        new._hold(layer.weight.data, layer.weight.quant_state, layer.bias, layer.compute_dtype)
+        new._store(layer.weight.data, layer.weight.quant_state, layer.bias, layer.compute_dtype)
         return new
 
-    def _hold(self, codes: Tensor, state: Any, bias: Tensor | None, compute_dtype: torch.dtype | None) -> None:
+    def _store(self, codes: Tensor, state: Any, bias: Tensor | None, compute_dtype: torch.dtype | None) -> None:
         self.out_features, self.in_features = state.shape
         self.quant_type, self.dtype, self.compute_dtype = state.quant_type, state.dtype, compute_dtype
-        self.register_buffer("codes", codes.view(-1, 1))  # two numbers a byte
+        self.register_buffer("codes", codes.view(-1, 1))  # two numbers per byte
         self.register_buffer("absmax", state.absmax)
         self.double_quant = state.nested
         if state.nested:
             self.register_buffer("nested_absmax", state.state2.absmax)
             self.register_buffer("offset", state.offset)
-        self._table = _nested_codes(codes.device)  # one for all layers, and no buffer of this one
+        self._table = _nested_codes(codes.device)  # shared by all layers, so not a buffer
         self.bias = bias
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Linear4bit:
-        """Moves go through; a cast of the model to another dtype leaves the statistics as they are."""
+        """Move the buffers to other devices, but do not cast them when the model is cast to another dtype."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -102,33 +102,34 @@ class Linear4bit(nn.Module):
         return self
 
     @property
-    def held(self) -> tuple[Tensor, ...]:
-        """The tensors that the weight is made of again."""
+    def stored(self) -> tuple[Tensor, ...]:
+        """The tensors of the quantised weight, the arguments of `to_matrix`."""
         nested = (self.nested_absmax, self.offset, self._table) if self.double_quant else ()
         return (self.codes, self.absmax, *nested)
 
     @property
-    def open(self) -> Open:
-        """From `held` to the weight (out, in)."""
+    def to_matrix(self) -> ToMatrix:
+        """The function that dequantises `stored` to the weight (out, in)."""
         return partial(dequantise, shape=(self.out_features, self.in_features), quant_type=self.quant_type)
 
     @property
     def weight(self) -> Tensor:
-        """The weight dequantised, made anew each time (T5 asks its layers for their weight's dtype)."""
-        return self.open(*self.held, dtype=self.dtype)
+        """The dequantised weight (out, in), computed at each access (T5 reads the weight's dtype)."""
+        return self.to_matrix(*self.stored, dtype=self.dtype)
 
     @property
-    def held_bytes(self) -> int:
-        """What the weight takes: codes, maxima and their own maxima."""
+    def stored_bytes(self) -> int:
+        """Bytes of the quantised weight: codes and constants."""
         return sum(tensor.nbytes for tensor in self.buffers())
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         x = as_autocast(x)
         with without_autocast(x):
-            return frozen_linear(x.to(self.compute_dtype or x.dtype), self.held, self.open, self.bias).to(x.dtype)
+            out = frozen_linear(x.to(self.compute_dtype or x.dtype), self.stored, self.to_matrix, self.bias)
+            return out.to(x.dtype)
 
     def plain(self, matrix: Tensor | None = None) -> nn.Linear | Conv1D:
-        """The layer that it was made of, with this weight (out, in); its own, dequantised, where that is None."""
+        """Return an unquantised layer with the weight `matrix` (out, in), by default the dequantised weight."""
         matrix = self.weight if matrix is None else matrix
         sizes = self.in_features, self.out_features
         with torch.device("meta"):
@@ -153,10 +154,8 @@ def dequantise(
     quant_type: str,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The weight (out, in) in `dtype`.
-
-    As one row: bitsandbytes 0.50 on a CPU takes the wrong maximum where a block runs over the end of a row.
-    """
+    """Return the weight (out, in) in `dtype`."""
+    # as one row: on a CPU, bitsandbytes 0.50 uses a wrong constant where a block continues over the end of a row
     kernels = torch.ops.bitsandbytes
     if nested_absmax is not None:
         absmax = kernels.dequantize_blockwise(absmax, nested_absmax, table, NESTED_BLOCK, torch.float32) + offset
@@ -164,8 +163,8 @@ def dequantise(
 
 
 def _shapes(weight: Tensor, quant_type: str, double_quant: bool) -> tuple[Tensor, SimpleNamespace]:
-    """What bitsandbytes would make of a weight on the meta device, which it must not see: it remembers a device."""
-    bitsandbytes()  # whose operations are computed with
+    """Return codes and state for a meta weight, without calling bitsandbytes, which would cache the meta device."""
+    bitsandbytes()  # registers the operators that a traced forward calls
     blocks = -(-weight.numel() // BLOCK)
     absmax = weight.new_empty(blocks, dtype=torch.uint8 if double_quant else torch.float32)
     nested = SimpleNamespace(absmax=weight.new_empty(-(-blocks // NESTED_BLOCK), dtype=torch.float32))
@@ -177,7 +176,7 @@ def _shapes(weight: Tensor, quant_type: str, double_quant: bool) -> tuple[Tensor
 
 @cache
 def _nested_codes(device: torch.device) -> Tensor:
-    """The 256 codes of eight-bit maxima: one table for all layers."""
+    """Return the 256 codes of quantised constants; one table per device, shared by all layers."""
     if device.type == "meta":
         return torch.empty(256, device=device)
     with torch.inference_mode(False):
@@ -186,19 +185,19 @@ def _nested_codes(device: torch.device) -> Tensor:
 
 @cache
 def bitsandbytes() -> Any:
-    """The library, imported when first needed: it is slow, and its optimizers' names clash with torch's in YAML."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels that nobody has installed
+    """Import bitsandbytes at first use: the import is slow, and its optimizer names clash with torch's in YAML."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # silence warnings about optional kernels
     import bitsandbytes as library
 
     return library
 
 
-def cannot_quantise(device: torch.device) -> str | None:
-    """Why bitsandbytes does not work on this device; None where it does."""
-    if device.type == "meta":  # shapes alone
+def quantisation_failure(device: torch.device) -> str | None:
+    """Return why bitsandbytes cannot quantise on this device; None if it can."""
+    if device.type == "meta":
         return None
     try:
         probe = Linear4bit(torch.ones(BLOCK, BLOCK, device=device), None)
-        return None if bool((probe.weight == 1).all()) else "what it quantised came back as another number"
-    except Exception as error:  # a missing library, kernel or driver: of any kind
+        return None if bool((probe.weight == 1).all()) else "a matrix of ones did not survive quantisation"
+    except Exception as error:  # a missing library, kernel or driver raises many kinds of errors
         return " ".join(str(error).split()).rstrip(".") or type(error).__name__

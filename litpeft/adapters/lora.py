@@ -1,4 +1,4 @@
-"""LoRA: a frozen weight plus a trained product of two thin matrices (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
+"""LoRA: W stays frozen, a low-rank update BA is trained (Hu et al. 2021, https://arxiv.org/abs/2106.09685)."""
 
 from __future__ import annotations
 
@@ -13,37 +13,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from litpeft.adapters.base import Adapter, InDtypeOf
+from litpeft.adapters.base import Adapter, CastTo
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.peft_format import load_adapter
-from litpeft.adapters.targets import by_pattern, ending_in, in_layers, match_targets
+from litpeft.adapters.targets import in_blocks, match_targets, suffix_regex, value_for_name
 from litpeft.errors import UserError
 
 
 class LoRA(Adapter):
-    """Low-rank adaptation of Linear, Conv1D, Embedding, Conv2d and four-bit layers.
+    """Adds a trained low-rank update to frozen layers: y = x Wᵀ + b + (alpha / rank) · dropout(x) Aᵀ Bᵀ.
+
+    Works on Linear, Conv1D (GPT-2), Embedding, Conv2d and four-bit linear layers.
 
     Args:
-        rank: inner dimension r of the product BA.
-        alpha: the product is scaled by alpha / rank; twice the rank where it is not given.
-        dropout: share of the adapter's input that is zeroed in training; the frozen path sees all of it.
-        targets: the layers to adapt: module-name suffixes and presets in a list (presets: query, key, value,
-            projection, mlp, head; they hide a suffix of that name), or `all-linear`, or one regular expression over
-            whole names.
-        rslora: scale by alpha / sqrt(rank) instead, which keeps high ranks learning (https://arxiv.org/abs/2312.03732).
-        init: how A is drawn: `kaiming`, uniform in 1/sqrt(in), or `gaussian`, normal with deviation 1/rank. B is zero.
-        bias: which of the base's biases train too: none, all, or those of the adapted layers (lora_only).
-        rank_pattern: other ranks for some layers, by a regular expression that the end of their name matches.
-        alpha_pattern: other alphas, likewise.
-        layers: of the targets, only those in blocks with these numbers: a list, or `8-15`, both included.
-        modules_to_save: further modules that train whole, by the end of their name; they are saved with the adapter.
-        lora_plus_ratio: B learns this many times faster than A (LoRA+, https://arxiv.org/abs/2402.12354).
-        init_from: folder of a PEFT adapter to start from; it must fit these options tensor by tensor.
+        rank: rank of the update BA.
+        alpha: scale of the update; BA is multiplied by alpha / rank. Default: 2 * rank.
+        dropout: dropout probability of the input of A during training. The input of W has no dropout.
+        targets: layers to adapt. A list of module-name suffixes and presets (query, key, value, projection, mlp,
+            head; a preset hides a suffix of the same name); or `all-linear`; or one regular expression that matches
+            full module names.
+        rslora: scale by alpha / sqrt(rank) instead, which helps at high ranks (https://arxiv.org/abs/2312.03732).
+        init: initialisation of A: `kaiming` (uniform, bound 1/sqrt(in)) or `gaussian` (standard deviation 1/rank). B
+            starts at zero.
+        bias: which biases of the base to train: `none`, `all`, or those of the adapted layers (`lora_only`).
+        rank_pattern: ranks of single layers: regular expression for the end of the module name -> rank.
+        alpha_pattern: alphas of single layers: regular expression for the end of the module name -> alpha.
+        layers: adapt only targets in these blocks: a list of block numbers, or a range such as `8-15` (inclusive).
+        modules_to_save: extra modules to train in full, matched by name suffix; they are saved with the adapter.
+        lora_plus_ratio: learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354).
+        init_from: folder of a PEFT adapter to start from; rank, alpha and targets must be those of that adapter.
     """
 
     name = "lora"
-    magnitude = False  # whether each layer has DoRA's
+    magnitude = False  # True for DoRA: each layer also has a magnitude vector
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class LoRA(Adapter):
             if value < 1:
                 raise UserError(f"model.adapter.{name} must be at least 1, got {value}.")
         for key in [*(rank_pattern or {}), *(alpha_pattern or {})]:
-            _compiled(key)
+            _compile_pattern(key)
         for value in [1 if alpha is None else alpha, *(alpha_pattern or {}).values()]:
             if value <= 0:
                 raise UserError(f"model.adapter.alpha must be above 0, got {value}.")
@@ -79,7 +82,7 @@ class LoRA(Adapter):
         self.rank_pattern, self.alpha_pattern = rank_pattern or {}, alpha_pattern or {}
         self.layers, self.modules_to_save = layers, modules_to_save or []
         self.lora_plus_ratio, self.init_from = lora_plus_ratio, init_from
-        self._checkpoint_follows = False  # whose tensors replace those of `init_from`
+        self._checkpoint_follows = False  # True: a checkpoint will be loaded, so `init_from` is not read
 
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
         head, new = tuple(head), tuple(new)
@@ -90,12 +93,14 @@ class LoRA(Adapter):
     def adapt(self, model: nn.Module) -> None:
         for name, layer in list(model.named_modules()):
             if type(layer).__module__ == "bitsandbytes.nn.modules" and type(layer).__name__ == "Linear4bit":
-                model.set_submodule(name, Linear4bit.adopt(layer))  # of a model that somebody else has quantised
+                model.set_submodule(name, Linear4bit.from_bitsandbytes(layer))  # the user quantised the model
         names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR)
-        names = names if self.layers is None else in_layers(names, self.layers)
+        names = names if self.layers is None else in_blocks(names, self.layers)
         for key in [*self.rank_pattern, *self.alpha_pattern]:
-            if not any(_compiled(key).fullmatch(name) for name in names):
-                raise UserError(f"model.adapter: the pattern {key!r} matches no adapted layer, such as {names[0]}.")
+            if not any(_compile_pattern(key).fullmatch(name) for name in names):
+                raise UserError(
+                    f"model.adapter: the pattern {key!r} matches none of the adapted layers, such as {names[0]}."
+                )
         for name in names:
             base = model.get_submodule(name)
             _check_rank(name, base, self.options(name).rank)
@@ -104,9 +109,9 @@ class LoRA(Adapter):
             self._train_biases(model)
 
     def options(self, name: str) -> LowRank:
-        """Rank and scaling of the layer of this name."""
-        rank = by_pattern(self.rank_pattern, name, self.rank)
-        alpha = by_pattern(self.alpha_pattern, name, self.alpha)
+        """Return rank, scaling and the other options of the layer with this name."""
+        rank = value_for_name(self.rank_pattern, name, self.rank)
+        alpha = value_for_name(self.alpha_pattern, name, self.alpha)
         scaling = alpha / (math.sqrt(rank) if self.rslora else rank)
         return LowRank(rank, scaling, self.dropout, self.init, self.magnitude)
 
@@ -117,8 +122,8 @@ class LoRA(Adapter):
                 continue
             bias.requires_grad = True
             dtype, bias.data = bias.dtype, bias.data.float()
-            if dtype != torch.float32 and not isinstance(module, AdaptedLayer):  # those cast it themselves
-                parametrize.register_parametrization(module, "bias", InDtypeOf(dtype), unsafe=True)
+            if dtype != torch.float32 and not isinstance(module, AdaptedLayer):  # an AdaptedLayer casts its own bias
+                parametrize.register_parametrization(module, "bias", CastTo(dtype), unsafe=True)
 
     def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
         return {
@@ -132,53 +137,53 @@ class LoRA(Adapter):
         groups = super().param_groups(model)
         if self.lora_plus_ratio == 1.0:
             return groups
-        faster = {id(layer.lora_B) for layer in adapted_layers(model).values()}
+        B_ids = {id(layer.lora_B) for layer in adapted_layers(model).values()}
         split = [
-            group | {"params": [p for p in group["params"] if (id(p) in faster) == chosen]} | scale
+            group | {"params": [p for p in group["params"] if (id(p) in B_ids) == is_B]} | scale
             for group in groups
-            for chosen, scale in ((False, {}), (True, {"lr_scale": self.lora_plus_ratio}))
+            for is_B, scale in ((False, {}), (True, {"lr_scale": self.lora_plus_ratio}))
         ]
         return [group for group in split if group["params"]]
 
     @torch.no_grad()
     def merge(self, model: nn.Module) -> None:
-        merged = {name: layer.merged() for name, layer in adapted_layers(model).items()}  # all of them, or none
+        merged = {name: layer.merged() for name, layer in adapted_layers(model).items()}  # may raise: replace after
         for name, layer in merged.items():
-            if getattr(layer, "bias", None) is not None:  # it may have been trained, in fp32
+            if getattr(layer, "bias", None) is not None:  # a trained bias is fp32
                 layer.bias = nn.Parameter(layer.bias.to(layer.weight.dtype), requires_grad=False)
             model.set_submodule(name, layer)
         for module in list(model.modules()):
             if parametrize.is_parametrized(module, "bias"):
-                seen = module.bias.detach().clone()
+                bias = module.bias.detach().clone()
                 parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
-                module.bias = nn.Parameter(seen, requires_grad=False)
+                module.bias = nn.Parameter(bias, requires_grad=False)
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
-        """As every adapter's; what DoRA keeps of its norms is the adapter's too."""
+        """Return the base class's roles, with DoRA's norms among the adapter weights."""
         roles = super().roles(model)
         for layer in adapted_layers(model).values():
-            roles["adapter_weights"] += layer.norms()
+            roles["adapter_weights"] += layer.norm_tensors()
         return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """As the base class, and `adapted_layers`: how many layers of each name were replaced."""
+        """Return the base class's description and `adapted_layers`: layer name -> number of layers replaced."""
         counts = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
         return super().describe(model) | {"adapted_layers": dict(counts)}
 
 
-def _compiled(key: str) -> re.Pattern[str]:
+def _compile_pattern(key: str) -> re.Pattern[str]:
     try:
-        return ending_in(key)
+        return suffix_regex(key)
     except re.error as error:
         raise UserError(f"model.adapter: the pattern {key!r} is not a regular expression: {error}.") from error
 
 
 def _check_rank(name: str, layer: nn.Module, rank: int) -> None:
-    """A product of two matrices has no more ranks than the lesser width; beyond the greater one it is a slip."""
+    """Raise a UserError if the rank is larger than both dimensions of the weight."""
     weight = layer.weight
     widths = [getattr(layer, side, None) for side in ("in_features", "out_features")]
-    most = max(widths) if None not in widths else max(len(weight), weight[0].numel())
-    if rank > most:
+    largest = max(widths) if None not in widths else max(len(weight), weight[0].numel())
+    if rank > largest:
         raise UserError(
-            f"model.adapter.rank {rank} is above both widths of {name}, {most} at most; give a smaller one."
+            f"model.adapter.rank {rank} is larger than both dimensions of {name}; give a rank of at most {largest}."
         )

@@ -1,4 +1,4 @@
-"""Quantise a model of transformers while it is read: each weight as it comes from the file, never all of them whole."""
+"""Quantise a transformers model while it is loaded, weight by weight: the full model is never in memory unquantised."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ from litpeft.adapters.targets import suffix_pattern
 METHOD = "litpeft_4bit"
 
 
-def quantisable(model: nn.Module, skip: Sequence[str], whole: Sequence[str] = ()) -> list[str]:
-    """Names of the linear layers that can be held in four bits: not skipped, not to be trained, not tied to another.
+def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: Sequence[str] = ()) -> list[str]:
+    """Return the names of the linear layers to quantise: not skipped, not to be trained, not tied to another layer.
 
     Args:
         model: the model, with weights or on the meta device.
-        skip: suffixes and presets of what stays as it is.
-        whole: ends of names of modules that stay with all that is in them.
+        skip: module-name suffixes and presets of layers not to quantise.
+        modules_to_save: name suffixes of modules trained in full: no layer inside them is quantised.
     """
-    stays = suffix_pattern(skip)
-    inside = [*_head(model), *whole]
+    skipped = suffix_pattern(skip)
+    trained_in_full = [*_head(model), *modules_to_save]
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    tied = {key for pair in getattr(model, "all_tied_weights_keys", {}).items() for key in pair}  # not tied yet on meta
+    # meta tensors are not tied yet, so that `uses` does not find them
+    tied = {key for pair in getattr(model, "all_tied_weights_keys", {}).items() for key in pair}
     return [
         name
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, Conv1D)
-        and not stays.fullmatch(name)
-        and not any(f".{part}." in f".{name}." for part in inside)
+        and not skipped.fullmatch(name)
+        and not any(f".{part}." in f".{name}." for part in trained_in_full)
         and uses[id(module.weight)] == 1
         and f"{name}.weight" not in tied
     ]
 
 
 def _head(model: nn.Module) -> list[str]:
-    """What stands outside the base of a model of transformers, and is no output embedding: it trains whole."""
+    """Return the modules outside the base of a transformers model, except the output embedding: they are trained."""
     base = getattr(model, "base_model_prefix", "")
     if not hasattr(model, base or " "):
         return []
@@ -56,54 +57,55 @@ def _head(model: nn.Module) -> list[str]:
 
 @dataclass(kw_only=True)
 class FourBitConfig(QuantizationConfigMixin):
-    """What `from_pretrained` is given as `quantization_config`.
+    """The `quantization_config` that `from_pretrained` gets.
 
     Args:
-        options: of `Linear4bit`.
-        skip: as in `quantisable`.
-        whole: likewise.
-        device: where to quantise, and where the quantised weights stay.
+        options: further arguments of `Linear4bit`.
+        skip: as in `quantisable_layers`.
+        modules_to_save: as in `quantisable_layers`.
+        device: device to quantise on; the quantised weights stay there.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     skip: Sequence[str] = ()
-    whole: Sequence[str] = ()
+    modules_to_save: Sequence[str] = ()
     device: torch.device
-    quant_method: str = METHOD  # by which transformers finds the loader below
+    quant_method: str = METHOD  # transformers finds FourBitLoader by this name
 
 
 class FourBitLoader(HfQuantizer):
-    """Quantises each weight as it is read; afterwards the model knows nothing of it, but for the layers' class."""
+    """Quantises each weight when it is read, and removes transformers' quantisation flags from the loaded model."""
 
     requires_calibration = False
     quantization_config: FourBitConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        self.misfits: list[str] = []
-        self.names = set(quantisable(model, self.quantization_config.skip, self.quantization_config.whole))
+        self.mismatches: list[str] = []
+        config = self.quantization_config
+        self.names = set(quantisable_layers(model, config.skip, config.modules_to_save))
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
         module, _, parameter = param_name.rpartition(".")
         return parameter == "weight" and module in self.names
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Quantise(self.quantization_config, self.misfits)
+        return _Quantise(self.quantization_config, self.mismatches)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        """Put in the layers; a weight that no file held was not quantised, and its layer stays."""
-        if self.misfits:
-            raise ValueError(self.misfits[0])
+        """Insert the four-bit layers; a newly initialised weight was not quantised, and its layer stays."""
+        if self.mismatches:
+            raise ValueError(self.mismatches[0])
         for name in self.names:
             layer = model.get_submodule(name)
             if isinstance(layer.weight, _Packed):
                 new = layer.weight.layer
                 new.bias = layer.bias
                 model.set_submodule(name, new)
-        for parameter in model.parameters():  # views of the mapped file, and would keep all of it in memory
+        for parameter in model.parameters():  # a view would keep the whole memory-mapped file alive
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
                 parameter.data = parameter.data.clone()
         del model.config.quantization_config, model.hf_quantizer, model.quantization_method
-        model.is_quantized = False  # or it would refuse to be cast and saved
+        model.is_quantized = False  # or transformers would refuse to cast and save the model
         for module in model.modules():
             if hasattr(getattr(module, "config", None), "_is_quantized"):
                 del module.config._is_quantized
@@ -117,15 +119,15 @@ class FourBitLoader(HfQuantizer):
 
 
 class _Packed(nn.Parameter):
-    """Stands for a quantised weight while the rest is read, since transformers sets parameters and not layers."""
+    """Placeholder of a quantised weight during loading, since transformers sets parameters, not layers."""
 
     layer: Linear4bit
 
 
 class _Quantise(ConversionOps):
-    def __init__(self, config: FourBitConfig, misfits: list[str]) -> None:
+    def __init__(self, config: FourBitConfig, mismatches: list[str]) -> None:
         self.config = config
-        self.misfits = misfits  # transformers would make a report of an exception, without its text
+        self.mismatches = mismatches  # collected, because transformers drops the text of an exception raised here
 
     def convert(self, input_dict: dict[str, Any], model: nn.Module, **_: Any) -> dict[str, Tensor]:
         packed = {}
@@ -133,8 +135,8 @@ class _Quantise(ConversionOps):
             value = value[0] if isinstance(value, list) else value
             expected = model.get_parameter(name).shape
             if value.shape != expected:
-                self.misfits.append(
-                    f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} here"
+                self.mismatches.append(
+                    f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} in the model"
                 )
             module = model.get_submodule(name.rpartition(".")[0])
             transposed = isinstance(module, Conv1D)

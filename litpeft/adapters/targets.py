@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter acts on: suffixes, a regular expression, or presets for all architectures."""
+"""Select the layers that an adapter acts on: by name suffix, regular expression, or a preset for all architectures."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 from litpeft.errors import UserError
 
-# One pattern a preset, searched at the end of a module's dotted name. The spellings of BERT, RoBERTa and ViT;
-# DistilBERT; Llama, Mistral and Qwen; T5 (`q k v o wi wo`); GPT-2 has query, key and value in one `c_attn`.
+# One pattern per preset, matched at the end of a module's dotted name. They cover the names in BERT, RoBERTa and ViT;
+# DistilBERT; Llama, Mistral and Qwen; T5 (`q k v o wi wo`); and GPT-2, with query, key and value in one `c_attn`.
 PRESETS = {
     "query": r"query|query_proj|q_proj|q_lin|(SelfAttention|EncDecAttention|attention)\.q|c_attn",
     "key": r"key|key_proj|k_proj|k_lin|(SelfAttention|EncDecAttention|attention)\.k|c_attn",
@@ -27,23 +27,23 @@ PRESETS = {
 def match_targets(
     model: nn.Module, targets: Sequence[str] | str, kinds: tuple[type, ...], linear: tuple[type, ...] | None = None
 ) -> list[str]:
-    """Names of the modules that `targets` mean, in the model's order; those that train whole already are left out.
+    """Return the names of the modules that `targets` select, in the model's order, without modules trained in full.
 
     Args:
         model: the model.
-        targets: a list of module-name suffixes (whole parts: `query` matches `layer.0.query`, not `layer.0.subquery`)
-            and presets (`query key value projection mlp head`); or `all-linear`, every linear layer except those of the
-            head; or one string, a regular expression that matches the whole name.
-        kinds: the layer types that the adapter can act on.
-        linear: those of them that `all-linear` means; all where it is None.
+        targets: a list of module-name suffixes (`query` matches `layer.0.query`, not `layer.0.subquery`) and presets
+            (`query key value projection mlp head`); or `all-linear`, every linear layer except those of the head; or
+            one regular expression that matches full module names.
+        kinds: the layer types that the adapter supports.
+        linear: the layer types that `all-linear` selects; `kinds` if None.
 
     Raises:
-        UserError: nothing matches, or a match is a layer that the adapter cannot act on.
+        UserError: a target matches no layer, or a layer of a type that the adapter does not support.
     """
     modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
     if isinstance(targets, str) and re.fullmatch(r"[\w-]+", targets) and targets not in modules:
-        targets = [targets]  # one word, that as an expression over whole names could mean nothing
-    chosen: set[str] = set()
+        targets = [targets]  # one word is a suffix: as a regular expression it would match no full name
+    selected: set[str] = set()
     for target in [targets] if isinstance(targets, str) else targets:
         if target == "all-linear":
             head = suffix_pattern(["head"])
@@ -55,13 +55,13 @@ def match_targets(
                 raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
             found = {n for n, m in modules.items() if pattern.fullmatch(n) and _holds_weights(m)}
         if not found:
-            raise _matches_nothing(target, model, modules, kinds)
-        chosen |= found
-    if not chosen:
-        raise _matches_nothing(targets, model, modules, kinds)
-    names = [name for name in modules if name in chosen]
+            raise _no_match(target, model, modules, kinds)
+        selected |= found
+    if not selected:
+        raise _no_match(targets, model, modules, kinds)
+    names = [name for name in modules if name in selected]
     for name in names:
-        if type(modules[name]) not in kinds:  # a sub-class computes something else
+        if type(modules[name]) not in kinds:  # not isinstance: a sub-class may compute something else
             known = ", ".join(kind.__name__ for kind in kinds)
             raise UserError(
                 f"model.adapter.targets {targets!r} matches {name}, a {type(modules[name]).__name__}, "
@@ -70,7 +70,7 @@ def match_targets(
     return names
 
 
-def _matches_nothing(
+def _no_match(
     target: Sequence[str] | str, model: nn.Module, modules: dict[str, nn.Module], kinds: tuple[type, ...]
 ) -> UserError:
     leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
@@ -80,43 +80,43 @@ def _matches_nothing(
     )
 
 
-def by_pattern(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
-    """The first value whose key, a regular expression, matches the end of this name in whole parts; else `default`."""
-    return next((value for key, value in patterns.items() if ending_in(key).fullmatch(name)), default)
+def value_for_name(patterns: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return the value of the first pattern that matches the end of this module name; `default` if none does."""
+    return next((value for key, value in patterns.items() if suffix_regex(key).fullmatch(name)), default)
 
 
-def ending_in(expression: str) -> re.Pattern[str]:
-    """What matches a whole name if its end, in whole parts, matches this expression."""
+def suffix_regex(expression: str) -> re.Pattern[str]:
+    """Compile an expression so that it matches full module names whose end, after a dot, matches the expression."""
     return re.compile(rf"(.*\.)?({expression})")
 
 
-def in_layers(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
-    """Of these names, those in blocks with the given numbers: `encoder.layer.3.output` is in block 3.
+def in_blocks(names: Sequence[str], layers: Sequence[int] | str) -> list[str]:
+    """Return the names in blocks with these numbers; `encoder.layer.3.output` is in block 3.
 
     Args:
-        names: dotted names of modules.
-        layers: numbers, or `first-last`; without the last, up to the end.
+        names: dotted module names.
+        layers: block numbers, or `first-last` (inclusive), or `first-` for all blocks from the first.
 
     Raises:
-        UserError: the layers cannot be read, or one of them holds none of the names.
+        UserError: `layers` has another form, or a block contains none of the names.
     """
     blocks = {name: int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))}
-    there = set(blocks.values())
+    existing = set(blocks.values())
     if isinstance(layers, str):
         bounds = re.fullmatch(r"(\d+)-(\d*)", layers)
         if bounds is None:
             raise UserError(f"model.adapter.layers must be a list of numbers or first-last, got {layers!r}.")
-        layers = range(int(bounds[1]), int(bounds[2] or max(there, default=0)) + 1)
-    if not layers or not set(layers) <= there:
-        known = f"the targets are in blocks 0 to {max(there)}" if there else "no target is in a numbered block"
+        layers = range(int(bounds[1]), int(bounds[2] or max(existing, default=0)) + 1)
+    if not layers or not set(layers) <= existing:
+        known = f"the targets are in blocks 0 to {max(existing)}" if existing else "no target is in a numbered block"
         raise UserError(f"model.adapter.layers {list(layers)}: {known}.")
     return [name for name, block in blocks.items() if block in layers]
 
 
 def suffix_pattern(suffixes: Sequence[str]) -> re.Pattern[str]:
-    """What matches a module's whole name if it ends in one of these suffixes or presets."""
+    """Compile a pattern for full module names that end in one of these suffixes or presets."""
     ends = "|".join(PRESETS.get(suffix, re.escape(suffix)) for suffix in suffixes)
-    return ending_in(ends)
+    return suffix_regex(ends)
 
 
 def _trains(module: nn.Module) -> bool:

@@ -1,1 +1,1 @@
-
+"""Statistics, comparison of runs, and the report."""

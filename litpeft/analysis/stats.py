@@ -1,7 +1,7 @@
-"""Intervals and paired tests for a handful of seeds and for thousands of rows. Needs no torch and not scipy.stats.
+"""Confidence intervals and paired tests over seeds and over rows. Does not import torch or scipy.stats.
 
-Differences are always of pairs: the same seed (the same batches, the same first values of the head) or the same
-validation row under both strategies. `scipy.special` has the distributions; `scipy.stats` takes a second to import.
+A pair is the same seed (same batches, same initial head) or the same validation row under two strategies.
+`scipy.special` has the distributions; `scipy.stats` takes a second to import.
 """
 
 from __future__ import annotations
@@ -12,27 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-LEVEL = 0.05  # of tests; intervals are the other 95 %
-POWER = 0.8  # how likely a difference of the observed size is to be shown by `pairs_needed` pairs
-MOST_PAIRS = 1000  # more seeds than anyone will run
-DRAWS = 10_000  # of the bootstrap: the smallest p it can tell is 2 / 10,001
-CHUNK = 4_000_000  # random indices held at once: 32 MB
+LEVEL = 0.05  # significance level; intervals are 95 % CIs
+POWER = 0.8  # power of a test with `pairs_needed` pairs
+MOST_PAIRS = 1000  # limit of the search in `pairs_needed`
+DRAWS = 10_000  # bootstrap resamples; the smallest possible p is 2 / 10,001
+CHUNK = 4_000_000  # random indices in memory at once: 32 MB
 
 
 @dataclass(frozen=True)
 class Test:
-    """What a test found.
+    """Result of a test.
 
     Attributes:
-        mean: of the differences, in the unit of the figure.
-        low: end of its 95 % interval, in the same unit.
-        high: the other end.
-        p: probability of a mean at least as far from 0 if there were no difference.
-        sd: of the differences, n - 1 in its denominator, floored as the test's docstring says; None where it has none.
-        pairs: how many differences.
+        mean: mean difference, in the unit of the values.
+        low: lower end of the 95 % CI of the mean difference.
+        high: upper end of the 95 % CI.
+        p: two-sided p value.
+        sd: standard deviation of the differences (denominator n - 1), at least the limit set by `resolution`; None for
+            tests over rows.
+        pairs: number of differences.
     """
 
-    __test__ = False  # no test case of pytest's
+    __test__ = False  # not a pytest class
 
     mean: float
     low: float
@@ -43,11 +44,12 @@ class Test:
 
 
 def mean_interval(values: Sequence[float], resolution: float = 0.0) -> tuple[float, float | None, float | None]:
-    """Mean and its 95 % interval, mean +- t(n - 1; 0.975) s / sqrt(n) (Student 1908), in the unit of the values.
+    """Return the mean and its 95 % CI, mean +- t(n - 1; 0.975) s / sqrt(n) (Student 1908).
 
     Args:
-        values: independent draws, of about normal distribution. The ends are None for fewer than two.
-        resolution: step in which values come (1 / rows for an accuracy); s^2 is at least its noise, step^2 / 12.
+        values: independent, approximately normal values; the ends are None for fewer than two.
+        resolution: step between possible values (1 / rows for an accuracy); s^2 is at least step^2 / 12, its rounding
+            noise.
 
     Raises:
         ValueError: there are no values.
@@ -63,15 +65,16 @@ def mean_interval(values: Sequence[float], resolution: float = 0.0) -> tuple[flo
 
 
 def paired_t(values: Sequence[float], baseline: Sequence[float], resolution: float = 0.0) -> Test:
-    """Student's t test of the mean of paired differences, two-sided: t = mean / (s / sqrt(n)), n - 1 degrees.
+    """Run a two-sided paired t test: t = mean / (s / sqrt(n)) with n - 1 degrees of freedom.
 
-    Differences that are all equal give p = 0, or 1 where they are all 0: right for figures without noise (bytes). An
-    accuracy comes in steps of 1 / rows, so two differences are equal by chance; there `resolution` keeps s honest.
+    Equal differences give p = 0, or p = 1 if they are all 0, which is correct for figures without noise (bytes). An
+    accuracy is a multiple of 1 / rows, so two differences can be equal by chance; `resolution` sets a minimum of s.
 
     Args:
-        values: figure by pair, in any unit.
-        baseline: of the same pairs, in the same order.
-        resolution: step in which both come; s^2 is at least the rounding noise of a difference, step^2 / 6 (Sheppard).
+        values: one value per pair, in any unit.
+        baseline: values of the baseline for the same pairs, in the same order.
+        resolution: step between possible values; s^2 is at least step^2 / 6, the rounding noise of a difference
+            (Sheppard).
 
     Raises:
         ValueError: the lengths differ, or there are fewer than two pairs.
@@ -88,15 +91,14 @@ def paired_t(values: Sequence[float], baseline: Sequence[float], resolution: flo
 
 
 def mcnemar(right: Sequence[int], baseline: Sequence[int]) -> Test:
-    """Exact McNemar test of two classifiers on the same rows (McNemar 1947; two-sided binomial on the rows in dispute).
+    """Run the exact McNemar test of two classifiers on the same rows (McNemar 1947): a two-sided binomial test.
 
-    Of the b + c rows that one alone has right, b ~ Binomial(b + c, 1/2) if both are equally good. The interval is that
-    of Clopper and Pearson for b's share of them, turned into a difference of accuracies: it excludes 0 just where
-    p < 0.05.
+    Of the b + c rows that only one classifier has right, b ~ Binomial(b + c, 1/2) if both are equally good. The CI is
+    the Clopper-Pearson interval of b / (b + c), converted to a difference of accuracies; it excludes 0 iff p < 0.05.
 
     Args:
-        right: 1 where a row is right, else 0.
-        baseline: the same rows of the baseline.
+        right: 1 for each correct row, else 0.
+        baseline: the same for the baseline, in the same order.
 
     Raises:
         ValueError: the lengths differ, or there are no rows.
@@ -107,30 +109,29 @@ def mcnemar(right: Sequence[int], baseline: Sequence[int]) -> Test:
     first, second = np.asarray(right, dtype=bool), np.asarray(baseline, dtype=bool)
     if first.shape != second.shape or not first.size:
         raise ValueError(f"McNemar's test needs the same rows twice, got {first.shape} and {second.shape}")
-    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
-    disputed, rows = gained + lost, first.size
+    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
+    disputed, rows = only_first + only_second, first.size
     if not disputed:
         return Test(0.0, 0.0, 0.0, 1.0, None, rows)
-    p = min(1.0, 2 * float(bdtr(min(gained, lost), disputed, 0.5)))
-    low = float(betaincinv(gained, lost + 1, LEVEL / 2)) if gained else 0.0
-    high = float(betaincinv(gained + 1, lost, 1 - LEVEL / 2)) if lost else 1.0
+    p = min(1.0, 2 * float(bdtr(min(only_first, only_second), disputed, 0.5)))
+    low = float(betaincinv(only_first, only_second + 1, LEVEL / 2)) if only_first else 0.0
+    high = float(betaincinv(only_first + 1, only_second, 1 - LEVEL / 2)) if only_second else 1.0
     scale = disputed / rows
-    return Test((gained - lost) / rows, (2 * low - 1) * scale, (2 * high - 1) * scale, p, None, rows)
+    return Test((only_first - only_second) / rows, (2 * low - 1) * scale, (2 * high - 1) * scale, p, None, rows)
 
 
 def paired_bootstrap(values: Any, baseline: Any, draws: int = DRAWS, seed: int = 0) -> Test:
-    """Percentile bootstrap over rows of the mean difference (Efron & Tibshirani 1993, chapters 13 and 15).
+    """Run a percentile bootstrap over rows of the mean difference (Efron & Tibshirani 1993, chapters 13 and 15).
 
-    With several seeds the statistic is the mean over them, and all seeds see the same resampled rows: so it is the
-    bootstrap of each row's mean over seeds, and speaks of these trained models on other rows like these. p is twice the
-    smaller share of draws on one side of 0, each count raised by one (Davison & Hinkley 1997, 4.2.3): never below
-    2 / (draws + 1).
+    With several seeds, the mean over seeds of each row is resampled, so the result is about these trained models on
+    similar rows. p is twice the smaller share of resamples on one side of 0, with each count increased by one (Davison
+    & Hinkley 1997, 4.2.3), so at least 2 / (draws + 1).
 
     Args:
         values: (rows,) or (seeds, rows), in any unit.
-        baseline: of the same shape, seeds and rows in the same order.
-        draws: how many resamples.
-        seed: of the resampling: the same input gives the same result.
+        baseline: values of the baseline, same shape and order.
+        draws: number of resamples.
+        seed: random seed of the resampling.
 
     Raises:
         ValueError: the shapes differ, or there are no rows.
@@ -142,7 +143,7 @@ def paired_bootstrap(values: Any, baseline: Any, draws: int = DRAWS, seed: int =
         raise ValueError(f"a paired bootstrap needs the same rows twice, got {first.shape} and {second.shape}")
     means = _resampled_means((first - second).mean(axis=0), draws, np.random.default_rng(seed))  # (draws,)
     low, high = np.quantile(means, [LEVEL / 2, 1 - LEVEL / 2])
-    # sums of the same terms in another order miss 0 by an ulp; what is 0 counts on both sides
+    # sums in another order differ by rounding; means equal to 0 count on both sides
     tolerance = 1e-12 * float(np.abs(first - second).max())
     sides = int((means <= tolerance).sum()), int((means >= -tolerance).sum())
     p = min(1.0, 2 * (min(sides) + 1) / (draws + 1))
@@ -150,9 +151,9 @@ def paired_bootstrap(values: Any, baseline: Any, draws: int = DRAWS, seed: int =
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected so that the chance of any false finding among them stays below the level (Holm 1979).
+    """Return p values corrected to control the probability of any false positive among them (Holm 1979).
 
-    In ascending order, the k-th of m is multiplied by m - k + 1, and none is smaller than one before it.
+    In ascending order, the k-th of m p values is multiplied by m - k + 1, and is at least the one before it.
     """
     adjusted = [0.0] * len(ps)
     largest = 0.0
@@ -163,19 +164,19 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def pairs_needed(mean: float, sd: float | None, level: float = LEVEL) -> int | None:
-    """Fewest pairs with which a paired t test (two-sided) shows a difference of this size in four of five tries.
+    """Return the fewest pairs for which a two-sided paired t test detects a difference of this size with 80 % power.
 
     The power with n pairs is P(|T| > t(n - 1; 1 - level / 2)), T noncentral t with n - 1 degrees and noncentrality
-    sqrt(n) mean / sd (Cohen 1988, chapter 2). The observed mean and sd stand for the true ones: with few pairs a rough
-    guide.
+    sqrt(n) mean / sd (Cohen 1988, chapter 2). The observed mean and sd are taken as the true ones, which is a rough
+    guide with few pairs.
 
     Args:
-        mean: of the differences, in any unit.
-        sd: of the differences, in the same unit.
-        level: of the test; a part of 5 % where it is one of several.
+        mean: mean difference, in any unit.
+        sd: standard deviation of the differences, in the same unit.
+        level: significance level of the test; smaller than 5 % after correction for several tests.
 
     Returns:
-        At least 2; None where more than 1,000 would be needed or the sd is not known.
+        Number of pairs, at least 2; None if more than 1,000 are needed or the sd is unknown.
     """
     if sd is None or not math.isfinite(mean) or not mean:
         return None
@@ -184,7 +185,7 @@ def pairs_needed(mean: float, sd: float | None, level: float = LEVEL) -> int | N
     effect = abs(mean) / sd
     if _power(effect, MOST_PAIRS, level) < POWER:
         return None
-    low, high = 1, MOST_PAIRS  # power grows with n: too few, enough
+    low, high = 1, MOST_PAIRS  # too few and enough pairs: power grows with n
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if _power(effect, middle, level) >= POWER else (middle, high)
@@ -196,12 +197,14 @@ def _power(effect: float, pairs: int, level: float) -> float:
 
     critical, shift = _t_quantile(pairs - 1, level), effect * math.sqrt(pairs)
     tails = (float(nctdtr(pairs - 1, shift, end)) for end in (-critical, critical))
-    below, up_to = (0.0 if math.isnan(tail) else tail for tail in tails)  # scipy's nan: with shifts above 38, about 0
+    below, up_to = (
+        0.0 if math.isnan(tail) else tail for tail in tails
+    )  # scipy returns NaN for shifts above 38, where the tail is about 0
     return below + 1 - up_to
 
 
 def _variance(values: Sequence[float], mean: float) -> float:
-    if min(values) == max(values):  # of three times 0.4 the mean is an ulp off
+    if min(values) == max(values):  # the mean of equal values may be off by rounding
         return 0.0
     return math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
 
@@ -222,7 +225,7 @@ def _t_p(mean: float, error: float, degrees: int) -> float:
 
 
 def _resampled_means(differences: Any, draws: int, generator: Any) -> Any:
-    """Means of resampled rows, (draws,). Rows with equal differences are drawn together: right and wrong have few."""
+    """Return the means of resampled rows, (draws,); rows with equal differences are drawn together, which is faster."""
     import numpy as np
 
     rows = len(differences)

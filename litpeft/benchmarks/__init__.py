@@ -1,4 +1,4 @@
-"""Benchmarks: what can be measured of a model in the middle of its training or after it."""
+"""Benchmarks of a model, during or after its training."""
 
 from litpeft.benchmarks.base import Benchmark, Live, Options, Result
 from litpeft.benchmarks.held_out import HeldOut

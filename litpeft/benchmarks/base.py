@@ -1,7 +1,7 @@
-"""What a benchmark is: something measured of a model as it stands, in the middle of its training or after it.
+"""The base class of benchmarks, which evaluate a model during or after its training.
 
-To add one: derive from `Benchmark` in a file of its own, give it a name, implement `run`, import it in `__init__.py`.
-A minimal one:
+To add one: derive from `Benchmark` in a new file, set `name`, implement `run`, and import the class in `__init__.py`.
+A minimal example:
 
     class Confidence(Benchmark):
         name = "confidence"
@@ -26,7 +26,7 @@ from litpeft.tasks import FineTuner
 
 @dataclass
 class Options:
-    """How to measure; see `BenchmarkEvaluation`, whose arguments these are."""
+    """Options of an evaluation; `BenchmarkEvaluation` documents them."""
 
     tasks: Sequence[str] = ()
     limit: int | None = None
@@ -39,17 +39,16 @@ class Options:
 
 @dataclass
 class Result:
-    """What came out.
+    """The result of one benchmark.
 
     Attributes:
-        scores: by the name of the metric.
-        standard_errors: of these, over items; one that is not known is absent.
-        items: how many were asked.
-        num_fewshot: examples before each; None where there is no such thing.
-        fingerprint: of the items as they were asked, prompts and answers; only results with the same one are
-            comparable.
-        tasks: of a group, those that it is made of.
-        per_item: what each item gave, in their order, by the name of the metric whose mean it is.
+        scores: score by metric.
+        standard_errors: standard error over items by metric; unknown ones are absent.
+        items: number of items.
+        num_fewshot: few-shot examples per item; None if not applicable.
+        fingerprint: hash of all prompts and answers; results are comparable only if it is equal.
+        tasks: names of the tasks in a group.
+        per_item: values of the items in order, by the metric that is their mean.
     """
 
     scores: dict[str, float]
@@ -63,14 +62,14 @@ class Result:
 
 @dataclass
 class Live:
-    """A model as it stands, for one evaluation: whatever is worked out of it is forgotten with it.
+    """A model during one evaluation, with caches that are dropped afterwards.
 
     Attributes:
-        task: its weights do not change meanwhile.
-        data: what it is trained on.
-        options: how to measure.
-        tick: called with how many of how many rows are done; what it raises ends the benchmark.
-        warnings: sentences that the user should see.
+        task: the task; its weights do not change during the evaluation.
+        data: the data module of the run.
+        options: options of the evaluation.
+        tick: called with (rows done, rows in total); an exception from it ends the benchmark.
+        warnings: messages for the user.
     """
 
     task: FineTuner
@@ -78,49 +77,49 @@ class Live:
     options: Options
     tick: Callable[[int, int], None]
     warnings: list[str] = field(default_factory=list)
-    memory: dict[Any, Any] = field(default_factory=dict)  # what benchmarks share
+    memory: dict[Any, Any] = field(default_factory=dict)  # cache shared by benchmarks
 
     def scorer(self, rows: Sequence[Row]) -> PrefixScorer | None:
-        """What scores rows of this model by their common beginnings; None where it is no model for that."""
+        """Return a scorer that computes shared prefixes once; None if the model does not support that."""
         if "scorer" not in self.memory:
-            found = PrefixScorer(self.task.backbone)
-            if not found.agrees(rows):
+            scorer = PrefixScorer(self.task.backbone)
+            if not scorer.agrees(rows):
                 kind = type(self.task.backbone).__name__
-                self.warnings.append(f"{kind} cannot have common beginnings computed once: benchmarks take their time.")
-                found = None
-            self.memory["scorer"] = found
+                self.warnings.append(f"{kind} does not support computing shared prefixes once; benchmarks are slower.")
+                scorer = None
+            self.memory["scorer"] = scorer
         return self.memory["scorer"]
 
     def score(self, rows: Sequence[Row]) -> list[Score]:
-        """Log-likelihoods of continuations (litpeft/benchmarks/scorer.py)."""
-        scorer, scores = self.scorer(rows), dict[int, Score]()  # by place
+        """Return the log-likelihoods of continuations, see litpeft/benchmarks/scorer.py."""
+        scorer, scores = self.scorer(rows), dict[int, Score]()  # row number -> score
         fitting = [place for place, row in enumerate(rows) if scorer is not None and scorer.takes(row)]
         if fitting:
             scorer.tick = lambda done: self.tick(done, len(rows))
             scores.update(zip(fitting, scorer.score([rows[place] for place in fitting]), strict=True))
         for place, row in enumerate(rows):
             if place not in scores:
-                scores[place] = PrefixScorer(self.task.backbone).alone(*row)
+                scores[place] = PrefixScorer(self.task.backbone).score_single(*row)
                 self.tick(len(scores), len(rows))
         return [scores[place] for place in range(len(rows))]
 
 
 class Benchmark:
-    """One line of results.
+    """A benchmark.
 
     Attributes:
-        name: by which it is asked for, and told of in the record.
+        name: name on the command line and in the record.
     """
 
     name: str = ""
 
     def check(self, task: FineTuner, data: LightningDataModule, options: Options) -> None:
-        """Whether it can be run at all, asked before anything is trained.
+        """Check, before training, that the benchmark can run.
 
         Raises:
-            UserError: the task is of another kind, or something that is needed is not there.
+            UserError: the benchmark does not fit the task, or a file or package is missing.
         """
 
     def run(self, live: Live) -> Result:
-        """Measure; the model is in evaluation mode, no gradients are kept, and random numbers are put back after."""
+        """Evaluate the model: in evaluation mode, without gradients; random states are restored afterwards."""
         raise NotImplementedError

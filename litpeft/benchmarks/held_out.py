@@ -1,4 +1,4 @@
-"""Of a classifier: how often each class is right, and whether it is as sure as it is right."""
+"""The benchmark `held_out`: accuracy per class and calibration error of a classifier."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from litpeft.errors import UserError
 from litpeft.tasks import FineTuner, SequenceClassification
 from litpeft.training import processes
 
-BINS = 15  # of confidence, as Guo et al. have it
+BINS = 15  # confidence bins, as in Guo et al.
 
 
 class HeldOut(Benchmark):
-    """Accuracy on the validation rows, of all and of each class, and the expected calibration error.
+    """Accuracy on the validation rows, overall and per class, and the expected calibration error.
 
-    The error is the mean gap between confidence and accuracy in fifteen bins of confidence (Guo et al. 2017, eq. 3,
+    The calibration error is the mean gap between confidence and accuracy in 15 confidence bins (Guo et al. 2017, eq. 3,
     https://arxiv.org/abs/1706.04599).
     """
 
@@ -27,17 +27,19 @@ class HeldOut(Benchmark):
 
     def check(self, task: FineTuner, data: LightningDataModule, options: Options) -> None:
         if not isinstance(task, SequenceClassification):
-            raise UserError("benchmarks.tasks held_out is for classifiers; a language model has its validation loss.")
+            raise UserError(
+                "benchmarks.tasks held_out needs a classifier (--model SequenceClassification); leave it out."
+            )
 
     def run(self, live: Live) -> Result:
         task, data = live.task, live.data
         names = data.label_names
         device = task.device
-        alone = {"sync_on_compute": False}  # other processes wait
-        by_class = MulticlassAccuracy(len(names), average=None, **alone).to(device)
-        calibration = MulticlassCalibrationError(len(names), n_bins=BINS, norm="l1", **alone).to(device)
+        local = {"sync_on_compute": False}  # the other processes wait
+        by_class = MulticlassAccuracy(len(names), average=None, **local).to(device)
+        calibration = MulticlassCalibrationError(len(names), n_bins=BINS, norm="l1", **local).to(device)
         rows, right, labels = [], [], []
-        loader = data.val_dataloader() if processes.count() == 1 else data.whole_loader("val")
+        loader = data.val_dataloader() if processes.world_size() == 1 else data.unsharded_loader("val")
         for done, batch in enumerate(loader, 1):
             batch = {name: part.to(device) for name, part in batch.items()}
             probabilities = task(batch).softmax(-1)

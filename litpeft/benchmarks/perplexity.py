@@ -1,4 +1,4 @@
-"""How well a language model still foretells a text that it is not trained on: what tuning has made it forget."""
+"""The benchmark `perplexity`: how well a language model predicts a text that it was not trained on."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ from litpeft.tasks import CausalLM, FineTuner
 
 
 class Perplexity(Benchmark):
-    """Perplexity a token and bits a byte of `benchmarks.text_file`, paragraph by paragraph.
+    """Perplexity per token and bits per byte of `benchmarks.text_file`, paragraph by paragraph.
 
-    Paragraphs are set apart by empty lines, or are lines where there is none. A paragraph is read in windows of
-    `data.max_length` tokens, each foretold from those before it in its window, the first of the paragraph from the
-    token that begins (else ends) a text. Perplexity depends on the tokenizer; bits a byte (Gao et al. 2020, section
-    3.1, https://arxiv.org/abs/2101.00027) do not. Standard errors are those of a ratio of sums over paragraphs.
+    Empty lines separate paragraphs; in a file without empty lines each line is a paragraph. A paragraph is read in
+    windows of `data.max_length` tokens. Each token is predicted from the tokens before it in the window; the first
+    token of a paragraph, from the BOS (else EOS) token. Perplexity depends on the tokenizer; bits per byte (Gao et al.
+    2020, section 3.1, https://arxiv.org/abs/2101.00027) do not. Standard errors are of a ratio of sums over paragraphs.
     """
 
     name = "perplexity"
 
     def check(self, task: FineTuner, data: LightningDataModule, options: Options) -> None:
         if not isinstance(task, CausalLM):
-            raise UserError("benchmarks.tasks perplexity is for causal language models (--model CausalLM).")
+            raise UserError("benchmarks.tasks perplexity needs a causal language model (--model CausalLM).")
         if options.text_file is None:
-            raise UserError("benchmarks.tasks perplexity needs a text that is not trained on: --benchmarks.text_file.")
+            raise UserError(
+                "benchmarks.tasks perplexity needs --benchmarks.text_file, a text that is not in the training data."
+            )
         _paragraphs(options.text_file)
 
     def run(self, live: Live) -> Result:
@@ -49,12 +51,12 @@ class Perplexity(Benchmark):
         sizes = [len(paragraph.encode()) for paragraph in paragraphs]
         each, error = _ratio(nats, tokens)
         byte, byte_error = _ratio([n / math.log(2) for n in nats], sizes)
-        told = "\n".join([str(window), *paragraphs])
+        identity = "\n".join([str(window), *paragraphs])
         return Result(
             scores={"per_token": math.exp(each), "bits_per_byte": byte},
             standard_errors={"per_token": math.exp(each) * error, "bits_per_byte": byte_error} if error else {},
             items=len(paragraphs),
-            fingerprint=hashlib.sha256(told.encode()).hexdigest()[:16],
+            fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
         )
 
 
@@ -71,7 +73,7 @@ def _paragraphs(path: str) -> list[str]:
 
 
 def _ratio(sums: list[float], sizes: list[int]) -> tuple[float, float]:
-    """Σa/Σb and its standard error over the pairs; 0 where there is one pair (Cochran 1977, eq. 6.13)."""
+    """Return Σa/Σb and its standard error over pairs, 0 for one pair (Cochran 1977, eq. 6.13)."""
     ratio, count = sum(sums) / sum(sizes), len(sums)
     if count < 2:
         return ratio, 0.0

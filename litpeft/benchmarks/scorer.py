@@ -1,10 +1,10 @@
-"""Log-likelihoods of many continuations, each token that they share computed once.
+"""Log-likelihoods of many continuations, with shared prefixes computed once.
 
-The rows of a benchmark repeat each other: a prompt of examples stands before every question, a question before each of
-its answers. Sorted, they are a tree of tokens. It is computed a piece at a time: what all rows of a piece begin with
-lies in the model's cache, all that follows is one sequence in which a mask lets each token see its ancestors alone, at
-the positions that they have in their rows. So nothing is padded and no cache is copied; the output head is asked only
-where a continuation is foretold.
+Benchmark rows share prefixes: few-shot examples before every question, a question before each of its answers. Sorted
+rows form a tree of tokens, which is computed in pieces. The prefix shared by all rows of a piece is in the model's
+cache. All other tokens of the piece form one sequence, with a mask that shows each token its ancestors only, at their
+positions in the row. Nothing is padded, no cache is copied, and the output head runs only where a continuation token
+is predicted.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-TOKENS = {"cpu": 384, "cuda": 4096}  # of a piece: on a CPU longer ones pay more for the mask than they save
-SLICE = 512  # positions whose logits are fp32 at once
-CHECKED = 4  # rows, of as many tokens and as many before them, that are computed both ways before the first score
-BY_BOOL = ("sdpa", "litpeft")  # ways of attention whose masks may be bool; all others add theirs to the scores
+TOKENS = {"cpu": 384, "cuda": 4096}  # tokens per piece; longer pieces on a CPU lose more to the mask than they save
+SLICE = 512  # positions whose logits are converted to fp32 at a time
+CHECKED = 4  # number of rows, and of tokens and prefix tokens per row, that `agrees` computes both ways
+BOOL_MASKS = ("sdpa", "litpeft")  # attention implementations that take boolean masks; others need additive masks
 
-Row = tuple[Sequence[int], Sequence[int]]  # tokens of the context, at least one, and of the continuation
-Score = tuple[float, bool]  # natural logarithm of its probability, and whether each token was the likeliest
+Row = tuple[Sequence[int], Sequence[int]]  # token ids of the context (at least one) and of the continuation
+Score = tuple[float, bool]  # log-likelihood in nats; whether every token was the most likely one (greedy)
 
 
 @dataclass
 class Read:
-    """A token that a row foretells.
+    """A token to predict.
 
     Attributes:
-        row: its number.
-        token: what is to come.
+        row: number of the row.
+        token: id of the continuation token.
     """
 
     row: int
@@ -42,12 +42,12 @@ class Read:
 
 
 class PrefixScorer:
-    """Scores rows of a causal model of transformers as it is: its adapter on, in the caller's mode and autocast.
+    """Score rows with a causal transformers model, with its adapter active, in the caller's mode and autocast.
 
     Args:
-        model: it must take a mask of four dimensions, positions and a cache; `agrees` finds out.
-        tokens: computed at once; halved where memory runs out.
-        tick: called with how many rows are done so far, of this call; what it raises ends the call.
+        model: the model; it must accept a 4-D mask, position ids and a cache, which `agrees` checks.
+        tokens: tokens per piece; halved when memory runs out.
+        tick: called with the number of rows done in this call; an exception from it ends the call.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class PrefixScorer:
         self.model, self.tick = model, tick or (lambda done: None)
         self.tokens = tokens or TOKENS.get(model.device.type, TOKENS["cuda"])
         self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self._bool = model.config._attn_implementation in BY_BOOL
+        self._bool = model.config._attn_implementation in BOOL_MASKS
 
     def takes(self, row: Row) -> bool:
-        """Whether no layer looks back less far than the row is long: a mask of ours would say otherwise."""
+        """Return whether a row fits in the attention window of every layer; our mask would ignore a sliding window."""
         config = self.model.config.get_text_config()
         windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         if getattr(config, "use_sliding_window", True) is False:
@@ -67,10 +67,10 @@ class PrefixScorer:
         return all(len(row[0]) + len(row[1]) <= window for window in windows if window)
 
     def agrees(self, rows: Sequence[Row]) -> bool:
-        """Whether short pieces of these rows come out as they do when each is computed alone.
+        """Return whether short pieces of these rows get the same scores as when each row is computed separately.
 
-        A model that has another notion of positions, masks or caches (ALiBi, a state that runs through the sequence) is
-        far off, by nats; rounding is not.
+        A model with other positions, masks or caches (ALiBi, recurrent state) differs by whole nats, far more than
+        rounding.
         """
         begin = rows[0][0][:CHECKED]
         ends = dict.fromkeys(tuple([*context, *continuation][-CHECKED:]) for context, continuation in rows)
@@ -81,29 +81,32 @@ class PrefixScorer:
             scores = self.score(few, quietly=True)
         except torch.OutOfMemoryError:
             raise
-        except Exception:  # whatever a model says against such arguments
+        except Exception:  # the model rejects these arguments
             return False
         allowed = (1e-3 if exact else 0.2) * CHECKED
-        return all(abs(own - self.alone(*row)[0]) <= allowed for (own, _), row in zip(scores, few, strict=True))
+        return all(
+            abs(score - self.score_single(*row)[0]) <= allowed for (score, _), row in zip(scores, few, strict=True)
+        )
 
     @torch.no_grad()
-    def alone(self, context: Sequence[int], continuation: Sequence[int]) -> Score:
-        """Score a row by itself, the plain way."""
+    def score_single(self, context: Sequence[int], continuation: Sequence[int]) -> Score:
+        """Score one row in a forward pass of its own."""
         ids = torch.tensor([[*context, *continuation]], device=self.model.device)
-        said = self.model(input_ids=ids[:, :-1]).logits[0, len(context) - 1 :].float().log_softmax(-1)
+        log_probs = self.model(input_ids=ids[:, :-1]).logits[0, len(context) - 1 :].float().log_softmax(-1)
         following = ids[0, len(context) :]
-        return float(said.gather(1, following[:, None]).double().sum()), bool((said.argmax(-1) == following).all())
+        total = float(log_probs.gather(1, following[:, None]).double().sum())
+        return total, bool((log_probs.argmax(-1) == following).all())
 
     @torch.no_grad()
     def score(self, rows: Sequence[Row], quietly: bool = False) -> list[Score]:
         """Score each row.
 
         Args:
-            rows: in any order.
-            quietly: without telling how far it is.
+            rows: rows in any order.
+            quietly: do not report progress.
 
         Raises:
-            torch.OutOfMemoryError: one token at a time is still too much.
+            torch.OutOfMemoryError: memory runs out even with one token per piece.
         """
         tree = _Tree(rows)
         run = _Run(self, tree, len(rows))
@@ -126,14 +129,14 @@ class PrefixScorer:
         return list(zip(run.sums.tolist(), run.greedy.tolist(), strict=True))
 
     def logits(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache, wanted: Tensor) -> Tensor:
-        """Logits, (wanted, vocabulary), of what follows tokens that come after the cached ones.
+        """Return the logits (wanted, vocabulary) after tokens that follow the cached tokens.
 
         Args:
-            ids: (T).
-            positions: (T), of each in its row.
-            mask: (T, cached + T), True where it may look.
-            cache: of the tokens before; gains these.
-            wanted: places in `ids`.
+            ids: token ids, (T,).
+            positions: position of each token in its row, (T,).
+            mask: (T, cached + T) bool, True where a token may attend.
+            cache: cache of the earlier tokens; extended by these tokens.
+            wanted: indices into `ids`.
         """
         if not self._bool:
             dtype = self.model.get_input_embeddings().weight.dtype
@@ -152,14 +155,14 @@ class PrefixScorer:
 
 
 class _Tree:
-    """The distinct inputs of the rows, sorted; each as the path of its tokens in the tree that they make.
+    """The distinct inputs of the rows, sorted, as a prefix tree.
 
     Attributes:
-        paths: of each input, the number of each token in the tree, in the order in which they are met.
-        shared: how many tokens an input has in common with the one before.
-        tokens: by number.
-        reads: by number, what is to be foretold there.
-        owners: of each input, the rows that it belongs to.
+        paths: node numbers of the tokens of each input.
+        shared: length of the prefix that each input shares with the input before it.
+        tokens: token id of each node.
+        reads: node number -> continuation tokens to predict there.
+        owners: rows of each input.
     """
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -183,11 +186,11 @@ class _Tree:
                     self.reads.setdefault(node, []).append(Read(row, token))
 
     def piece(self, first: int, most: int) -> int:
-        """One past the last input of a piece: as many as there are with so many tokens beside what all begin with."""
+        """Return the end (exclusive) of the piece from `first` on with at most `most` tokens after its prefix."""
         last, begin, size = first + 1, len(self.paths[first]), 0
         while last < len(self.paths):
             shared = self.shared[last]
-            moved = max(0, begin - shared)  # of what all began with, and is no longer
+            moved = max(0, begin - shared)  # tokens of the old prefix that the longer piece no longer shares
             grown = size + moved + len(self.paths[last]) - shared
             if grown > most:
                 break
@@ -196,7 +199,7 @@ class _Tree:
 
 
 class _Run:
-    """The state of one call: what is cached, and what has been read."""
+    """The state of one `score` call: the cache and the scores so far."""
 
     def __init__(self, scorer: PrefixScorer, tree: _Tree, rows: int) -> None:
         self.scorer, self.tree = scorer, tree
@@ -211,7 +214,7 @@ class _Run:
         self.cache, self.cached = DynamicCache(), np.empty(0, dtype=np.int64)
 
     def piece(self, first: int, last: int) -> None:
-        """Compute the inputs from `first` to before `last`."""
+        """Compute the inputs from `first` to `last` (exclusive)."""
         paths, shared = self.tree.paths[first:last], self.tree.shared[first + 1 : last]
         begin = min(shared, default=len(paths[0]))
         self._enter(paths[0][:begin])
@@ -236,7 +239,7 @@ class _Run:
         self.cache.crop(-len(nodes))
 
     def _enter(self, path: np.ndarray) -> None:
-        """Have the cache hold just these tokens."""
+        """Make the cache hold exactly the tokens of this path."""
         kept = _common(self.cached, path)
         if len(self.cached) > kept:
             self.cache.crop(kept - len(self.cached))
@@ -249,7 +252,7 @@ class _Run:
             self.cached = path[: done + len(part)]
 
     def _compute(self, nodes: np.ndarray, depths: np.ndarray, mask: np.ndarray) -> None:
-        """Run the model on these tokens, and read what is to be read and has not been."""
+        """Run the model on these nodes and add the log-probabilities of continuation tokens that are not scored yet."""
         numbers = nodes.tolist()
         wanted = [i for i, node in enumerate(numbers) if not self.read[node] and node in self.tree.reads]
         logits = self.scorer.logits(
@@ -257,34 +260,34 @@ class _Run:
             torch.from_numpy(depths).to(self.device),
             torch.from_numpy(mask).to(self.device),
             self.cache,
-            torch.tensor(wanted or [0], device=self.device),  # no model takes an empty list
+            torch.tensor(wanted or [0], device=self.device),  # an empty index would fail
         )
         for start in range(0, len(wanted), SLICE):
             part = wanted[start : start + SLICE]
-            said = logits[start : start + SLICE].float().log_softmax(-1)
+            log_probs = logits[start : start + SLICE].float().log_softmax(-1)
             reads = [(place, read) for place, i in enumerate(part) for read in self.tree.reads[numbers[i]]]
             places = torch.tensor([place for place, _ in reads], device=self.device)
             tokens = torch.tensor([read.token for _, read in reads], device=self.device)
             owners = torch.tensor([read.row for _, read in reads])
-            logs, likeliest = said[places, tokens].double().cpu(), (said.argmax(-1)[places] == tokens).cpu()
-            self.sums.index_add_(0, owners, logs)  # from here on no memory can run out: nothing is added twice
+            logs, likeliest = log_probs[places, tokens].double().cpu(), (log_probs.argmax(-1)[places] == tokens).cpu()
+            self.sums.index_add_(0, owners, logs)  # no memory can run out from here on, so nothing is added twice
             self.greedy[owners[~likeliest]] = False
             self.read[nodes[part]] = True
 
 
 def _inputs(row: Row) -> tuple[int, ...]:
-    """What a model has to read: the last token of the continuation is foretold alone."""
+    """Return the input of a row: context and continuation without the last token, which is only predicted."""
     return (*row[0], *row[1][:-1])
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """Return the length of the common prefix of two sequences."""
     most = min(len(one), len(other))
     if isinstance(one, np.ndarray):
         differ = np.flatnonzero(one[:most] != other[:most])
         return int(differ[0]) if len(differ) else most
     low, high = 0, most
-    while low < high:  # compared in C
+    while low < high:  # slices are compared in C
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
     return low

@@ -1,8 +1,8 @@
-"""Where the items of our lm-eval tasks come from: released files in a local folder, the hub, or a generator.
+"""The items of litpeft's lm-eval tasks: from data files in a local folder, from the hub, or generated.
 
-lm-eval calls these by the `custom_dataset` of a task's YAML with the task's `dataset_kwargs` and its metadata, of which
-`data_dir` is one: `--metadata '{"data_dir": "FOLDER"}'` on lm-eval's own command line, `benchmarks.data_dir` on ours.
-Items have the shape that the hub's have, so that one YAML serves both.
+lm-eval calls these functions through `custom_dataset` in a task's YAML, with the task's `dataset_kwargs` and metadata.
+The metadata include `data_dir`: `benchmarks.data_dir` in litpeft, `--metadata '{"data_dir": "FOLDER"}'` in lm-eval.
+Items have the same columns as on the hub, so that one YAML works for both.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 from litpeft.data.arithmetic import SIGNS, answer, held_out
 from litpeft.errors import UserError
-from litpeft.runs.record_schema import NUMBER, OTHERS, TEXT, misfit
-from litpeft.runs.safe_read import of_python, read_json_file, read_text
+from litpeft.runs.record_schema import NUMBER, OTHERS, TEXT, schema_error
+from litpeft.runs.safe_read import parse_error_reason, read_json_file, read_text
 
 WORDS = {2: "two", 3: "three", 4: "four", 5: "five"}
 VERBS = {"addition": "add", "subtraction": "subtract"}
-GENERATED = 2000  # items at most, as many as each published file has
+GENERATED = 2000  # maximum number of items, as in each published file
 SEED = 3
 
 OPTION = "benchmarks.data_dir:"
@@ -35,7 +35,7 @@ Splits = dict[str, datasets.Dataset]
 
 
 def truthfulqa(data_dir: str | None = None, **_: Any) -> Splits:
-    """TruthfulQA's questions with the answers of MC1 and MC2; from `mc_task.json`."""
+    """Return TruthfulQA's questions with the answers of MC1 and MC2, from `mc_task.json`."""
     if data_dir is None:
         return _hub("truthfulqa/truthful_qa", "multiple_choice")
     path = _file(data_dir, "mc_task.json")
@@ -51,15 +51,15 @@ def truthfulqa(data_dir: str | None = None, **_: Any) -> Splits:
 
 
 def share_of_true(doc: dict[str, Any], results: list[tuple[float, bool]]) -> dict[str, float]:
-    """MC2: the probability of the true answers, where those of all answers add up to one."""
+    """Return MC2: the total probability of the true answers, normalised over all answers."""
     logs = [log for log, _ in results]
-    weights = [math.exp(log - max(logs)) for log in logs]  # so that not all of them are 0
+    weights = [math.exp(log - max(logs)) for log in logs]  # avoids underflow
     true = sum(weight for weight, label in zip(weights, doc["mc2_targets"]["labels"], strict=True) if label)
     return {"acc": true / sum(weights)}
 
 
 def arithmetic(digits: int, operation: str, data_dir: str | None = None, **_: Any) -> Splits:
-    """GPT-3's arithmetic; from files such as `two_digit_subtraction.jsonl`."""
+    """Return GPT-3's arithmetic, from files such as `two_digit_subtraction.jsonl`."""
     name = f"{WORDS[digits]}_digit_{operation}.jsonl"
     if data_dir is None:
         files = {"validation": f"hf://datasets/EleutherAI/arithmetic/data/{name}"}
@@ -70,10 +70,10 @@ def arithmetic(digits: int, operation: str, data_dir: str | None = None, **_: An
 
 
 def generated(digits: int, operation: str, **_: Any) -> Splits:
-    """The same questions with numbers of our own, which need no file; each number has just so many digits.
+    """Return generated arithmetic questions in the format of `arithmetic`; every number has exactly `digits` digits.
 
-    They are among the pairs that `ArithmeticInstructions` holds out of training: 2,000 of them, or all where there are
-    fewer (two digits: a tenth of 8,100; one digit: of 100).
+    The pairs of numbers are held out from the training data of `ArithmeticInstructions`: 2,000 of them, or all if there
+    are fewer (two digits: a tenth of 8,100; one digit: a tenth of 100).
     """
     draw = np.random.default_rng([SEED, digits, len(operation)])
     low, high = (0 if digits == 1 else 10 ** (digits - 1)), 10**digits
@@ -90,7 +90,7 @@ def generated(digits: int, operation: str, **_: Any) -> Splits:
 
 
 def _questions(pairs: Any) -> Splits:
-    """Contexts as lm-eval words them: one line break, `Question:` and `Answer:`."""
+    """Return items in lm-eval's wording: one line break, `Question:` and `Answer:`."""
     rows = [
         {
             "context": context.strip().replace("\n\n", "\n").replace("Q:", "Question:").replace("A:", "Answer:"),
@@ -102,7 +102,7 @@ def _questions(pairs: Any) -> Splits:
 
 
 def blimp(name: str, data_dir: str | None = None, **_: Any) -> Splits:
-    """One of BLiMP's 67 sets of sentence pairs; from files such as `causative.jsonl`."""
+    """Return one of BLiMP's 67 sets of sentence pairs, from files such as `causative.jsonl`."""
     if data_dir is None:
         return _hub("nyu-mll/blimp", name)
     keys = ("sentence_good", "sentence_bad")
@@ -112,7 +112,7 @@ def blimp(name: str, data_dir: str | None = None, **_: Any) -> Splits:
 
 
 def mmlu(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
-    """One of MMLU's 57 subjects; from `SUBJECT_test.csv` and, for examples, `SUBJECT_dev.csv`."""
+    """Return one of MMLU's 57 subjects, from `SUBJECT_test.csv` and, for few-shot examples, `SUBJECT_dev.csv`."""
     if data_dir is None:
         return _hub("cais/mmlu", subject)
     splits = {}
@@ -124,7 +124,9 @@ def mmlu(subject: str, data_dir: str | None = None, **_: Any) -> Splits:
             raise UserError(f"{OPTION} {path}: {error}.") from error
         wrong = next((place for place, line in enumerate(lines, 1) if len(line) != 6 or line[5] not in [*"ABCD"]), None)
         if wrong is not None:
-            raise UserError(f"benchmarks.data_dir: {path} line {wrong} is not question, four answers and A, B, C or D.")
+            raise UserError(
+                f"benchmarks.data_dir: {path} line {wrong} must be a question, four answers, and A, B, C or D."
+            )
         splits[split] = datasets.Dataset.from_list(
             [
                 {"question": line[0], "subject": subject, "choices": line[1:5], "answer": "ABCD".index(line[5])}
@@ -139,7 +141,7 @@ def _hub(path: str, name: str) -> Splits:
 
 
 def _file(data_dir: str, name: str) -> Path:
-    """The released file of this name in the folder, or below it; the one that lies least deep."""
+    """Return the file of this name in the folder or its subfolders, the least nested one first."""
     folder = Path(data_dir).expanduser()
     found = sorted(folder.rglob(name), key=lambda path: (len(path.parts), path))
     if not found:
@@ -149,16 +151,16 @@ def _file(data_dir: str, name: str) -> Path:
 
 def _jsonl(path: Path, shape: dict[Any, Any]) -> list[dict[str, Any]]:
     rows = []
-    # str.splitlines would also part lines within a text, at U+2028 say
+    # str.splitlines would also split at characters such as U+2028 inside a text
     for number, line in enumerate(read_text(path, OPTION).split("\n"), 1):
         try:
             rows += [json.loads(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{OPTION} {path} line {number} is not JSON: {of_python(error)}.") from error
+            raise UserError(f"{OPTION} {path} line {number} is not JSON: {parse_error_reason(error)}.") from error
     return _shaped(path, rows, shape)
 
 
 def _shaped(path: Path, rows: Any, shape: dict[Any, Any]) -> list[dict[str, Any]]:
-    if told := misfit(rows, [shape]) or ("it holds none" if not rows else None):
-        raise UserError(f"{OPTION} {path} does not hold items of this benchmark: {told}.")
+    if reason := schema_error(rows, [shape]) or ("it holds none" if not rows else None):
+        raise UserError(f"{OPTION} {path} does not hold items of this benchmark: {reason}.")
     return rows

@@ -1,4 +1,4 @@
-"""The benchmarks that a run was asked for: found before it trains, measured as often as it likes."""
+"""The benchmarks of a run: looked up and checked before training, evaluated any number of times."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ from litpeft.benchmarks.harness import HarnessGroup, find
 from litpeft.errors import UserError
 from litpeft.tasks import FineTuner
 
-Progress = Callable[[str, int, int], None]  # name, how many are done, of how many
+Progress = Callable[[str, int, int], None]  # benchmark name, rows done, rows in total
 
 
 class OutOfTime(Exception):
-    """The time that one evaluation may take is over."""
+    """The time limit of an evaluation is reached."""
 
 
 @dataclass
 class Evaluation:
-    """What one evaluation gave.
+    """The results of one evaluation.
 
     Attributes:
-        seconds: that it took.
-        results: by benchmark, those of groups included.
-        skipped: by benchmark, why there is no result: its time was over, or it failed.
+        seconds: duration.
+        results: result by benchmark, including groups.
+        skipped: by benchmark, the reason why there is no result.
     """
 
     seconds: float
     results: dict[str, Result] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
-    def told(self) -> dict[str, Any]:
-        """For the record: all but what each item gave."""
+    def as_entry(self) -> dict[str, Any]:
+        """Return the entry for the record: everything except the results of single items."""
         return {
             "seconds": self.seconds,
             "results": {
@@ -53,23 +53,23 @@ class Evaluation:
 
 
 class Suite:
-    """Benchmarks by name.
+    """The benchmarks that `options.tasks` names.
 
     Args:
-        options: which, and how.
-        task: that they will be run on; it may not be built yet.
-        data: its data.
+        options: options of the evaluation.
+        task: the task to evaluate; it may not be built yet.
+        data: the data module of the run.
 
     Raises:
-        UserError: there is no such benchmark, it does not suit the task, or its items cannot be had.
+        UserError: a benchmark does not exist, does not fit the task, or its items cannot be loaded.
     """
 
     def __init__(self, options: Options, task: FineTuner, data: LightningDataModule) -> None:
         self.options = options
-        own = {kind.name: kind for kind in Benchmark.__subclasses__() if kind.name}
-        named = list(dict.fromkeys(options.tasks))
-        others = [name for name in named if name not in own]
-        self.benchmarks: list[Benchmark] = [own[name]() for name in named if name in own]
+        kinds = {kind.name: kind for kind in Benchmark.__subclasses__() if kind.name}
+        names = list(dict.fromkeys(options.tasks))
+        others = [name for name in names if name not in kinds]
+        self.benchmarks: list[Benchmark] = [kinds[name]() for name in names if name in kinds]
         self.groups: list[HarnessGroup] = []
         if others:
             with isolate_rng():
@@ -81,57 +81,59 @@ class Suite:
     def evaluate(
         self, task: FineTuner, data: LightningDataModule, progress: Progress, warn: Callable[[str], None]
     ) -> Evaluation:
-        """Measure the task as it stands, and leave it and the random numbers as they were.
+        """Evaluate the task; its modes and the random states are restored.
 
         Args:
-            task: built, with its weights.
-            data: set up.
-            progress: told how far it is.
-            warn: told what the user should see.
+            task: the task, built and with its weights.
+            data: the data module, set up.
+            progress: called with the progress.
+            warn: called with messages for the user.
         """
-        begun = time.monotonic()
-        found = Evaluation(seconds=0.0)
+        start = time.monotonic()
+        evaluation = Evaluation(seconds=0.0)
         current, screen = "", sys.stdout
 
         def tick(done: int, total: int) -> None:
-            with redirect_stdout(screen):  # a benchmark may hide what the libraries below it print
+            with redirect_stdout(screen):  # a benchmark may redirect the output of libraries
                 progress(current, done, total)
             limit = self.options.max_seconds
-            if limit is not None and done < total and time.monotonic() - begun > limit:
+            if limit is not None and done < total and time.monotonic() - start > limit:
                 raise OutOfTime
 
         live = Live(task, data, self.options, tick)
-        with as_it_stands(task):
+        with evaluation_mode(task):
             for benchmark in self.benchmarks:
                 current = benchmark.name
                 try:
-                    if self.options.max_seconds is not None and time.monotonic() - begun > self.options.max_seconds:
+                    if self.options.max_seconds is not None and time.monotonic() - start > self.options.max_seconds:
                         raise OutOfTime
                     progress(current, 0, 1)
-                    found.results[current] = benchmark.run(live)
+                    evaluation.results[current] = benchmark.run(live)
                 except OutOfTime:
-                    found.skipped[current] = f"the {self.options.max_seconds:g} s of benchmarks.max_seconds were over"
-                except Exception as error:  # of a task of others: no reason to lose the training
+                    evaluation.skipped[current] = (
+                        f"the time limit of {self.options.max_seconds:g} s (benchmarks.max_seconds) was reached"
+                    )
+                except Exception as error:  # an error in third-party code must not end the training
                     reason = " ".join(str(error).split())
-                    found.skipped[current] = f"{type(error).__name__}: {reason}".rstrip(": ")
-        found.results |= {
-            group.name: result for group in self.groups if (result := group.result(found.results)) is not None
+                    evaluation.skipped[current] = f"{type(error).__name__}: {reason}".rstrip(": ")
+        evaluation.results |= {
+            group.name: result for group in self.groups if (result := group.result(evaluation.results)) is not None
         }
-        for sentence in live.warnings:
-            warn(sentence)
-        for name, reason in found.skipped.items():
+        for message in live.warnings:
+            warn(message)
+        for name, reason in evaluation.skipped.items():
             warn(f"benchmark {name} has no result: {reason}.")
-        found.seconds = time.monotonic() - begun
-        return found
+        evaluation.seconds = time.monotonic() - start
+        return evaluation
 
 
 @contextmanager
-def as_it_stands(task: FineTuner) -> Iterator[None]:
-    """Within, the task is in evaluation mode and computes as in training; modes and random numbers are put back."""
+def evaluation_mode(task: FineTuner) -> Iterator[None]:
+    """Set evaluation mode with the compute dtype of training inside the with block; restore modes and random states."""
     modes: dict[nn.Module, bool] = {module: module.training for module in task.modules()}
     task.eval()
     try:
-        with isolate_rng(), torch.no_grad(), task.computing():
+        with isolate_rng(), torch.no_grad(), task.autocast():
             yield
     finally:
         for module, mode in modes.items():
@@ -139,10 +141,10 @@ def as_it_stands(task: FineTuner) -> Iterator[None]:
 
 
 def check_options(options: Options, every_n_steps: int | None = None) -> None:
-    """Whether the numbers among the options can be meant.
+    """Check the numbers among the options.
 
     Raises:
-        UserError: names the one that cannot.
+        UserError: a number is too small; names the option.
     """
     numbers = {
         "limit": (options.limit, 1),

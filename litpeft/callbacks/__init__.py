@@ -1,7 +1,7 @@
-"""Callbacks: what is measured, written and saved while a task runs.
+"""Callbacks that measure, record and save a run.
 
-One that measures has a method `measured() -> dict` with names of `runs.record.FIELDS`; `RunRecorder` collects them.
-One with a method `on_saved(trainer)` is told when a checkpoint is there.
+A callback that measures has a method `measured() -> dict` with keys of `runs.record.FIELDS`; `RunRecorder` collects the
+results. A method `on_saved(trainer)` is called after each checkpoint is written.
 """
 
 from litpeft.callbacks.benchmark import BenchmarkEvaluation

@@ -1,4 +1,4 @@
-"""What several processes have measured, as the figures of one run."""
+"""Measurements of several processes, combined into the figures of one run."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from litpeft.training import processes
 PEAKS = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_rss_bytes", "peak_tensor_bytes")
 
 
-def of_all(own: dict[str, Any], local_rank: int) -> dict[str, Any]:
-    """Peaks are those of the process that needed most, energy is that of all. All processes have to ask.
+def combine(own: dict[str, Any], local_rank: int) -> dict[str, Any]:
+    """Return the largest peaks and the total energy of all processes. Collective: every process must call it.
 
     Args:
-        own: what this process has measured, by the record's names.
-        local_rank: its place on its machine; the first there tells of the processors.
+        own: measurements of this process, by record field.
+        local_rank: rank within the machine; rank 0 reports the energy of the processors.
     """
     energy = {
         name: used for name, used in (own["energy_joules_by_source"] or {}).items() if not local_rank or name == "gpu"
     }
-    told = processes.gathered({name: own[name] for name in PEAKS} | {"energy": energy})
-    peaks = [{name: each[name] for name in PEAKS} for each in told]
+    measured = processes.gather_from_ranks({name: own[name] for name in PEAKS} | {"energy": energy})
+    peaks = [{name: each[name] for name in PEAKS} for each in measured]
     by_source: dict[str, float | None] = {}
-    for source in sorted({source for each in told for source in each["energy"]}):
-        used = [each["energy"][source] for each in told if source in each["energy"]]
+    for source in sorted({source for each in measured for source in each["energy"]}):
+        used = [each["energy"][source] for each in measured if source in each["energy"]]
         by_source[source] = None if None in used else sum(used)
     known = by_source and None not in by_source.values()
     return {name: most(each[name] for each in peaks) for name in PEAKS} | {
@@ -35,5 +35,5 @@ def of_all(own: dict[str, Any], local_rank: int) -> dict[str, Any]:
 
 
 def most(values: Iterable[int | None]) -> int | None:
-    """The greatest that is known."""
+    """Return the largest value that is not None; None if there is none."""
     return max((value for value in values if value is not None), default=None)

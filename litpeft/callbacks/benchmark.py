@@ -1,4 +1,4 @@
-"""Benchmarks of the model being trained: before its training, every so many steps, and at the end."""
+"""Benchmarks of the model in training: before the first step, every n steps, and at the end."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from litpeft.runs.atomic_write import write_atomically
 from litpeft.runs.folder import step_of
 from litpeft.runs.record import as_json
 
-ITEMS = "benchmark_items"  # folder within a run's: a file a step, of what each item gave
+ITEMS = "benchmark_items"  # subfolder of a run: one file per evaluation with the result of each item
 
 
-class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls last: whatever is lost here has been saved
-    """Measure the model as it stands, its adapter on and its weights as they are held; nothing is exported.
+class BenchmarkEvaluation(Checkpoint):  # Lightning calls callbacks of this class last, so the run is already saved
+    """Evaluate benchmarks on the model in training, with the adapter active and quantised weights as they are.
 
-    Training goes on as if nothing had been: random numbers and modes are put back, and figures of time, memory and
-    energy leave it out. Other callbacks are told by `on_benchmark_start`, `on_benchmark_progress` and
-    `on_benchmark_end`, where they have these.
+    Training is not affected: random states and train/eval modes are restored, and time, memory and energy figures
+    exclude the evaluation. Other callbacks are notified through `on_benchmark_start`, `on_benchmark_progress` and
+    `on_benchmark_end` if they have these methods.
 
     Args:
-        tasks: names of lm-eval's tasks, groups or patterns (`litpeft_blimp_*`), `perplexity`, or `held_out`; a list, or
-            set apart by commas.
-        before: also before the first step.
-        every_n_steps: also every so many optimizer steps.
-        limit: items of each task, the first ones; all by default. `held_out` takes all rows of the validation.
-        num_fewshot: examples before each item, where the task does not fix their number.
-        batch_size: rows at once where lm-eval's own way is taken; by default as many as fit (16 on a CPU).
-        data_dir: folder with the released files of the litpeft_ tasks; without it they come from the hub.
-        text_file: text of `perplexity`, paragraphs set apart by empty lines.
-        max_seconds: that an evaluation may take; what it does not come to is named in the record.
-        keep_items: keep what each item gave, in `benchmark_items` in the run folder. `litpeft compare` then tests
+        tasks: lm-eval tasks, groups or patterns (`litpeft_blimp_*`), `perplexity` or `held_out`; a list or a
+            comma-separated string.
+        before: also evaluate before the first step.
+        every_n_steps: also evaluate every n optimizer steps.
+        limit: number of items per task, from the start (default: all); `held_out` always uses all validation rows.
+        num_fewshot: few-shot examples per item, for tasks that do not set the number.
+        batch_size: batch size for tasks that lm-eval scores itself (default: as many rows as fit; 16 on a CPU).
+        data_dir: folder with the data files of the litpeft_ tasks (default: the hub).
+        text_file: text file for `perplexity`; empty lines separate paragraphs.
+        max_seconds: time limit of one evaluation; the record names the tasks that were skipped.
+        keep_items: save the result of each item in `benchmark_items` in the run folder. `litpeft compare` then tests
             differences over items as well as over seeds.
     """
 
@@ -67,12 +67,12 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         )
         check_options(self.options, every_n_steps)
         self.before, self.every_n_steps, self.keep_items = before, every_n_steps, keep_items
-        self.done: list[dict[str, Any]] = []  # for the record, in order of their steps
+        self.done: list[dict[str, Any]] = []  # finished evaluations, sorted by step, for the record
         self._suite: Suite | None = None
-        self._drawn: set[int] = set()  # steps whose curves are in the event files
+        self._logged: set[int] = set()  # steps whose scores are in the event files
 
     def resume_with(self, done: Sequence[dict[str, Any]] | None) -> None:
-        """Evaluations that the record of a resumed run holds: a run that is bit-identical need not repeat them."""
+        """Take over the evaluations in the record of a resumed run, which are not repeated."""
         self.done = list(done or ())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,22 +80,22 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
             self._suite = Suite(self.options, pl_module, trainer.datamodule)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._drawn = {each["step"] for each in self.done if each["step"] <= trainer.global_step}
+        self._logged = {each["step"] for each in self.done if each["step"] <= trainer.global_step}
         if trainer.global_step == 0 and self.before:
             self._evaluate(trainer, pl_module, 0)
-        self.on_train_batch_end(trainer, pl_module)  # of a resumed run, what its end has cut short
+        self.on_train_batch_end(trainer, pl_module)  # repeats an evaluation that was interrupted before this resume
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         step = trainer.global_step
-        last = step == trainer.max_steps  # what is to be measured at the end may be another checkpoint
+        last = step == trainer.max_steps  # the final evaluation may use another checkpoint
         if self.every_n_steps and step and step % self.every_n_steps == 0 and not last:
             self._evaluate(trainer, pl_module, step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not in `on_fit_end`, before which Lightning moves the model to the host."""
+        """Run the final evaluation. (Before `on_fit_end`, Lightning moves the model to the CPU.)"""
         step = trainer.global_step
         chosen = next((c.best for c in trainer.callbacks if getattr(c, "keep", None) == "best"), None)
-        if chosen is not None:  # the weights that the run stands for
+        if chosen is not None:  # the selected weights are not the last ones
             step = step_of(chosen)
         if self._suite is None:
             return
@@ -105,8 +105,8 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         self._evaluate(trainer, pl_module, step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Of a run that was killed in its last evaluation, there was nothing left to train, and no end of it."""
-        if self._suite is not None and trainer.global_step not in self._drawn:
+        """Repeat a final evaluation that was killed: without a step left, `on_train_end` is not called."""
+        if self._suite is not None and trainer.global_step not in self._logged:
             pl_module.to(trainer.strategy.root_device)
             self.on_train_end(trainer, pl_module)
 
@@ -114,33 +114,33 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
         return any(each["step"] == step for each in self.done)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        """By one process, which the others wait for."""
+        """Evaluate in the first process while the others wait."""
         if self._suite is None:
             return
         if trainer.is_global_zero:
-            self._evaluate_alone(trainer, pl_module, step)
-        self._drawn.add(step)
+            self._evaluate_here(trainer, pl_module, step)
+        self._logged.add(step)
         trainer.strategy.barrier()
 
-    def _evaluate_alone(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
-        if self._known(step):  # by the run that was killed; its curves end where it was saved
-            self._draw(trainer, step)
+    def _evaluate_here(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        if self._known(step):  # evaluated before the run was killed; its event file was cut at the last checkpoint
+            self._log_scores(trainer, step)
             return
-        _tell(trainer, "on_benchmark_start", pl_module)
-        found = self._suite.evaluate(
+        _call_hook(trainer, "on_benchmark_start", pl_module)
+        evaluation = self._suite.evaluate(
             pl_module,
             trainer.datamodule,
-            lambda *progress: _tell(trainer, "on_benchmark_progress", *progress),
-            lambda sentence: print(f"litpeft: warning: {sentence}", file=sys.stderr),
+            lambda *progress: _call_hook(trainer, "on_benchmark_progress", *progress),
+            lambda message: print(f"litpeft: warning: {message}", file=sys.stderr),
         )
-        self.done = sorted([*self.done, {"step": step} | found.told()], key=lambda each: each["step"])
+        self.done = sorted([*self.done, {"step": step} | evaluation.as_entry()], key=lambda each: each["step"])
         if self.keep_items:
-            write_items(Path(trainer.default_root_dir), step, found)
-        self._draw(trainer, step)
-        _tell(trainer, "on_benchmark_end", pl_module, step, found.results)
+            write_items(Path(trainer.default_root_dir), step, evaluation)
+        self._log_scores(trainer, step)
+        _call_hook(trainer, "on_benchmark_end", pl_module, step, evaluation.results)
 
-    def _draw(self, trainer: Trainer, step: int) -> None:
-        if step in self._drawn:
+    def _log_scores(self, trainer: Trainer, step: int) -> None:
+        if step in self._logged:
             return
         results = next(each for each in self.done if each["step"] == step)["results"]
         for logger in trainer.loggers:
@@ -152,7 +152,7 @@ class BenchmarkEvaluation(Checkpoint):  # of Lightning's kind, which it calls la
 
 
 def curves(results: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Scores and their standard errors as the record has them, by the names of curves."""
+    """Return scores and standard errors by TensorBoard tag."""
     kinds = {"benchmark": "scores", "benchmark_stderr": "standard_errors"}
     return {
         f"{curve}/{name}_{metric}": value
@@ -164,22 +164,26 @@ def curves(results: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def write_items(folder: Path, step: int, found: Evaluation) -> None:
-    """What each item gave: by benchmark, the fingerprint of its items and a list by metric. What stands there stays."""
+    """Write the result of each item: by benchmark, the fingerprint of the items and one list per metric.
+
+    Results of other benchmarks in an existing file are kept.
+    """
     path = folder / ITEMS / f"step-{step:06d}.json"
     try:
         earlier = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or none that could be read
+    except (OSError, ValueError):  # no file yet, or an unreadable one
         earlier = {}
-    told = {
+    new = {
         name: {"fingerprint": result.fingerprint} | result.per_item
         for name, result in found.results.items()
         if result.per_item
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, as_json(earlier | told))
+    write_atomically(path, as_json(earlier | new))
 
 
-def _tell(trainer: Trainer, hook: str, *told: Any) -> None:
+def _call_hook(trainer: Trainer, hook: str, *arguments: Any) -> None:
+    """Call a hook of all callbacks that have it."""
     for callback in trainer.callbacks:
         if hasattr(callback, hook):
-            getattr(callback, hook)(trainer, *told)
+            getattr(callback, hook)(trainer, *arguments)

@@ -1,4 +1,4 @@
-"""When a run is saved, which checkpoints are kept, and what of a resumed one is taken up again."""
+"""When a run is saved, which checkpoints are kept, and which state a resumed run restores."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from litpeft.callbacks.stop_signals import StopSignals
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import remove_folder
 from litpeft.runs.folder import CHECKPOINTS, checkpoints
-from litpeft.runs.record import named
+from litpeft.runs.record import by_field
 from litpeft.training import processes
 
-SPARE = 1  # while a run goes on, so many older ones are kept: one that the disk has damaged does not cost the run
+SPARE = 1  # older checkpoints kept during a run, so that one damaged checkpoint does not lose the run
 
 
 class Checkpoint(LightningCheckpoint):
-    """Save after each validation, at the end, when asked to stop, and every n optimizer steps if asked.
+    """Save after each validation, at the end, on a stop signal, and optionally every n optimizer steps.
 
-    While the run goes on, the two newest are kept; of one that has ended, what it stands for.
+    During the run the two newest checkpoints are kept; after the run only the selected one.
 
     Args:
-        every_n_steps: also save every so many optimizer steps.
-        keep: the weights that the run stands for. `last`: those after the last step. `best`: those with the best
-            validation metric of the task; beside them the newest are kept to resume from.
+        every_n_steps: also save every n optimizer steps.
+        keep: the selected weights. `last`: after the last step. `best`: with the best validation metric of the task;
+            the newest checkpoints are kept as well, to resume from.
     """
 
     def __init__(self, every_n_steps: int | None = None, keep: Literal["last", "best"] = "last") -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps must be at least 1, got {every_n_steps}.")
         self.every_n_steps, self.keep = every_n_steps, keep
-        self.last: str | None = None  # names within the run folder
+        self.last: str | None = None  # paths relative to the run folder
         self.best: str | None = None
         self.best_metrics: dict[str, float] = {}
         self.val_step: int | None = None
-        self.validation_due, self.epoch_due = False, False  # for litpeft.training.loop
+        self.validation_due, self.epoch_due = False, False  # read by litpeft.training.loop
         self.stop = StopSignals()
         self._monitor: tuple[str, str] = ("val_loss", "min")
-        self._due = False  # validated since the last one
-        self._rng: dict[str, Any] | None = None  # of the run that is resumed, as the metrics are
+        self._due = False  # a validation has run since the last checkpoint
+        self._rng: dict[str, Any] | None = None  # random states of the resumed run
         self._metrics: dict[str, torch.Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -53,17 +53,17 @@ class Checkpoint(LightningCheckpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.keep == "best" and not trainer.enable_validation:
-            raise UserError("checkpoint.keep best needs a validation; leave it out, or trainer.limit_val_batches 0.")
+            raise UserError("checkpoint.keep best needs validation; leave out trainer.limit_val_batches 0.")
         if trainer.global_step:
-            self.last = _name(trainer.global_step)  # a resumed run holds this step already
+            self.last = _name(trainer.global_step)  # this checkpoint already exists
         trainer.callback_metrics.update(self._metrics)
         self.stop.listen()
-        if trainer.received_sigterm:  # while the model was loaded; Lightning would stop within the first step
+        if trainer.received_sigterm:  # received during loading; Lightning would stop in the middle of the first step
             self.stop.received = signal.SIGTERM
             raise self.stop.exception()
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Asked to stop within a validation, do not wait for its end: it is done again, from its start."""
+        """On a stop signal, save and stop at once; the validation is repeated after the resume."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self.stop.agree(trainer.strategy.root_device)
         if self.stop.received and not trainer.fit_loop.epoch_loop._should_accumulate():
@@ -87,16 +87,16 @@ class Checkpoint(LightningCheckpoint):
                 self.best, self.best_metrics = _name(self.val_step), metrics | {"val_step": self.val_step}
 
     def between_steps(self, trainer: Trainer) -> None:
-        """Called by litpeft.training.loop."""
+        """Save if a checkpoint is due and stop on a signal; litpeft.training.loop calls this after each step."""
         self.stop.agree(trainer.strategy.root_device)
-        asked = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if self._due or asked or trainer.should_stop or self.stop.received:
+        requested = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
+        if self._due or requested or trainer.should_stop or self.stop.received:
             self._save(trainer)
         if self.stop.received:
             raise self.stop.exception()
 
     def restore(self) -> None:
-        """Not earlier: what is built before the first batch may draw random numbers."""
+        """Restore the random states just before the first batch, because setup code may draw random numbers."""
         if self._rng is not None:
             _set_rng_states(self._rng)
             self._rng = None
@@ -111,14 +111,14 @@ class Checkpoint(LightningCheckpoint):
         self.stop.forget()
 
     def _save(self, trainer: Trainer) -> None:
-        """Save, and only then remove what is too old."""
+        """Save, then remove old checkpoints."""
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.flush()  # what was drawn until now is not drawn again after a resume
+                logger.experiment.flush()  # a resumed run does not log earlier steps again
         before, self.last, self._due = self.last, _name(trainer.global_step), False
         try:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / self.last)
-        except BaseException:  # a full disk: the record is not to name what is not there
+        except BaseException:  # the disk is full: the record must not name a missing checkpoint
             self.last = before
             raise
         for callback in trainer.callbacks:
@@ -134,30 +134,34 @@ class Checkpoint(LightningCheckpoint):
                     remove_folder(old)
 
     def measured(self) -> dict[str, Any]:
-        """Figures for the record: with `keep: best`, those of the best weights replace those of the last."""
+        """Return record fields; with `keep: best`, the metrics of the best weights replace the last ones."""
         if self.keep == "best" and self.best:
-            return {"checkpoint": self.best, "selection": f"best {self._monitor[0]}"} | named(self.best_metrics)
+            return {"checkpoint": self.best, "selection": f"best {self._monitor[0]}"} | by_field(self.best_metrics)
         return {"checkpoint": self.last, "selection": "last", "val_step": self.val_step}
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Schedules, early stopping and the record read metrics of a validation that may lie far back."""
+        """Save the metrics: schedules, early stopping and the record read metrics of earlier validations."""
         checkpoint["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
         checkpoint["stopping"] = [trainer.max_epochs, trainer.max_steps] if trainer.should_stop else None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._metrics = checkpoint["metrics"]
-        if checkpoint["stopping"] == [trainer.max_epochs, trainer.max_steps]:  # and is not to go on longer now
+        if checkpoint["stopping"] == [trainer.max_epochs, trainer.max_steps]:  # the limits were not raised
             trainer.should_stop = self.epoch_due = True
 
     def state_dict(self) -> dict[str, Any]:
         states = _collect_rng_states(include_cuda=torch.cuda.is_available())
         name, keys, *rest = states["numpy"]
-        states["numpy"] = [name, torch.from_numpy(keys.astype("int64")), *rest]  # weights_only reads no arrays
+        states["numpy"] = [
+            name,
+            torch.from_numpy(keys.astype("int64")),
+            *rest,
+        ]  # torch.load(weights_only=True) cannot read NumPy arrays
         own = ("best", "best_metrics", "val_step", "validation_due")
-        return processes.kept({name: getattr(self, name) for name in own} | {"rng": states})
+        return processes.state_of_all_ranks({name: getattr(self, name) for name in own} | {"rng": states})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state_dict = processes.own(state_dict)
+        state_dict = processes.state_of_this_rank(state_dict)
         states = state_dict.pop("rng")
         name, keys, *rest = states["numpy"]
         self._rng = states | {"numpy": (name, keys.numpy().astype("uint32"), *rest)}

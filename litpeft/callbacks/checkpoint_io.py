@@ -1,4 +1,4 @@
-"""What a checkpoint is on the disk, and what is refused as one."""
+"""The checkpoint format on disk: how a checkpoint is written, checked and read."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ TENSORS, LOOP = "trainable.safetensors", "loop.pt"
 
 
 class FolderCheckpointIO(TorchCheckpointIO):
-    """A checkpoint is a folder: `trainable.safetensors`, `loop.pt` (all else), and `SHA256SUMS` of the two.
+    """Store a checkpoint as a folder: `trainable.safetensors`, `loop.pt` (everything else) and `SHA256SUMS`.
 
-    It is written under another name, flushed to the disk and renamed: a killed process leaves no half of one.
+    The folder is written under a temporary name, flushed and renamed, so a killed process leaves no partial checkpoint.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -32,42 +32,42 @@ class FolderCheckpointIO(TorchCheckpointIO):
             try:
                 save_file(tensors, str(scratch / TENSORS), metadata={"format": "pt"})
             except SafetensorError as error:
-                raise _of_the_system(error, path) from error
-            with open(scratch / LOOP, "wb") as file:  # given a name, torch would not tell why it cannot write
+                raise _as_os_error(error, path) from error
+            with open(scratch / LOOP, "wb") as file:  # with a path, torch hides the reason of a write error
                 torch.save(rest, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read it; nothing in it is executed.
+        """Read a checkpoint. No code in it is executed.
 
         Raises:
-            UserError: it is not as it was written; the message names the one before it.
+            UserError: the checkpoint is damaged; the message names the checkpoint before it.
         """
         path = Path(path)
         if reason := damage(path):
-            raise UserError(f"the checkpoint {path} cannot be used: {reason}; {_instead(path)}.")
+            raise UserError(f"the checkpoint {path} cannot be used: {reason}; {_remedy(path)}.")
         try:
             rest = torch.load(path / LOOP, map_location=map_location or "cpu", weights_only=True)
             return rest | {"state_dict": load_file(path / TENSORS)}
-        except Exception as error:  # what bytes of other origin raise is of many kinds
+        except Exception as error:  # damaged bytes raise many kinds of errors
             reason = first_sentence(error)
-            raise UserError(f"the checkpoint {path} cannot be read: {reason}; {_instead(path)}.") from error
+            raise UserError(f"the checkpoint {path} cannot be read: {reason}; {_remedy(path)}.") from error
 
     def remove_checkpoint(self, path: Any) -> None:
         remove_folder(Path(path))
 
 
-def _of_the_system(error: SafetensorError, path: Any) -> Exception:
-    """The system's error within one that safetensors raises: "I/O error: ... (os error 28)"."""
+def _as_os_error(error: SafetensorError, path: Any) -> Exception:
+    """Return the operating system error in a message of safetensors: "I/O error: ... (os error 28)"."""
     number = re.search(r"os error (\d+)", str(error))
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path)) if number else error
 
 
-def _instead(path: Path) -> str:
-    """What to do about one that cannot be used."""
+def _remedy(path: Path) -> str:
+    """Return what to do about an unusable checkpoint."""
     if not STEP.fullmatch(path.name):
-        return f"a checkpoint of ours is a folder with {TENSORS}, {LOOP} and {SUMS}"
+        return f"a litpeft checkpoint is a folder with {TENSORS}, {LOOP} and {SUMS}"
     known = checkpoints(path.parent.parent)
     before = [other for other in known[: known.index(path)] if not damage(other)] if path in known else []
     if not before:
-        return "there is no other one before it: train again, with --overwrite"
-    return f"remove that folder, and {before[-1].name}, the one before it, takes its place"
+        return "there is no earlier checkpoint; train again with --overwrite"
+    return f"remove that folder to use {before[-1].name}, the checkpoint before it"

@@ -1,4 +1,4 @@
-"""The energy of the training, where the machine tells it."""
+"""The energy used by training, on machines that report it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from litpeft.training import processes
 
 
 class EnergyRecorder(Callback):
-    """Record joules from the start of training to its end, validation and checkpoints between included, benchmarks not.
+    """Record the joules of training, including validation and checkpoints, without benchmarks.
 
-    Of whole processor packages and of the whole board of the GPU, see `profiling.energy`: what else the machine does at
-    the time is in them too.
+    The counters cover whole processor packages and the whole GPU board (see `profiling.energy`), so other work on the
+    machine is included.
 
     Attributes:
-        clock: seconds.
+        clock: function that returns the time in seconds.
     """
 
     clock = staticmethod(time.monotonic)
 
     def __init__(self) -> None:
-        self._meter: EnergyMeter | None = None  # while training goes on
+        self._meter: EnergyMeter | None = None  # None outside of training
         self._joules: dict[str, float | None] | None = None
-        self._joules_before: dict[str, float | None] | None = None  # up to the checkpoint that it was resumed from
+        self._joules_before: dict[str, float | None] | None = (
+            None  # up to the checkpoint that was resumed, or to the last benchmark
+        )
         self._read_at = 0.0
         self._paused = False
 
@@ -69,13 +71,13 @@ class EnergyRecorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         self._read()
-        return processes.kept({"energy_joules": self._total()})
+        return processes.state_of_all_ranks({"energy_joules": self._total()})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._joules_before = processes.own(state_dict)["energy_joules"]
+        self._joules_before = processes.state_of_this_rank(state_dict)["energy_joules"]
 
     def measured(self) -> dict[str, Any]:
-        """Figures for the record; the sum is null unless all of it is known."""
+        """Return record fields; the sum is null unless every source is known."""
         by_source = self._total()
         known = by_source and None not in by_source.values()
         return {

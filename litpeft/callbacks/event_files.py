@@ -1,4 +1,4 @@
-"""The curves of a run that is resumed: what was drawn after its checkpoint comes again, and is cut off."""
+"""TensorBoard event files of a resumed run: values logged after its checkpoint are removed, because they come again."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ EVENTS = "events.out.tfevents.*"
 
 
 def curve_sizes(run_dir: Path) -> dict[str, int]:
-    """Bytes of a run's event files, by name: for the checkpoint, once they are flushed."""
+    """Return the size in bytes of each event file of a run, by name. Flush the files before."""
     return {file.name: file.stat().st_size for file in run_dir.glob(EVENTS)}
 
 
 def cut_curves(run_dir: Path, sizes: dict[str, int], keep: Path | None = None) -> None:
-    """Shorten a run's event files to what they were when it was saved; later ones go.
+    """Truncate the event files of a run to their sizes at the checkpoint, and remove later files.
 
-    Cut off the files and not hidden by a mark (`purge_step`), which not all readers heed, and none if the clock has
-    been set back and the files are out of order.
+    TensorBoard's `purge_step` would only hide values, and not every reader respects it.
 
     Args:
-        run_dir: the run's folder.
-        sizes: as they were.
+        run_dir: the run folder.
+        sizes: size in bytes of each event file at the checkpoint.
         keep: the file that is being written.
     """
     for file in run_dir.glob(EVENTS):

@@ -1,4 +1,4 @@
-"""Peaks of memory by phase, and in a few steps what the bytes are for."""
+"""Peak memory by phase, and in a few steps the split of the peak by purpose."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from litpeft.callbacks.across_processes import most
 from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.errors import UserError
 from litpeft.profiling.memory import MemoryTracker, optimizer_tensors
-from litpeft.profiling.memory.bar_chart import split_picture
+from litpeft.profiling.memory.bar_chart import split_image
 from litpeft.training import processes
 from litpeft.training.sharding import is_sharded
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
 PROC = Path("/proc/self")
-CROWDED = 2**30  # bytes on a GPU before a run; a CUDA context of its own is about half of it
-CUDA = {  # in the record: torch.cuda.memory_stats
+BUSY_BYTES = 2**30  # GPU memory in use before a run that triggers a warning; a CUDA context takes about half
+CUDA = {  # record field -> key of torch.cuda.memory_stats
     "peak_allocated_bytes": "allocated_bytes.all.peak",
     "peak_reserved_bytes": "reserved_bytes.all.peak",
     "peak_active_bytes": "active_bytes.all.peak",
@@ -33,19 +33,16 @@ CUDA = {  # in the record: torch.cuda.memory_stats
 
 
 class MemoryRecorder(Callback):
-    """Record peaks of memory by phase: load, first_step (optimizer state is born in it), train, validate, save,
-    benchmark.
+    """Record peak memory by phase: load, first_step, train, validate, save, benchmark.
 
-    At each border of phases CUDA is synchronised and its peaks are read and set back, as is the kernel's mark of the
-    host's. In a few training steps, the first batch of a validation and the first checkpoint before the end the
-    storage of every tensor is followed, so that the peak can be told by what it is for. That takes time: the figures
-    of throughput leave such steps out.
+    Between phases CUDA is synchronised and the peaks of CUDA and of the host are read and reset. In a few training
+    steps, the first validation batch and the first checkpoint, the storage of every tensor is tracked, so that the peak
+    can be split by purpose. Tracking takes time, so throughput figures exclude these steps.
 
     Args:
-        track_steps: optimizer steps that are followed, counted from 0 at the start or the resume. By default the first,
-            which has the longest batch of the epoch and no states of the optimizer before its end, and of the others of
-            that epoch the one with the longest batch, which meets those states. Blocks that are compiled cannot be
-            followed, nor shares of FSDP2.
+        track_steps: optimizer steps to track, counted from 0 at the start or resume. Default: the first step, which has
+            the longest batch, and the step with the longest batch after it, when the optimizer state exists. Compiled
+            blocks and FSDP2 shards cannot be tracked.
     """
 
     def __init__(self, track_steps: Sequence[int] | None = None) -> None:
@@ -54,31 +51,31 @@ class MemoryRecorder(Callback):
         self.track_steps = None if track_steps is None else list(track_steps)
         self.tracked_steps: list[int] = []
         self.phases: dict[str, dict[str, Any]] = {}
-        self.tracker: MemoryTracker | None = None  # while one is on
+        self.tracker: MemoryTracker | None = None  # active in tracked steps
         self._phase: str | None = None
-        self._interrupted: str | None = None  # the phase that goes on after a benchmark
-        self._others: int | None = None  # bytes on the GPU that are not of torch's allocator, before the run
+        self._interrupted: str | None = None  # the phase to return to after a benchmark
+        self._others: int | None = None  # GPU bytes outside of torch's allocator, before the run
         self._steps_before = 0
         self._retries = 0
         self._host_peak: int | None = None
-        self._host_known = True  # whether the kernel's mark was set back when the phase began
+        self._host_known = True  # whether the kernel's peak counter was reset at the start of the phase
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._look_around(trainer.strategy.root_device)
+            self._check_device_is_free(trainer.strategy.root_device)
             self._enter("load", pl_module.device)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._enter("validate", pl_module.device)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._steps_before = trainer.global_step  # of a resumed run
+        self._steps_before = trainer.global_step  # not 0 after a resume
         self._enter("first_step", pl_module.device)
         if is_sharded(pl_module.backbone):
             self.track_steps = []
         elif self.track_steps is None:
             self.track_steps = _longest_steps(trainer, pl_module)
-        if self.track_steps:  # transformers reads weights in other threads, in which nothing can be followed
+        if self.track_steps:  # loading cannot be tracked: transformers loads weights in other threads
             with MemoryTracker(pl_module.device) as tracker:
                 tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
             self.phases["load"]["tensor_bytes"] = tracker.peak().split
@@ -93,7 +90,9 @@ class MemoryRecorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         done = trainer.global_step - self._steps_before
-        if self.tracker is not None and done > self.tracked_steps[-1]:  # batches may be accumulated
+        if (
+            self.tracker is not None and done > self.tracked_steps[-1]
+        ):  # with gradient accumulation a step has several batches
             self._tracked(trainer)
         if self._phase == "first_step" and done:
             self._enter("train", pl_module.device)
@@ -134,29 +133,29 @@ class MemoryRecorder(Callback):
         if _most(self.phases, "peak_tensor_bytes"):
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger):
-                    picture = split_picture(self.phases)
-                    logger.experiment.add_image("memory", picture, trainer.global_step, dataformats="HWC")
+                    image = split_image(self.phases)
+                    logger.experiment.add_image("memory", image, trainer.global_step, dataformats="HWC")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self.tracker is not None:  # what filled the memory is worth knowing
+        if self.tracker is not None:  # keep the split at an out-of-memory error
             self._tracked(trainer)
         self._enter(None, pl_module.device)
 
-    def _look_around(self, device: torch.device) -> None:
-        """Note what is held on a GPU already; much of it takes time from the run, and perhaps memory."""
+    def _check_device_is_free(self, device: torch.device) -> None:
+        """Record the GPU memory that is already in use, and warn if it is large."""
         if device.type != "cuda":
             return
         free, total = torch.cuda.mem_get_info(device)
         self._others = total - free - torch.cuda.memory_reserved(device)
-        if self._others > CROWDED:
+        if self._others > BUSY_BYTES:
             print(
-                f"litpeft: warning: {self._others / 2**30:.1f} GiB of {device} are in use before the run begins; "
-                "figures of time and allocator_retries may not be its own.",
+                f"litpeft: warning: {self._others / 2**30:.1f} GiB of {device} are in use before the run starts; "
+                "other work on the GPU may distort times and allocator_retries.",
                 file=sys.stderr,
             )
 
     def _track(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Follow from here on; False where this is done already, or cannot be."""
+        """Start tracking and return True; return False if tracking is active already or not possible."""
         if self.tracker is not None or pl_module.compile_blocks:
             return False
         self.tracker = MemoryTracker(pl_module.device)
@@ -166,19 +165,19 @@ class MemoryRecorder(Callback):
         return True
 
     def _track_once(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Follow from here on what this phase does for the first time."""
+        """Start tracking if this phase has not been tracked yet."""
         if self.track_steps and "peak_tensor_bytes" not in self.phases.get(self._phase, {}):
             self._track(trainer, pl_module)
 
     def _saved(self, trainer: Trainer) -> None:
-        """Whatever comes next, the checkpoint is written."""
+        """End the tracking of a checkpoint, once the checkpoint is written."""
         if self.tracker is not None and self._phase == "save":
             self._tracked(trainer)
 
     def _tracked(self, trainer: Trainer) -> None:
         tracker, self.tracker = self.tracker, None
         tracker.__exit__(None, None, None)
-        tracker.label(_states(trainer), "optimizer_state")  # the first step's are new
+        tracker.label(_states(trainer), "optimizer_state")  # the first step created it
         peak = tracker.peak()
         kept = self.phases.setdefault(self._phase, {})
         if peak.bytes > kept.get("peak_tensor_bytes", 0):
@@ -204,17 +203,17 @@ class MemoryRecorder(Callback):
         self._phase = phase
 
     def state_dict(self) -> dict[str, Any]:
-        """So that a run which is resumed for its shortest batches does not look as if it had needed no more."""
-        return processes.kept({"phases": deepcopy(self.phases), "host_peak": self._host_peak})
+        """Return the peaks so far, so that a resumed run keeps them."""
+        return processes.state_of_all_ranks({"phases": deepcopy(self.phases), "host_peak": self._host_peak})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Peaks of what comes are laid over those of before; each phase keeps its greatest."""
-        state_dict = processes.own(state_dict)
+        """Restore the peaks of the run before the resume."""
+        state_dict = processes.state_of_this_rank(state_dict)
         self.phases = state_dict["phases"]
         self._host_peak = most((self._host_peak, state_dict["host_peak"]))
 
     def measured(self) -> dict[str, Any]:
-        """Figures for the record."""
+        """Return record fields."""
         peaks = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_tensor_bytes")
         return {name: _most(self.phases, name) for name in peaks} | {
             "peak_rss_bytes": most((self._host_peak, peak_rss_bytes())),
@@ -225,15 +224,15 @@ class MemoryRecorder(Callback):
 
 
 def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
-    """The greatest figure of this name over all phases of the training; None where none knows it."""
+    """Return the largest value of a field over all phases except benchmarks; None if unknown."""
     training = (phase for kind, phase in phases.items() if kind != "benchmark")
     return max((phase[name] for phase in training if phase.get(name) is not None), default=None)
 
 
 def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
-    """The first step and, of the others of this epoch, the one with the longest batch, where that is known."""
+    """Return the first step and the step with the longest batch after it in this epoch."""
     sampler, accumulated = trainer.train_dataloader.sampler, trainer.accumulate_grad_batches
-    if not isinstance(sampler, LengthGroupedBatches):  # of a data set with a loader of its own
+    if not isinstance(sampler, LengthGroupedBatches):  # a data set with another sampler: lengths unknown
         return [0, 1]
     total = pl_module.total_steps()
     most = trainer.num_training_batches - sampler.start
@@ -250,9 +249,9 @@ def _states(trainer: Trainer) -> list[torch.Tensor]:
 
 
 def peak_rss_bytes() -> int | None:
-    """Most host memory that the process has held since it started, or since the mark was set back.
+    """Return the peak resident memory in bytes since the process started or the counter was reset; None if unknown.
 
-    Linux's own mark and not getrusage's, which a process takes over from the one that started it, large or not.
+    Linux's VmHWM and not getrusage, whose value a process inherits from its parent.
     """
     status = PROC / "status"
     found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
@@ -266,9 +265,9 @@ def peak_rss_bytes() -> int | None:
 
 
 def _reset_peak_rss() -> bool:
-    """Set the kernel's mark back to what is held now; False where it cannot be."""
+    """Reset the kernel's peak counter to the current value and return True; False if that is not possible."""
     try:
         (PROC / "clear_refs").write_text("5")
-    except OSError:  # no Linux, or a container that does not let us
+    except OSError:  # not Linux, or not permitted in this container
         return False
     return True

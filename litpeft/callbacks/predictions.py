@@ -1,4 +1,4 @@
-"""What `litpeft predict` leaves: one JSON line a row, in the order of the file."""
+"""The output of `litpeft predict`: one JSON line per row, in the order of the input file."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class PredictionWriter(Callback):
     """Write predictions to a file.
 
     Args:
-        file: JSON lines; by default `predictions.jsonl` in the run folder. Rows stand in the order of the input, each
-            with its text and what the task predicts of it.
+        file: JSON Lines file (default: `predictions.jsonl` in the run folder), with the text and the prediction of
+            each row, in the order of the input.
     """
 
     def __init__(self, file: str | None = None) -> None:

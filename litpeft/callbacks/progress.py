@@ -1,4 +1,4 @@
-"""Live progress: a bar on a terminal, a line now and then in a log."""
+"""Progress: bars on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lightning.pytorch.callbacks import ProgressBar as AnyProgressBar
 from lightning.pytorch.callbacks import RichProgressBar
 from rich.progress import TaskID
 
-EVERY = 5.0  # seconds between lines
+LINE_SECONDS = 5.0  # seconds between lines
 
 
 class ProgressBar(RichProgressBar):
-    """Rich's bar, with epochs counted from one, and no number of epochs where steps end the run."""
+    """Rich's progress bar with epochs counted from 1, and without the number of epochs if max_steps ends the run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._benchmarks: dict[str, TaskID] = {}  # the one that runs
+        self._benchmarks: dict[str, TaskID] = {}  # the running benchmark, by name
 
     def _get_train_description(self, current_epoch: int) -> str:
         epochs = self.trainer.max_epochs or -1
@@ -39,42 +39,42 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(AnyProgressBar):
-    """One line every few seconds, where there is no terminal to draw a bar on: step, loss and seconds left."""
+    """Print a line every few seconds where there is no terminal: step, loss and remaining seconds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._begun = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begun, self._first = time.monotonic(), trainer.global_step
+        self._started, self._first = time.monotonic(), trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         now, done = time.monotonic(), trainer.global_step
-        if now - self._told < EVERY or done == self._first:
+        if now - self._last_line < LINE_SECONDS or done == self._first:
             return
-        self._told = now
+        self._last_line = now
         total = pl_module.total_steps()
-        left = "" if total is None else f", {(now - self._begun) / (done - self._first) * (total - done):.0f} s left"
+        left = "" if total is None else f", {(now - self._started) / (done - self._first) * (total - done):.0f} s left"
         loss = trainer.callback_metrics["train_loss"]
         print(f"step {done}{f'/{total}' if total else ''}, train_loss {loss:.4f}{left}", flush=True)
 
     def on_benchmark_progress(self, trainer: Trainer, name: str, done: int, total: int) -> None:
         now = time.monotonic()
-        if done and now - self._told >= EVERY:
-            self._told = now
+        if done and now - self._last_line >= LINE_SECONDS:
+            self._last_line = now
             print(f"step {trainer.global_step}: {name} {done}/{total}", flush=True)
 
     def on_benchmark_end(
         self, trainer: Trainer, pl_module: LightningModule, step: int, results: dict[str, Any]
     ) -> None:
         for name, result in results.items():
-            told = ", ".join(f"{metric} {score:.4f}" for metric, score in result.scores.items())
-            print(f"step {step}: {name} {told}", flush=True)
+            scores = ", ".join(f"{metric} {score:.4f}" for metric, score in result.scores.items())
+            print(f"step {step}: {name} {scores}", flush=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
             return
-        found = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
-        told = ", ".join(f"{name} {value:.4f}" for name, value in sorted(found.items()))
-        print(f"step {trainer.global_step}: {told}", flush=True)
+        metrics = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
+        values = ", ".join(f"{name} {value:.4f}" for name, value in sorted(metrics.items()))
+        print(f"step {trainer.global_step}: {values}", flush=True)

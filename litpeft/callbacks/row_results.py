@@ -1,4 +1,4 @@
-"""What each validation row gave, so that two runs can be held against each other row by row."""
+"""The result of each validation row, so that two runs can be compared row by row."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ FILE = "val_examples.json"
 
 
 class ExampleRecorder(Callback):
-    """Keep the loss of each validation row, and of a classifier whether it was right.
+    """Save the loss of each validation row and, for a classifier, whether the prediction was correct.
 
     Args:
-        predictions: whether to; of the last validation, in `val_examples.json` in the run folder. `litpeft compare`
+        predictions: save the rows of the last validation as `val_examples.json` in the run folder. `litpeft compare`
             then tests differences over rows as well as over seeds.
     """
 
@@ -30,7 +30,7 @@ class ExampleRecorder(Callback):
         self._written = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pl_module.keeps_rows = self.predictions and stage == "fit"
+        pl_module.return_row_results = self.predictions and stage == "fit"
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._parts = []
@@ -38,21 +38,21 @@ class ExampleRecorder(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
-        if pl_module.keeps_rows and not trainer.sanity_checking:
+        if pl_module.return_row_results and not trainer.sanity_checking:
             self._parts.append({"row": batch["row"].cpu()} | {name: part.cpu() for name, part in outputs.items()})
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._parts:
             return
-        parts = [part for parts in processes.gathered(self._parts) for part in parts]
+        parts = [part for parts in processes.gather_from_ranks(self._parts) for part in parts]
         if not trainer.is_global_zero:
             return
         columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         rows, order = columns.pop("row").sort()
         chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
-        told = {"step": trainer.global_step, "table": f"{trainer.datamodule.table('val')[1]['fingerprint']}:{chosen}"}
-        told |= {name: column[order].tolist() for name, column in columns.items()}
-        write_atomically(Path(trainer.default_root_dir) / FILE, json.dumps(told) + "\n")
+        result = {"step": trainer.global_step, "table": f"{trainer.datamodule.table('val')[1]['fingerprint']}:{chosen}"}
+        result |= {name: column[order].tolist() for name, column in columns.items()}
+        write_atomically(Path(trainer.default_root_dir) / FILE, json.dumps(result) + "\n")
         self._written = True
 
     def measured(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a record says of a run before anything is measured: what was asked for, where it runs, and what was built."""
+"""The record fields that describe a run before training: configuration, machine, model, data and optimizer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
-from litpeft.optim.build import live_settings
+from litpeft.optim.build import optimizer_settings
 from litpeft.runs.environment import git_state, machine, packages
-from litpeft.training.strategies import name_of
+from litpeft.training.strategies import parallel_strategy_name
 
 
-def setting(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """What is known before the model is loaded, by the record's names."""
+def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Return the record fields that are known before the model is loaded."""
     adapter = pl_module.adapter
     return {
         "adapter": adapter.name,
@@ -29,8 +29,8 @@ def setting(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
     }
 
 
-def built(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """What is known once the model, the data and the optimizer are there."""
+def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Return the record fields that are known once the model, the data and the optimizer are created."""
     counts = pl_module.adapter.describe(pl_module.backbone)
     sizes = {name: counts.pop(name) for name in ("trainable_params", "total_params", "adapter_bytes", "model_bytes")}
     optimizer, schedules, data = trainer.optimizers[0], trainer.lr_scheduler_configs, trainer.datamodule
@@ -38,11 +38,11 @@ def built(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         "adapter_summary": counts,
         "data_summary": data.describe(),
         "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
-        "optimizer_settings": live_settings(optimizer),
+        "optimizer_settings": optimizer_settings(optimizer),
         "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
         "new_tensors": pl_module.new_tensors,
         "load_seconds": pl_module.load_seconds,
         "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         "processes": trainer.world_size,
-        "strategy": name_of(trainer.strategy),
+        "strategy": parallel_strategy_name(trainer.strategy),
     }

@@ -1,4 +1,4 @@
-"""Being asked to stop: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM sends before it takes a machine away."""
+"""Stop signals: Ctrl-C, SIGTERM, and SIGUSR1, which SLURM can send before the time limit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ SIGNALS = tuple(
 
 
 class StopSignals:
-    """Remember a signal instead of ending at once, so that the run can save itself where nothing is half done.
+    """Remember a stop signal, so that the run saves between two steps and then stops. A second signal stops at once.
 
-    A second one ends it at once. Lightning's own handlers, which stop within accumulated batches or save in the midst
-    of a step, are replaced; it puts back what was there before when the trainer ends.
+    Replaces Lightning's handlers, which may stop or save in the middle of a step; Lightning restores the previous
+    handlers when the trainer ends.
 
     Attributes:
-        received: the signal that asked to stop.
+        received: number of the signal received, or None.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """From now on. A signal that is ignored, as by `nohup` or a shell's background jobs, stays so."""
+        """Install the handlers. A signal that is ignored (`nohup`, background jobs of a shell) stays ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         self._process = os.getpid()
@@ -43,16 +43,16 @@ class StopSignals:
                 self._before[number] = signal.signal(number, self._hear)
 
     def forget(self) -> None:
-        """As it was before."""
+        """Restore the previous handlers."""
         while self._before:
             signal.signal(*self._before.popitem())
 
     def agree(self, device: torch.device) -> None:
-        """A signal to one of several processes is one to all of them, from here on. All have to ask."""
-        self.received = processes.most(self.received or 0, device) or None
+        """Share a signal received by any process with all. Collective: every process must call it."""
+        self.received = processes.max_over_ranks(self.received or 0, device) or None
 
     def exception(self) -> BaseException:
-        """What ends the run; its exit code is the shell's for the signal."""
+        """Return the exception that ends the run with the exit code 128 + signal number."""
         if self.received == signal.SIGINT:
             return KeyboardInterrupt()
         stop = SIGTERMException()
@@ -60,11 +60,13 @@ class StopSignals:
         return stop
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker that makes batches: Ctrl-C goes to it too, and it is still needed
+        if (
+            os.getpid() != self._process
+        ):  # a dataloader worker: it also receives Ctrl-C, but is still needed to finish the step
             if number != signal.SIGINT:
                 os._exit(128 + number)
             return
         again, self.received = self.received is not None, number
         if again:
             raise self.exception()
-        os.write(2, b"\nlitpeft: stopping when this step is done and saved; once more stops at once.\n")
+        os.write(2, b"\nlitpeft: stopping after this step is saved; press again to stop at once.\n")

@@ -1,4 +1,4 @@
-"""What was typed after the verb: as pairs, with the configurations that it names put in place, and what is refused."""
+"""The arguments after the verb: parsed into pairs, configuration names replaced by files, bad values refused."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ from litpeft.runs.folder import CONFIG, saved_config
 from litpeft.runs.record_schema import is_utf8
 from litpeft.runs.safe_read import check_aliases, check_names
 
-CLEAN = ("optimizer", "scheduler")  # of which no argument may outlive the class that it was given to
-TOGETHER = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")  # STRATEGIES, and a choice among them
-LARGEST = 10**15  # of any number: a petabyte, or so many rows; torch's own are of 63 bits
-GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # names of options
+RESET = ("optimizer", "scheduler")  # options whose arguments must not carry over when another class is named
+STRATEGY_NAMES = ("auto", "ddp", "ddp_find_unused_parameters_true", "fsdp2")
+LARGEST = 10**15  # limit for any number (bytes, rows, steps); torch takes integers of 63 bits
+GROUPS = ("trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks")  # option groups
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")
-DIGITS = re.compile(r"\d{4301}")  # one more than Python makes a number of
-ALONE = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config")  # options without a value
+DIGITS = re.compile(r"\d{4301}")  # Python refuses to parse integers of more than 4,300 digits
+FLAGS = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config")  # options without a value
 
 
-def typed_options(words: Sequence[str]) -> list[tuple[str, str]]:
-    """(option, value) of each option, in order: `--a.b 1` and `--a.b=1` alike give ("a.b", "1")."""
+def typed_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """Return (option, value) pairs in order; both `--a.b 1` and `--a.b=1` give ("a.b", "1")."""
     pairs = []
-    rest = iter(words)
+    rest = iter(arguments)
     for word in rest:
         if word.startswith("-"):
             key, equals, value = word.lstrip("-").partition("=")
-            pairs.append((key, value if equals or key in ALONE else next(rest, "")))
+            pairs.append((key, value if equals or key in FLAGS else next(rest, "")))
     return [("config" if key == "c" else key, value) for key, value in pairs]
 
 
-def with_configs(verb: str, words: Sequence[str]) -> list[str]:
-    """The words as jsonargparse can read them: bare names of configurations become files.
+def with_configs(verb: str, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments in a form that jsonargparse can parse, with configuration names replaced by files.
 
-    Where a finished run is measured or resumed and no model is named, its own configuration comes first.
+    When a finished run is evaluated or resumed and no model is named, the run's own configuration is put first.
 
     Raises:
-        UserError: there is no such configuration or run, or a file is not YAML.
+        UserError: a configuration or run does not exist, or a file is not YAML.
     """
-    words = _with_numbers(words)
-    _check_order(words)
-    typed = dict(typed_options(words))
+    arguments = _with_numbers(arguments)
+    _check_order(arguments)
+    typed = dict(typed_options(arguments))
     out = []
-    for place, word in enumerate(words):
-        if place and words[place - 1] in ("--config", "-c"):
+    for place, word in enumerate(arguments):
+        if place and arguments[place - 1] in ("--config", "-c"):
             word = _checked(word)
         elif word.startswith("--config="):
             word = f"--config={_checked(word.removeprefix('--config='))}"
@@ -65,37 +65,38 @@ def with_configs(verb: str, words: Sequence[str]) -> list[str]:
         return out
     if "run_dir" not in typed:
         raise UserError(f"litpeft {verb} needs --run_dir, the folder of a run.")
-    saved_config(Path(typed["run_dir"]))  # says in a sentence what is missing
+    saved_config(Path(typed["run_dir"]))  # raises a clear error if the folder holds no run
     return [f"--config={Path(typed['run_dir']) / CONFIG}", *out]
 
 
-def _check_order(words: Sequence[str]) -> None:
-    """Refuse a word that is no option's value, and a class's option without one: argparse does not tell where."""
-    before, rest = "", iter(words)
+def _check_order(arguments: Sequence[str]) -> None:
+    """Refuse stray arguments and options without a value; argparse would not say where they stand."""
+    before, rest = "", iter(arguments)
     for word in rest:
         option, equals, _ = word.partition("=")
         if not word.startswith("-") or not word.strip("-"):
-            lone = ", which takes no value" if before.lstrip("-") in ALONE else ""
+            lone = ", which takes no value" if before.lstrip("-") in FLAGS else ""
             raise UserError(f"unknown argument {word!r}{f' after {before}' if before else ''}{lone}.")
-        if option.endswith("help"):  # which ends the command, with the name of a class or without
+        if option.endswith("help"):  # prints help and ends the command
             return
         before = option
-        if equals or option.lstrip("-") in ALONE:
+        if equals or option.lstrip("-") in FLAGS:
             continue
         value = next(rest, None)
         if option.startswith(("--model.", "--data.")) and (value is None or value.startswith("--")):
-            raise UserError(f"{option} needs a value{f', and {value} is none' if value else ''}.")
+            raise UserError(f"{option} needs a value{f' before {value}' if value else ''}.")
 
 
-def _without_leaks(words: Sequence[str]) -> list[str]:
-    """The words, with the optimizer set back to none before another one is named, and the schedule likewise.
+def _without_leaks(arguments: Sequence[str]) -> list[str]:
+    """Insert a reset of the optimizer (or schedule) before an argument that names another class.
 
-    jsonargparse keeps every argument that the new class takes too (its issue 460): SGD would have AdamW's weight decay.
+    Otherwise jsonargparse keeps every argument that the new class accepts too (jsonargparse issue 460): SGD would get
+    AdamW's weight decay.
     """
     out: list[str] = []
     named: dict[str, str] = {}
-    for place, word in enumerate(words):
-        for key, given in _named_classes(*typed_options(words[place : place + 2])[:1]) if word[:1] == "-" else ():
+    for place, word in enumerate(arguments):
+        for key, given in _named_classes(*typed_options(arguments[place : place + 2])[:1]) if word[:1] == "-" else ():
             if named.get(key) and not _same_class(named[key], given):
                 out.append(f"--model.{key}=null")
             named[key] = given
@@ -104,17 +105,17 @@ def _without_leaks(words: Sequence[str]) -> list[str]:
 
 
 def _named_classes(typed: tuple[str, str]) -> Iterator[tuple[str, str]]:
-    """("optimizer" or "scheduler", class) that an option names, by itself or in a file."""
+    """Yield ("optimizer" or "scheduler", class path) for each class that an option or its file names."""
     option, value = typed
-    told: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if option == "config":
         model = read_yaml(value).get("model")
-        told = model.get("init_args") if isinstance(model, dict) else {}
-        told = told if isinstance(told, dict) else {}
+        settings = model.get("init_args") if isinstance(model, dict) else {}
+        settings = settings if isinstance(settings, dict) else {}
     elif option.startswith("model."):
-        told = {option.removeprefix("model.").removesuffix(".class_path"): value}
-    for key in CLEAN:
-        each = told.get(key)
+        settings = {option.removeprefix("model.").removesuffix(".class_path"): value}
+    for key in RESET:
+        each = settings.get(key)
         each = _mapping(each) or each if isinstance(each, str) else each
         path = each.get("class_path") if isinstance(each, dict) else each
         if isinstance(path, str) and path != "null":
@@ -122,7 +123,7 @@ def _named_classes(typed: tuple[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _mapping(value: str) -> Any:
-    """What `{...}` says; None of another value, and of one that is no YAML, of which the parser is going to tell."""
+    """Return the parsed value of `{...}`; None for other values and for invalid YAML, which the parser reports."""
     if not value.startswith("{"):
         return None
     try:
@@ -132,15 +133,15 @@ def _mapping(value: str) -> Any:
 
 
 def _same_class(one: str, other: str) -> bool:
-    """Whether two paths may name one class: a bare name is that of any path which ends in it."""
+    """Return whether two class paths may mean the same class; a bare name matches any path that ends in the name."""
     bare = "." not in one or "." not in other
     return one.rpartition(".")[2] == other.rpartition(".")[2] if bare else one == other
 
 
-def _with_numbers(words: Sequence[str]) -> list[str]:
-    """`--a -1e5` as `--a=-1e5`: argparse knows no exponents, and would take the number for an option."""
+def _with_numbers(arguments: Sequence[str]) -> list[str]:
+    """Rewrite `--a -1e5` as `--a=-1e5`: argparse takes a negative number with an exponent for an option."""
     out: list[str] = []
-    for word in words:
+    for word in arguments:
         if NEGATIVE.fullmatch(word) and out and out[-1].startswith("--") and "=" not in out[-1]:
             out[-1] += f"={word}"
         else:
@@ -149,14 +150,14 @@ def _with_numbers(words: Sequence[str]) -> list[str]:
 
 
 def _checked(name: str) -> str:
-    """The file that a configuration's name means, if it can be read."""
+    """Return the file of a configuration after checking that it can be read."""
     file = find_config(name)
     check_names(f"--config {file}", read_yaml(name))
     return file
 
 
 def check_values(options: Namespace) -> None:
-    """Refuse what the parser lets pass and no file, model or machine can take.
+    """Check values that the parser accepts but that no file, model or machine can take.
 
     Raises:
         UserError: names the option.
@@ -173,9 +174,9 @@ def _check_value(name: str, value: Any) -> None:
         for item in value if not isinstance(value, dict) else [*value, *value.values()]:
             _check_value(name, item)
     elif isinstance(value, str) and "\0" in value:
-        raise UserError(f"{name} holds a NUL, which no name of a file and no text may.")
+        raise UserError(f"{name} holds a NUL character, which no file name and no text may contain.")
     elif isinstance(value, str) and not is_utf8(value):
-        raise UserError(f"{name} {value!r} is not UTF-8; a record could not tell it.")
+        raise UserError(f"{name} {value!r} is not UTF-8, so no record could hold it.")
     elif isinstance(value, str) and DIGITS.search(value):
         raise UserError(f"{name} has more than 4,300 digits, which no option takes.")
     elif isinstance(value, float) and not math.isfinite(value):
@@ -184,69 +185,75 @@ def _check_value(name: str, value: Any) -> None:
         raise UserError(f"{name} must be less than {LARGEST:.0e}{' in size' if value < 0 else ''}.")
 
 
-def check_together(options: Namespace, verb: str) -> None:
-    """Refuse what several processes cannot do together.
+def check_distributed(options: Namespace, verb: str) -> None:
+    """Check that the options work with several processes.
 
     Raises:
         UserError: names the option and what to give instead.
     """
     trainer, task = options.trainer, options.model.init_args
-    if not isinstance(trainer.strategy, str) or trainer.strategy not in TOGETHER:
+    if not isinstance(trainer.strategy, str) or trainer.strategy not in STRATEGY_NAMES:
         given = getattr(trainer.strategy, "class_path", trainer.strategy)
-        raise UserError(f"trainer.strategy {given}: give ddp (each process holds the model) or fsdp2 (a share of it).")
-    if not several(trainer):
+        raise UserError(
+            f"trainer.strategy {given}: give ddp (each process holds the whole model) or fsdp2 (sharded parameters)."
+        )
+    if not is_distributed(trainer):
         return
     if verb != "fit":
-        raise UserError(f"trainer.devices: litpeft {verb} works with one process; leave it and trainer.strategy out.")
+        raise UserError(
+            f"trainer.devices: litpeft {verb} runs in one process; leave out trainer.devices and trainer.strategy."
+        )
     if task.gradient_checkpointing == "reentrant":
-        raise UserError("model.gradient_checkpointing reentrant is not for several processes; give non_reentrant.")
+        raise UserError(
+            "model.gradient_checkpointing reentrant does not work with several processes; give non_reentrant."
+        )
     if trainer.strategy != "fsdp2":
         return
     if task.compile_blocks:
-        raise UserError("model.compile_blocks is not for trainer.strategy fsdp2; leave it out, or give ddp.")
+        raise UserError("model.compile_blocks does not work with trainer.strategy fsdp2; leave it out, or give ddp.")
     if task.optimizer and task.optimizer.class_path.startswith("bitsandbytes."):
         raise UserError(
-            f"model.optimizer {task.optimizer.class_path} cannot hold shares of trainer.strategy fsdp2; "
-            "give one of torch, or ddp."
+            f"model.optimizer {task.optimizer.class_path} cannot hold sharded parameters (trainer.strategy fsdp2); "
+            "give a torch optimizer, or ddp."
         )
     if options.benchmarks.tasks:
         raise UserError(
-            "benchmarks.tasks: no process of trainer.strategy fsdp2 has the model to measure; "
+            "benchmarks.tasks: with trainer.strategy fsdp2 no process holds the whole model; "
             "run litpeft evaluate on the finished run, or give ddp."
         )
 
 
-def several(trainer: Namespace) -> bool:
-    """Whether processes are to train together, or may be: `auto` is all devices that there are."""
+def is_distributed(trainer: Namespace) -> bool:
+    """Return whether several processes may train together (`auto` means all devices)."""
     return str(trainer.devices) != "1" or trainer.num_nodes != 1 or trainer.strategy != "auto"
 
 
 def check_trainer(trainer: Namespace) -> None:
-    """Refuse what would change a comparison without a word.
+    """Refuse trainer options that would silently change what is trained or compared.
 
     Raises:
         UserError: names the option and what to give instead.
     """
     if trainer.precision not in (None, "32-true", "32", 32):
         raise UserError(
-            f"trainer.precision {trainer.precision} would change the dtype of trained tensors as well; "
+            f"trainer.precision {trainer.precision} would also change the dtype of the trainable tensors; "
             "leave it out and give --model.dtype bf16 or fp32."
         )
     if trainer.default_root_dir is not None:
-        raise UserError("trainer.default_root_dir: give --run_dir instead, the folder that all of a run goes into.")
+        raise UserError("trainer.default_root_dir: give --run_dir instead, the folder for all files of the run.")
     if trainer.max_steps is None:
         raise UserError("trainer.max_steps must be a number of steps, or -1 for no limit.")
     if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+:\d\d:\d\d:\d\d", trainer.max_time.strip()):
         raise UserError(f"trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS (00:12:00:00), got {trainer.max_time!r}.")
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[name] == 0:
-            raise UserError(f"trainer.{name} must not be 0: nothing would be trained.")
+            raise UserError(f"trainer.{name} must not be 0; nothing would be trained.")
     if trainer.overfit_batches:
         raise UserError("trainer.overfit_batches: give --data.train_samples instead.")
     for name in ("val", "test", "predict"):
         limit = trainer[f"limit_{name}_batches"]
         if limit and not (isinstance(limit, float) and limit == 1) and not trainer.fast_dev_run:
             raise UserError(
-                f"trainer.limit_{name}_batches would take the longest texts only; give "
+                f"trainer.limit_{name}_batches would use the longest texts only; give "
                 f"--data.{name}_{'file' if name == 'predict' else 'samples'} instead."
             )

@@ -1,48 +1,49 @@
-"""The configurations that come with the package, by their bare names: `--config sst2` is `configs/data/sst2.yaml`."""
+"""Configuration files by name: `--config sst2` means the packaged `configs/data/sst2.yaml`, unless `sst2` is a file."""
 
 from __future__ import annotations
 
-import difflib
 import os
 from pathlib import Path
 from typing import Any
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, did_you_mean
 from litpeft.runs.safe_read import read_options
+from litpeft.runs.strategy_names import stored_name
 
 FOLDERS = ("configs", "experiments")
 
 
-def shipped_files() -> dict[str, Path]:
-    """Name -> file, of every YAML in `configs/` and `experiments/`; in a wheel they lie inside the package."""
+def packaged_configs() -> dict[str, Path]:
+    """Return name -> file for every YAML file in `configs/` and `experiments/` (inside the package in a wheel)."""
     package = Path(__file__).parents[1]
     root = package if (package / FOLDERS[0]).is_dir() else package.parent
     return {path.stem: path for folder in FOLDERS for path in sorted((root / folder).rglob("*.yaml"))}
 
 
 def find_config(name: str) -> str:
-    """The file that `--config NAME` means: one that exists, else a shipped one.
+    """Return the path of a configuration: an existing file, else the packaged configuration of that name.
+
+    `full` is another spelling of the configuration `none` (full fine-tuning).
 
     Raises:
-        UserError: there is neither.
+        UserError: neither exists.
     """
-    if os.path.isfile(name):  # which a name that no file can have is not, where pathlib raises
+    if os.path.isfile(name):  # os.path returns False for impossible file names, where pathlib raises
         return name
-    files = shipped_files()
+    files = packaged_configs()
+    name = stored_name(name)
     if name in files:
         return str(files[name])
-    close = difflib.get_close_matches(name, files, n=1)
-    guess = f" (did you mean {close[0]}?)" if close else ""
     raise UserError(
-        f"--config {name}: no such file, and no shipped configuration of that name{guess}; "
+        f"--config {name}: no such file and no packaged configuration of that name{did_you_mean(name, files)}; "
         "`litpeft configs` lists them."
     )
 
 
 def read_yaml(name: str) -> dict[str, Any]:
-    """What the configuration `name`, a file or a shipped one, says.
+    """Return the options in a configuration, given as a file or the name of a packaged configuration.
 
     Raises:
-        UserError: there is none, or it is not YAML of options; with the line, which jsonargparse does not tell.
+        UserError: the configuration does not exist or is not a YAML mapping; with the line number of a YAML error.
     """
     return read_options(Path(find_config(name)), "--config")

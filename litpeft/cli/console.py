@@ -1,4 +1,4 @@
-"""What the user sees of a run: results in a table, and not what the libraries say beside it."""
+"""Terminal output: tables of results, and silence from the libraries."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ import transformers
 
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
-    """A table of names and values."""
-    # not before Lightning: rich's annotations would make `--trainer.limit_train_batches 1` all of them (1.0)
+    """Print a table of names and values under a title."""
+    # import rich after Lightning: otherwise jsonargparse reads `--trainer.limit_train_batches 1` as 1.0, all batches
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False)
     for name, value in rows:
         table.add_row(name, value)
-    print(title)  # whole, to be copied: it is a path, and wider than the table
+    print(title)  # outside the table: a path to copy, often wider than the table
     Console().print(table)
 
 
 def quieten() -> None:
-    """Leave the screen to progress, results and errors."""
-    threading.excepthook = _without_those_told_elsewhere
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # or a warning at every fork of a worker
+    """Silence library messages, so that the terminal shows progress, results and errors only."""
+    threading.excepthook = _hide_tensorboard_disk_errors
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # otherwise tokenizers warns at every fork of a worker
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     for message in (
@@ -40,7 +40,7 @@ def quieten() -> None:
         ".*treespec.*",
         ".*will be removed in.*",
         ".*broadcast_buffers.*is deprecated.*",
-        ".*sync_dist=True.*when logging on epoch level.*",  # what is logged then is of all processes already
+        ".*sync_dist=True.*when logging on epoch level.*",  # these metrics are already reduced over processes
     ):
         warnings.filterwarnings("ignore", message)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -49,7 +49,7 @@ def quieten() -> None:
     datasets.disable_progress_bars()
 
 
-def _without_those_told_elsewhere(args: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread gives an error of the disk to the main one, which ends the run with it."""
+def _hide_tensorboard_disk_errors(args: threading.ExceptHookArgs) -> None:
+    """Ignore disk errors in threads: TensorBoard's writer thread passes them to the main thread, which reports them."""
     if not issubclass(args.exc_type, OSError):
         sys.__excepthook__(args.exc_type, args.exc_value, args.exc_traceback)

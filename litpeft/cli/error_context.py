@@ -1,4 +1,4 @@
-"""What a sentence about an option lacks: the file that the option stands in or, of Lightning's, the option itself."""
+"""Add context to errors: the configuration file that set an option, or the trainer option that Lightning rejects."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from litpeft.cli.arguments import typed_options
 from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.errors import UserError, first_sentence
 
-# what a sentence begins with: `data.seed must ...`, `model.adapter has no option 'rnk'`, `unknown option modle ...`
-FIRST = re.compile(r"unknown option (\S+?)(?:\.$| \()|(\w+(?:\.\w+)*)(?: has no option '([^']+)')?")
-QUOTED = re.compile(r"`(\w+)`|(\w+)=")  # how Lightning writes a name
+# how messages begin: `data.seed must ...`, `model.adapter has no option 'rnk'`, `unknown option modle ...`
+OPTION = re.compile(r"unknown option (\S+?)(?:\.$| \()|(\w+(?:\.\w+)*)(?: has no option '([^']+)')?")
+QUOTED = re.compile(r"`(\w+)`|(\w+)=")  # how Lightning writes argument names
 
 
 @contextmanager
-def named(words: Sequence[str]) -> Iterator[None]:
-    """Within, a mistake in a file is told with the file, and one that Lightning finds in the data with the option.
+def naming_source(arguments: Sequence[str]) -> Iterator[None]:
+    """Name the source of errors in the with block: the configuration file, or the trainer option.
 
     Args:
-        words: of the command line, with the configuration of a finished run among them.
+        arguments: the command line, including the configuration of a finished run.
     """
     try:
         yield
     except UserError as error:
-        file = _file_of(str(error), words)
+        file = _file_of(str(error), arguments)
         if file is None:
             raise
         raise UserError(f"{file}: {error}") from error
@@ -45,8 +45,8 @@ def named(words: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def making_trainer() -> Iterator[None]:
-    """Within, what Lightning's Trainer does not take is told with the option: it does not tell whose the value is."""
+def naming_trainer_option() -> Iterator[None]:
+    """Name the trainer option in errors of Lightning's Trainer, which often names the value only."""
     try:
         yield
     except (ValueError, TypeError, MisconfigurationException) as error:
@@ -54,20 +54,20 @@ def making_trainer() -> Iterator[None]:
 
 
 def trainer_option(error: Exception) -> str | None:
-    """The argument of Lightning's Trainer that an error of it speaks of."""
-    own = inspect.signature(Trainer.__init__).parameters
-    named = [quoted or given for quoted, given in QUOTED.findall(str(error))]
-    return next((name for name in [*named, *re.findall(r"\w+_\w+", str(error))] if name in own), None)
+    """Return the Trainer argument that an error message of Lightning mentions; None if it mentions none."""
+    known = inspect.signature(Trainer.__init__).parameters
+    quoted = [first or second for first, second in QUOTED.findall(str(error))]
+    return next((name for name in [*quoted, *re.findall(r"\w+_\w+", str(error))] if name in known), None)
 
 
-def _file_of(sentence: str, words: Sequence[str]) -> str | None:
-    """The file that says what a sentence is about; None where that was typed, or nobody has said it."""
-    match = FIRST.match(sentence)
+def _file_of(message: str, arguments: Sequence[str]) -> str | None:
+    """Return the configuration file that set the option in a message; None if it was typed or not set at all."""
+    match = OPTION.match(message)
     if match is None:
         return None
     option = _plain(match[1] or ".".join(filter(None, match.group(2, 3))))
     found = None
-    for key, value in typed_options(words):  # the last one counts
+    for key, value in typed_options(arguments):  # the last setting counts
         if key == "config":
             found = find_config(value) if option in _options(read_yaml(value)) else found
         elif key == option or (option.startswith(f"{key}.") and value.startswith("{")):
@@ -76,12 +76,12 @@ def _file_of(sentence: str, words: Sequence[str]) -> str | None:
 
 
 def _options(content: Any, above: str = "") -> Iterator[str]:
-    """Names of all that a configuration tells of, at any depth."""
+    """Yield the dotted names of all options in a configuration, at any depth."""
     for name, value in content.items() if isinstance(content, dict) else ():
         yield _plain(f"{above}.{name}")
         yield from _options(value, f"{above}.{name}")
 
 
 def _plain(option: str) -> str:
-    """As it is typed: `model.init_args.adapter.class_path` is `model.adapter`."""
+    """Return an option as it is typed: `model.adapter` for `model.init_args.adapter.class_path`."""
     return ".".join(part for part in option.split(".") if part not in ("", "init_args", "class_path"))

@@ -1,4 +1,4 @@
-"""A finished run's task with the weights that it stands for, for a command that does something else with them."""
+"""A finished run: its task, data and trained weights, for commands such as export and evaluate."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from litpeft.runs.record import read_record
 
 
 class FinishedRun(LitPeftCLI):
-    """Its task and data, as `predict` would have them, and nothing done with them.
+    """The task and data of a finished run, created as for `litpeft predict`, and its trained weights.
 
     Args:
         run_dir: folder of the run.
-        checkpoint: other than the one that the run stands for.
+        checkpoint: checkpoint folder to use instead of the run's selected checkpoint.
         accelerator: as `--trainer.accelerator`.
-        purpose: what is done with it, said where the run did not end well.
+        purpose: past participle for the warning about a run that did not end with status ok, such as "exported".
 
     Attributes:
-        record: of the run.
-        state: the trainable tensors of the checkpoint.
+        record: the run record.
+        state: the trainable tensors of the checkpoint, by name.
     """
 
     def __init__(self, run_dir: Path, checkpoint: Path | None, accelerator: str, purpose: str) -> None:
@@ -42,11 +42,11 @@ class FinishedRun(LitPeftCLI):
 
     @property
     def step(self) -> int:
-        """Optimizer steps of the checkpoint."""
+        """Number of optimizer steps at the checkpoint."""
         return step_of(self.checkpoint)
 
     def build(self, device: torch.device) -> torch.nn.Module:
-        """The model, anew, with these weights, on the device."""
+        """Build the model with the trained weights on `device`."""
         self.model.build(self.datamodule, device)
         self.model.check_checkpoint(self._loaded)
         self.model.load_state_dict(self.state)

@@ -32,10 +32,18 @@ from litpeft.callbacks import (
     RunRecorder,
     ThroughputRecorder,
 )
-from litpeft.cli.arguments import check_together, check_trainer, check_values, several, typed_options, with_configs
+from litpeft.cli.arguments import (
+    check_distributed,
+    check_trainer,
+    check_values,
+    is_distributed,
+    typed_options,
+    with_configs,
+)
 from litpeft.cli.console import show
-from litpeft.cli.error_context import making_trainer, named
-from litpeft.cli.parser import OneLineParser, check_classes, class_at, sentence
+from litpeft.cli.error_context import naming_source, naming_trainer_option
+from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
+from litpeft.cli.run_folder import lock_run_folder, selected_checkpoint
 from litpeft.cli.run_names import run_names
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError
@@ -43,39 +51,38 @@ from litpeft.runs.folder import (
     CHECKPOINTS,
     changed_options,
     check_resumable,
-    claim,
+    check_run_folder,
     newest_checkpoint,
+    remove_leftovers,
     saved_config,
-    tidy,
 )
-from litpeft.runs.lock import FolderInUse, lock
-from litpeft.runs.record import FILE_NAME, in_folder, read_record
+from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.runs.summary import summary
 from litpeft.tasks import FineTuner
 from litpeft.training.loop import save_between_steps
-from litpeft.training.processes import started_first
+from litpeft.training.processes import is_first_process
 from litpeft.training.strategies import STRATEGIES
 
-# options of one command, not of the run
+# options of this command that are not saved in the run's config.yaml
 NOT_SAVED = ("run_dir", "experiment", "resume", "overwrite", "ckpt_path", "weights_only")
 
-PLACED = {"trainer.devices", "trainer.num_nodes", "trainer.strategy"}
+DEVICE_OPTIONS = {"trainer.devices", "trainer.num_nodes", "trainer.strategy"}
 
 DEFAULTS = {"devices": 1, "use_distributed_sampler": False, "log_every_n_steps": 10, "enable_model_summary": False}
 
 
 class LitPeftCLI(LightningCLI):
-    """LightningCLI with one folder a run, recorders that are always on, and the tokenizer taken from the model.
+    """LightningCLI with one folder per run, recorders that are always on, and the model's tokenizer as the default.
 
     Args:
         verb: fit, validate, test or predict.
-        words: what was typed after it.
+        arguments: the command line after the verb.
     """
 
-    runs: type[Trainer] = Trainer  # has a method for each verb
+    runs: type[Trainer] = Trainer  # the parser finds each verb as a method of this class
 
-    def __init__(self, verb: str, words: list[str]) -> None:
-        self.verb, self.words = verb, words
+    def __init__(self, verb: str, arguments: list[str]) -> None:
+        self.verb, self.arguments = verb, arguments
         self.lock: FileLock | None = None
         try:
             self._run()
@@ -84,9 +91,9 @@ class LitPeftCLI(LightningCLI):
                 self.lock.release()
 
     def _run(self) -> None:
-        """LightningCLI does all within its constructor."""
-        words = with_configs(self.verb, self.words)
-        with named(words):
+        """Parse and run; LightningCLI does both in its constructor."""
+        arguments = with_configs(self.verb, self.arguments)
+        with naming_source(arguments):
             super().__init__(
                 FineTuner,
                 FineTuneData,
@@ -99,29 +106,27 @@ class LitPeftCLI(LightningCLI):
                 parser_class=OneLineParser,
                 parser_kwargs={"prog": "litpeft", "env_prefix": "LITPEFT"},
                 trainer_defaults=DEFAULTS,
-                args=[self.verb, *words],
+                args=[self.verb, *arguments],
             )
 
     def subcommands(self) -> dict[str, set[str]]:
-        """The one verb that runs: each parser takes most of a second to build."""
+        """Return only the verb that runs, because building each parser takes most of a second."""
         return {self.verb: LightningCLI.subcommands()[self.verb]}
 
     def add_arguments_to_parser(self, parser: OneLineParser) -> None:
         parser.add_argument(
-            "--run_dir", type=str | None, help="folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN"
+            "--run_dir", type=str | None, help="folder of the run (default: runs/EXPERIMENT/WHAT_VARIES/seedN)"
         )
         if self.verb == "fit":
             parser.add_argument(
                 "--experiment",
                 type=str | None,
-                help="name under which runs are grouped; by default that of the config with the data",
+                help="name under which runs are grouped (default: the name of the config that sets the data)",
             )
             parser.add_argument(
-                "--resume", action=ActionYesNo, default=False, help="go on from the newest checkpoint in run_dir"
+                "--resume", action=ActionYesNo, default=False, help="resume from the newest checkpoint in run_dir"
             )
-            parser.add_argument(
-                "--overwrite", action=ActionYesNo, default=False, help="replace the run that run_dir holds"
-            )
+            parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="replace the run in run_dir")
         parser.add_lightning_class_args(ThroughputRecorder, "throughput")
         parser.add_lightning_class_args(MemoryRecorder, "memory")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -136,20 +141,23 @@ class LitPeftCLI(LightningCLI):
         super()._set_seed()
 
     def before_instantiate_classes(self) -> None:
-        """Fill in what depends on several options, and decide on the run folder before anything is loaded."""
+        """Fill in options that depend on other options, and choose the run folder before anything is loaded."""
         options = self.config[self.verb]
         if options.model is None or options.data is None or class_at(options.model.class_path) is FineTuner:
             raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
         check_values(options)
         check_classes(options)
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
-        if self.verb in ("validate", "test", "predict") and not PLACED & dict(typed_options(self.words)).keys():
-            trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # by however many it was trained
+        if (
+            self.verb in ("validate", "test", "predict")
+            and not DEVICE_OPTIONS & dict(typed_options(self.arguments)).keys()
+        ):
+            trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # however many devices trained the run
         check_trainer(trainer)
-        check_together(options, self.verb)
+        check_distributed(options, self.verb)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
-        if os.path.isdir(model.model_name):  # the run is to be found again from other folders
+        if os.path.isdir(model.model_name):  # the run must find the model from any folder
             model.model_name = os.path.abspath(model.model_name)
         if data.tokenizer is None:
             data.tokenizer = model.model_name
@@ -161,23 +169,27 @@ class LitPeftCLI(LightningCLI):
     def _fit_folder(self, options: Namespace) -> None:
         adapter = options.model.init_args.adapter
         kind = class_at(adapter.class_path) if adapter else litpeft.adapters.Full
-        name = kind.named(dict(adapter.init_args) if adapter and adapter.get("init_args") else {})
-        experiment, run_name = run_names(typed_options(self.words), name, options.data.class_path.rpartition(".")[2])
+        name = kind.strategy_name(dict(adapter.init_args) if adapter and adapter.get("init_args") else {})
+        experiment, run_name = run_names(
+            typed_options(self.arguments), name, options.data.class_path.rpartition(".")[2]
+        )
         experiment = options.experiment or experiment
         seed = options.seed_everything
         self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
         if options.ckpt_path is not None:
-            raise UserError("--ckpt_path: a fit goes on with --run_dir RUN --resume, from the newest checkpoint in it.")
+            raise UserError(
+                "--ckpt_path: to resume a fit from its newest checkpoint, give --run_dir RUN --resume instead."
+            )
         config = self._resolved()
         self.checkpoint = record = None
-        if several(options.trainer) and not started_first():  # the first process has the folder, and decides
+        if is_distributed(options.trainer) and not is_first_process():  # only the first process owns the folder
             if options.resume:
                 record, self.checkpoint = read_record(self.run_dir, True), self.run_dir / CHECKPOINTS
             self.recorder = RunRecorder(config, experiment, run_name, resumed=record)
             return
-        self.lock = _lock(self.run_dir)  # before anything in the folder is read or changed
-        tidy(self.run_dir)
-        stale = claim(self.run_dir, config, options.resume, options.overwrite)
+        self.lock = lock_run_folder(self.run_dir)  # before anything in the folder is read or changed
+        remove_leftovers(self.run_dir)
+        stale = check_run_folder(self.run_dir, config, options.resume, options.overwrite)
         if options.resume:
             record = read_record(self.run_dir, to_write=True)
             check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
@@ -185,12 +197,12 @@ class LitPeftCLI(LightningCLI):
         self.recorder = RunRecorder(config, experiment, run_name, stale, record)
 
     def _resolved(self) -> dict[str, Any]:
-        """Every option of the run, as plain values."""
+        """Return all options of the run as plain values."""
         config = yaml.safe_load(self.parser.dump(self.config, skip_none=False, format="yaml"))[self.verb]
         return {key: value for key, value in config.items() if key not in NOT_SAVED}
 
     def _finished_folder(self, options: Namespace) -> None:
-        """Where a finished run lies, which of its checkpoints it stands for, and how its labels were called."""
+        """Find the run folder, the checkpoint to evaluate and the label names of a finished run."""
         self.recorder = RunRecorder()
         self.checkpoint = options.ckpt_path
         if options.run_dir is None and self.checkpoint is None:
@@ -200,19 +212,15 @@ class LitPeftCLI(LightningCLI):
         names = (record["data_summary"] or {}).get("label_names")
         if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
             options.data.init_args.label_names = names
-        if self.checkpoint is not None:  # weights of the user's choice: the record is not to speak of them
+        if self.checkpoint is not None:  # chosen with --ckpt_path: not the weights that the record describes
             return
-        self.checkpoint = in_folder(self.run_dir, record["checkpoint"]) if record["checkpoint"] else None
-        if record["selection"] != "last" and self.checkpoint is not None and not self.checkpoint.is_dir():
-            raise UserError(f"{self.checkpoint}, the {record['selection']} checkpoint of the run, is gone.")
-        if self.checkpoint is None or not self.checkpoint.is_dir():  # of a killed run
-            self.checkpoint = newest_checkpoint(self.run_dir)
-        if self.checkpoint is None:
-            raise UserError(f"{self.run_dir} has no checkpoint: its run ended before one was written.")
+        self.checkpoint = selected_checkpoint(self.run_dir, record)
         if self.verb == "test":
             changed = changed_options(saved_config(self.run_dir)["model"], self._resolved()["model"])
             for name, (old, new) in changed.items():
-                raise UserError(f"model.{name} is {new}, but the run was made with {old}; test measures it as it is.")
+                raise UserError(
+                    f"model.{name} is {new}, but the run was made with {old}; leave it out to test the run."
+                )
             record["checkpoint"] = str(self.checkpoint.relative_to(self.run_dir))
             self.recorder = RunRecorder(resumed=record)
 
@@ -220,31 +228,31 @@ class LitPeftCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:
-            raise UserError(sentence(str(error))) from error
+            raise UserError(plain_message(str(error))) from error
 
     def instantiate_trainer(self, **options: Any) -> Trainer:
-        """Recorders stand before other callbacks, so that their clocks stop before the others work."""
+        """Create the trainer. Recorders come before other callbacks, so that timing excludes the other callbacks."""
         given = self.config_init[self.verb]
         settings = {**given.trainer, **options}
         if self.verb != "fit":
-            settings["logger"] = False  # the curves in the folder are those of the training
+            settings["logger"] = False  # the curves in the run folder are from training
         elif settings["logger"] in (None, True):
             self.run_dir.mkdir(parents=True, exist_ok=True)
             settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
         given.benchmarks.resume_with(self.recorder.record["benchmarks"])
-        theirs = settings["callbacks"] or []
-        theirs = theirs if isinstance(theirs, list) else [theirs]
-        alone = self.verb != "fit" or not several(given.trainer)
-        if not alone:
+        extra = settings["callbacks"] or []
+        extra = extra if isinstance(extra, list) else [extra]
+        single = self.verb != "fit" or not is_distributed(given.trainer)
+        if not single:
             settings["strategy"] = STRATEGIES["ddp" if settings["strategy"] == "auto" else settings["strategy"]]()
-        shown = settings["enable_progress_bar"] is not False and (alone or started_first())
-        if shown and not any(isinstance(c, lightning_callbacks.ProgressBar) for c in theirs):
-            theirs = [*theirs, ProgressBar() if sys.stdout.isatty() else ProgressLines()]
+        shown = settings["enable_progress_bar"] is not False and (single or is_first_process())
+        if shown and not any(isinstance(c, lightning_callbacks.ProgressBar) for c in extra):
+            extra = [*extra, ProgressBar() if sys.stdout.isatty() else ProgressLines()]
         settings["callbacks"] = [
             given.throughput,
             given.memory,
             EnergyRecorder(),
-            *theirs,
+            *extra,
             given.predictions,
             given.record,
             given.checkpoint,
@@ -253,7 +261,7 @@ class LitPeftCLI(LightningCLI):
         ]
         plugins = settings["plugins"] or []
         settings["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), FolderCheckpointIO()]
-        with making_trainer():
+        with naming_trainer_option():
             trainer = Trainer(**settings | {"default_root_dir": str(self.run_dir)})
         save_between_steps(trainer, given.checkpoint)
         return trainer
@@ -262,12 +270,12 @@ class LitPeftCLI(LightningCLI):
         self.recorder.announce(self.trainer)
 
     def after_fit(self) -> None:
-        """Show the figures that one looks at first."""
+        """Print the summary of the run."""
         if self.trainer.is_global_zero:
             show(f"{self.run_dir}/{FILE_NAME}", summary(self.recorder.record))
 
     def after_validate(self) -> None:
-        """Show what was measured, and of which weights."""
+        """Print the metrics and the checkpoint that they belong to."""
         metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
         shown = {n: f"{v:.2%}" if n.endswith(("accuracy", "f1")) else f"{v:.4f}" for n, v in sorted(metrics.items())}
         show(str(self.checkpoint), [(name.replace("_", " "), value) for name, value in shown.items()])
@@ -275,26 +283,8 @@ class LitPeftCLI(LightningCLI):
     after_test = after_validate
 
     def after_instantiate_classes(self) -> None:
-        """Hand the checkpoint to the verb; a folder, so LightningCLI does not read options out of it."""
+        """Pass the checkpoint to the verb. It is a folder, so LightningCLI does not read options from it."""
         self.config_init[self.verb]["ckpt_path"] = str(self.checkpoint) if self.checkpoint else None
         self.model.adapter._checkpoint_follows = self.checkpoint is not None
         if self.verb in ("validate", "test"):
-            self.config_init[self.verb]["verbose"] = False  # the table is ours
-
-
-def _lock(run_dir: Path) -> FileLock:
-    """Lock a run folder for this process.
-
-    Raises:
-        UserError: another process trains into this folder, or the folder cannot be written to.
-    """
-    try:
-        return lock(run_dir)
-    except FolderInUse as error:
-        raise UserError(
-            f"--run_dir {run_dir} is in use by {error.holder}; wait until it ends, or give another folder."
-        ) from error
-    except FileExistsError as error:
-        raise UserError(f"--run_dir {run_dir} is a file; give a folder.") from error
-    except OSError as error:
-        raise UserError(f"--run_dir {run_dir}: {error.strerror or error}.") from error
+            self.config_init[self.verb]["verbose"] = False  # litpeft prints the table

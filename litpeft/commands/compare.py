@@ -1,4 +1,4 @@
-"""`litpeft compare`: runs in a table by what varies, and which of their differences are real."""
+"""`litpeft compare`: print runs as a table of costs and quality, with tests of their differences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from litpeft.analysis.comparison import Comparison
 from litpeft.analysis.comparison.formats import FORMATS
-from litpeft.analysis.comparison.selection import add_selection, selected
+from litpeft.analysis.comparison.selection import add_compare_options, compare_selected
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import writing
 from litpeft.runs.atomic_write import write_atomically
@@ -17,12 +17,12 @@ ENDINGS = {".md": "markdown", ".csv": "csv", ".json": "json", ".tex": "latex"}
 
 def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
-    comparison = selected(options)
+    comparison = compare_selected(options)
     form = options.format or (ENDINGS.get(options.output.suffix) if options.output else None) or "terminal"
     if options.output:
         _write(options.output, comparison, form)
     elif form == "terminal":
-        from rich.console import Console  # other formats do without
+        from rich.console import Console  # the other formats do not need rich
 
         from litpeft.analysis.comparison.terminal import show
 
@@ -33,10 +33,12 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser("compare", description=__doc__, epilog="Definitions of all figures: litpeft/runs/record.py.")
-    add_selection(parser)
-    parser.add_argument("--format", choices=("terminal", *FORMATS), help="by default what the end of FILE says")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write there")
+    parser = CommandParser("compare", description=__doc__, epilog="All figures are defined in litpeft/runs/record.py.")
+    add_compare_options(parser)
+    parser.add_argument(
+        "--format", choices=("terminal", *FORMATS), help="default: by the extension of FILE, else terminal"
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE")
     return parser
 
 

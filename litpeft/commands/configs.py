@@ -1,11 +1,11 @@
-"""`litpeft configs`: the configurations that come with the package."""
+"""`litpeft configs`: list, print or copy the packaged configurations."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
 
-from litpeft.cli.config_files import find_config, shipped_files
+from litpeft.cli.config_files import find_config, packaged_configs
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
 
@@ -13,13 +13,13 @@ from litpeft.errors import UserError
 def main(arguments: list[str]) -> int:
     parser = CommandParser("configs", description=__doc__)
     parser.add_argument(
-        "name", nargs="?", help="print this one; without it, all are listed with the command that runs them"
+        "name", nargs="?", help="configuration to print (default: list all, with the command that runs each)"
     )
     parser.add_argument(
-        "--copy", metavar="FOLDER", help="copy it (or all, where none is named) into a folder, to be changed"
+        "--copy", metavar="FOLDER", help="copy the named configuration, or all of them, into a folder for editing"
     )
     options = parser.parse_args(arguments)
-    files = {options.name: Path(find_config(options.name))} if options.name else shipped_files()
+    files = {options.name: Path(find_config(options.name))} if options.name else packaged_configs()
     if options.copy:
         _copy(files, Path(options.copy))
     elif options.name:

@@ -1,4 +1,4 @@
-"""`litpeft estimate`: what a run will need, from the configuration that `fit` takes; no weights, no GPU."""
+"""`litpeft estimate`: estimate the memory of a run from the options of `fit`, without weights and without a GPU."""
 
 from __future__ import annotations
 
@@ -17,46 +17,52 @@ from rich.table import Table
 
 from litpeft.adapters import Adapter
 from litpeft.cli.console import quieten
-from litpeft.cli.planned_run import UnstartedCLI
+from litpeft.cli.planned_run import PlannedRunCLI
 from litpeft.errors import UserError
 from litpeft.profiling.memory import CATEGORIES
 from litpeft.profiling.memory.cuda import context_bytes, workspaces
 from litpeft.profiling.memory.trace import Trace, trace
+from litpeft.runs.strategy_names import shown_name
 from litpeft.tasks import FineTuner
 
 MIB, GIB = 2**20, 2**30
-USABLE = 0.985  # of a card's nominal memory: what torch finds on a 4090, an A100 or an H100
-UNIT = 16  # tokens: the length of rows is looked for in multiples of it
-TOKENS_MOST, ROWS_MOST = 1 << 17, 1 << 14  # longer rows and larger batches are not looked for
+USABLE = 0.985  # share of a GPU's nominal memory that torch reports, on a 4090, A100 or H100
+UNIT = 16  # tokens; the longest row is searched in multiples of this
+MAX_TOKENS, MAX_ROWS = 1 << 17, 1 << 14  # limits of the search for the longest row and the largest batch
 
 
-class EstimateCLI(UnstartedCLI):
-    """What `estimate` takes beside the options of `fit`."""
+class EstimateCLI(PlannedRunCLI):
+    """The options of `fit` plus those of `estimate`."""
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--device",
             type=str | int | None,
-            help="cpu, or a GPU by a name that says its memory ('A100 40GB') or by its bytes; by default what is here",
+            help="cpu, a GPU with its memory ('A100 40GB'), or bytes (default: the device of this machine)",
         )
         parser.add_argument(
-            "--tokens", type=int | None, help="tokens a row, in place of the data's longest batch; no data is read then"
+            "--tokens",
+            type=int | None,
+            help="tokens per row, instead of the longest batch of the data; no data is read then",
         )
 
 
 class Plan:
-    """What is to be estimated.
+    """The run to estimate.
+
+    Args:
+        arguments: command line of `estimate`, without the verb.
 
     Attributes:
-        task: as configured.
-        rows: of a batch.
-        tokens: of its longest row.
-        limit: bytes of the device that a run may have, its context aside; None on a CPU.
+        task: the task as configured.
+        rows: rows per batch.
+        tokens: tokens of the longest row.
+        limit: bytes of device memory that a run can use, without the CUDA context; None on a CPU.
     """
 
-    def __init__(self, words: list[str]) -> None:
-        cli = EstimateCLI("estimate", words)
+    def __init__(self, arguments: list[str]) -> None:
+        cli = EstimateCLI("estimate", arguments)
         options = cli.config["estimate"]
         self.task: FineTuner = cli.model
         self.device, self.card, usable = _device(options.device)
@@ -66,24 +72,26 @@ class Plan:
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
         self.adapters = cli.adapters()
         if self.task.compile_blocks:
-            raise UserError("model.compile_blocks: what compiled blocks will hold cannot be estimated; leave it out.")
+            raise UserError("model.compile_blocks: the memory of compiled blocks cannot be estimated; leave it out.")
         self.classes_assumed = False
         self._read(cli.datamodule, options.tokens)
 
     def _read(self, data: Any, tokens: int | None) -> None:
-        """The longest batch of the run, which it begins with; or one that is made up."""
+        """Set the batch: the longest of the data, with which a run starts, or a made-up one with `tokens` per row."""
         self.rows, self.tokens = data.batch_size, tokens
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")
-            names = getattr(data, "_label_names", None)  # of a data set with classes; the rest of it is not asked
+            names = getattr(
+                data, "_label_names", None
+            )  # None for a classification data set whose classes are not known
             self.classes_assumed = names is None and hasattr(data, "_label_names")
             names = names or ["0", "1"]
             self.data: Any = SimpleNamespace(
                 max_length=tokens, label_names=names, tokenizer=SimpleNamespace(pad_token_id=0)
             )
             self.batch = self.held_out = self.task.example(self.rows, tokens)
-            self.source = "made up"
+            self.source = "made-up batch"
             return
         place = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(
@@ -101,56 +109,56 @@ class Plan:
         self.data = data
         self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
         self.rows, self.tokens = self.batch["input_ids"].shape
-        self.source = "the longest batch of the data, which a run begins with"
+        self.source = "the longest batch of the data, with which a run starts"
 
     def trace(self, adapter: Adapter, batch: Any = None, first_step: bool = True) -> Trace:
-        """The steps with this adapter; with another batch, without validation."""
+        """Trace the training steps with this adapter; validation too, unless another batch is given."""
         task = copy.copy(self.task)
         task.adapter = adapter
         batches = (self.batch, self.held_out) if batch is None else (batch, None)
         return trace(task, self.data, *batches, self.device, self.accumulate, self.clip, first_step, self.capability)
 
     def needed(self, found: Trace) -> int:
-        """Bytes at the peak of a run: of tensors on a CPU, as reserved by the allocator on a GPU."""
+        """Return the peak bytes of a run: of tensors on a CPU, reserved by the allocator on a GPU."""
         return max(phase.reserved_bytes or phase.tensors.bytes for phase in found.phases.values())
 
     def largest_batch(self, adapter: Adapter, found: Trace) -> int:
-        """The most rows of these tokens that fit."""
+        """Return the largest number of rows of `self.tokens` tokens that fits."""
         points = {0: self._always(found), self.rows: self.needed(found)}
-        return largest(lambda rows: self._more(adapter, rows, self.tokens), self.limit, points, ROWS_MOST)
+        return largest(lambda rows: self._more(adapter, rows, self.tokens), self.limit, points, MAX_ROWS)
 
     def longest_rows(self, adapter: Adapter, found: Trace) -> int:
-        """The most tokens a row that fit in a batch of this size, in multiples of `UNIT`."""
+        """Return the longest row, in multiples of `UNIT` tokens, that fits in a batch of `self.rows` rows."""
         points = {0: self._always(found), self.tokens / UNIT: self.needed(found)}
-        most = (found.positions or TOKENS_MOST) // UNIT
+        most = (found.positions or MAX_TOKENS) // UNIT
         return UNIT * largest(lambda units: self._more(adapter, self.rows, units * UNIT), self.limit, points, most)
 
     def _always(self, found: Trace) -> int:
-        """What a step has to hold however small its batch."""
+        """Return the bytes that a step needs for any batch size."""
         held = found.phases["train"].tensors.split
         return sum(size for name, size in held.items() if name not in ("activations", "temporaries", "other"))
 
     def _more(self, adapter: Adapter, rows: int, tokens: int) -> int:
-        """Bytes at the peak with another batch."""
-        kept, self.data.max_length = self.data.max_length, tokens
+        """Return the peak bytes with another batch."""
+        saved, self.data.max_length = self.data.max_length, tokens
         try:
             return self.needed(self.trace(adapter, self.task.example(rows, tokens), first_step=False))
         finally:
-            self.data.max_length = kept
+            self.data.max_length = saved
 
 
 def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int], most: int) -> int:
-    """The largest number from 0 to `most` of which the bytes are within the limit.
+    """Return the largest n from 0 to `most` with `bytes_at(n) <= limit`.
 
-    They grow nearly in proportion: the line through the two points that are nearest to the limit tells where to look.
-    An allocator's blocks make steps of the line; where a guess has cut off less than half, the next one is the middle.
-    Until one is found that is too large, guesses grow step by step, as large ones take long to look at.
+    The search interpolates linearly between the two points nearest to the limit, because memory grows almost linearly.
+    The allocator's blocks make steps, so the search bisects after a guess that removed less than half of the range.
+    Until a point is too large, guesses grow step by step, because large batches take long to trace.
 
     Args:
-        bytes_at: grows with its argument.
+        bytes_at: bytes for n; non-decreasing.
         limit: bytes.
-        points: two numbers at least, and their bytes; they need not be whole.
-        most: the largest that is looked at.
+        points: at least two known points, n -> bytes; n may be fractional.
+        most: largest n to try.
     """
     points = dict(points)
     low = int(max((x for x, y in points.items() if y <= limit), default=-1))
@@ -170,26 +178,26 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
     return max(0, min(low, most))
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     quieten()
-    begun = time.perf_counter()
-    plan = Plan(words)
+    started = time.perf_counter()
+    plan = Plan(arguments)
     console = Console()
-    found = [plan.trace(adapter) for adapter in plan.adapters]
+    traces = [plan.trace(adapter) for adapter in plan.adapters]
     shape = f"batches of {plan.rows} x {plan.tokens} tokens ({plan.source})"
     print(f"{type(plan.task).__name__}, {plan.task.model_name}, {plan.task.dtype_name}, {shape}")
-    if len(found) == 1:
-        console.print(_split(plan, found[0]))
-    console.print(_summary(plan, found))
-    for line in _assumed(plan):
+    if len(traces) == 1:
+        console.print(_split(plan, traces[0]))
+    console.print(_summary(plan, traces))
+    for line in _assumptions(plan):
         print(f"- {line}")
-    print(f"estimated in {time.perf_counter() - begun:.1f} s")
+    print(f"estimated in {time.perf_counter() - started:.1f} s")
     return 0
 
 
 def _split(plan: Plan, found: Trace) -> Table:
-    """What the bytes are for, by phase."""
-    table = Table(title=f"peak of {plan.adapters[0].name}, MiB", title_justify="left")
+    """Return a table of peak memory by purpose and phase."""
+    table = Table(title=f"peak memory of {shown_name(plan.adapters[0].name)}, MiB", title_justify="left")
     table.add_column("")
     for phase in found.phases:
         table.add_column(phase.replace("_", " "), justify="right")
@@ -197,7 +205,7 @@ def _split(plan: Plan, found: Trace) -> Table:
     rows = {name.replace("_", " "): [p.tensors.split[name] for p in peaks] for name in CATEGORIES}
     rows |= {"all tensors": [p.tensors.bytes for p in peaks]}
     if plan.device == "cuda":
-        rows |= {"allocated": [p.allocated_bytes for p in peaks], "reserved by then": [p.reserved_bytes for p in peaks]}
+        rows |= {"allocated": [p.allocated_bytes for p in peaks], "reserved so far": [p.reserved_bytes for p in peaks]}
     for name, sizes in rows.items():
         if any(sizes):
             table.add_row(name, *(f"{size / MIB:,.1f}" for size in sizes))
@@ -205,19 +213,19 @@ def _split(plan: Plan, found: Trace) -> Table:
 
 
 def _summary(plan: Plan, found: list[Trace]) -> Table:
-    """One row an adapter: what it trains, what it needs, and whether that fits."""
+    """Return a table with one row per adapter: trainable parameters, memory, and whether the run fits."""
     table = Table()
-    columns = ["adapter", "trained", "of parameters", "checkpoint MiB", "model MiB", "peak of tensors MiB"]
+    columns = ["adapter", "trainable", "parameters", "checkpoint MiB", "model MiB", "peak tensors MiB"]
     if plan.limit is not None:
         columns += ["reserved MiB", "with context MiB", f"of {plan.card / GIB:,.1f} GiB"]
         columns += [f"largest batch at {plan.tokens} tokens"]
-        columns += [f"longest rows at {plan.rows}"] if len(found) == 1 else []
+        columns += [f"longest row at batch {plan.rows}"] if len(found) == 1 else []
     for column in columns:
         table.add_column(column, justify="left" if column == "adapter" else "right")
     for adapter, each in zip(plan.adapters, found, strict=True):
         counts = each.counts
         peak = max(phase.tensors.bytes for phase in each.phases.values())
-        cells = [adapter.name, f"{counts['trainable_params']:,}", f"{counts['total_params']:,}"]
+        cells = [shown_name(adapter.name), f"{counts['trainable_params']:,}", f"{counts['total_params']:,}"]
         cells += [f"{size / MIB:,.1f}" for size in (counts["adapter_bytes"], counts["model_bytes"], peak)]
         if plan.limit is not None:
             needed = plan.needed(each)
@@ -229,27 +237,29 @@ def _summary(plan: Plan, found: list[Trace]) -> Table:
     return table
 
 
-def _assumed(plan: Plan) -> list[str]:
-    """What the figures rest on."""
-    told = ["followed: two optimizer steps and a batch of validation of fit's own code, on tensors without numbers"]
-    told += ["assumed: two classes, as --data.label_names names none"] if plan.classes_assumed else []
+def _assumptions(plan: Plan) -> list[str]:
+    """Return the assumptions behind the figures, one sentence each."""
+    lines = ["traced: two optimizer steps and one validation batch of the code of fit, on meta tensors"]
+    lines += ["assumed: two classes, because --data.label_names is not given"] if plan.classes_assumed else []
     if plan.device == "cpu":
-        return [*told, "not counted: Python and the libraries, and what kernels take within themselves"]
+        return [*lines, "not counted: Python, the libraries, and temporary memory inside kernels"]
     context, cublas = plan.context // MIB, sum(workspaces(plan.capability)) / MIB
-    told += [
-        "4-bit weights are dequantised whole for each product, one at a time; logits are made a chunk at a time",
-        f"modelled: torch's caching allocator, and {cublas:.1f} MiB that cuBLAS takes from it",
-        f"assumed: a CUDA context of {context} MiB, flash attention where there is no mask",
-        "not modelled: fragmentation by batches of other shapes, which adds a few per cent to what is reserved",
+    lines += [
+        "4-bit weights are dequantised one layer at a time; logits are computed in chunks",
+        f"modelled: torch's caching allocator, and {cublas:.1f} MiB of cuBLAS workspaces",
+        f"assumed: a CUDA context of {context} MiB, flash attention for batches without padding",
+        "not modelled: fragmentation by batches of other shapes, which adds a few per cent to the reserved memory",
     ]
     if plan.limit is not None:
         usable = (plan.limit + plan.context) / GIB
-        told += [f"fits: reserved and context are within {usable:,.2f} GiB, what torch finds of {plan.card / GIB:,.1f}"]
-    return told
+        lines += [
+            f"fits: reserved memory and context within {usable:,.2f} GiB, the usable part of {plan.card / GIB:,.1f}"
+        ]
+    return lines
 
 
 def _device(given: str | int | None) -> tuple[str, int | None, int | None]:
-    """`cpu` or `cuda`; the bytes of its memory where they are looked at, and those that torch can have of them."""
+    """Return `cpu` or `cuda`, the bytes of GPU memory and the bytes that torch can use of them (None on a CPU)."""
     text = "cpu" if given is None and not torch.cuda.is_available() else str(given).strip()
     if text == "cpu":
         return "cpu", None, None
@@ -263,7 +273,7 @@ def _device(given: str | int | None) -> tuple[str, int | None, int | None]:
 
 
 def _capability(given: str | int | None) -> int:
-    """The major compute capability of the GPU here, or of one that is named."""
+    """Return the major compute capability of the named GPU, or of the GPU of this machine."""
     if given is None and torch.cuda.is_available():
         return torch.cuda.get_device_capability()[0]
     return 9 if re.search(r"\b(g?h[12]\d\d|g?b[123]00)\b", str(given), re.IGNORECASE) else 8

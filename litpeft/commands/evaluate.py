@@ -1,4 +1,4 @@
-"""`litpeft evaluate`: benchmarks of a finished run, put into its record."""
+"""`litpeft evaluate`: run benchmarks on a finished run and add the scores to its record."""
 
 from __future__ import annotations
 
@@ -15,71 +15,77 @@ from litpeft.errors import UserError
 from litpeft.runs.benchmark_results import benchmark_rows
 from litpeft.runs.record import read_record, write_record
 
-DESCRIPTION = """measure a finished run by benchmarks, and put the scores into its record
+DESCRIPTION = """run benchmarks on a finished run and add the scores to its record
 
-As `fit` with --benchmarks does while it trains: the adapter on, the weights as they are held, nothing exported.
+The model is evaluated as in training, with the adapter active and quantised weights as they are; nothing is exported.
 `litpeft compare` and `litpeft report` show the scores like any other figure.
 """
-EVERY = 5.0  # seconds between lines, where there is no terminal
+LINE_SECONDS = 5.0  # seconds between progress lines, where the output is no terminal
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     parser = CommandParser("evaluate", description=DESCRIPTION)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
     parser.add_argument(
         "--tasks",
         required=True,
-        help="of lm-eval (litpeft_truthfulqa_mc1,litpeft_blimp_*), perplexity, held_out; with commas",
+        help="comma-separated: lm-eval tasks (litpeft_truthfulqa_mc1,litpeft_blimp_*), perplexity, held_out",
     )
-    parser.add_argument("--limit", type=int, help="items of each task, the first ones (default: all)")
-    parser.add_argument("--num_fewshot", type=int, help="examples before each item, where the task does not say")
-    parser.add_argument("--batch_size", type=int, help="rows at once where lm-eval's own way is taken")
-    parser.add_argument("--data_dir", help="released files of the litpeft_ tasks (default: from the hub)")
-    parser.add_argument("--text_file", help="text of perplexity")
-    parser.add_argument("--max_seconds", type=float, help="what is not reached by then is skipped, and said")
-    parser.add_argument("--keep_items", action="store_true", help="keep what each item gave, for paired tests")
-    parser.add_argument("--checkpoint", type=Path, help="of the run, other than the one that it stands for")
-    parser.add_argument("--accelerator", default="auto", help="cpu, gpu (default: what there is)")
-    options = parser.parse_args(words)
-    read_record(options.run_dir, to_write=True)  # a folder that is no run's is told before torch is there
+    parser.add_argument("--limit", type=int, help="number of items per task, from the start (default: all)")
+    parser.add_argument(
+        "--num_fewshot", type=int, help="few-shot examples per item, for tasks that do not set the number"
+    )
+    parser.add_argument("--batch_size", type=int, help="batch size for tasks that lm-eval scores itself")
+    parser.add_argument("--data_dir", help="folder with the data files of the litpeft_ tasks (default: the hub)")
+    parser.add_argument("--text_file", help="text file for perplexity")
+    parser.add_argument(
+        "--max_seconds", type=float, help="time limit; tasks that are not reached are reported as skipped"
+    )
+    parser.add_argument("--keep_items", action="store_true", help="save the result of each item, for paired tests")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="checkpoint folder (default: the checkpoint that the record names)"
+    )
+    parser.add_argument("--accelerator", default="auto", help="cpu or gpu (default: a GPU if there is one)")
+    options = parser.parse_args(arguments)
+    read_record(options.run_dir, to_write=True)  # report a folder without a run before torch is imported
     return _evaluate(options)
 
 
 def _evaluate(options: Any) -> int:
-    from litpeft.benchmarks import Options, Suite, check_options  # with all that follows, seconds
+    from litpeft.benchmarks import Options, Suite, check_options  # slow imports
     from litpeft.callbacks.benchmark import write_items
     from litpeft.cli.console import quieten, show
     from litpeft.cli.finished_run import FinishedRun
 
-    how = Options(
+    settings = Options(
         [name.strip() for name in options.tasks.split(",") if name.strip()],
         *(options.limit, options.num_fewshot, options.batch_size),
         *(options.data_dir, options.text_file, options.max_seconds),
     )
-    check_options(how)
-    if not how.tasks:
+    check_options(settings)
+    if not settings.tasks:
         raise UserError("litpeft evaluate: --tasks names no benchmark.")
     quieten()
     run = FinishedRun(options.run_dir, options.checkpoint, options.accelerator, "evaluated")
-    suite = Suite(how, run.model, run.datamodule)
+    suite = Suite(settings, run.model, run.datamodule)
     run.datamodule.prepare_data()
     run.datamodule.setup("validate")
     run.build(run.trainer.strategy.root_device)
-    with _live() as progress:
-        found = suite.evaluate(
-            run.model, run.datamodule, progress, lambda said: print(f"litpeft: warning: {said}", file=sys.stderr)
+    with _progress() as progress:
+        evaluation = suite.evaluate(
+            run.model, run.datamodule, progress, lambda message: print(f"litpeft: warning: {message}", file=sys.stderr)
         )
-    told = {"step": run.step} | found.told()
-    record = read_record(run.run_dir)  # anew: it took a while
-    write_record(run.run_dir, record | {"benchmarks": merged(record.get("benchmarks"), told)})
+    entry = {"step": run.step} | evaluation.as_entry()
+    record = read_record(run.run_dir)  # again, because another process may have changed the record meanwhile
+    write_record(run.run_dir, record | {"benchmarks": merged(record.get("benchmarks"), entry)})
     if options.keep_items:
-        write_items(run.run_dir, run.step, found)
-    show(str(run.checkpoint), benchmark_rows(told))
-    return 0 if found.results else 1
+        write_items(run.run_dir, run.step, evaluation)
+    show(str(run.checkpoint), benchmark_rows(entry))
+    return 0 if evaluation.results else 1
 
 
 def merged(earlier: list[dict[str, Any]] | None, new: dict[str, Any]) -> list[dict[str, Any]]:
-    """The evaluations of a record with a new one; of the same step, benchmarks that are measured again are replaced."""
+    """Return the evaluations of a record with a new one added; results of the same step and benchmark are replaced."""
     same = next((each for each in earlier or () if each["step"] == new["step"]), None)
     if same is not None:
         skipped = {name: why for name, why in (same["skipped"] | new["skipped"]).items() if name not in new["results"]}
@@ -95,17 +101,17 @@ def merged(earlier: list[dict[str, Any]] | None, new: dict[str, Any]) -> list[di
 
 
 @contextmanager
-def _live() -> Iterator[Callable[[str, int, int], None]]:
-    """How far it is: a bar on a terminal, a line now and then in a log."""
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a function (name, done, total) that shows progress: bars on a terminal, else a line every few seconds."""
     from rich.progress import Progress
 
-    begun: dict[str, Any] = {}
-    told = time.monotonic()
+    bars_by_name: dict[str, Any] = {}
+    last_line = time.monotonic()
 
     def line(name: str, done: int, total: int) -> None:
-        nonlocal told
-        if done and time.monotonic() - told >= EVERY:
-            told = time.monotonic()
+        nonlocal last_line
+        if done and time.monotonic() - last_line >= LINE_SECONDS:
+            last_line = time.monotonic()
             print(f"{name} {done}/{total}", flush=True)
 
     if not os.isatty(1):
@@ -114,8 +120,8 @@ def _live() -> Iterator[Callable[[str, int, int], None]]:
     with Progress() as bars:
 
         def bar(name: str, done: int, total: int) -> None:
-            if name not in begun:
-                begun[name] = bars.add_task(name)
-            bars.update(begun[name], completed=done, total=total)
+            if name not in bars_by_name:
+                bars_by_name[name] = bars.add_task(name)
+            bars.update(bars_by_name[name], completed=done, total=total)
 
         yield bar

@@ -1,13 +1,11 @@
-"""`litpeft export`: a finished run as a PEFT adapter, or as a plain transformers model with the adapter folded in."""
+"""`litpeft export`: write a finished run as a PEFT adapter or as a merged transformers model."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +13,8 @@ from safetensors import SafetensorError
 
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
+from litpeft.runs.atomic_write import whole_folder
+from litpeft.runs.strategy_names import shown_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,74 +22,56 @@ if TYPE_CHECKING:
 
     from litpeft.tasks import FineTuner
 
-MARK = "litpeft_export.json"  # where an export comes from; a folder without it is not ours to replace
+MARK = "litpeft_export.json"  # says which run was exported; a folder without this file is never replaced
 
 
 def main(arguments: list[str]) -> int:
     parser = CommandParser("export", description=__doc__)
     parser.add_argument("run_dir", type=Path, help="folder of a finished run")
-    parser.add_argument("out", type=Path, help="folder to write, which must not exist")
+    parser.add_argument("out", type=Path, help="folder to write; must not exist")
     parser.add_argument(
         "--format",
         choices=["adapter", "merged"],
         required=True,
-        help="adapter: what was trained, as PEFT reads it; merged: a whole model that needs neither litpeft nor PEFT",
+        help="adapter: the trained tensors in PEFT's format; merged: a full model that needs neither litpeft nor PEFT",
     )
     parser.add_argument(
         "--base",
         choices=["dequantised", "original"],
-        help="what a four-bit run is merged into: the weights that it was trained on, made whole again (the default), "
-        "or those of the file, which the adapter has never seen",
+        help="weights that a 4-bit adapter is merged into: the dequantised weights that it was trained on (default), "
+        "or the original weights, which the adapter has never seen",
     )
     parser.add_argument(
         "--dtype",
         choices=["bf16", "fp32"],
-        help="of merged weights; by default the run's, fp32 of Full",
+        help="dtype of merged weights (default: the dtype of the run, fp32 for full fine-tuning)",
     )
-    parser.add_argument("--checkpoint", type=Path, help="other than the one that the run stands for")
-    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in that folder")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="checkpoint folder (default: the checkpoint that the record names)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
     options = parser.parse_args(arguments)
     options.out = Path(os.path.abspath(options.out))
     if options.format == "adapter" and (options.base or options.dtype):
-        raise UserError("--base and --dtype say how to merge; leave them out with --format adapter.")
+        raise UserError("--base and --dtype apply to --format merged; leave them out with --format adapter.")
     if options.out.exists() and not (options.overwrite and (options.out / MARK).is_file()):
-        way = "holds no earlier export" if options.overwrite else "exists already; give --overwrite or another folder"
-        raise UserError(f"{options.out} {way}.")
-    with _whole_or_not_at_all(options.out) as folder:
-        told = _export(options, folder)
-    print(f"{options.out}: {told}")
+        reason = (
+            "holds no earlier export" if options.overwrite else "exists already; give --overwrite or another folder"
+        )
+        raise UserError(f"{options.out} {reason}.")
+    try:
+        with whole_folder(options.out, checksums=False) as folder:
+            result = _export(options, folder)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{getattr(error, 'filename', None) or options.out}: {reason}.") from error
+    print(f"{options.out}: {result}")
     return 0
 
 
-@contextmanager
-def _whole_or_not_at_all(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its place when all is in it and on the disk."""
-    scratch, old = (out.with_name(f".{out.name}.{kind}{os.getpid()}") for kind in ("", "old"))
-    try:
-        scratch.mkdir(parents=True)
-        yield scratch
-        for file in scratch.iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        if out.exists():
-            out.rename(old)
-        try:
-            scratch.rename(out)
-        except BaseException:
-            if old.exists():
-                old.rename(out)
-            raise
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{getattr(error, 'filename', None) or out}: {reason}.") from error
-    finally:
-        for left in (scratch, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 def _export(options: argparse.Namespace, folder: Path) -> str:
-    """Write into `folder`, which is empty; what was written, in a few words."""
-    import torch  # with all that follows from it, seconds: not before it is needed
+    """Write the export into an empty folder and return a description of it."""
+    import torch  # slow imports, only now: mistakes in the options were reported before
 
     from litpeft.adapters import LoRA
     from litpeft.adapters.peft_format import write_adapter
@@ -102,10 +84,12 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     quieten()
     run = FinishedRun(options.run_dir, options.checkpoint, "cpu", "exported")
     task, data, adapter = run.model, run.datamodule, run.model.adapter
-    if options.base and not hasattr(adapter, "in_full_precision"):
-        raise UserError(f"--base is for four-bit runs, and {options.run_dir} is one of {adapter.name}.")
+    if options.base and not hasattr(adapter, "disable_quantisation"):
+        raise UserError(
+            f"--base applies to 4-bit runs, and {options.run_dir} is a {shown_name(adapter.name)} run; leave it out."
+        )
     if options.format == "adapter" and not isinstance(adapter, LoRA):
-        raise UserError(f"PEFT has no adapter like {adapter.name}; give --format merged.")
+        raise UserError(f"PEFT has no adapter of type {shown_name(adapter.name)}; give --format merged.")
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     model = run.build(torch.device("cpu"))
@@ -115,31 +99,33 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         return f"PEFT adapter, {len(run.state)} tensors, {sum(t.nbytes for t in run.state.values()):,} bytes"
     trained = _logits(model, task)
     if options.base == "original":
-        adapter.in_full_precision("merged into the original base")
+        adapter.disable_quantisation("merged into the original base")
         model = run.build(torch.device("cpu"))
     dtype = DTYPES[options.dtype or ("fp32" if adapter.trains_base else task.dtype_name)]
-    if dtype == torch.float32:  # before merging: what is added must not be rounded first
+    if dtype == torch.float32:  # convert before merging, so that the sum is not rounded
         for layer in four_bit_layers(model):
             layer.dtype = dtype
         model.float()
     adapter.merge(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and embedding is not None and head.weight is not embedding.weight:
-        model.config.tie_word_embeddings = False  # an adapter of one of the two has parted them
+        model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights
     model.to(dtype).save_pretrained(folder)
     data.tokenizer.save_pretrained(folder)
-    again = type(model).from_pretrained(folder)
-    difference, largest = (_logits(again) - trained).abs().max().item(), trained.abs().max().item()
+    reloaded = type(model).from_pretrained(folder)
+    difference, largest = (_logits(reloaded) - trained).abs().max().item(), trained.abs().max().item()
     if options.base != "original" and not difference < 0.5 * largest:
-        raise UserError(f"merged, the model is another (logits differ by {difference:.2e}): nothing is written.")
+        raise UserError(
+            f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."
+        )
     return (
-        f"{type(model).__name__} in {str(again.dtype).removeprefix('torch.')}; largest difference of its logits to "
-        f"those of the trained model {difference:.2e}, with logits up to {largest:.2f}"
+        f"{type(model).__name__} in {str(reloaded.dtype).removeprefix('torch.')}; its logits differ from the trained "
+        f"model's by at most {difference:.2e}; the largest logit is {largest:.2f}"
     )
 
 
 def _logits(model: PreTrainedModel, task: FineTuner | None = None) -> Tensor:
-    """What a model says of four rows of sixteen tokens drawn at random, the last of them ending the text."""
+    """Return the logits for four random rows of 16 tokens; the last token of each row ends the text."""
     import torch
 
     config = model.config
@@ -150,5 +136,5 @@ def _logits(model: PreTrainedModel, task: FineTuner | None = None) -> Tensor:
     if isinstance(config.eos_token_id, int):
         ids[:, -1] = config.eos_token_id
     decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    with torch.inference_mode(), task.computing() if task else nullcontext():
+    with torch.inference_mode(), task.autocast() if task else nullcontext():
         return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder).logits.float()

@@ -1,4 +1,4 @@
-"""The parser of the commands that need no torch: a mistake is one sentence, as everywhere."""
+"""The argument parser of commands that do not need torch; a mistake gives one sentence."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from litpeft.errors import UserError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Raises `UserError` where the stock parser prints its usage and exits; no option can be cut short.
+    """A parser that raises `UserError` instead of printing its usage; options cannot be abbreviated.
 
     Args:
-        verb: of the command.
-        options: as of `ArgumentParser`.
+        verb: name of the command.
+        options: arguments of `argparse.ArgumentParser`.
     """
 
     def __init__(self, verb: str, **options: Any) -> None:

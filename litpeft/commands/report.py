@@ -1,4 +1,4 @@
-"""`litpeft report`: a comparison as a page that one opens in a browser, or as Markdown with pictures."""
+"""`litpeft report`: write a comparison as an HTML page, or as Markdown with images."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from litpeft.analysis.comparison.selection import add_selection, selected
+from litpeft.analysis.comparison.selection import add_compare_options, compare_selected
 from litpeft.analysis.report.markdown import write_markdown
 from litpeft.analysis.report.page import write_page
 from litpeft.commands.parser import CommandParser
@@ -23,20 +23,22 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--format {form} does not fit -o {options.output}; leave one of them out.")
     path = options.output or Path(f"report.{form}")
     if path.is_dir():
-        raise UserError(f"-o {path} is a folder; name a file in it.")
+        raise UserError(f"-o {path} is a folder; give a file name.")
     if form == "html":
-        write_page(selected(options), path, f"litpeft report {shlex.join(arguments)}")
+        write_page(compare_selected(options), path, f"litpeft report {shlex.join(arguments)}")
     else:
-        write_markdown(selected(options), path)
+        write_markdown(compare_selected(options), path)
     print(path)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser("report", description=__doc__)
-    add_selection(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="by default report.html, or report.md")
+    add_compare_options(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: report.html or report.md")
     parser.add_argument(
-        "--format", choices=("html", "md"), help="html is one file; md has pictures beside it; by default as FILE ends"
+        "--format",
+        choices=("html", "md"),
+        help="html: one file; md: Markdown and image files (default: by the extension of FILE)",
     )
     return parser

@@ -1,4 +1,4 @@
-"""`litpeft sweep`: run an experiment, and go on with it where it was left."""
+"""`litpeft sweep`: run an experiment, or continue it where it stopped."""
 
 from __future__ import annotations
 
@@ -17,38 +17,44 @@ from litpeft.sweeps.experiment import Experiment, read_experiment
 from litpeft.sweeps.folder import Job, jobs_of, locked_sweep, write_sweep
 from litpeft.sweeps.launchers import LAUNCHERS
 
-DESCRIPTION = """run every trial of an experiment with every seed, each in a process and a folder of its own
+DESCRIPTION = """run every trial of an experiment with every seed, each in a separate process and folder
 
-Killed or interrupted and started again, it runs what is missing and goes on with what was interrupted. Other options
-(--data.train_file FILE, --trainer.max_steps 10) are set in all trials, after the file's own.
+After an interruption, the same command runs the missing trials and resumes the interrupted ones. Other options
+(--data.train_file FILE, --trainer.max_steps 10) apply to all trials and override the file.
 """
 
 
-def main(words: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     parser = CommandParser("sweep", description=DESCRIPTION)
-    parser.add_argument("experiment", help="a file, or the name of a shipped one")
+    parser.add_argument("experiment", help="an experiment file, or the name of a packaged experiment")
     parser.add_argument("--dir", type=Path, help="folder of the sweep (default: runs/EXPERIMENT)")
-    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="show the trials and the memory they need")
-    parser.add_argument("--device", help="whose memory that is: as `litpeft estimate --device`")
-    parser.add_argument("--jobs", type=int, default=1, help="trials at once (default: 1)")
-    parser.add_argument("--retry", action="store_true", help="run those that failed or ran out of memory again")
-    parser.add_argument("--select", choices=["optuna"], help="search among the trials instead of running all of them")
-    parser.add_argument("--trials", type=int, default=20, help="with --select: how many (default: 20)")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="list the trials and the memory that each needs"
+    )
+    parser.add_argument("--device", help="with --dry_run: the device, as in `litpeft estimate --device`")
+    parser.add_argument("--jobs", type=int, default=1, help="number of trials at the same time (default: 1)")
+    parser.add_argument("--retry", action="store_true", help="rerun trials that failed or ran out of memory")
+    parser.add_argument("--select", choices=["optuna"], help="search among the trials instead of running all")
+    parser.add_argument("--trials", type=int, default=20, help="with --select: number of trials to run (default: 20)")
     parser.add_argument("--launcher", choices=list(LAUNCHERS), default="local", help="where trials run")
     parser.add_argument(
-        "--address", help="with --launcher ray: of the cluster; by default one of this machine is begun"
+        "--address", help="with --launcher ray: address of the cluster (default: start one on this machine)"
     )
-    parser.add_argument("--cpus", type=int, default=1, help="with ray and slurm: of a trial (default: 1)")
-    parser.add_argument("--gpus", type=float, default=0, help="with ray and slurm: of a trial (default: 0)")
+    parser.add_argument("--cpus", type=int, default=1, help="with ray and slurm: CPUs per trial (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0, help="with ray and slurm: GPUs per trial (default: 0)")
     parser.add_argument(
-        "--slurm", action="append", default=[], metavar="KEY=VALUE", help="of sbatch: partition=gpu, time=120 (minutes)"
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="sbatch option: partition=gpu, time=120 (minutes)",
     )
-    options, others = parser.parse_known_args(words)
+    options, others = parser.parse_known_args(arguments)
     experiment = read_experiment(options.experiment, _settings(others))
     if options.jobs < 1 or options.trials < 1:
         raise UserError("--jobs and --trials must be at least 1.")
     from litpeft.cli.console import quieten
-    from litpeft.sweeps.resolve import resolve, varying  # these need torch, and all that is wrong above is told before
+    from litpeft.sweeps.resolve import resolve, varying  # imports torch; mistakes above are reported before
 
     quieten()
     try:
@@ -66,9 +72,9 @@ def main(words: list[str]) -> int:
         return _Sweep(root, experiment, options, jobs).run()
 
 
-def _settings(words: list[str]) -> dict[str, str]:
-    """Options for all trials, as typed."""
-    settings, rest = {}, iter(words)
+def _settings(arguments: list[str]) -> dict[str, str]:
+    """Return the options for all trials, option -> value."""
+    settings, rest = {}, iter(arguments)
     for word in rest:
         key, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
@@ -78,7 +84,7 @@ def _settings(words: list[str]) -> dict[str, str]:
 
 
 class _Sweep:
-    """The jobs of a sweep, and those of them that run."""
+    """The jobs of a sweep and their launcher."""
 
     def __init__(self, root: Path, experiment: Experiment, options: argparse.Namespace, jobs: list[Job]) -> None:
         from litpeft.sweeps.progress_table import Screen
@@ -94,7 +100,7 @@ class _Sweep:
             folder=root / "slurm",
             slurm=slurm,
         )
-        self.screen = Screen(self.jobs, experiment.told["metric"])
+        self.screen = Screen(self.jobs, experiment.description["metric"])
         self.stopped: int | None = None
 
     def run(self) -> int:
@@ -107,46 +113,46 @@ class _Sweep:
                 search(self.root, self.experiment, self.jobs, self.options.trials, partial(self._together, pool))
             else:
                 self._together(pool, self.jobs)
-        return self._told()
+        return self._summary()
 
     def _together(self, pool: ThreadPoolExecutor, jobs: list[Job]) -> list[str]:
-        """Run these jobs, as many at once as may, and return how they stand in the end."""
+        """Run these jobs, at most --jobs at the same time, and return their final states."""
         waiting: set[Future[str]] = {pool.submit(self._do, job) for job in jobs}
         states = []
-        while waiting:  # with a limit, or a signal would wait for the trial
+        while waiting:  # the timeout lets signals in
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             states += [future.result() for future in done]
         return states
 
     def _do(self, job: Job) -> str:
-        """Run a job if there is anything left to do, and return how it stands."""
-        words = job.words(self.options.retry)
-        if words is None or self.stopped is not None:
+        """Run a job unless it is finished, and return its state."""
+        arguments = job.arguments(self.options.retry)
+        if arguments is None or self.stopped is not None:
             return job.state()
-        self.screen.note(job, "running")
+        self.screen.update(job, "running")
         with open(job.log, "a", encoding="utf-8") as log:
-            log.write(f"$ litpeft {shlex.join(words)}\n")
+            log.write(f"$ litpeft {shlex.join(arguments)}\n")
         try:
-            code = self.launch(words, job.log)
-        except Exception as error:  # of Ray or SLURM: a task that was cancelled, a node that is gone
+            code = self.launch(arguments, job.log)
+        except Exception as error:  # from Ray or SLURM: a cancelled task, a lost node
             code = 1
             with open(job.log, "a", encoding="utf-8") as log:
                 log.write(f"{type(error).__name__}: {error}\n")
         state = job.state()
-        # it has failed before it could write its record, or after, or was killed: for want of memory, say
+        # failed outside of training, or killed (by the out-of-memory killer, for example)
         if code and self.stopped is None and state in ("waiting", "ok", "interrupted"):
             state = "failed"
-        self.screen.note(job, state)
+        self.screen.update(job, state)
         return state
 
     def _stop(self, number: int, frame: Any) -> None:
         if self.stopped is None:
             self.stopped = number
-            print("litpeft: the sweep stops; trials save and end ...", file=sys.stderr)
+            print("litpeft: stopping the sweep; running trials save and end ...", file=sys.stderr)
             self.launch.stop()
 
-    def _told(self) -> int:
-        """What came of it; the exit code is 0, 1 (some trials failed), 130 or 143 (interrupted)."""
+    def _summary(self) -> int:
+        """Print the outcome and return the exit code: 0, 1 (some trials failed), 130 or 143 (interrupted)."""
         states = self.screen.states
         if best := self.screen.best():
             print(best)
@@ -156,9 +162,9 @@ class _Sweep:
             reason = record["error"] if record and record["error"] else f"see {job.log}"
             print(f"litpeft: {job.name} {states[job.name]}: {reason}", file=sys.stderr)
         if bad:
-            print("litpeft: once the cause is mended, the same command with --retry runs them again.", file=sys.stderr)
+            print("litpeft: after fixing the cause, rerun them with the same command and --retry.", file=sys.stderr)
         if self.stopped is not None:
-            print("litpeft: interrupted; the same command goes on.", file=sys.stderr)
+            print("litpeft: interrupted; run the same command to continue.", file=sys.stderr)
             return 128 + self.stopped
         print(f"compare: litpeft compare {self.root}\nreport:  litpeft report {self.root}")
         return 1 if bad else 0

@@ -1,4 +1,4 @@
-"""`litpeft sweep --dry_run`: which trials there are, and what memory each will need."""
+"""`litpeft sweep --dry_run`: list the trials and estimate the memory of each."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from litpeft.sweeps.experiment import Experiment, Trial
 
 
 def preview(experiment: Experiment, device: str | None) -> int:
-    """Print a line a trial; nothing is written, no weights are read.
+    """Print one row per trial and return exit code 0. Writes nothing and reads no weights.
 
     Args:
-        experiment: what is to be run.
-        device: as `litpeft estimate --device` takes it.
+        experiment: the experiment to preview.
+        device: value of `litpeft estimate --device`.
     """
-    if experiment.told["question"]:
-        print(experiment.told["question"])
+    if experiment.description["question"]:
+        print(experiment.description["question"])
     table = Table(title_justify="left")
     table.title = f"{len(experiment.trials)} trials x {len(experiment.seeds)} seeds"
-    for column in ("trial", *experiment.axes, "trained", "model MiB", "peak MiB", ""):
-        table.add_column(column, justify="right" if column.endswith("MiB") or column == "trained" else "left")
+    for column in ("trial", *experiment.axes, "trainable", "model MiB", "peak MiB", ""):
+        table.add_column(column, justify="right" if column.endswith("MiB") or column == "trainable" else "left")
     console = Console()
     with console.status("estimating") as status:
         for trial in experiment.trials:
-            status.update(f"estimating {trial.label}")
-            table.add_row(*map(Text, [trial.label, *trial.axes.values(), *_needed(trial, device)]))
+            status.update(f"estimating {trial.shown(trial.label)}")
+            table.add_row(*map(Text, [*map(trial.shown, (trial.label, *trial.axes.values())), *_needed(trial, device)]))
     console.print(table)
-    print("peak: of what a step holds in tensors; of a GPU, of what is reserved (litpeft estimate tells more)")
+    print("peak: tensors of a step on a CPU, reserved memory on a GPU; `litpeft estimate` shows details")
     return 0
 
 
 def _needed(trial: Trial, device: str | None) -> list[str]:
-    """Numbers trained, bytes of the model and at the peak; or why they are not known."""
+    """Return table cells: trainable parameters, model size, peak memory, and whether it fits or why it is unknown."""
     try:
-        plan = Plan([*trial.words, *(["--device", device] if device else [])])
+        plan = Plan([*trial.arguments, *(["--device", device] if device else [])])
         found = plan.trace(plan.task.adapter)
     except UserError as error:
         return ["n/a", "n/a", "n/a", str(error)]

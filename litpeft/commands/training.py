@@ -1,4 +1,4 @@
-"""`litpeft fit`, `validate`, `test` and `predict`: run one of them, and tell how it ended."""
+"""`litpeft fit`, `validate`, `test` and `predict`: run the verb and report how it ended."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException, SI
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.cli.console import quieten
 from litpeft.cli.lightning_cli import LitPeftCLI
-from litpeft.errors import UserError, of_the_system
+from litpeft.errors import UserError, find_system_error
 from litpeft.training import failure_messages
-from litpeft.training.processes import started_first
+from litpeft.training.processes import is_first_process
 
 
-def main(words: list[str]) -> int:
-    """Run one verb; the exit code is 0, 1 (the run failed), 130 or 143 (interrupted). Mistakes raise `UserError`."""
+def main(arguments: list[str]) -> int:
+    """Run one verb and return the exit code: 0, 1 (the run failed), 130 or 143 (interrupted).
+
+    Raises:
+        UserError: an option or a file of the user is wrong.
+    """
     quieten()
     try:
-        _one_of_several(words)
+        _one_of_several(arguments)
     except UserError:
         raise
     except MisconfigurationException as error:
         raise UserError(" ".join(str(error).split())) from error
-    except (SystemExit, KeyboardInterrupt) as stop:  # Lightning has caught Ctrl-C or SIGTERM; RunRecorder has told
+    except (SystemExit, KeyboardInterrupt) as stop:  # RunRecorder has recorded the interruption
         if isinstance(stop, SIGTERMException):
             return stop.code or 143
         return 130 if isinstance(stop, KeyboardInterrupt) or stop.code else 0  # 0: --help, --print_config
@@ -34,12 +38,12 @@ def main(words: list[str]) -> int:
                 "try a smaller --data.batch_size with --trainer.accumulate_grad_batches, or a smaller --data.max_length"
             )
             print(f"litpeft: error: out of memory; {hint}.", file=sys.stderr)
-        elif system := of_the_system(error):
+        elif system := find_system_error(error):
             print(f"litpeft: error: {system.filename or 'a file'}: {system.strerror}.", file=sys.stderr)
         elif "DataLoader worker" in reason:
             print(
-                f"litpeft: error: a process that makes batches has died ({reason}); "
-                "the host's memory may have run out: try a smaller --data.num_workers.",
+                f"litpeft: error: a dataloader worker died ({reason}); "
+                "the host memory may be exhausted: try a smaller --data.num_workers.",
                 file=sys.stderr,
             )
         elif hasattr(error, "traceback_file"):
@@ -50,13 +54,13 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def _one_of_several(words: list[str]) -> None:
+def _one_of_several(arguments: list[str]) -> None:
     """The first process tells how all of them ended, and the others do where it cannot."""
     try:
-        LitPeftCLI(words[0], words[1:])
+        LitPeftCLI(arguments[0], arguments[1:])
     except BaseException as error:
-        if started_first():
-            failure_messages.tell_as_first(str(error))
-        elif failure_messages.first_has_told():
+        if is_first_process():
+            failure_messages.publish_from_rank_zero(str(error))
+        elif failure_messages.rank_zero_reported():
             raise SystemExit(1) from error
         raise

@@ -1,4 +1,4 @@
-"""Data sets. A folder's file is a data set; its import here makes it known to the command line."""
+"""Data sets. One per file; importing a class here makes it available in the command line."""
 
 from litpeft.data.ag_news import AGNews
 from litpeft.data.alpaca import Alpaca

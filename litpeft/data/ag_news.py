@@ -1,4 +1,4 @@
-"""AG News: the subject of news articles, four classes (Zhang et al. 2015, https://arxiv.org/abs/1509.01626)."""
+"""AG News: topics of news articles, four classes (Zhang et al. 2015, https://arxiv.org/abs/1509.01626)."""
 
 from typing import Any
 
@@ -9,13 +9,13 @@ from litpeft.data.text_classification import TextClassification
 class AGNews(TextClassification):
     """AG News, from the hub (120,000 training and 7,600 test articles, labels 0 to 3) or from local files.
 
-    A .csv or .tsv file whose first row names no label column is taken for the authors' own form: class 1 to 4, title,
-    description, no header. There is no validation set, so one is cut from the training set.
+    A .csv or .tsv file without a header is read in the authors' format: class (1 to 4), title, description. There is
+    no validation split, so validation rows are cut from the training rows.
 
     Args:
-        dataset: hub id.
+        dataset: hub id, used if no file is given.
         label_names: names of the classes, in the order of their numbers.
-        options: files and the rest, as in `TextClassification`.
+        options: files and the other options of `TextClassification`.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class AGNews(TextClassification):
 
     def layout(self, path: str) -> dict[str, Any]:
         layout = super().layout(path)
-        headers = ([self.label_column], self.text_columns)  # a file to predict may have texts only
+        headers = ([self.label_column], self.text_columns)  # predict_file may have texts only
         if self.columns or any(has_header(path, names, self.delimiter, self.encoding) for names in headers):
             return layout
         return layout | {

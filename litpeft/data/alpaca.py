@@ -1,4 +1,4 @@
-"""Alpaca: 52,002 instructions with inputs and responses (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca)."""
+"""Alpaca: 52,002 instructions with responses (Taori et al. 2023, https://github.com/tatsu-lab/stanford_alpaca)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from litpeft.errors import UserError
 
 
 class Alpaca(Instructions, TabularData):
-    """Alpaca from the hub, or any table of instructions, inputs and responses; its licence is CC BY-NC 4.0.
+    """Alpaca from the hub (licence: CC BY-NC 4.0), or any local table of instructions, inputs and responses.
 
-    It has no validation split: one is cut from the training rows by a fixed seed.
+    There is no validation split, so validation rows are cut from the training rows with a fixed seed.
 
     Args:
-        dataset: hub id, used where no file is given.
-        instruction_column: name of the column with what is asked.
-        input_column: name of the column with what it is asked about; it may be missing or empty.
-        output_column: name of the column with the response; `predict_file` may lack it.
-        options: files, template, packing and the rest, as in `Instructions`, `TabularData` and `FineTuneData`.
+        dataset: hub id, used if no file is given.
+        instruction_column: name of the column with the instruction.
+        input_column: name of the column with the input of the instruction; it may be missing or empty.
+        output_column: name of the column with the response; `predict_file` does not need it.
+        options: files, template, packing and the other options of `Instructions`, `TabularData` and `FineTuneData`.
     """
 
     def __init__(
@@ -36,20 +36,20 @@ class Alpaca(Instructions, TabularData):
         self.names = instruction_column, input_column, output_column
 
     def source_of_examples(self, split: Split) -> dict[str, Any] | None:
-        where = self.where(self.origin(split))
-        return where and {"names": self.names, "answered": split != "predict"} | where
+        source = self.source_of_rows(self.split_to_read(split))
+        return source and {"names": self.names, "answered": split != "predict"} | source
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
         instruction, given, response = self.names
         required = {instruction: "data.instruction_column"}
         if split != "predict":
             required[response] = "data.output_column"
-        for place, row in self.read(self.origin(split), required):
+        for place, row in self.read(self.split_to_read(split), required):
             texts = [row.get(name) for name in (instruction, given, response)]
             for name, text in zip(self.names, texts, strict=True):
                 if text is not None and not isinstance(text, str):
                     raise UserError(f"{place}: column {name!r} holds {type(text).__name__}, not text.")
-            asked, about, answer = (text or "" for text in texts)
-            if not asked.strip():
+            prompt, context, answer = (text or "" for text in texts)
+            if not prompt.strip():
                 raise UserError(f"{place}: the instruction is empty; remove the row, or see data.instruction_column.")
-            yield asked, about, answer
+            yield prompt, context, answer

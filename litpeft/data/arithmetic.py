@@ -1,4 +1,4 @@
-"""Generated arithmetic: a set that needs no file, shows learning within minutes, and can be checked exactly."""
+"""Generated arithmetic questions: no download, learnable in minutes, with exact answers."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from litpeft.data.instructions import Instructions
 from litpeft.errors import UserError
 
 SIGNS = {"add": "plus", "subtract": "minus", "multiply": "times"}
-SEEDS = {"train": 0, "val": 1, "test": 2, "predict": 2}  # which questions there are is part of the data, not of a run
-HELD_OUT = 10  # of the pairs of numbers, one in so many is never trained on
+SEEDS = {"train": 0, "val": 1, "test": 2, "predict": 2}  # the questions do not depend on the random seed of a run
+HELD_OUT = 10  # one in ten pairs of numbers is held out from training
 
 
 class ArithmeticInstructions(Instructions):
-    """Questions such as "What is 59 minus 38?", in the form of GPT-3's arithmetic tasks (https://arxiv.org/abs/2005.14165).
+    """Questions such as "What is 59 minus 38?", as in GPT-3's arithmetic tasks (https://arxiv.org/abs/2005.14165).
 
-    Every tenth pair of numbers is held out: validation and test ask of these alone, training never.
+    A tenth of the pairs of numbers is held out: validation and test use only these pairs, training uses none of them.
 
     Args:
-        digits: of both numbers, 1 to 5; each has just so many.
-        operations: what is asked for.
-        train_rows: how many questions to generate; no question stands twice.
-        val_rows: likewise.
-        test_rows: likewise.
-        options: template, packing and the rest, as in `Instructions` and `FineTuneData`.
+        digits: number of digits of both numbers, 1 to 5.
+        operations: the operations to ask for.
+        train_rows: number of training questions, all different.
+        val_rows: number of validation questions.
+        test_rows: number of test questions.
+        options: template, packing and the other options of `Instructions` and `FineTuneData`.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ArithmeticInstructions(Instructions):
         if not 1 <= digits <= 5:
             raise UserError(f"data.digits must be from 1 to 5, got {digits}.")
         if not operations or len(set(operations)) < len(operations):
-            raise UserError(f"data.operations must name one or more, each once, got {operations}.")
+            raise UserError(f"data.operations must name one or more operations, each once, got {operations}.")
         for name, rows in {"train_rows": train_rows, "val_rows": val_rows, "test_rows": test_rows}.items():
             if rows < 1:
                 raise UserError(f"data.{name} must be at least 1, got {rows}.")
@@ -58,7 +58,7 @@ class ArithmeticInstructions(Instructions):
         }
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
-        """In an order that the split's seed fixes; a question stands once."""
+        """Generate the questions of a split, all different, in an order that its seed fixes."""
         draw = np.random.default_rng([SEEDS[split], self.digits])
         low, high = (0 if self.digits == 1 else 10 ** (self.digits - 1)), 10**self.digits
         seen: set[tuple[int, int, str]] = set()
@@ -73,21 +73,21 @@ class ArithmeticInstructions(Instructions):
     def _check_enough(self) -> None:
         low, high = (0 if self.digits == 1 else 10 ** (self.digits - 1)), 10**self.digits
         held = sum(held_out(first, second) for first in range(low, high) for second in range(low, high))
-        there = {"train": (high - low) ** 2 - held, "val": held, "test": held}
-        for split, pairs in there.items():
-            most = pairs * len(self.operations)
-            if self.counts[split] > most:
+        available = {"train": (high - low) ** 2 - held, "val": held, "test": held}
+        for split, pairs in available.items():
+            questions = pairs * len(self.operations)
+            if self.counts[split] > questions:
                 raise UserError(
-                    f"data.{split}_rows {self.counts[split]} is more than the {most} questions that there are."
+                    f"data.{split}_rows {self.counts[split]} is more than the {questions} different questions."
                 )
 
 
 def answer(first: int, second: int, operation: str) -> int:
-    """What comes out."""
+    """Return the result of the operation."""
     return {"add": first + second, "subtract": first - second, "multiply": first * second}[operation]
 
 
 def held_out(first: int, second: int) -> bool:
-    """Whether a pair is never trained on: by its hash, the same for (b, a), so that no sum is known from its mirror."""
+    """Return whether a pair is held out, by a hash that is equal for (a, b) and (b, a): a + b does not reveal b + a."""
     small, large = sorted((first, second))
     return (small * 2654435761 + large * 40503 + (small ^ large) * 97) % 2**32 // 7 % HELD_OUT == 0

@@ -1,8 +1,8 @@
-"""What every data set has: splits that are tokenised once, limits, and batches that depend on the seed alone.
+"""Base class of the data sets: splits that are tokenised once and cached, row limits, and seeded batches.
 
-To add one for classification: derive from `TextClassification` with other defaults, as `sst2.py` does. To add another
-kind: derive from `FineTuneData` in a file of its own, implement `source` and `tokenise`, import it in `__init__.py`.
-A minimal one:
+To add a classification data set: derive from `TextClassification` with other defaults, as `sst2.py` does.
+To add another kind of data set: derive from `FineTuneData` in a new file, implement `source` and `tokenise`, and import
+the class in `__init__.py`. A minimal example:
 
     class Echo(FineTuneData):
         def source(self, split):
@@ -32,7 +32,7 @@ from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
 from litpeft.errors import UserError
 from litpeft.hub.cache_dir import default_cache_dir
-from litpeft.hub.hub import asking_hub, local_or_hub
+from litpeft.hub.hub import explaining_hub_errors, local_or_hub
 
 Split = Literal["train", "val", "test", "predict"]
 
@@ -42,24 +42,24 @@ STAGES: dict[str, tuple[Split, ...]] = {
     "test": ("test",),
     "predict": ("predict",),
 }
-SUBSET_SEED = 0  # which rows are taken is part of the data, the same for every seed of a run
-VAL_SHARE, VAL_MOST = 0.1, 2000  # what is cut from train where a set has no validation split
+SUBSET_SEED = 0  # the selected rows are part of the data: the same for every random seed of a run
+VAL_SHARE, MAX_VAL_ROWS = 0.1, 2000  # rows cut from train if there is no validation split
 
 
 class FineTuneData(L.LightningDataModule):
     """Tokenised splits and their batches.
 
     Args:
-        tokenizer: hub id or folder; the model's own by default.
-        batch_size: rows in a batch of each process, training and evaluation alike.
-        max_length: tokens that a row is cut to.
-        train_samples: use that many training rows, drawn by a fixed seed; all by default.
-        val_samples: likewise for validation. Where the set has no validation split, so many rows are cut from train:
-            by default a tenth, at most 2,000.
-        test_samples: likewise for test.
-        seed: of the order of batches; by default what `seed_everything` says.
-        num_workers: processes that make batches.
-        cache_dir: where tokenised tables are kept; by default `$LITPEFT_CACHE` or the user's cache folder.
+        tokenizer: hub id or folder of the tokenizer; by default that of the model.
+        batch_size: batch size per device, in rows, for training and evaluation.
+        max_length: maximum sequence length in tokens; longer rows are truncated.
+        train_samples: number of training rows to use, selected with a fixed seed; all by default.
+        val_samples: number of validation rows to use; all by default. If the data set has no validation split, this
+            many rows are cut from train: by default a tenth, at most 2,000.
+        test_samples: number of test rows to use; all by default.
+        seed: random seed of the order of the batches; by default that of `seed_everything`.
+        num_workers: number of processes that build batches.
+        cache_dir: folder of the tokenised tables; by default `$LITPEFT_CACHE` or the user's cache folder.
     """
 
     def __init__(
@@ -90,46 +90,46 @@ class FineTuneData(L.LightningDataModule):
         self._tables: dict[str, tuple[datasets.Dataset, dict[str, Any]]] = {}
 
     def source(self, split: Split) -> dict[str, Any] | None:
-        """What the rows of a split are made of, by which they are found again; None where there is no such split."""
+        """Return everything that the rows of a split depend on, for the cache key; None if there is no such split."""
         raise NotImplementedError
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
-        """The rows of a split, `input_ids` and `label`, and facts about them for the record."""
+        """Return the table of a split, with columns `input_ids` and `label`, and facts about it for the run record."""
         raise NotImplementedError
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer; the end of a text also pads where it has no padding token (GPT-2, Llama)."""
+        """The tokenizer; one without a padding token (GPT-2, Llama) pads with its end-of-text token."""
         name = self.tokenizer_name
         if name is None:
-            raise UserError("data.tokenizer is not given, and there is no model to take it from.")
-        with asking_hub(name, "data.tokenizer", "a local folder (data.tokenizer, or model.model_name)"):
+            raise UserError("data.tokenizer is missing, and there is no model to take it from.")
+        with explaining_hub_errors(name, "data.tokenizer", "a local folder (data.tokenizer, or model.model_name)"):
             tokenizer = AutoTokenizer.from_pretrained(local_or_hub(name, "data.tokenizer", "tokenizer_config.json"))
         if self.max_length > tokenizer.model_max_length:
             raise UserError(
                 f"data.max_length {self.max_length} is more than the {tokenizer.model_max_length} tokens "
-                f"that {name} takes."
+                f"that {name} supports."
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
     def prepare_data(self) -> None:
-        """Tokenise, on one process, what is not in the cache yet."""
+        """Tokenise the splits that are not in the cache; Lightning calls this in one process."""
         for split in self._needed():
             self.table(split)
 
     def setup(self, stage: str) -> None:
-        """Take the tables from the cache, and the rows of each split that the limits leave."""
+        """Read the tables from the cache and select the rows of each split."""
         for split in self._needed(stage):
-            self.rows[split] = self.encoded(split, self._chosen(split))
+            self.rows[split] = self.encoded(split, self._selected_rows(split))
 
     def encoded(self, split: Split, rows: np.ndarray) -> EncodedRows:
-        """What batches are made from: these rows of the split's table."""
+        """Return the data set that batches are built from: these rows of the split's table."""
         return EncodedRows(self.table(split)[0], rows, self.tokenizer.pad_token_id)
 
     def table(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
-        """All rows of a split, tokenised, and facts about them; a validation split cut from train is train's table."""
+        """Return all tokenised rows of a split and facts about them; train's table if validation is cut from train."""
         if split in self._tables:
             return self._tables[split]
         source = self.source(split)
@@ -143,7 +143,7 @@ class FineTuneData(L.LightningDataModule):
         return self._tables[split]
 
     def highest_token(self) -> int:
-        """The greatest id of a token in the tables that are in use; one that the model has no row for is a mistake."""
+        """Return the largest token id in the loaded tables, to compare with the model's embeddings."""
         columns = [table.data.column(name) for table, _ in self._tables.values() for name in table.column_names]
         lists = [column for column in columns if pa.types.is_list(column.type)]
         return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in lists), default=0)
@@ -157,43 +157,43 @@ class FineTuneData(L.LightningDataModule):
             stage = self.trainer.state.fn.value if self.trainer is not None else "fit"
         return STAGES[stage]
 
-    def _chosen(self, split: Split) -> np.ndarray:
-        """The places of a split's rows in its table, ascending."""
+    def _selected_rows(self, split: Split) -> np.ndarray:
+        """Return the row numbers of a split in its table, ascending."""
         order = np.random.default_rng(SUBSET_SEED).permutation(len(self.table(split)[0]))
         limit = self.samples.get(split)
         if split in ("train", "val") and self.table("val") is self.table("train"):
-            cut = self.samples["val"] or max(1, min(VAL_MOST, int(VAL_SHARE * len(order))))
+            cut = self.samples["val"] or max(1, min(MAX_VAL_ROWS, int(VAL_SHARE * len(order))))
             if cut >= len(order):
                 raise UserError(
-                    f"data.val_samples {cut} leaves nothing of the {len(order)} training rows "
-                    "that validation is cut from."
+                    f"data.val_samples {cut} leaves no training rows: validation is cut from the "
+                    f"{len(order)} training rows."
                 )
             order, limit = (order[:cut], None) if split == "val" else (order[cut:], limit)
         return np.sort(order[:limit])
 
     @property
     def num_train_batches(self) -> int:
-        """Batches of an epoch, each of all processes. Known after `setup`; asking leaves a resumed loader's state."""
+        """Batches per epoch (of all processes together); known after `setup`."""
         return len(self._sampler("train"))
 
-    def _sampler(self, split: Split, alone: bool = False) -> LengthGroupedBatches:
+    def _sampler(self, split: Split, all_rows: bool = False) -> LengthGroupedBatches:
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        several = self.trainer is not None and not alone
-        ranks = (self.trainer.global_rank, self.trainer.world_size) if several else (0, 1)
+        shared = self.trainer is not None and not all_rows
+        ranks = (self.trainer.global_rank, self.trainer.world_size) if shared else (0, 1)
         return LengthGroupedBatches(self.rows[split].lengths, self.batch_size, seed, split == "train", *ranks)
 
-    def _loader(self, split: Split, alone: bool = False) -> ResumableLoader:
+    def _loader(self, split: Split, all_rows: bool = False) -> ResumableLoader:
         return ResumableLoader(
             self.rows[split],
-            self._sampler(split, alone),
+            self._sampler(split, all_rows),
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
-    def whole_loader(self, split: Split) -> ResumableLoader:
-        """All rows of a split, also where several processes share them otherwise."""
-        return self._loader(split, alone=True)
+    def unsharded_loader(self, split: Split) -> ResumableLoader:
+        """Return a loader of all rows of a split, even if several processes train."""
+        return self._loader(split, all_rows=True)
 
     def train_dataloader(self) -> ResumableLoader:
         return self._loader("train")
@@ -208,7 +208,7 @@ class FineTuneData(L.LightningDataModule):
         return self._loader("predict")
 
     def describe(self) -> dict[str, Any]:
-        """For the record: rows used of each split, and the facts about the tables that they come from."""
+        """Return the number of rows used of each split and the facts about their tables, for the run record."""
         return {
             "rows": {split: len(rows) for split, rows in self.rows.items()},
             "tables": {split: facts for split, (_, facts) in self._tables.items()},

@@ -1,4 +1,4 @@
-"""Tokenise once: tables of token ids on disk, found again by what they were made of."""
+"""Cache of tokenised tables on disk, with a hash of everything that a table depends on as cache key."""
 
 from __future__ import annotations
 
@@ -15,42 +15,42 @@ from transformers import PreTrainedTokenizerBase
 from litpeft.errors import first_sentence
 from litpeft.runs.atomic_write import damage, remove_folder, whole_folder
 
-FORMAT = 1  # raise it when the columns of a cached table change
+FORMAT = 1  # increase when the columns of a cached table change
 
 
 def fingerprint(*parts: Any) -> str:
-    """A name for a table: the hash of everything that it depends on."""
+    """Return the cache key of a table: a hash of everything that it depends on."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The hash of all that a tokenizer does: its rules and vocabulary, not the name that it was loaded by."""
+    """Return a hash of a tokenizer's rules and vocabulary; its name and folder do not matter."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         rules: Any = [tokenizer.get_vocab(), tokenizer.special_tokens_map]
     else:
         rules = json.loads(backend.to_str())
-        rules.pop("truncation"), rules.pop("padding")  # what the last call asked for, no property of the tokenizer
+        rules.pop("truncation"), rules.pop("padding")  # options of the last call, not of the tokenizer
     return fingerprint(type(tokenizer).__name__, rules)
 
 
 def cached_table(
     folder: Path, make: Callable[[], tuple[datasets.Dataset, dict[str, Any]]]
 ) -> tuple[datasets.Dataset, dict[str, Any]]:
-    """The table and its facts in `folder`, made by `make` if it is not there yet.
+    """Return the table and facts in `folder`; if the folder does not exist, write them with `make` first.
 
-    It appears whole or not at all, so a killed process leaves nothing that is taken for a table; of two that make the
-    same one, the first to finish wins. One that is no longer what was written, or no table, is made again.
+    The folder appears only when complete, so a killed process leaves no partial table. If two processes write the same
+    table, the first to finish wins. A damaged table is written again.
     """
     if folder.exists():
-        harm = damage(folder)
+        problem = damage(folder)
         try:
-            if harm is None:
+            if problem is None:
                 return _read(folder)
-        except Exception as error:  # sums that fit, and no table: what bytes of other origin raise is of many kinds
-            harm = first_sentence(error)
-        print(f"litpeft: the table {folder}: {harm}; it is made again.", file=sys.stderr)
+        except Exception as error:  # checksums match but it is no table: arrow raises many kinds of errors
+            problem = first_sentence(error)
+        print(f"litpeft: the table {folder}: {problem}; the table is built again.", file=sys.stderr)
         remove_folder(folder)
     table, facts = make()
     with whole_folder(folder, replace=False) as scratch:

@@ -1,4 +1,4 @@
-"""Read rows from a local table, and say which line of which file is wrong."""
+"""Read rows from local tables, with file and line in each error message."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from litpeft.errors import UserError
 from litpeft.runs.record_schema import is_utf8
-from litpeft.runs.safe_read import of_python
+from litpeft.runs.safe_read import parse_error_reason
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
@@ -24,18 +24,18 @@ def read_rows(
     delimiter: str | None = None,
     encoding: str = "utf-8",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The rows of a file, each with the words that name its place (`train.tsv line 7`).
+    """Yield the rows of a file, each with its place for error messages (`train.tsv line 7`).
 
     Args:
-        path: a .tsv (never quoted), .csv (quoted where needed), .jsonl, .json (a list of objects) or .parquet file.
-        required: names of columns that there must be, and the option that each is given by.
-        columns: names for the columns of a .tsv or .csv file without a header. A first row that holds all `required`
-            names is taken for a header all the same.
-        delimiter: what separates the columns of a .tsv or .csv file; by default what the suffix says.
-        encoding: of a text file. A byte-order mark is skipped.
+        path: a .tsv (without quotes), .csv (with quotes), .jsonl, .json (a list of objects) or .parquet file.
+        required: required column -> option that names the column.
+        columns: column names of a .tsv or .csv file without a header. A first row with all `required` names is still
+            read as a header.
+        delimiter: column delimiter of a .tsv or .csv file; a tab or a comma by default.
+        encoding: encoding of a text file. A byte-order mark is skipped.
 
     Raises:
-        UserError: no such file, unknown suffix, broken encoding or syntax, a missing column, no rows.
+        UserError: the file, its suffix, encoding or syntax is wrong, a column is missing, or there are no rows.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,7 +65,7 @@ def read_rows(
 def has_header(
     path: str | Path, required: Sequence[str], delimiter: str | None = None, encoding: str = "utf-8"
 ) -> bool:
-    """Whether the first row of a .tsv or .csv file holds the `required` names; true for other files, which all do."""
+    """Return whether the first row of a .tsv or .csv file has the `required` names; true for other file types."""
     path = Path(path)
     if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
         return True
@@ -77,7 +77,7 @@ def has_header(
 
 
 def _reader(path: Path, text: str, delimiter: str | None) -> Any:
-    """The fields of each row; .tsv is never quoted."""
+    """Return a csv reader; quotes have no meaning in .tsv files."""
     csv.field_size_limit(sys.maxsize)
     tab = path.suffix.lower() == ".tsv"
     quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
@@ -85,19 +85,16 @@ def _reader(path: Path, text: str, delimiter: str | None) -> Any:
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
 
 
-def _skipping_mark(encoding: str) -> str:
-    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
-
-
 def _text(path: Path, encoding: str) -> str:
     raw = path.read_bytes()
+    is_utf_8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     try:
-        return raw.decode(_skipping_mark(encoding))
+        return raw.decode("utf-8-sig" if is_utf_8 else encoding)  # "-sig" skips a byte-order mark
     except LookupError as error:
-        raise UserError(f"data.encoding {encoding}: Python knows no such encoding.") from error
+        raise UserError(f"data.encoding {encoding}: Python has no such encoding.") from error
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line}: not {encoding}; give data.encoding (latin-1, say).") from error
+        raise UserError(f"{path} line {line}: not {encoding}; give data.encoding, for example latin-1.") from error
 
 
 def _separated(
@@ -113,14 +110,13 @@ def _separated(
             if names is None:
                 header = columns is None or set(required) <= set(fields)
                 names = fields if header else columns
-                if twice := [name for name in required if list(names).count(name) > 1]:
-                    raise UserError(f"{place}: two columns are called {twice[0]!r}.")
+                if duplicates := [name for name in required if list(names).count(name) > 1]:
+                    raise UserError(f"{place}: two columns are called {duplicates[0]!r}; rename one of them.")
                 if header:
                     continue
             if len(fields) != len(names):
                 raise UserError(
-                    f"{place}: {len(fields)} columns where there should be {len(names)} ({', '.join(names)}); "
-                    "see data.delimiter."
+                    f"{place}: {len(fields)} columns, expected {len(names)} ({', '.join(names)}); see data.delimiter."
                 )
             yield place, dict(zip(names, fields, strict=True))
     except csv.Error as error:
@@ -138,20 +134,22 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
         else:
             items = json.loads(text) if text.strip() else []
             if not isinstance(items, list):
-                raise UserError(f"{path}: a .json file must hold a list of objects (one object a line is .jsonl).")
+                raise UserError(f"{path}: a .json file must contain a list of objects; one object per line is .jsonl.")
             for number, item in enumerate(items, 1):
                 yield f"{path} item {number}", _object(f"{path} item {number}", item)
-    except (ValueError, RecursionError) as error:  # without its kind, of a number with thousands of digits
+    except (ValueError, RecursionError) as error:  # an int with thousands of digits raises a plain ValueError
         where = place if lines else f"{path} line {getattr(error, 'lineno', 1)}"
-        raise UserError(f"{where}: not valid JSON: {getattr(error, 'msg', None) or of_python(error)}.") from error
+        raise UserError(
+            f"{where}: not valid JSON: {getattr(error, 'msg', None) or parse_error_reason(error)}."
+        ) from error
 
 
 def _object(place: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{place}: an object with named columns is needed, not {type(value).__name__}.")
+        raise UserError(f"{place}: expected an object with named columns, got {type(value).__name__}.")
     for text in (*value, *value.values()):
         if isinstance(text, str) and not is_utf8(text):
-            raise UserError(f"{place}: an escape such as \\ud800 is half a character; remove it.")
+            raise UserError(f"{place}: an escape such as \\ud800 is half a character; remove the escape.")
     return value
 
 

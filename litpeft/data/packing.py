@@ -1,4 +1,4 @@
-"""Put rows of many lengths into as few rows of one length as can be."""
+"""Pack rows of different lengths into few rows of a fixed length."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 
 
 def pack(lengths: Sequence[int] | np.ndarray, capacity: int) -> list[np.ndarray]:
-    """Rows together that fit into `capacity` tokens, by best fit from the longest on.
+    """Assign rows to bins of `capacity` tokens by best fit decreasing; the result depends only on the lengths.
 
-    Each row goes into the fullest bin that still takes it: within 11/9 of the fewest bins, and on texts within a
-    percent of them (Johnson et al. 1974, https://doi.org/10.1137/0203025). The order depends on the lengths alone.
+    Starting with the longest row, each row goes into the fullest bin with enough space. This needs at most 11/9 of the
+    minimum number of bins (Johnson et al. 1974, https://doi.org/10.1137/0203025), and on texts about 1 % more.
 
     Args:
-        lengths: tokens of each row, none above the capacity.
-        capacity: tokens that a packed row holds.
+        lengths: tokens of each row, (rows,), none above the capacity.
+        capacity: tokens per bin.
 
     Returns:
-        The rows of each bin, by number.
+        The row numbers of each bin.
     """
     bins: list[list[int]] = []
-    free: list[tuple[int, int]] = []  # (tokens left, bin), ascending
+    free: list[tuple[int, int]] = []  # (free tokens, bin number), ascending
     for row in np.argsort(-np.asarray(lengths), kind="stable"):
         length = int(lengths[row])
-        place = bisect.bisect_left(free, (length, -1))
-        left, number = free.pop(place) if place < len(free) else (capacity, len(bins))
+        i = bisect.bisect_left(free, (length, -1))
+        left, number = free.pop(i) if i < len(free) else (capacity, len(bins))
         if number == len(bins):
             bins.append([])
         bins[number].append(int(row))

@@ -1,4 +1,4 @@
-"""Which rows make a batch, in an order that depends on the seed and the epoch alone, and that can be taken up again."""
+"""Batches in an order that depends only on seed and epoch, and a data loader that can resume within an epoch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from litpeft.errors import UserError
 
-WINDOW = 50  # batches whose rows are sorted together: near-equal lengths in a batch, and still a new mix every epoch
+WINDOW = 50  # batches whose rows are sorted together: similar lengths per batch, yet new batches in every epoch
 
 
 class LengthGroupedBatches(Sampler[list[int]]):
     """Batches of rows of similar length.
 
-    Shuffled, the order comes from a generator of its own, seeded by (seed, epoch): whatever else draws random numbers
-    (an adapter's initial values, dropout), every run with this seed sees the same batches. The batch with the longest
-    row comes first, so that one that does not fit into memory fails at once. Not shuffled, rows go from longest to
-    shortest.
+    Shuffled batches are drawn with a separate generator seeded by (seed, epoch), so every run with this seed sees the
+    same batches, whatever the adapter or dropout draw. The batch with the longest row comes first: if it does not fit
+    into memory, the run fails at once. Without shuffling, rows go from longest to shortest.
+
+    Two processes with batch size 8 see the same batches as one with 16: each batch of `world_size * batch_size` rows is
+    split over the processes. A batch with fewer rows than processes is merged with its neighbour.
 
     Args:
-        lengths: tokens of each row.
-        batch_size: rows in a batch; the last may be smaller.
-        seed: of the shuffle.
-        shuffle: whether to.
-        rank, world_size: this process and how many there are. They share each batch of `world_size * batch_size` rows,
-            the very batch that one process would have of that size, and so have equally many. A batch that is too
-            small for each to get a row joins the one before it.
+        lengths: tokens of each row, (rows,).
+        batch_size: batch size per device, in rows; the last batch may be smaller.
+        seed: random seed of the shuffle.
+        shuffle: whether to shuffle the rows.
+        rank: rank of this process.
+        world_size: number of processes.
     """
 
     def __init__(
@@ -46,19 +47,22 @@ class LengthGroupedBatches(Sampler[list[int]]):
         world_size: int = 1,
     ) -> None:
         if world_size > 1 and len(lengths) < world_size:
-            raise UserError(f"trainer.devices: {len(lengths)} rows cannot be shared by {world_size} processes.")
+            rows = len(lengths)
+            raise UserError(
+                f"trainer.devices: {rows} rows are too few for {world_size} processes; give at most {rows}."
+            )
         self.lengths, self.batch_size, self.seed, self.shuffle = lengths, batch_size, seed, shuffle
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.start = 0  # batches of this epoch to skip, after a resume
+        self.start = 0  # batches of this epoch to skip after a resume
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this at the start of each epoch."""
+        """Set the epoch; Lightning calls this at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        whole, left = divmod(len(self.lengths), self.batch_size * self.world_size)
-        return whole + (left >= self.world_size or (left > 0 and whole == 0))
+        full, left = divmod(len(self.lengths), self.batch_size * self.world_size)
+        return full + (left >= self.world_size or (left > 0 and full == 0))
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._batches()
@@ -67,16 +71,16 @@ class LengthGroupedBatches(Sampler[list[int]]):
             yield batch[self.rank :: self.world_size]
 
     def longest(self, first: int, end: int) -> int:
-        """The place in this epoch, from `first` to before `end`, of the batch with the longest row."""
+        """Return the number of the batch with the longest row among batches `first` to `end - 1` of this epoch."""
         batches = self._batches()
-        return max(range(first, end), key=lambda place: self.lengths[batches[place]].max())
+        return max(range(first, end), key=lambda i: self.lengths[batches[i]].max())
 
     def _batches(self) -> list[list[int]]:
-        """Of all processes together."""
+        """Return the batches of this epoch, each with the rows of all processes."""
         size = self.batch_size * self.world_size
         if not self.shuffle:
             order = np.argsort(-self.lengths, kind="stable")
-            return [batch.tolist() for batch in self._joined([order[i : i + size] for i in range(0, len(order), size)])]
+            return self._as_lists([order[i : i + size] for i in range(0, len(order), size)])
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(len(self.lengths))
         batches: list[np.ndarray] = []
@@ -87,42 +91,42 @@ class LengthGroupedBatches(Sampler[list[int]]):
         batches = [batches[i] for i in generator.permutation(len(batches))]
         longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i]].max(), default=0)
         batches[:1], batches[longest : longest + 1] = batches[longest : longest + 1], batches[:1]
-        return [batch.tolist() for batch in self._joined(batches)]
+        return self._as_lists(batches)
 
-    def _joined(self, batches: list[np.ndarray]) -> list[np.ndarray]:
-        """A batch that would leave a process without a row goes to the one before it; all others stay as they are."""
-        small = next((place for place, batch in enumerate(batches) if len(batch) < self.world_size), None)
+    def _as_lists(self, batches: list[np.ndarray]) -> list[list[int]]:
+        """Return the batches as lists; one with fewer rows than processes is merged into its neighbour."""
+        small = next((i for i, batch in enumerate(batches) if len(batch) < self.world_size), None)
         if small is not None and len(batches) > 1:
             end = max(small, 1) + 1
             batches[end - 2 : end] = [np.concatenate(batches[end - 2 : end])]
-        return batches
+        return [batch.tolist() for batch in batches]
 
 
 class ResumableLoader:
-    """Whole batches from a DataLoader, that Lightning can save and take up again at the batch where it was.
+    """Data loader whose position Lightning saves in checkpoints, so that a resumed run continues at the next batch.
 
-    It is no DataLoader itself, so that Lightning does not make another one out of its parts (as it does for `predict`).
+    It is not a sub-class of DataLoader, because Lightning would rebuild a DataLoader from its parts (for `predict`).
 
     Args:
-        dataset: indexed with a list of rows, gives a batch.
-        sampler: makes the lists.
-        options: of the DataLoader.
+        dataset: returns a batch when indexed with a list of rows.
+        sampler: yields the lists of rows.
+        options: further arguments of the DataLoader.
 
     Attributes:
-        requested_at: `time.perf_counter()` when the last batch was asked for, so that waiting for data can be timed.
+        requested_at: `time.perf_counter()` when the last batch was requested, to time the wait for data.
     """
 
-    batch_sampler = None  # Lightning asks for it beside `sampler`, which makes the batches
+    batch_sampler = None  # Lightning reads this attribute; `sampler` yields the batches
 
     def __init__(self, dataset: Dataset, sampler: LengthGroupedBatches, **options: Any) -> None:
         self.dataset, self.sampler = dataset, sampler
-        # a generator of its own: each epoch would draw a seed from the global one, and dropout would depend on it
+        # a separate generator: by default each epoch draws a seed from the global one, which would change dropout
         options["generator"] = torch.Generator().manual_seed(0)
         options["worker_init_fn"] = _ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.requested_at = 0.0
         self._served = 0
-        self._of: int | None = None  # batches of an epoch of the run that is resumed
+        self._saved_length: int | None = None  # batches per epoch of the run that is resumed
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -131,12 +135,12 @@ class ResumableLoader:
         self._served = self.sampler.start
         batches = iter(self._loader)
         if self._loader.num_workers:
-            _tell_once()
+            _report_dead_worker_once()
         return self._counting(batches)
 
     def _counting(self, batches: Iterator[Any]) -> Iterator[Any]:
-        if self._of not in (None, len(self)):  # a small batch has joined another one, or has not
-            raise UserError("--resume: with other trainer.devices the rows make other batches; give as many as before.")
+        if self._saved_length not in (None, len(self)):  # the merge of a small batch depends on the world size
+            raise UserError("--resume: this number of trainer.devices gives other batches; give as many as before.")
         while True:
             self.requested_at = time.perf_counter()
             try:
@@ -150,30 +154,30 @@ class ResumableLoader:
         return {"epoch": self.sampler.epoch, "batches": self._served, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        epoch, batches, self._of = state["epoch"], state["batches"], state["of"]
-        if batches >= len(self.sampler):  # saved after the last batch of an epoch: the next one is due, from its start
+        epoch, batches, self._saved_length = state["epoch"], state["batches"], state["of"]
+        if batches >= len(self.sampler):  # saved after the last batch of an epoch: continue with the next epoch
             epoch, batches = epoch + 1, 0
         self.sampler.epoch, self.sampler.start = epoch, batches
 
 
 def _ignore_ctrl_c(worker: int) -> None:
-    """A terminal sends it to workers too, and their batches are needed until the step is done and saved."""
+    """Ignore SIGINT in workers: Ctrl-C reaches them too, but their batches are needed to finish and save the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _tell_once() -> None:
-    """Let torch tell of a dead worker once: again while the run is ended for it, and its record would not be closed."""
-    torchs = signal.getsignal(signal.SIGCHLD)
-    if threading.current_thread() is not threading.main_thread() or getattr(torchs, "tells_once", False):
+def _report_dead_worker_once() -> None:
+    """Make torch's SIGCHLD handler raise for a dead worker once; a second error would stop the run record's update."""
+    torch_handler = signal.getsignal(signal.SIGCHLD)
+    if threading.current_thread() is not threading.main_thread() or getattr(torch_handler, "raises_once", False):
         return
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handler(number: int, frame: FrameType | None) -> None:
         try:
-            if callable(torchs):
-                torchs(number, frame)
+            if callable(torch_handler):
+                torch_handler(number, frame)
         except RuntimeError:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             raise
 
-    hear.tells_once = True
-    signal.signal(signal.SIGCHLD, hear)
+    handler.raises_once = True
+    signal.signal(signal.SIGCHLD, handler)

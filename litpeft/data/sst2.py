@@ -8,13 +8,13 @@ from litpeft.data.text_classification import TextClassification
 class SST2(TextClassification):
     """SST-2, from the hub (67,349 training phrases, 872 validation sentences) or from GLUE's TSV files.
 
-    The hub's test set has no labels (all -1): it can be predicted, not tested.
+    The test split on the hub has no labels (all are -1): use it with `litpeft predict`, not `litpeft test`.
 
     Args:
-        dataset: hub id.
-        text_column: name of the column with the text, or several to be joined by a space.
+        dataset: hub id, used if no file is given.
+        text_column: name of the column with the text; several columns are joined with a space.
         label_names: names of the classes, in the order of their numbers.
-        options: files and the rest, as in `TextClassification`.
+        options: files and the other options of `TextClassification`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Rows from local tables or from a set on the hub, split by split."""
+"""Data sets whose rows come from local tables or from the hub."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from litpeft.data.base import FineTuneData, Split
 from litpeft.data.files import read_rows
 from litpeft.errors import UserError
 from litpeft.hub.demo_assets import PREFIX, asset
-from litpeft.hub.hub import asking_hub
+from litpeft.hub.hub import explaining_hub_errors
 from litpeft.runs.atomic_write import file_hash
 
 HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
 class TabularData(FineTuneData):
-    """A data set whose rows stand in local files or on the hub.
+    """A data set with rows from local files or from the hub.
 
     Args:
-        train_file: .tsv, .csv, .jsonl, .json or .parquet, or `demo:NAME`; the hub is not asked where a file is given.
-        val_file: likewise; without it, validation rows are cut from the training rows.
-        test_file: likewise.
-        predict_file: rows to predict; without it the test rows, else the validation rows.
-        dataset: hub id of a set, used where no `train_file`, `val_file` or `test_file` is given.
-        columns: names of the columns of .tsv and .csv files that have no header.
-        delimiter: between columns, one character; a tab in .tsv (which is never quoted), a comma in .csv.
-        encoding: of text files.
-        options: batch size, limits and the rest, as in `FineTuneData`.
+        train_file: training rows: a .tsv, .csv, .jsonl, .json or .parquet file, or `demo:NAME`.
+        val_file: validation rows; by default validation rows are cut from the training rows.
+        test_file: test rows.
+        predict_file: rows to predict; by default the test rows, or the validation rows if there is no test split.
+        dataset: hub id, used if none of `train_file`, `val_file` and `test_file` is given.
+        columns: column names of .tsv and .csv files without a header.
+        delimiter: column delimiter, one character; by default a tab in .tsv files, a comma in .csv files.
+        encoding: encoding of text files.
+        options: batch size, limits and the other options of `FineTuneData`.
     """
 
     def __init__(
@@ -59,8 +59,8 @@ class TabularData(FineTuneData):
         if not any(self.files.values()) and dataset is None:
             raise UserError(f"{type(self).__name__} needs data.train_file (a local file) or data.dataset (a hub id).")
 
-    def origin(self, split: Split) -> Split:
-        """The split whose rows are read: `predict` falls back to the test rows, then to those of validation."""
+    def split_to_read(self, split: Split) -> Split:
+        """Return the split whose rows are read: without a file, `predict` reads the test or the validation rows."""
         if split != "predict" or self.files["predict"]:
             return split
         for other in ("test", "val"):
@@ -69,11 +69,11 @@ class TabularData(FineTuneData):
         return split
 
     def layout(self, path: str) -> dict[str, Any]:
-        """How to read a file: what `source` is told of it beside its bytes."""
+        """Return how to read a file; part of the cache key."""
         return {"columns": self.columns, "delimiter": self.delimiter, "encoding": self.encoding}
 
-    def where(self, split: Split) -> dict[str, Any] | None:
-        """The file or the hub's rows of a split, by what is in them; None where there is no such split."""
+    def source_of_rows(self, split: Split) -> dict[str, Any] | None:
+        """Return the content hash of a split's rows and how to read them; None if there is no such split."""
         if path := self.files[split]:
             try:
                 digest = file_hash(Path(path))
@@ -85,11 +85,11 @@ class TabularData(FineTuneData):
         return None
 
     def read(self, split: Split, required: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """(place, row) of each row; the place is what an error message names.
+        """Yield (place, row) of each row; the place is for error messages.
 
         Args:
-            split: whose rows.
-            required: names of columns that there must be, and the option that each is given by.
+            split: the split to read.
+            required: required column -> option that names the column.
         """
         path = self.files[split]
         if path:
@@ -97,8 +97,8 @@ class TabularData(FineTuneData):
             try:
                 yield from read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
             except UserError as error:
-                whole = str(error).startswith(f"{path}: ")  # and not one of its lines
-                raise UserError(f"data.{split}_file {error}" if whole else str(error)) from error
+                about_file = str(error).startswith(f"{path}: ")  # not about one of its lines
+                raise UserError(f"data.{split}_file {error}" if about_file else str(error)) from error
             return
         hub = self.hub_rows(split)
         for name in required:
@@ -110,11 +110,11 @@ class TabularData(FineTuneData):
         yield from ((f"{self.dataset} {split} row {i}", row) for i, row in enumerate(hub, 1))
 
     @cached_property
-    def _hub_set(self) -> datasets.DatasetDict:
+    def _hub_dataset(self) -> datasets.DatasetDict:
         assert self.dataset is not None
-        with asking_hub(self.dataset, "data.dataset", "local files (data.train_file, data.val_file)"):
+        with explaining_hub_errors(self.dataset, "data.dataset", "local files (data.train_file, data.val_file)"):
             return datasets.load_dataset(self.dataset)
 
     def hub_rows(self, split: Split) -> datasets.Dataset | None:
-        """The hub's rows of a split."""
-        return next((self._hub_set[name] for name in HUB_SPLITS[split] if name in self._hub_set), None)
+        """Return the rows of a split on the hub; None if there is no such split."""
+        return next((self._hub_dataset[name] for name in HUB_SPLITS[split] if name in self._hub_dataset), None)

@@ -1,4 +1,4 @@
-"""How an instruction becomes a prompt: Alpaca's published template, a tokenizer's chat template, or one's own file."""
+"""Prompt templates: Alpaca's published template, the chat template of a tokenizer, or a YAML file."""
 
 from __future__ import annotations
 
@@ -21,54 +21,53 @@ ALPACA = {
 
 
 class Template:
-    """Makes prompts of instructions.
+    """Formats instructions as prompts.
 
     Args:
-        name: `alpaca`, `chat` (the tokenizer's own template), or a YAML file with `prompt_input` and `prompt_no_input`,
-            each a text with `{instruction}` and, the first, `{input}`.
-        tokenizer: whose chat template and tokens are used.
+        name: `alpaca`, `chat` (the tokenizer's chat template), or a YAML file with the texts `prompt_input` (with
+            `{instruction}` and `{input}`) and `prompt_no_input` (with `{instruction}`).
+        tokenizer: the tokenizer, for its chat template.
 
     Raises:
-        UserError: there is no such file or template, or a text lacks a place to fill in.
+        UserError: the file or the chat template does not exist, or a text lacks a placeholder.
     """
 
     def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self.texts = None if name == "chat" else ALPACA if name == "alpaca" else _own(name)
+        self.texts = None if name == "chat" else ALPACA if name == "alpaca" else _read_template(name)
         if name == "chat" and not tokenizer.chat_template:
             raise UserError(f"data.template chat: the tokenizer {tokenizer.name_or_path} has no chat template.")
 
     def prompt(self, instruction: str, given: str) -> str:
-        """The text that the model is to go on from."""
+        """Return the prompt of an instruction with its input `given`, which may be empty."""
         if self.texts is None:
-            asked = f"{instruction}\n\n{given}" if given else instruction
-            turn = [{"role": "user", "content": asked}]
+            turn = [{"role": "user", "content": f"{instruction}\n\n{given}" if given else instruction}]
             return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         text = self.texts["prompt_input" if given else "prompt_no_input"]
-        # not str.format, which would trip over braces in what is filled in or around it
+        # not str.format, which fails on other braces in the template
         parts = text.split("{instruction}")
         return instruction.join(part.replace("{input}", given) for part in parts)
 
     @property
     def adds_specials(self) -> bool:
-        """Whether the tokenizer is to add its special tokens: a chat template has written them already."""
+        """Whether the tokenizer must add its special tokens; a chat template contains them already."""
         return self.texts is not None
 
     @property
     def source(self) -> object:
-        """What prompts depend on, beside the instructions."""
+        """The template's text, for the cache key."""
         return self.tokenizer.chat_template if self.texts is None else self.texts
 
 
-def _own(name: str) -> dict[str, str]:
+def _read_template(name: str) -> dict[str, str]:
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"data.template {name}: give alpaca, chat, or a YAML file; there is no such file.")
+        raise UserError(f"data.template {name}: there is no such file; give alpaca, chat, or a YAML file.")
     texts = read_yaml_file(path, "data.template")
-    needed = {"prompt_input": ("{instruction}", "{input}"), "prompt_no_input": ("{instruction}",)}
-    for key, places in needed.items():
+    required = {"prompt_input": ("{instruction}", "{input}"), "prompt_no_input": ("{instruction}",)}
+    for key, placeholders in required.items():
         text = texts.get(key) if isinstance(texts, dict) else None
-        for place in places:
-            if not isinstance(text, str) or place not in text:
-                raise UserError(f"data.template {name}: it needs {key}, a text with {place} in it.")
+        for placeholder in placeholders:
+            if not isinstance(text, str) or placeholder not in text:
+                raise UserError(f"data.template {name}: it needs {key}, a text that contains {placeholder}.")
     return texts

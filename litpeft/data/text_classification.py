@@ -1,4 +1,4 @@
-"""One text, one label: anybody's own files, or any such set on the hub. SST2 and AGNews are presets of it."""
+"""Text classification data from local files or the hub; SST2 and AGNews are presets of it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from litpeft.data.base import Split
 from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
 
-BATCH = 1000  # texts that the tokenizer is given at once
-FEW = 20  # that many different labels are classes in however few rows
+BATCH = 1000  # texts per call of the tokenizer
+ALWAYS_CLASSES = 20  # up to this many different labels are classes, even with few rows
 
 
 class TextClassification(TabularData):
-    """Texts with a class each, from local files or the hub.
+    """Texts with one class each, from local files or the hub.
 
-    Labels are numbers (from `label_offset` on) or names. Number and names of the classes come from `label_names`, else
-    from the hub's description of the set, else from the training rows.
+    Labels are numbers (starting at `label_offset`) or names. The classes come from `label_names`, else from the data
+    set's description on the hub, else from the training rows.
 
     Args:
-        text_column: name of the column with the text, or several to be joined by a space.
-        label_column: name of the column with the label; rows of `predict_file` need none.
+        text_column: name of the column with the text; several columns are joined with a space.
+        label_column: name of the column with the label; `predict_file` does not need it.
         label_names: names of the classes, in the order of their numbers.
-        label_offset: the number of the first class in the files (1 where they count from one).
-        options: files, batch size, limits and the rest, as in `TabularData` and `FineTuneData`.
+        label_offset: number of the first class in the files: 0, or 1 if the files count from 1.
+        options: files, batch size, limits and the other options of `TabularData` and `FineTuneData`.
     """
 
     def __init__(
@@ -47,59 +47,56 @@ class TextClassification(TabularData):
 
     @cached_property
     def label_names(self) -> list[str]:
-        """The classes' names in the order of their numbers."""
+        """Names of the classes, in the order of their numbers."""
         return self._label_names or self._hub_label_names() or self.table("train")[1]["label_names"]
 
     def source(self, split: Split) -> dict[str, Any] | None:
-        labelled, split = split != "predict", self.origin(split)
-        how: dict[str, Any] = {"text": self.text_columns, "label": self.label_column, "labelled": labelled}
+        labelled, split = split != "predict", self.split_to_read(split)
+        options: dict[str, Any] = {"text": self.text_columns, "label": self.label_column, "labelled": labelled}
         if split != "train":
-            how["names"] = self.label_names  # what is checked against them must not be found again under others
+            options["names"] = self.label_names  # labels were checked against these names
         elif self._label_names:
-            how["names"] = self._label_names
-        where = self.where(split)
-        return where and how | {"label_offset": self.label_offset} | where
+            options["names"] = self._label_names
+        rows = self.source_of_rows(split)
+        return rows and options | {"label_offset": self.label_offset} | rows
 
     def layout(self, path: str) -> dict[str, Any]:
-        """How to read a file; beside what all tables have, `text_column` and `label_offset`."""
-        own = {"text_column": self.text_columns, "label_offset": self.label_offset}
-        return super().layout(path) | own
+        """Return how to read a file, with `text_column` and `label_offset`."""
+        return super().layout(path) | {"text_column": self.text_columns, "label_offset": self.label_offset}
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
-        labelled, origin = split != "predict", self.origin(split)
+        labelled, read_split = split != "predict", self.split_to_read(split)
         places, texts, labels = [], [], []
-        for place, text, label in self._read(origin, labelled):
+        for place, text, label in self._read(read_split, labelled):
             places.append(place), texts.append(text), labels.append(label)
         names = self._label_names or self._hub_label_names()
         if split not in ("train", "predict"):
             names = self.label_names
-        offset = self.layout(self.files[origin])["label_offset"] if self.files[origin] else self.label_offset
-        ids, names = _numbered(labels, places, names, offset) if labelled else ([-1] * len(texts), names)
-        encoded, cut = self._encode(texts)
+        file = self.files[read_split]
+        offset = self.layout(file)["label_offset"] if file else self.label_offset
+        ids, names = _class_numbers(labels, places, names, offset) if labelled else ([-1] * len(texts), names)
+        encoded, truncated = self._encode(texts)
         columns = {"input_ids": pa.array(encoded, pa.list_(pa.int32())), "label": ids, "text": texts}
-        return datasets.Dataset(pa.table(columns)), {
-            "label_names": names,
-            "total_rows": len(texts),
-            "truncated_rows": cut,
-        }
+        facts = {"label_names": names, "total_rows": len(texts), "truncated_rows": truncated}
+        return datasets.Dataset(pa.table(columns)), facts
 
     def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """Token ids, and how many texts were cut to `max_length`."""
+        """Return the token ids of each text, and the number of texts truncated to `max_length`."""
         encoded: list[list[int]] = []
-        cut = 0
+        truncated = 0
         for start in range(0, len(texts), BATCH):
             ids = self.tokenizer(texts[start : start + BATCH], verbose=False)["input_ids"]
             long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
-            if long:  # the tokenizer keeps the closing special token when it cuts
+            if long:  # only the tokenizer keeps the final special token when it truncates
                 again = self.tokenizer([texts[start + i] for i in long], truncation=True, max_length=self.max_length)
                 for i, row in zip(long, again["input_ids"], strict=True):
                     ids[i] = row
-            cut += len(long)
+            truncated += len(long)
             encoded += ids
-        return encoded, cut
+        return encoded, truncated
 
     def _read(self, split: Split, labelled: bool) -> Iterator[tuple[str, str, Any]]:
-        """(place, text, label) of each row; the place is what an error message names."""
+        """Yield (place, text, label) of each row; the place is for error messages."""
         path = self.files[split]
         text_columns = self.layout(path)["text_column"] if path else self.text_columns
         required = dict.fromkeys(text_columns, "data.text_column")
@@ -126,13 +123,13 @@ class TextClassification(TabularData):
         return super().describe() | {"label_names": self.label_names}
 
 
-def _numbered(
+def _class_numbers(
     labels: list[Any], places: list[str], names: list[str] | None, offset: int
 ) -> tuple[list[int], list[str]]:
-    """Class numbers from 0, and the classes' names; `names` are checked where given and found where not."""
-    labels = [_plain(label, place) for label, place in zip(labels, places, strict=True)]
+    """Return the class number of each row, from 0, and the class names; `names` of None are taken from the labels."""
+    labels = [_as_text(label, place) for label, place in zip(labels, places, strict=True)]
     if names is None:
-        names = _found_names(labels, places, offset)
+        names = _names_from_labels(labels, places, offset)
     by_name = {name: i for i, name in enumerate(names)}
     ids = []
     for place, label in zip(places, labels, strict=True):
@@ -141,7 +138,7 @@ def _numbered(
             index = int(label) - offset
         if index is None or not 0 <= index < len(names):
             raise UserError(
-                f"{place}: label {label!r} is none of {', '.join(names)} "
+                f"{place}: label {label!r} is not one of {', '.join(names)} "
                 f"(numbers {offset} to {offset + len(names) - 1}); "
                 "see data.label_names, data.label_offset and data.label_column."
             )
@@ -149,20 +146,20 @@ def _numbered(
     return ids, names
 
 
-def _found_names(labels: list[str], places: list[str], offset: int) -> list[str]:
-    """The classes that the training rows show: the sorted names or, if all are numbers, those from the offset on.
+def _names_from_labels(labels: list[str], places: list[str], offset: int) -> list[str]:
+    """Return the classes of the training rows: the sorted names, or the numbers if all labels are numbers.
 
     Raises:
-        UserError: there is one class, there are too many to be classes, or a number is missing among them.
+        UserError: all labels are equal, too many are different, or a number is missing or below the offset.
     """
     distinct = set(labels)
     if len(distinct) < 2:
         raise UserError(f"{places[0]} and all other rows have the same label, {labels[0]}; two classes are needed.")
     file = places[0].rpartition(" ")[0].rpartition(" ")[0]
-    if len(distinct) > max(FEW, len(labels) / 2):
+    if len(distinct) > max(ALWAYS_CLASSES, len(labels) / 2):
         raise UserError(
-            f"{file}: {len(distinct)} different labels in {len(labels)} rows, {labels[0]!r} for one, are no classes; "
-            "see data.label_column."
+            f"{file}: {len(distinct)} different labels in {len(labels)} rows, for example {labels[0]!r}, are too many "
+            "for classes; see data.label_column."
         )
     if not all(label.removeprefix("-").isdecimal() for label in distinct):
         return sorted(distinct)
@@ -183,15 +180,15 @@ def _found_names(labels: list[str], places: list[str], offset: int) -> list[str]
     return [str(number) for number in numbers]
 
 
-def _plain(label: Any, place: str) -> str:
-    """A label as text: a number as its digits, a name without space around it.
+def _as_text(label: Any, place: str) -> str:
+    """Return a label as text: the digits of a number, or a name without surrounding spaces.
 
     Raises:
-        UserError: it is empty, or neither.
+        UserError: the label is empty, or neither a number nor a name.
     """
     if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
         label = int(label)
     text = str(label).strip()
     if label is None or isinstance(label, (list, dict)) or not text:
-        raise UserError(f"{place}: {label!r} is no label; see data.label_column.")
+        raise UserError(f"{place}: {label!r} is not a label; see data.label_column.")
     return text

@@ -1,1 +1,1 @@
-
+"""Models and data sets from the hub, local folders, installed packages and PyPI."""

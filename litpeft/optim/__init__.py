@@ -1,4 +1,4 @@
-"""Optimizers and schedules: how the injected factories are called, and the schedules of our own."""
+"""Build optimizers and schedulers from the command line's choices; learning-rate schedules of litpeft."""
 
 from litpeft.optim.build import build_optimizer, build_scheduler
 from litpeft.optim.schedules import Constant, WarmupCosine, WarmupInverseSqrt, WarmupLinear

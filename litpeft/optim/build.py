@@ -1,4 +1,4 @@
-"""From the factories that the command line injects to an optimizer and a schedule stepped once an optimizer step."""
+"""Build the optimizer and the learning-rate scheduler from factories that the command line creates."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from litpeft.errors import UserError
 def build_optimizer(
     factory: Callable[..., Optimizer] | None, groups: list[dict[str, Any]], default_lr: float
 ) -> Optimizer:
-    """The optimizer over these groups; AdamW at `default_lr` where none is named.
+    """Return the optimizer of these parameter groups; AdamW at `default_lr` if `factory` is None.
 
-    A group's `lr_scale` becomes a factor on the learning rate that the optimizer was given (LoRA+).
+    The learning rate of a group with `lr_scale` is multiplied by `lr_scale` (LoRA+).
 
     Raises:
-        UserError: the optimizer refuses its arguments.
+        UserError: the optimizer does not accept its arguments.
     """
     scales = [group.pop("lr_scale", 1.0) for group in groups]
     if factory is None:
@@ -29,10 +29,13 @@ def build_optimizer(
         try:
             optimizer = factory(groups)
         except (TypeError, ValueError) as error:
-            raise UserError(f"model.optimizer cannot be made: {error}.") from error
+            raise UserError(f"model.optimizer cannot be created: {error}.") from error
     for group, scale in zip(optimizer.param_groups, scales, strict=True):
         if scale != 1.0 and group["lr"] is None:
-            raise UserError("model.optimizer finds its own learning rate, of which lora_plus_ratio can be no multiple.")
+            raise UserError(
+                "model.optimizer chooses its own learning rate, so model.adapter.lora_plus_ratio cannot scale it; "
+                "leave lora_plus_ratio out."
+            )
         group["lr"] = group["lr"] if scale == 1.0 else group["lr"] * scale
     return optimizer
 
@@ -40,12 +43,12 @@ def build_optimizer(
 def build_scheduler(
     factory: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int | None
 ) -> dict[str, Any] | None:
-    """What Lightning is told of the schedule, with the run's steps filled in where they are taken and were not given.
+    """Return Lightning's `lr_scheduler` dict; None if `factory` is None.
 
-    That is `total_steps` where it is none, and the `T_max` of torch's cosine, which must be a number, where it is -1.
+    `total_steps`, the optimizer steps of the whole run, replaces `total_steps: null` and torch's `T_max: -1`.
 
     Raises:
-        UserError: the schedule refuses its arguments, or needs a number of steps that is not known.
+        UserError: the scheduler does not accept its arguments, or needs a number of steps that is not known.
     """
     if factory is None:
         return None
@@ -59,17 +62,20 @@ def build_scheduler(
     try:
         scheduler = factory(optimizer, **fill)
     except (TypeError, ValueError) as error:
-        raise UserError(f"model.scheduler cannot be made: {error}.") from error
+        raise UserError(f"model.scheduler cannot be created: {error}.") from error
     if len(set(before)) > 1 and len({group["lr"] for group in optimizer.param_groups}) == 1:
-        raise UserError("model.scheduler gives all parameters one rate, and would undo the adapter's lora_plus_ratio.")
-    told = {"scheduler": scheduler, "interval": "step"}
-    if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau: there is a metric only after validation
-        told |= {"monitor": scheduler.monitor, "interval": "epoch", "strict": True}
-    return told
+        raise UserError(
+            "model.scheduler sets one learning rate for all parameters and would undo model.adapter.lora_plus_ratio; "
+            "choose another scheduler."
+        )
+    options = {"scheduler": scheduler, "interval": "step"}
+    if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau needs a metric, which validation gives
+        options |= {"monitor": scheduler.monitor, "interval": "epoch", "strict": True}
+    return options
 
 
-def live_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
-    """What the optimizer really runs with, group by group: for the record, since configurations can leak."""
+def optimizer_settings(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Return the settings of each parameter group as the optimizer uses them, for the run record."""
     return [
         {"params": sum(p.numel() for p in group["params"])}
         | {

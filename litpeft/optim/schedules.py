@@ -1,7 +1,7 @@
-"""Learning-rate schedules, stepped once an optimizer step.
+"""Learning-rate schedules, stepped after each optimizer step.
 
-Classes, since the command line can give arguments to a class and not to a function. Each starts at
-1/(warm-up + 1) of the learning rate, not at zero, so that the first step is not wasted.
+They are classes because the command line can pass arguments only to classes. Warm-up starts at 1/(warm-up steps + 1) of
+the learning rate, not at zero, so that the first step has an effect.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from litpeft.errors import UserError
 
 
 class Warmup(LambdaLR):
-    """A factor on every group's learning rate, so ratios between groups stay: a rise, then what `after` says.
+    """Linear warm-up, then the decay of the sub-class; all groups get the same factor, so their ratios stay.
 
     Args:
-        optimizer: given by the task.
-        warmup: below 1 a share of all steps, otherwise a number of steps.
-        floor: share of the learning rate at which it ends.
-        total_steps: optimizer steps of the whole run; filled in by the task.
+        optimizer: set by the task.
+        warmup: warm-up steps; below 1, a share of all steps.
+        floor: final learning rate, as a share of the learning rate.
+        total_steps: optimizer steps of the whole run; set by the task.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Warmup(LambdaLR):
             raise UserError(f"{name}: the run has no end; give model.scheduler.total_steps, or trainer.max_epochs.")
         if warmup < 0 or not 0 <= floor <= 1:
             raise UserError(
-                f"{name}: warmup must not be negative and floor be in [0, 1], got warmup {warmup}, floor {floor}."
+                f"{name}: warmup must not be negative and floor must be in [0, 1], got warmup {warmup}, floor {floor}."
             )
         self.warmup_steps = round(warmup * total_steps) if warmup < 1 else int(warmup)
         self.floor, self.total_steps = floor, total_steps
@@ -44,56 +44,55 @@ class Warmup(LambdaLR):
             return (step + 1) / (self.warmup_steps + 1)
         left = max(1, self.total_steps - self.warmup_steps)
         share = min(1.0, (step - self.warmup_steps) / left)  # 0 at the end of warm-up; 1 after the last step
-        return self.floor + (1 - self.floor) * self.after(share)
+        return self.floor + (1 - self.floor) * self.decay(share)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is, not how long it is: a run that is resumed to go on longer has the new length."""
+        """Return the position without the length, so that a resumed run may have another number of steps."""
         return {k: v for k, v in super().state_dict().items() if k not in ("warmup_steps", "floor", "total_steps")}
 
-    def after(self, share: float) -> float:
-        """The factor, from 1 down to 0, at this share of the steps after warm-up."""
+    def decay(self, share: float) -> float:
+        """Return the factor, from 1 down to 0, at this share of the steps after warm-up."""
         raise NotImplementedError
 
 
 class Constant(Warmup):
-    """Stays as it is, after a rise where one is asked for.
+    """Constant learning rate, after an optional linear warm-up.
 
     Args:
-        optimizer: given by the task.
-        warmup: below 1 a share of all steps, otherwise a number of steps.
-        total_steps: optimizer steps of the whole run; filled in by the task.
+        optimizer: set by the task.
+        warmup: warm-up steps; below 1, a share of all steps.
+        total_steps: optimizer steps of the whole run; set by the task.
     """
 
     def __init__(self, optimizer: Optimizer, warmup: float = 0.0, total_steps: int | None = None) -> None:
         super().__init__(optimizer, warmup, 1.0, total_steps)
 
-    def after(self, share: float) -> float:
+    def decay(self, share: float) -> float:
         return 1.0
 
 
 class WarmupInverseSqrt(Warmup):
-    """Rises, then falls with the root of the step (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, equation 3).
+    """Linear warm-up, then inverse square root decay (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, eq. 3).
 
-    At step t from `warmup` W on the factor is the root of W / t, but no less than `floor`; without a warm-up it is that
-    of one step.
+    After W warm-up steps (at least 1), the factor at step t is √(W / t), and at least `floor`.
     """
 
     def _factor(self, step: int) -> float:
         if step < self.warmup_steps:
             return super()._factor(step)
-        rise = max(1, self.warmup_steps)
-        return max(self.floor, math.sqrt(rise / (rise + step - self.warmup_steps)))
+        warmup = max(1, self.warmup_steps)
+        return max(self.floor, math.sqrt(warmup / (warmup + step - self.warmup_steps)))
 
 
 class WarmupLinear(Warmup):
-    """Rises, then falls in a straight line to `floor`."""
+    """Linear warm-up, then linear decay to `floor`."""
 
-    def after(self, share: float) -> float:
+    def decay(self, share: float) -> float:
         return 1 - share
 
 
 class WarmupCosine(Warmup):
-    """Rises, then falls along half a cosine to `floor` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983)."""
+    """Linear warm-up, then cosine decay to `floor` (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983)."""
 
-    def after(self, share: float) -> float:
+    def decay(self, share: float) -> float:
         return (1 + math.cos(math.pi * share)) / 2

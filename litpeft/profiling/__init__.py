@@ -1,1 +1,1 @@
-
+"""Measurements: memory, floating-point operations, energy."""

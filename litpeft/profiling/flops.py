@@ -1,4 +1,4 @@
-"""Floating-point operations: those that a model needs for a step, and those that a device can make in a second."""
+"""Floating-point operations: the number that a training step needs, and the number per second of a device."""
 
 from __future__ import annotations
 
@@ -11,22 +11,21 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-Product = tuple[int, bool, bool]  # multiply-adds; whether backward needs the gradient of its left, its right factor
+Product = tuple[int, bool, bool]  # multiply-adds; whether the left and the right factor need a gradient
 
 
 class FlopCounter(TorchFunctionMode):
-    """Within it, forward is counted, and backward by what forward shows that it needs.
+    """Count the operations of forward and backward from the forward pass inside the with block.
 
-    Counted are matrix products, a multiplication and an addition each two operations: the product itself, and another
-    one of the same size for each factor that needs a gradient. So a frozen weight is charged for forward and for the
-    gradient of its input, where anything below is trained, and not for its own.
+    Each matrix product counts two operations per multiply-add, and the same again for each factor that needs a
+    gradient. So a frozen weight counts in forward and, if a layer below is trained, for the gradient of its input, but
+    not for a gradient of its own.
 
-    What an implementation adds is not counted: attention that is worked out again in backward, dequantisation, a norm
-    of weights, and whatever else is computed without a gradient. Attention is charged for all pairs of positions, also
-    the masked ones.
+    Work that depends on the implementation is not counted: recomputation, dequantisation, weight norms and everything
+    without a gradient. Attention counts all pairs of positions, including masked ones.
 
-    It is to be left before backward, in which gradient checkpointing computes blocks again. The reentrant kind cannot
-    be counted: its blocks are computed without gradients at first.
+    Leave the with block before backward, where gradient checkpointing recomputes blocks. Reentrant checkpointing cannot
+    be counted, because its forward pass runs without gradients.
 
     Example:
         >>> x, frozen, trained = torch.ones(5, 4), torch.ones(3, 4), torch.ones(2, 3, requires_grad=True)
@@ -68,7 +67,7 @@ def _convolution(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any)
 
 
 def _einsum(out: Tensor, equation: str, *factors: Tensor) -> Iterator[Product]:
-    """Of two factors, each index is gone through once."""
+    """Two factors: one multiply-add per combination of all indices."""
     names = equation.replace(" ", "").partition("->")[0].split(",")
     if len(factors) == 2 and "." not in equation:
         sizes = dict(zip("".join(names), [*factors[0].shape, *factors[1].shape], strict=True))
@@ -78,7 +77,7 @@ def _einsum(out: Tensor, equation: str, *factors: Tensor) -> Iterator[Product]:
 def _scaled_dot_product(
     out: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
 ) -> Iterator[Product]:
-    """Of (..., T, D), (..., S, D), (..., S, E): the scores, and what they weigh. Heads of the query may share keys."""
+    """Scores and weighted sums of query (..., T, D), key (..., S, D), value (..., S, E); heads may share keys."""
     scores = query.numel() // query.shape[-1] * key.shape[-2]
     yield scores * query.shape[-1], query.requires_grad, key.requires_grad
     yield scores * value.shape[-1], query.requires_grad or key.requires_grad, value.requires_grad
@@ -93,55 +92,59 @@ def _frozen_linear(out: Tensor, x: Tensor, *_: Any, **__: Any) -> Iterator[Produ
 
 
 def _adapted_linear(
-    out: Tensor, x: Tensor, held: Any, open_: Any, bias: Any, A: Tensor, B: Tensor, *_: Any, **__: Any
+    out: Tensor, x: Tensor, stored: Any, to_matrix: Any, bias: Any, A: Tensor, B: Tensor, *_: Any, **__: Any
 ) -> Iterator[Product]:
     yield from _frozen_linear(out, x)
     yield x.numel() * len(A), x.requires_grad, A.requires_grad
     yield out.numel() * len(A), x.requires_grad or A.requires_grad, B.requires_grad
 
 
-PRODUCTS: dict[str, Callable[..., Iterator[Product]]] = {  # name of a function -> its products: the place to add one
+PRODUCTS: dict[
+    str, Callable[..., Iterator[Product]]
+] = {  # function name -> its matrix products; add new functions here
     **dict.fromkeys(("matmul", "mm", "bmm", "_grouped_mm", "grouped_mm"), _matrices),
     **dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_"), _plus_matrices),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _scaled_dot_product,
-    # of litpeft.ops and litpeft.adapters.functional
+    # functions of litpeft.ops and litpeft.adapters.functional
     "attention": _attention,
     "frozen_linear": _frozen_linear,
     "adapted_linear": _adapted_linear,
 }
 
-LONG_ENOUGH = 0.01  # seconds: beside them, starting a product does not matter
-SMALLEST, GREATEST = 1024, 16384  # width of the matrices
+LONG_ENOUGH = 0.01  # seconds; the launch overhead of a product is negligible from here
+MIN_WIDTH, MAX_WIDTH = 1024, 16384  # of the square matrices
 
 
 def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], float] = time.perf_counter) -> float:
-    """The most operations a second that a product of two square matrices reaches, of ever larger ones.
+    """Measure the peak operations per second of products of two square matrices of growing size.
 
     Args:
-        device: that it is measured on, with the threads that torch uses now.
-        dtype: of the matrices.
-        clock: seconds.
+        device: device to measure, with torch's current number of threads.
+        dtype: dtype of the matrices.
+        clock: function that returns the time in seconds.
     """
-    generator = torch.Generator(device).manual_seed(0)  # its own: the run's random numbers stay what they are
-    best, seconds, width = 0.0, 0.0, SMALLEST
-    while seconds < LONG_ENOUGH and width <= GREATEST:
-        # not ones: products of few set bits take less power, for which a GPU raises its clock
+    generator = torch.Generator(device).manual_seed(
+        0
+    )  # a separate generator leaves the random state of the run unchanged
+    best, seconds, width = 0.0, 0.0, MIN_WIDTH
+    while seconds < LONG_ENOUGH and width <= MAX_WIDTH:
+        # random values: products of constants need less power, so a GPU would raise its clock
         left, right = (torch.rand(width, width, device=device, generator=generator).to(dtype) for _ in range(2))
         out = left @ right  # warm-up
         times = []
         for _ in range(5):
             settle(device)
-            begun = clock()
+            start = clock()
             torch.mm(left, right, out=out)
             settle(device)
-            times.append(clock() - begun)
+            times.append(clock() - start)
         seconds = min(times)
         best = max(best, 2 * width**3 / seconds)
         width *= 2
-    if device.type == "cuda":  # what was held for this is not to be seen in the run's own peaks
+    if device.type == "cuda":  # keep this memory out of the peaks of the run
         del left, right, out
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
@@ -149,6 +152,6 @@ def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], 
 
 
 def settle(device: torch.device) -> None:
-    """Wait until the device has done what it was asked for."""
+    """Wait until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,1 +1,1 @@
-
+"""The run folder: record, checkpoints, locks, and safe reading and writing."""

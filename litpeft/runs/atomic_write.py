@@ -1,4 +1,4 @@
-"""What is on the disk whole or not at all, and whether it still is what was written."""
+"""Write files and folders atomically, and check folders against their checksums."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SUMS = "SHA256SUMS"  # in the form that `sha256sum --check` reads
+SUMS = "SHA256SUMS"  # same format as the output of `sha256sum`
 
 
 def flush(path: Path) -> None:
-    """Ask the disk to keep a file, or of a folder which names are in it: a rename alone may be lost with the power."""
+    """Force a file, or the entries of a folder, to disk: without it a power failure may undo a rename."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and needs no flush of its entries
+        return
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -22,7 +24,7 @@ def flush(path: Path) -> None:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside the file, flush to the disk, and put it in place by renaming."""
+    """Write a temporary file in the same folder, force it to disk, and rename it to `path`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         scratch.write_text(text, encoding="utf-8")
@@ -34,13 +36,14 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 @contextmanager
-def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
-    """A folder to write into that gets its name when all is in it, with its sums, and flushed.
+def whole_folder(folder: Path, replace: bool = True, checksums: bool = True) -> Iterator[Path]:
+    """Context manager: yield a temporary folder; on exit write its checksums, force it to disk and rename it.
 
     Args:
-        folder: how it is going to be called.
-        replace: what the name stood for before is moved aside, to `.NAME.old`, and removed afterwards: of the two at
-            least one is whole at any time. Otherwise the first to have the name keeps it.
+        folder: final path of the folder.
+        replace: True moves an existing folder to `.NAME.old` and removes it afterwards, so that one of the two is
+            complete at any time. False keeps an existing folder and discards the new one.
+        checksums: write SHA256SUMS, for `damage`.
     """
     scratch, old = folder.with_name(f".{folder.name}.{os.getpid()}"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -48,9 +51,11 @@ def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
     try:
         yield scratch
         files = [path for path in sorted(scratch.rglob("*")) if path.is_file()]
-        sums = [f"{file_hash(path)}  {path.relative_to(scratch)}\n" for path in files]
-        (scratch / SUMS).write_text("".join(sums), encoding="utf-8")
-        for path in (*files, scratch / SUMS, scratch):
+        if checksums:
+            sums = [f"{file_hash(path)}  {path.relative_to(scratch)}\n" for path in files]
+            (scratch / SUMS).write_text("".join(sums), encoding="utf-8")
+            files.append(scratch / SUMS)
+        for path in (*files, scratch):
             flush(path)
         shutil.rmtree(old, ignore_errors=True)
         if replace and folder.exists():
@@ -58,6 +63,8 @@ def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
         try:
             scratch.rename(folder)
         except OSError:
+            if replace and old.exists() and not folder.exists():
+                old.rename(folder)
             if replace or not folder.is_dir():
                 raise
         flush(folder.parent)
@@ -67,7 +74,7 @@ def whole_folder(folder: Path, replace: bool = True) -> Iterator[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove it in one step for whoever looks: a killed process leaves no half of it under its name."""
+    """Remove a folder atomically: rename it first, so that a killed process leaves no partial folder under its name."""
     gone = folder.with_name(f".{folder.name}.gone{os.getpid()}")
     shutil.rmtree(gone, ignore_errors=True)
     with suppress(FileNotFoundError):  # another process was first
@@ -76,7 +83,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What of a `whole_folder` is not as it was written, in words; None where all is."""
+    """Return what is damaged in a folder written by `whole_folder`, as a phrase; None if every checksum matches."""
     try:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError):
@@ -85,15 +92,15 @@ def damage(folder: Path) -> str | None:
         return f"{SUMS} is damaged"
     for digest, name in ((line[:64], line[66:]) for line in lines):
         path = folder / name
-        if not os.path.isfile(path):  # of a name that no file can have as well
+        if not os.path.isfile(path):  # False also for an invalid file name
             return f"it lacks {name}"
         if file_hash(path) != digest:
-            return f"{name} is damaged, it is not what {SUMS} says"
+            return f"{name} is damaged: its checksum differs from {SUMS}"
     return None
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file as hexadecimal digits."""
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):

@@ -1,4 +1,4 @@
-"""Benchmark results in a run record: which evaluation counts, its scores, and its rows for a table."""
+"""Read benchmark results from a run record: the final evaluation, its scores, and its table rows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def final_evaluation(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The evaluation of the weights that a run stands for: its checkpoint's, the last ones before there is one."""
+    """Return the evaluation of the selected checkpoint, or the latest evaluation while there is no checkpoint."""
     found, checkpoint = record.get("benchmarks") or [], record.get("checkpoint")
     if checkpoint:
         found = [evaluation for evaluation in found if checkpoint.endswith(f"step-{evaluation['step']:06d}")]
@@ -14,7 +14,7 @@ def final_evaluation(record: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def scores(evaluation: dict[str, Any]) -> dict[str, float]:
-    """Figure -> score of one evaluation."""
+    """Return the scores of one evaluation, by BENCHMARK_METRIC."""
     return {
         f"{name}_{metric}": score
         for name, result in evaluation["results"].items()
@@ -24,14 +24,14 @@ def scores(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def benchmark_rows(evaluation: dict[str, Any], before: dict[str, Any] | None = None) -> list[tuple[str, str]]:
-    """Scores and their standard errors, with those of another evaluation beside them, and what was skipped."""
+    """Return (benchmark metric, score ± standard error) rows, with scores before training, and skipped benchmarks."""
     rows = []
     for name, result in evaluation["results"].items():
         for metric, score in result["scores"].items():
             error = result["standard_errors"].get(metric)
-            told = "no number" if score is None else f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            text = "undefined" if score is None else f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
             earlier = (before or {"results": {}})["results"].get(name, {}).get("scores", {}).get(metric)
-            told += "" if earlier is None else f" (before training {earlier:.4f})"
-            rows.append((f"{name.removeprefix('litpeft_')} {metric}".replace("_", " "), told))
+            text += "" if earlier is None else f" (before training {earlier:.4f})"
+            rows.append((f"{name.removeprefix('litpeft_')} {metric}".replace("_", " "), text))
     skipped = evaluation["skipped"].items()
-    return rows + [(name.removeprefix("litpeft_").replace("_", " "), f"none: {reason}") for name, reason in skipped]
+    return rows + [(name.removeprefix("litpeft_").replace("_", " "), f"skipped: {reason}") for name, reason in skipped]

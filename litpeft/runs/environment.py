@@ -1,4 +1,4 @@
-"""What a run ran on: versions, machine, and the state of the working directory."""
+"""Describe the environment of a run: package versions, machine, and git state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def packages() -> dict[str, str | None]:
-    """Versions of Python and of the packages that a result depends on; null for one that is not installed."""
+    """Return the versions of Python and of the packages that affect results; None for a missing package."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -28,7 +28,7 @@ def packages() -> dict[str, str | None]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, threads and accelerator."""
+    """Return the processor, thread count and accelerator."""
     cuda = device.type == "cuda"
     return {
         "system": platform.platform(),
@@ -50,7 +50,7 @@ def _processor() -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the working directory and whether it has changes; None outside a repository."""
+    """Return the commit of the working directory and whether it has uncommitted changes; None outside a repository."""
     try:
         commit = _git("rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git("status", "--porcelain", "--untracked-files=no"))}
@@ -58,5 +58,5 @@ def git_state() -> dict[str, Any] | None:
         return None
 
 
-def _git(*words: str) -> str:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+def _git(*arguments: str) -> str:
+    return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,4 +1,4 @@
-"""One folder a run: its default name says what varies, and one that is in use is not written over."""
+"""Run folders: name them, protect existing runs, find checkpoints, and check that a run can be resumed."""
 
 from __future__ import annotations
 
@@ -14,70 +14,70 @@ from litpeft.runs.safe_read import check_names, read_options
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
-STEP = re.compile(r"step-\d+")  # the name of a checkpoint
+STEP = re.compile(r"step-\d+")  # name of a checkpoint folder
 TRACEBACK = "traceback.txt"
 OURS = (
     *(FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "val_examples.json", "benchmark_items"),
     *("events.out.tfevents.*", "hparams.yaml"),
 )
-MAY_CHANGE = re.compile(  # when a run is resumed: how long, where and how watched, not what is computed
+# options that may change on resume: duration, device and logging, which do not affect what is computed
+MAY_CHANGE = re.compile(
     r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
     r"|checkpoint\.every|throughput|memory|predictions|benchmarks|data\.init_args\.(num_workers|cache_dir|\w+_file)"
 )
-SHARED_OUT = re.compile(  # likewise, as long as a batch of all processes together has as many rows
-    r"trainer\.(devices|num_nodes|strategy)|data\.init_args\.batch_size"
-)
+# options that may change on resume if the batch size over all processes stays the same
+MAY_CHANGE_AT_SAME_BATCH = re.compile(r"trainer\.(devices|num_nodes|strategy)|data\.init_args\.batch_size")
 LONGEST = 120  # bytes of a folder's name; some file systems allow 255
 
 
 def folder_name(label: str) -> str:
-    """One that every file system takes; of a label that is too long for that, with a hash of the rest."""
+    """Return a folder name that every file system accepts; a long label is cut and gets a hash."""
     name = re.sub(r"[^\w.,=+-]+", "_", label)
     if len(name.encode()) <= LONGEST:
         return name
-    kept = name.encode()[: LONGEST - 9].decode(errors="ignore")
-    return f"{kept}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    start = name.encode()[: LONGEST - 9].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
 
 
-def claim(run_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> list[Path]:
-    """Whether a run may go into this folder; the files of an earlier one that it may remove when it trains.
+def check_run_folder(run_dir: Path, config: dict[str, Any], resume: bool, overwrite: bool) -> list[Path]:
+    """Check that a run may use this folder; return the files of an earlier run to remove when training starts.
 
-    A run that failed before its first step holds nothing worth keeping, and is replaced without asking.
+    An earlier run that failed before its first step is replaced without `overwrite`.
 
     Args:
-        run_dir: the folder.
-        config: the resolved configuration of the new run, to say in what an earlier one differs.
-        resume: go on with the run in the folder.
-        overwrite: replace it.
+        run_dir: the run folder.
+        config: resolved configuration of the new run, to report its differences from an existing run.
+        resume: continue the run in the folder.
+        overwrite: replace the run in the folder.
 
     Raises:
-        UserError: the folder holds a run or files of other origin, or has nothing to resume.
+        UserError: the folder holds another run or other files, or no checkpoint to resume from.
     """
     if resume and overwrite:
-        raise UserError("--resume and --overwrite: give one of them.")
+        raise UserError("--resume and --overwrite: they exclude each other; give only one.")
     if resume:
         if newest_checkpoint(run_dir) is None:
             raise UserError(
-                f"--resume: {run_dir} has no checkpoint to resume from; to start afresh, give --overwrite instead."
+                f"--resume: {run_dir} has no checkpoint to resume from; to start again, give --overwrite instead."
             )
         return []
     ours = sorted(path for pattern in OURS for path in run_dir.glob(pattern))
     if ours and not (run_dir / FILE_NAME).is_file():
         raise UserError(
-            f"--run_dir {run_dir} holds {ours[0].name} but no {FILE_NAME}: no run of ours; give another folder."
+            f"--run_dir {run_dir} holds {ours[0].name} but no {FILE_NAME}: it is not a run folder; give another folder."
         )
     if ours and not overwrite:
         record = read_record(run_dir)
         if record["status"] != "failed" or record["steps"] or (run_dir / CHECKPOINTS).is_dir():
             other = list(changed_options(record["config"] or {}, config)) if record["config"] else []
-            listed = f" (with another {', '.join(other[:3])})" if other else ""
+            listed = f" (with a different {', '.join(other[:3])})" if other else ""
             raise UserError(f"{run_dir} already holds a run{listed}; give --resume, --overwrite, or another --run_dir.")
     return ours
 
 
-def tidy(run_dir: Path) -> None:
-    """Remove what a process that was killed while it wrote or removed has left. Only for who has the folder's lock."""
-    checkpoints(run_dir)  # what was moved aside and has no successor is back in its place now
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove temporary files left by a killed process. The caller must hold the lock of the folder."""
+    checkpoints(run_dir)  # restores a checkpoint that was moved aside and not replaced
     for left in (run_dir / CHECKPOINTS).glob(".step-*"):
         shutil.rmtree(left, ignore_errors=True)
     for name in (FILE_NAME, CONFIG):
@@ -86,7 +86,7 @@ def tidy(run_dir: Path) -> None:
 
 
 def checkpoints(run_dir: Path) -> list[Path]:
-    """The checkpoints in a run folder by their steps; one that a killed process has moved aside is put back."""
+    """Return the checkpoints in a run folder by their steps; restore one left as `.old` by a killed process."""
     for aside in (run_dir / CHECKPOINTS).glob(".step-*.old"):
         whole = aside.with_name(aside.name.removeprefix(".").removesuffix(".old"))
         if not whole.exists():
@@ -96,58 +96,57 @@ def checkpoints(run_dir: Path) -> list[Path]:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The checkpoint with the most steps in a run folder."""
+    """Return the checkpoint with the most steps in a run folder, or None."""
     return next(reversed(checkpoints(run_dir)), None)
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """Optimizer steps after which a checkpoint was written, by its name."""
+    """Return the number of optimizer steps in the name of a checkpoint folder."""
     return int(Path(checkpoint).name.removeprefix("step-"))
 
 
 def saved_config(run_dir: Path) -> dict[str, Any]:
-    """The configuration that a run was made with.
+    """Return the configuration that a run was started with.
 
     Raises:
-        UserError: the folder holds none, or one with a name that is none of an option.
+        UserError: the folder has no configuration, or a key in the configuration is not a valid option name.
     """
     if not (run_dir / CONFIG).is_file():
-        raise UserError(f"--run_dir {run_dir} holds no run: there is no {CONFIG}.")
+        raise UserError(f"--run_dir {run_dir} holds no run: it has no {CONFIG}.")
     content = read_options(run_dir / CONFIG, "--config")
     check_names(str(run_dir / CONFIG), content)
     return content
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Options in which two configurations differ, by dotted name: (before, now)."""
+    """Return {dotted option name: (value before, value now)} of the options in which two configurations differ."""
     old, new = _flat(before), _flat(now)
     return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
 
 
 def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, finished: bool) -> None:
-    """Whether a run may go on with other options than it was begun with: those that change no result.
+    """Check that a run can be resumed with these options, and print the options that changed.
 
     Raises:
-        UserError: another option differs (the saved state would not fit it, or hide it), or the run is finished and not
-            asked to go on longer.
+        UserError: an option that affects results changed, or the run is finished and no limit was raised.
     """
     changed = changed_options(before, now)
-    same_rows = _rows(before) == _rows(now) is not None
+    same_batch = _global_batch_size(before) == _global_batch_size(now) is not None
     for name, (old, new) in changed.items():
-        if not MAY_CHANGE.match(name) and not (same_rows and SHARED_OUT.fullmatch(name)):
+        if not MAY_CHANGE.match(name) and not (same_batch and MAY_CHANGE_AT_SAME_BATCH.fullmatch(name)):
             raise UserError(
-                f"--resume: {name} is {new}, but {run_dir} was begun with {old}; "
-                "resume with the same, or give another --run_dir."
+                f"--resume: {name} is {new}, but {run_dir} was started with {old}; "
+                "resume with the old value, or give another --run_dir."
             )
     limits = [changed.get(f"trainer.{name}", (0, 0)) for name in ("max_epochs", "max_steps")]
     if finished and not any((new or 0) > (old or 0) or new == -1 != old for old, new in limits):
-        raise UserError(f"--resume: the run in {run_dir} is finished; to go on longer, raise trainer.max_epochs.")
+        raise UserError(f"--resume: the run in {run_dir} is finished; to continue it, raise trainer.max_epochs.")
     for name, (old, new) in changed.items():
-        print(f"litpeft: resuming with another {name}: {old} -> {new}")
+        print(f"litpeft: resuming with a changed {name}: {old} -> {new}")
 
 
-def _rows(config: dict[str, Any]) -> int | None:
-    """Of a batch of all processes together; None where that depends on the machine."""
+def _global_batch_size(config: dict[str, Any]) -> int | None:
+    """Return the batch size over all processes; None if the number of devices depends on the machine."""
     trainer, devices = config["trainer"], config["trainer"]["devices"]
     if not str(devices).isdecimal():
         return None

@@ -1,4 +1,4 @@
-"""One process per folder: a lock that the operating system frees when its holder ends, however that happens."""
+"""Lock a folder for one process; the operating system releases the lock when the process ends, even if killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FolderInUse(Exception):
     """Another process holds the lock of a folder.
 
     Attributes:
-        holder: that process, as "process 4711 on host", as far as the lock file says.
+        holder: the other process, such as "process 4711 on host".
     """
 
     def __init__(self, holder: str) -> None:

@@ -1,7 +1,6 @@
-"""What kinds of values a run record and the files beside it hold: others are refused where they are read.
+"""Types of the values in run records and related files, and a check of a value against them.
 
-All that reads a record (tables, tests, pages, resuming) takes them as they are here. Any of them may be null but those
-whose name ends in `!`, which must be there.
+A value may be null or missing unless its name in the schema ends in `!`.
 """
 
 from __future__ import annotations
@@ -10,9 +9,9 @@ import math
 from typing import Any
 
 NUMBER, WHOLE, TEXT, FLAG = "a number", "a whole number", "text", "true or false"
-LARGEST = 1e100  # of any number: its square, and a sum of such, is a float too
+LARGEST = 1e100  # limit of any number, so that sums of squares do not overflow
 ANY = "anything"
-OTHERS = ...  # in a mapping: what its other names hold
+OTHERS = ...  # in a mapping: schema of the values of all names that are not listed
 
 EVALUATION = {
     **{"step!": WHOLE, "seconds": NUMBER, "skipped": {OTHERS: TEXT}},
@@ -57,59 +56,57 @@ SWEEP = {
 }
 
 
-def misfit(value: Any, shape: Any, at: str = "") -> str | None:
-    """What of a value is not of this shape, in words; None where all is.
+def schema_error(value: Any, schema: Any, at: str = "") -> str | None:
+    """Return in what a value differs from a schema, as a phrase; None if it matches.
 
     Args:
-        value: as JSON gives it.
-        shape: a kind of value; a list of a shape; or a mapping from names to shapes.
-        at: where the value stands.
+        value: value parsed from JSON or YAML.
+        schema: a type (`NUMBER`, ...), a list that holds the schema of its items, or a mapping from names to schemas.
+        at: dotted path of the value, for the phrase.
     """
-    if value is None or shape is ANY:
+    if value is None or schema is ANY:
         return None
     place = at or "it"
-    if isinstance(shape, list):
+    if isinstance(schema, list):
         if not isinstance(value, list):
             return f"{place} must be a list"
-        items = (_misfit_of_item(item, shape[0], f"{at}[{i}]") for i, item in enumerate(value))
+        items = (_item_error(item, schema[0], f"{at}[{i}]") for i, item in enumerate(value))
         return next(filter(None, items), None)
-    if isinstance(shape, dict):
-        return (
-            _misfit_of_mapping(value, shape, at) if isinstance(value, dict) else f"{place} must hold names and values"
-        )
-    kinds = {NUMBER: (int, float), WHOLE: int, TEXT: str, FLAG: bool}[shape]
-    if not isinstance(value, kinds) or (isinstance(value, bool) and shape is not FLAG):
-        return f"{place} must be {shape}, not {type(value).__name__}"
+    if isinstance(schema, dict):
+        return _mapping_error(value, schema, at) if isinstance(value, dict) else f"{place} must be a mapping"
+    kinds = {NUMBER: (int, float), WHOLE: int, TEXT: str, FLAG: bool}[schema]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and schema is not FLAG):
+        return f"{place} must be {schema}, not {type(value).__name__}"
     if isinstance(value, str) and not is_utf8(value):
-        return f"{place} holds half a character, which is not UTF-8"
+        return f"{place} holds a lone surrogate, which is not valid UTF-8"
     if isinstance(value, (int, float)) and not abs(value) < LARGEST:
-        return f"{place} must be {shape}, and is {'no number' if math.isnan(value) else 'too large'}"
+        return f"{place} must be {schema}, but is {'NaN' if math.isnan(value) else 'too large'}"
     return None
 
 
-def _misfit_of_item(value: Any, shape: Any, at: str) -> str | None:
-    """Of one of many, in a list or a mapping: one that must hold something is not null."""
-    if value is None and isinstance(shape, dict):
-        return f"{at} must hold names and values"
-    return misfit(value, shape, at)
+def _item_error(value: Any, schema: Any, at: str) -> str | None:
+    """Check one item of a list or mapping; unlike a named value, a mapping among the items must not be null."""
+    if value is None and isinstance(schema, dict):
+        return f"{at} must be a mapping"
+    return schema_error(value, schema, at)
 
 
 def is_utf8(text: str) -> bool:
-    """JSON's escapes can write half of a pair of surrogates, which neither a tokenizer nor a file takes."""
+    """Return whether a text can be encoded as UTF-8; a JSON escape can write a lone surrogate, which cannot."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _misfit_of_mapping(value: dict[str, Any], shape: dict[Any, Any], at: str) -> str | None:
-    known = {name.removesuffix("!"): (kind, name.endswith("!")) for name, kind in shape.items() if name is not OTHERS}
+def _mapping_error(value: dict[str, Any], schema: dict[Any, Any], at: str) -> str | None:
+    known = {name.removesuffix("!"): (kind, name.endswith("!")) for name, kind in schema.items() if name is not OTHERS}
     for name, (_, needed) in known.items():
         if needed and value.get(name) is None:
             return f"{at or 'it'} lacks {name}"
     for name, item in value.items():
-        if not is_utf8(str(name)):  # a name in YAML may be a number
-            return f"a name in {at or 'it'} holds half a character, which is not UTF-8"
+        if not is_utf8(str(name)):  # YAML allows numbers as names
+            return f"a name in {at or 'it'} holds a lone surrogate, which is not valid UTF-8"
         place = f"{at}.{name}".lstrip(".")
-        others = shape.get(OTHERS, ANY)
-        told = misfit(item, known[name][0], place) if name in known else _misfit_of_item(item, others, place)
-        if told:
-            return told
+        others = schema.get(OTHERS, ANY)
+        error = schema_error(item, known[name][0], place) if name in known else _item_error(item, others, place)
+        if error:
+            return error
     return None

@@ -1,24 +1,25 @@
-"""The figures of a run that a user looks at first, as rows of a table."""
+"""Summarise a run record as the rows of a table."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from litpeft.runs.benchmark_results import benchmark_rows, final_evaluation
+from litpeft.runs.strategy_names import shown_name
 
 
 def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
-    """The figures that one looks at first, in words and units: (name, value) pairs without the unknown."""
+    """Return the main figures of a run as (name, value with unit) pairs; unknown figures are left out."""
     trainable, total = record["trainable_params"], record["total_params"]
     rows = [
         ("status", record["status"]),
-        ("adapter", record["adapter"]),
+        ("adapter", record["adapter"] and shown_name(record["adapter"])),
         ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if trainable and total else None),
-        ("held in four bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
+        ("quantised to 4 bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
         ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
-        ("peak CUDA memory", _bytes(record["peak_allocated_bytes"])),
+        ("peak GPU memory", _bytes(record["peak_allocated_bytes"])),
         ("peak host memory", _bytes(record["peak_rss_bytes"])),
-        ("peak of tensors", _bytes(record["peak_tensor_bytes"])),
+        ("peak tensor memory", _bytes(record["peak_tensor_bytes"])),
         *((f"  {name.replace('_', ' ')}", _bytes(count)) for name, count in _largest_split(record)),
         (
             "steps",
@@ -32,25 +33,25 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
             for part, seconds in (record["step_split_seconds_p50"] or {}).items()
             if seconds is not None
         ),
-        ("samples a second", _with_unit(record["train_samples_per_second"], ",.0f")),
-        ("tokens a second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
+        ("samples per second", _with_unit(record["train_samples_per_second"], ",.0f")),
+        ("tokens per second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
         ("model FLOP/s", _with_unit(record["model_flops_per_second"], ".3g", _share(record["flops_utilisation"]))),
         ("energy", _with_unit(record["energy_joules"], ",.0f", "J")),
-        ("train loss", _with_unit(record["train_loss"], ".4f")),
-        ("val loss", _with_unit(record["val_loss"], ".4f")),
-        ("val accuracy", _with_unit(record["val_accuracy"], ".2%")),
+        ("training loss", _with_unit(record["train_loss"], ".4f")),
+        ("validation loss", _with_unit(record["val_loss"], ".4f")),
+        ("validation accuracy", _with_unit(record["val_accuracy"], ".2%")),
         ("test accuracy", _with_unit(record["test_accuracy"], ".2%")),
         *_benchmarks(record),
     ]
     return [(name, value) for name, value in rows if value is not None]
 
 
-def _quantised(told: dict[str, int] | None) -> str | None:
-    return told and f"{told['params']:,} params of {told['layers']} layers, {_bytes(told['bytes'])}"
+def _quantised(counts: dict[str, int] | None) -> str | None:
+    return counts and f"{counts['params']:,} params of {counts['layers']} layers, {_bytes(counts['bytes'])}"
 
 
 def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:
-    """What the greatest peak of tensors was made of; what is nothing is left out."""
+    """Split the highest peak tensor memory of all phases by kind of tensor; empty kinds are left out."""
     phases = (record["memory_phases"] or {}).values()
     largest = max(phases, key=lambda phase: phase.get("peak_tensor_bytes") or 0, default={})
     return [(name, count) for name, count in (largest.get("tensor_bytes") or {}).items() if count]

@@ -1,4 +1,4 @@
-"""The folder of a sweep: what its trials are, which of their runs stand where, and that one sweep works in it."""
+"""The folder of a sweep: write its description, report the state of its jobs, and lock it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from litpeft.runs.lock import FolderInUse, is_locked, lock, wait_until_free
 from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.sweeps.experiment import Experiment, Trial
 
-TRIALS = "trials"  # folder of their configurations
+TRIALS = "trials"  # folder of the configurations of trials
 LOGS = "logs"
 State = Literal["waiting", "running", "ok", "failed", "oom", "interrupted"]
 
@@ -28,11 +28,11 @@ class Job:
     """One trial with one seed.
 
     Attributes:
-        trial: what is run.
-        seed: with which seed.
-        run_dir: where.
-        log: what it says.
-        config: file of its configuration.
+        trial: the trial.
+        seed: random seed.
+        run_dir: run folder.
+        log: file of the output.
+        config: file of the configuration.
     """
 
     trial: Trial
@@ -43,30 +43,30 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.trial.label} seed {self.seed}"
+        return f"{self.trial.shown(self.trial.label)} seed {self.seed}"
 
     def record(self) -> dict[str, Any] | None:
         return read_record(self.run_dir) if (self.run_dir / FILE_NAME).is_file() else None
 
     def state(self) -> State:
-        """As its record tells; that of a run which is going on says `interrupted`."""
+        """Return the status in the run record, `interrupted` while the job runs, or `waiting` without a record."""
         record = self.record()
         return record["status"] if record else "waiting"
 
-    def words(self, retry: bool) -> list[str] | None:
-        """What `litpeft` is told so that the run gets done; None where nothing is left to do."""
-        words = ["fit", "--config", str(self.config), "--seed_everything", str(self.seed), "--run_dir"]
-        words += [str(self.run_dir), "--experiment", self.config.parent.parent.name]
+    def arguments(self, retry: bool) -> list[str] | None:
+        """Return the command line of `litpeft` for this job; None if nothing is left to do."""
+        arguments = ["fit", "--config", str(self.config), "--seed_everything", str(self.seed), "--run_dir"]
+        arguments += [str(self.run_dir), "--experiment", self.config.parent.parent.name]
         state = self.state()
         if state == "ok" or (state in ("failed", "oom") and not retry):
             return None
         if state == "interrupted" and newest_checkpoint(self.run_dir) is not None:
-            return [*words, "--resume"]
-        return [*words, "--overwrite"]
+            return [*arguments, "--resume"]
+        return [*arguments, "--overwrite"]
 
 
 def jobs_of(root: Path, experiment: Experiment) -> list[Job]:
-    """Every trial with every seed: all trials with the first seed come first, so that a table fills evenly."""
+    """Return a job for every trial and seed, ordered by seed first."""
     return [
         Job(
             trial,
@@ -81,37 +81,38 @@ def jobs_of(root: Path, experiment: Experiment) -> list[Job]:
 
 
 def write_sweep(root: Path, experiment: Experiment, configs: dict[str, dict[str, Any]], varies: list[str]) -> None:
-    """Write `sweep.yaml` and each trial's configuration, before any of them runs.
+    """Write `sweep.yaml` and the configurations of all trials.
 
-    A sweep that is gone on with may have more trials or seeds than before, and other words about them.
+    When a sweep is continued, trials and seeds may be added and the description may change.
 
     Raises:
-        UserError: a trial that was begun has another configuration now.
+        UserError: the configuration of a trial has changed since the trial was started.
     """
     for trial in experiment.trials:
-        begun = [root / trial.name / f"seed{seed}" for seed in experiment.seeds]
-        for record in (read_record(run_dir) for run_dir in begun if (run_dir / FILE_NAME).is_file()):
-            own = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
+        run_dirs = [root / trial.name / f"seed{seed}" for seed in experiment.seeds]
+        for record in (read_record(run_dir) for run_dir in run_dirs if (run_dir / FILE_NAME).is_file()):
+            before = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
             now = {key: value for key, value in configs[trial.name].items() if key != "seed_everything"}
-            for name, (old, new) in changed_options(own, now).items() if own else ():
+            for name, (old, new) in changed_options(before, now).items() if before else ():
                 raise UserError(
-                    f"{root}: trial {trial.label} was begun with {name} {old}, and it is {new} now; "
-                    "give another --dir, or put the experiment back as it was."
+                    f"{root}: trial {trial.shown(trial.label)} was started with {name} {old}, which is now {new}; "
+                    "give another --dir, or restore the experiment file."
                 )
     (root / TRIALS).mkdir(parents=True, exist_ok=True)
     (root / LOGS).mkdir(exist_ok=True)
     for trial in experiment.trials:
         text = f"# litpeft fit --config {trial.name}.yaml\n{yaml.safe_dump(configs[trial.name], sort_keys=False)}"
         write_atomically(root / TRIALS / f"{trial.name}.yaml", text)
-    told = {"experiment": experiment.name, "axes": list(experiment.axes)} | experiment.told | {"varies": varies}
-    told["trials"] = [{"name": t.name, "label": t.label, "axes": t.axes} for t in experiment.trials]
-    told["seeds"] = experiment.seeds
-    write_atomically(root / FILE, yaml.safe_dump(told, sort_keys=False, allow_unicode=True))
+    content = {"experiment": experiment.name, "axes": list(experiment.axes)} | experiment.description
+    content |= {"varies": varies}
+    content["trials"] = [{"name": t.name, "label": t.label, "axes": t.axes} for t in experiment.trials]
+    content["seeds"] = experiment.seeds
+    write_atomically(root / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 @contextmanager
 def locked_sweep(root: Path, jobs: Sequence[Job]) -> Iterator[None]:
-    """Hold the lock of a sweep's folder; first wait until trials of a killed sweep have saved and ended.
+    """Lock the folder of a sweep inside the with block, after trials of a killed sweep have saved and ended.
 
     Raises:
         UserError: another sweep holds the lock, or the folder cannot be written to.

@@ -1,7 +1,7 @@
-"""Where trials run: on this machine, on a Ray cluster, or under SLURM. One process a trial, always.
+"""Launchers run trials on this machine, on a Ray cluster, or under SLURM, each trial in its own process.
 
-A launcher is called with a trial's command and log, waits until the trial has ended, and returns its exit code. To add
-one: a function of this kind, and its name in `LAUNCHERS`.
+A launcher is called with the command line and log file of a trial, waits for the trial, and returns its exit code. To
+add a launcher, write such a class and add it to `LAUNCHERS`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from pathlib import Path
 
 from litpeft.errors import UserError
 
-PARENT = "LITPEFT_SWEEP_PID"  # in a trial's environment
+PARENT = "LITPEFT_SWEEP_PID"  # environment variable of a trial
 Launch = Callable[[Sequence[str], Path], int]
 
 
 class Local:
-    """Processes on this machine, so many at once, each with its share of threads and a GPU of its own.
+    """Run trials on this machine, each with a share of the threads and one GPU.
 
     Args:
-        jobs: how many at once.
-        options: of the sweep.
+        jobs: number of trials at the same time.
+        options: options of other launchers, ignored.
     """
 
     def __init__(self, jobs: int, **options: object) -> None:
@@ -40,7 +40,7 @@ class Local:
         for slot in range(jobs):
             self.slots.put(slot)
 
-    def __call__(self, words: Sequence[str], log: Path) -> int:
+    def __call__(self, arguments: Sequence[str], log: Path) -> int:
         slot = self.slots.get()
         try:
             with open(log, "ab") as file:
@@ -48,12 +48,12 @@ class Local:
                     if self.stopping:
                         return -signal.SIGTERM
                     process = subprocess.Popen(
-                        [sys.executable, "-m", "litpeft", *words],
+                        [sys.executable, "-m", "litpeft", *arguments],
                         stdin=subprocess.DEVNULL,
                         stdout=file,
                         stderr=subprocess.STDOUT,
                         env=self.environment | _device(slot),
-                        start_new_session=True,  # Ctrl-C reaches the sweep alone, which then tells its trials
+                        start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
                     )
                     self.processes.add(process)
                 return process.wait()
@@ -61,7 +61,7 @@ class Local:
             self.slots.put(slot)
 
     def stop(self) -> None:
-        """Tell all that run to save and end."""
+        """Send SIGTERM to all running trials, which then save and end."""
         with self.guard:
             self.stopping = True
             for process in self.processes:
@@ -70,14 +70,14 @@ class Local:
 
 
 class Ray:
-    """Tasks of a Ray cluster, each with the CPUs and GPUs that it asks for; the sweep's folder is to be shared.
+    """Run trials as tasks of a Ray cluster; all nodes must share the folder of the sweep.
 
     Args:
-        address: of the cluster; a cluster of this machine alone is begun where there is none.
-        cpus: of a trial.
-        gpus: of a trial; parts of one are possible.
-        jobs: how many at once.
-        options: of the sweep.
+        address: address of the cluster; None starts a cluster on this machine.
+        cpus: CPUs per trial.
+        gpus: GPUs per trial; fractions are allowed.
+        jobs: number of trials at the same time, on a cluster started here.
+        options: options of other launchers, ignored.
     """
 
     def __init__(self, address: str | None, cpus: int, gpus: float, jobs: int, **options: object) -> None:
@@ -88,29 +88,29 @@ class Ray:
             try:
                 self.ray.init(address=address, log_to_driver=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                raise UserError(f"--address {address}: no Ray cluster answers there: {error}.") from error
+                raise UserError(f"--address {address}: no Ray cluster answers at this address: {error}.") from error
         self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run)
         self.running: set[object] = set()
 
-    def __call__(self, words: Sequence[str], log: Path) -> int:
-        reference = self.task.remote(list(words), str(log), os.getcwd())
+    def __call__(self, arguments: Sequence[str], log: Path) -> int:
+        reference = self.task.remote(list(arguments), str(log), os.getcwd())
         self.running.add(reference)
         return self.ray.get(reference)
 
     def stop(self) -> None:
         for reference in self.running:
-            self.ray.cancel(reference)  # an interrupt, by which a trial saves
+            self.ray.cancel(reference)  # sends an interrupt, after which the trial saves
 
 
 class Slurm:
-    """Jobs under SLURM by submitit; the sweep's folder is to be shared.
+    """Run trials as SLURM jobs with submitit; all nodes must share the folder of the sweep.
 
     Args:
-        cpus: of a trial.
-        gpus: of a trial.
-        folder: of submitit's own files.
+        cpus: CPUs per trial.
+        gpus: GPUs per trial.
+        folder: folder for the files of submitit.
         slurm: options of sbatch, such as partition=gpu and time=120 (minutes).
-        options: of the sweep.
+        options: options of other launchers, ignored.
     """
 
     def __init__(self, cpus: int, gpus: float, folder: Path, slurm: dict[str, str], **options: object) -> None:
@@ -119,12 +119,12 @@ class Slurm:
             self.executor = submitit.AutoExecutor(folder, cluster=slurm.pop("cluster", "slurm"))
         except RuntimeError as error:
             raise UserError(f"--launcher slurm: {error}.") from error
-        own = {f"slurm_{key}": int(value) if value.isdecimal() else value for key, value in slurm.items()}
-        self.executor.update_parameters(cpus_per_task=cpus, gpus_per_node=int(gpus), **own)
+        sbatch = {f"slurm_{key}": int(value) if value.isdecimal() else value for key, value in slurm.items()}
+        self.executor.update_parameters(cpus_per_task=cpus, gpus_per_node=int(gpus), **sbatch)
         self.running: list[object] = []
 
-    def __call__(self, words: Sequence[str], log: Path) -> int:
-        job = self.executor.submit(_run, list(words), str(log), os.getcwd())
+    def __call__(self, arguments: Sequence[str], log: Path) -> int:
+        job = self.executor.submit(_run, list(arguments), str(log), os.getcwd())
         self.running.append(job)
         return job.result()
 
@@ -136,22 +136,22 @@ class Slurm:
 LAUNCHERS = {"local": Local, "ray": Ray, "slurm": Slurm}
 
 
-def _run(words: list[str], log: str, folder: str) -> int:
-    """On the machine that the trial was sent to."""
-    command = [sys.executable, "-m", "litpeft", *words]
+def _run(arguments: list[str], log: str, folder: str) -> int:
+    """Run a trial on the machine that Ray or SLURM chose."""
+    command = [sys.executable, "-m", "litpeft", *arguments]
     environment = os.environ | {PARENT: str(os.getpid())}
     with open(log, "ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         try:
             return process.wait()
-        except BaseException:  # cancelled: the trial saves and ends
+        except BaseException:  # cancelled: let the trial save and end
             process.terminate()
             process.wait()
             raise
 
 
 def _device(slot: int) -> dict[str, str]:
-    """A GPU for this slot, of those that the sweep itself may see."""
+    """Return the environment variable that gives a slot one of the GPUs visible to the sweep."""
     import torch
 
     count = torch.cuda.device_count()
@@ -169,7 +169,7 @@ def _needs(package: str, extra: str) -> object:
 
 
 def end_with_parent() -> None:
-    """Be told to save and end when the sweep that started this process is gone, killed even; on Linux alone."""
+    """Make the kernel send SIGTERM to this trial when its sweep ends, even if the sweep is killed (Linux only)."""
     parent = os.environ.pop(PARENT, None)
     if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of prctl(2)

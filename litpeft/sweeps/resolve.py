@@ -1,4 +1,4 @@
-"""What a trial's options come to: the whole configuration that `litpeft fit` would run with."""
+"""Resolve the configurations of trials as `litpeft fit` would."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from litpeft.sweeps.experiment import Trial
 
 
 class _Resolving(LitPeftCLI):
-    """Reads the options of a `fit`, and goes no further."""
+    """The command line of `fit`, which stops after the configuration is resolved."""
 
     _parsers: dict[str, Any] = {}
 
     def setup_parser(self, *arguments: Any) -> None:
-        """Building one takes most of a second; all trials are read by the same."""
+        """Reuse one parser for all trials, because building a parser takes most of a second."""
         if not self._parsers:
             super().setup_parser(*arguments)
             self._parsers |= {"parser": self.parser, "_subcommand_parsers": self._subcommand_parsers}
@@ -40,21 +40,21 @@ class _Resolving(LitPeftCLI):
 
 
 def resolve(trials: Iterable[Trial]) -> dict[str, dict[str, Any]]:
-    """The configuration of each trial by its name.
+    """Return the resolved configuration of each trial by its name.
 
     Raises:
-        UserError: one of them cannot be read; says which.
+        UserError: the options of a trial are invalid.
     """
     found = {}
     for trial in trials:
         try:
-            found[trial.name] = _Resolving("fit", list(trial.words)).resolved
+            found[trial.name] = _Resolving("fit", list(trial.arguments)).resolved
         except UserError as error:
-            raise UserError(f"trial {trial.label}: {error}") from error
+            raise UserError(f"trial {trial.shown(trial.label)}: {error}") from error
     return found
 
 
 def varying(configs: Iterable[dict[str, Any]]) -> list[str]:
-    """The options in which any two of these configurations differ, by dotted name."""
+    """Return the dotted names of the options in which any two configurations differ."""
     first, *others = configs
     return sorted({name for other in others for name in changed_options(first, other)})

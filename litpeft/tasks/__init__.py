@@ -1,4 +1,4 @@
-"""Tasks: what is learned. A folder's file is a task; its import here makes it known to the command line."""
+"""Tasks: what a model learns. One task per file; importing a class here makes it available in the command line."""
 
 from litpeft.tasks.base import FineTuner
 from litpeft.tasks.causal_lm import CausalLM

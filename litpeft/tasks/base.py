@@ -1,8 +1,8 @@
 """The LightningModule that every task derives from: a backbone, an adapter, an optimizer and a schedule.
 
-To add one: derive from `FineTuner` in a file of its own, implement `load`, `loss`, `token_counts` and
-`validation_step`, and `example` where batches are others, import it in `__init__.py`. One that differs in little
-derives from its neighbour:
+To add one: derive from `FineTuner` in a new file, implement `load`, `loss`, `token_counts` and `validation_step` (and
+`example`, if batches have other tensors), and import the class in `__init__.py`. A variant of an existing task derives
+from that task:
 
     class LabelSmoothing(SequenceClassification):
         def loss(self, batch):
@@ -33,7 +33,7 @@ from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_origin, origin
 from litpeft.tasks.losses import TrainLoss
 from litpeft.training import processes
-from litpeft.training.sharding import rest, share_of, whole
+from litpeft.training.sharding import full_tensors, reshard, shard_like
 from litpeft.training.strategies import FSDP2
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -42,29 +42,29 @@ Batch = dict[str, Tensor]
 
 
 class FineTuner(L.LightningModule):
-    """A pretrained model made trainable by an adapter.
+    """Fine-tunes a pretrained model with an adapter.
 
-    The backbone is loaded in `configure_model`, when the data is known, and is then `self.backbone`.
+    `configure_model` loads the model as `self.backbone`, because the number of labels comes from the data.
 
     Args:
-        model_name: hub id, local folder, or `package:NAME` for an installed package that carries a model.
-        adapter: how the model is made trainable; everything trains (`Full`) by default.
-        dtype: what frozen weights are held in and products computed in. Trainable tensors are fp32 either way.
-        optimizer: any optimizer class; AdamW at the adapter's own learning rate by default.
-        scheduler: any learning-rate scheduler class, stepped once an optimizer step; constant by default.
-        gradient_checkpointing: keep only what enters each block and compute it again in backward: less memory, about a
-            third more time. `non_reentrant` is torch's recommended kind, `reentrant` its older one.
-        compile_blocks: compile each block of the model (torch.compile): the first steps take a minute, later ones less.
+        model_name: hub id, local folder, `package:NAME` (an installed package that contains a model), or `demo:NAME`.
+        adapter: the fine-tuning strategy; full fine-tuning (`Full`) by default.
+        dtype: dtype of the frozen weights, and compute dtype. Trainable parameters are always fp32.
+        optimizer: any optimizer class; AdamW at the adapter's default learning rate by default.
+        scheduler: any learning-rate scheduler class, stepped after each optimizer step; constant by default.
+        gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
+            third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
+        compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
     """
 
-    monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # the metric that tells which weights are better
+    monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # metric that selects the best checkpoint
 
     def __init__(
         self,
         model_name: str,
         adapter: Adapter | None = None,
         dtype: Literal["bf16", "fp32"] = "bf16",
-        # None and not AdamW: arguments of a default class would leak into whichever other class is named
+        # None, not AdamW: the arguments of a default class would leak into another class that the user names
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
@@ -76,62 +76,62 @@ class FineTuner(L.LightningModule):
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
-        self.keeps_rows = False  # validation returns what each row gave: `loss` and, of a classifier, `correct`, (B,)
-        self.new_tensors: list[str] = []
-        self.base: str | None = None  # fingerprint of its weights
+        self.return_row_results = False  # validation_step returns `loss` (B,) and, for a classifier, `correct` (B,)
+        self.new_tensors: list[str] = []  # names of the newly initialised parameters
+        self.base: str | None = None  # fingerprint of the base weights
         self.train_loss = TrainLoss()
 
     def load(
         self, data: L.LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
-        """The pretrained model; the names of the modules that are its head, and of parameters that no file held.
+        """Return the pretrained model, the names of its head modules and of its newly initialised parameters.
 
         Args:
-            data: what it is going to be trained on: its labels, its tokenizer.
-            dtype: of the weights.
-            options: what `from_pretrained` is to be told besides; an adapter may change the base while it is read.
+            data: the data module, which has the labels and the tokenizer.
+            dtype: dtype of the weights.
+            options: further arguments of `from_pretrained`; QLoRA passes a `quantization_config`.
         """
         raise NotImplementedError
 
     def loss(self, batch: Batch) -> Tensor:
-        """What training makes smaller: the mean over a batch, a scalar."""
+        """Return the training loss, a scalar: the mean over the batch."""
         raise NotImplementedError
 
     def example(self, rows: int, tokens: int) -> Batch:
-        """A batch of this many rows of this many tokens for an estimate, each token with a label."""
+        """Return a made-up batch (rows, tokens) with a label at each token, for memory estimates."""
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
         mask = torch.ones_like(ids)
-        mask[-1, -1] = rows == 1  # rows differ in length, and models take other ways where all are full
+        mask[-1, -1] = rows == 1  # one padding token: some models skip the mask when there is no padding
         return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
-        """What a batch counts for: `samples`, `tokens` (real), `padded` (with padding), `trained` (that carry loss)."""
+        """Count a batch's `samples`, `tokens` (no padding), `padded` (with padding) and `trained` (with loss)."""
         raise NotImplementedError
 
     def configure_model(self) -> None:
-        """Load the backbone and make it trainable. Lightning calls this when data and device are known."""
+        """Build the backbone; Lightning calls this when data and device are known."""
         if self.backbone is None:
             self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
             if isinstance(self.trainer.strategy, FSDP2):
                 self.trainer.strategy.shard(self.backbone)
 
     def build(self, data: L.LightningDataModule, device: torch.device, weights: bool = True) -> None:
-        """Load the backbone for this data and device and make it trainable.
+        """Load the backbone and apply the adapter.
 
-        It is made on the host, where the first values are drawn alike for every device, and moved afterwards by
-        Lightning (which calls this within the GPU's device context, in which transformers would ask for accelerate).
+        The model is built on the CPU, so that initial values are the same for every device, and Lightning moves it
+        afterwards. (Inside Lightning's GPU device context, transformers would require accelerate.)
 
         Args:
-            data: what it is going to be trained on.
-            device: where.
-            weights: whether they are read; without them the model is built on torch's meta device, shapes alone.
+            data: the data module.
+            device: the device that the model will be trained on.
+            weights: whether to read the weights; if False the model is built from meta tensors.
         """
-        begun = time.perf_counter()
+        start = time.perf_counter()
         with torch.device("cpu" if weights else "meta"):
-            # trainable weights are fp32: what the adapter trains whole is not rounded to bf16 on the way
+            # base weights that train are read in fp32, not rounded to bf16 first
             dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
-            where = device if weights else torch.device("meta")
-            model, head, new = self.load(data, dtype, **self.adapter.loading(where))
+            load_device = device if weights else torch.device("meta")
+            model, head, new = self.load(data, dtype, **self.adapter.loading(load_device))
             self.adapter.apply(model, head, new)
         if device.type == "cpu":
             use_lean_attention(model)
@@ -142,10 +142,10 @@ class FineTuner(L.LightningModule):
         if self.compile_blocks:
             for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
                 for block in blocks:
-                    block.compile(dynamic=True)  # lengths differ from batch to batch
-        model.train()  # transformers returns eval mode and Lightning leaves modes alone: dropout would be off
+                    block.compile(dynamic=True)  # the sequence length differs from batch to batch
+        model.train()  # transformers returns eval mode and Lightning does not change it: dropout would be off
         self.backbone = model
-        self.load_seconds = time.perf_counter() - begun
+        self.load_seconds = time.perf_counter() - start
 
     def _checkpoint_gradients(self, model: nn.Module) -> None:
         if self.gradient_checkpointing == "none":
@@ -154,59 +154,60 @@ class FineTuner(L.LightningModule):
             raise UserError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it out.")
         reentrant = self.gradient_checkpointing == "reentrant"
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        if reentrant:  # it gives no gradient to a block whose input asks for none, such as that of frozen embeddings
-            model.enable_input_require_grads()
-        else:  # transformers asks for that gradient either way; here it would be worked out for nothing
-            model.disable_input_require_grads()
+        # the reentrant variant needs inputs with requires_grad, which frozen embeddings lack; the other does not
+        (model.enable_input_require_grads if reentrant else model.disable_input_require_grads)()
 
     def _check_gradients(self) -> None:
-        """What an adapter has added and gets no gradient would stay as it is without a word: a B of zero to the end.
+        """Raise a UserError if an added tensor has no gradient in any block: B would stay zero unnoticed.
 
-        In no layer of a name, that is: of a mixture of experts, some may have nothing to do in a step.
+        One block with a gradient is enough, since a mixture of experts does not use every expert in each step.
         """
-        learns: dict[str, list[str]] = {}
+        no_gradient: dict[str, list[str]] = {}  # name with "#" for numbers -> tensors without gradient, "" for others
         for name, parameter in self.adapter.added(self.backbone).items():
-            learns.setdefault(re.sub(r"\d+", "#", name), []).append("" if parameter.grad is not None else name)
-        idle = [names for names in learns.values() if all(names)]
-        if idle:
-            kind = self.gradient_checkpointing
-            way = "take it out of model.adapter.targets, the model does not use it"
-            way = way if kind == "none" else f"model.gradient_checkpointing {kind} may cut it off: try the other kind"
-            raise UserError(f"{sum(map(len, idle))} tensors of the adapter got no gradient ({idle[0][0]}, ...); {way}.")
+            no_gradient.setdefault(re.sub(r"\d+", "#", name), []).append("" if parameter.grad is not None else name)
+        unused = [names for names in no_gradient.values() if all(names)]
+        if unused:
+            advice = "the model does not use these layers: take them out of model.adapter.targets"
+            if (kind := self.gradient_checkpointing) != "none":
+                advice = f"model.gradient_checkpointing {kind} may be the cause: try the other kind"
+            n = sum(map(len, unused))
+            raise UserError(f"{n} tensors of the adapter got no gradient ({unused[0][0]}, ...); {advice}.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The mean over the batch; of several processes, their mean is that over all of their rows."""
+        """Return the batch's mean loss, scaled so that the average over ranks is the mean over all ranks' rows."""
         loss, rows = self.loss(batch), len(batch["input_ids"])
-        together = self.note_loss(loss, rows)
-        return loss if processes.count() == 1 else loss * (rows * processes.count() / together)
+        all_rows = self.log_train_loss(loss, rows)
+        return loss if processes.world_size() == 1 else loss * (rows * processes.world_size() / all_rows)
 
-    def note_loss(self, loss: Tensor, weight: int) -> Tensor | int:
-        """Draw a batch's loss, and let it count in the epoch's mean by this weight.
+    def log_train_loss(self, loss: Tensor, weight: int) -> Tensor | int:
+        """Log a batch's loss and add it to the epoch's mean, averaged over all ranks: a NaN on one rank stops all.
 
-        Of several processes it is the loss of all of them that each notes, so that one which is no number stops all.
+        Args:
+            loss: mean loss of this rank's batch, a scalar.
+            weight: number of rows (or tokens) that the loss is the mean of.
 
         Returns:
-            The weight of all processes.
+            The sum of the weights of all ranks.
         """
-        loss, together = loss.detach(), weight
-        if processes.count() > 1:
-            own = torch.full_like(loss, weight, dtype=torch.float64)
-            summed, together = processes.total(torch.stack([loss * own, own]))
-            loss = (summed / together.clamp(min=1)).float()
+        loss, total_weight = loss.detach(), weight
+        if processes.world_size() > 1:
+            rank_weight = torch.full_like(loss, weight, dtype=torch.float64)
+            loss_sum, total_weight = processes.sum_over_ranks(torch.stack([loss * rank_weight, rank_weight]))
+            loss = (loss_sum / total_weight.clamp(min=1)).float()
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
-        self.train_loss.update(loss, together, self.trainer.fit_loop.total_batch_idx)
-        return together
+        self.train_loss.update(loss, total_weight, self.trainer.fit_loop.total_batch_idx)
+        return total_weight
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """What products are computed in."""
+        """The dtype of matrix products."""
         return DTYPES[self.dtype_name]
 
     @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Within, products are computed in the task's dtype, also where the adapter holds its weights in fp32."""
-        wanted = self.adapter.trains_base and self.dtype_name != "fp32"
-        with torch.autocast(self.device.type, self.compute_dtype, enabled=wanted):
+    def autocast(self) -> Iterator[None]:
+        """Autocast to the compute dtype inside the with block, if the adapter trains fp32 base weights."""
+        enabled = self.adapter.trains_base and self.dtype_name != "fp32"
+        with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):
             yield
 
     def configure_optimizers(self) -> dict[str, Any]:
@@ -215,11 +216,8 @@ class FineTuner(L.LightningModule):
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
 
     def total_steps(self) -> int | None:
-        """Optimizer steps of the whole run; None if it has no end.
-
-        Counted from the data and not with `trainer.estimated_stepping_batches`, which builds the loader before a
-        resumed run has put its state back (Lightning #20550).
-        """
+        """Return the number of optimizer steps of the whole run; None if the run has no end."""
+        # trainer.estimated_stepping_batches would build the loader before a resumed run restores it (Lightning #20550)
         trainer = self.trainer
         if trainer.max_steps > 0 and (trainer.max_epochs or -1) < 0:
             return trainer.max_steps
@@ -233,24 +231,24 @@ class FineTuner(L.LightningModule):
         return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
     def scale_gradients(self) -> None:
-        """What is left to be done to the gradients of an effective batch before they are clipped."""
+        """Rescale the accumulated gradients before clipping. The default does nothing."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the rate of this step; look for a loss that is no number, on a GPU only when metrics are logged."""
+        """Log the learning rate and check for a NaN or infinite loss; on a GPU only when metrics are logged."""
         self.scale_gradients()
-        rate = optimizer.param_groups[0]["lr"]
-        if rate is not None:  # Adafactor may find its own
-            self.log("lr", rate, batch_size=1)
+        lr = optimizer.param_groups[0]["lr"]
+        if lr is not None:  # Adafactor may choose its own learning rate
+            self.log("lr", lr, batch_size=1)
         if self.trainer.global_step == 0:
             self._check_gradients()
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             self._check_loss()
 
     def _check_loss(self) -> None:
-        """Stop at a loss that is no number: before its step is made on a CPU, and before it could be saved anywhere."""
-        if (bad := self.train_loss.first_bad()) is None:
+        """Raise a UserError if the training loss was NaN or infinite in any batch so far."""
+        if (first := self.train_loss.first_non_finite()) is None:
             return
-        (epoch, batch), loss = divmod(bad[0], self.trainer.num_training_batches), bad[1]
+        (epoch, batch), loss = divmod(first[0], self.trainer.num_training_batches), first[1]
         accumulated = self.trainer.accumulate_grad_batches
         step = epoch * math.ceil(self.trainer.num_training_batches / accumulated) + batch // accumulated
         raise UserError(
@@ -260,7 +258,7 @@ class FineTuner(L.LightningModule):
         )
 
     def on_train_start(self) -> None:
-        """The model was drawn alike by all processes; what is dropped from now on is not to be the same rows' alike."""
+        """Give each rank its own dropout masks; until here all ranks share a seed, for equal initial weights."""
         if processes.rank():
             torch.manual_seed(torch.initial_seed() + processes.rank())
 
@@ -269,17 +267,13 @@ class FineTuner(L.LightningModule):
         self.train_loss.reset()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Beside the trainable tensors: what they belong to, and the mean loss so far."""
+        """Add the base and adapter that the trainable tensors belong to, and the epoch's mean loss so far."""
         if self.trainer.state.fn == "fit":
             self._check_loss()
         checkpoint |= {"origin": origin(self.base, self.adapter), "train_loss": self.train_loss.state_dict()}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that a checkpoint was written with the base weights and adapter of this task.
-
-        Raises:
-            UserError: it was not; the message names the difference.
-        """
+        """Raise a UserError that names the difference if the checkpoint has other base weights or another adapter."""
         check_origin(checkpoint["origin"], self.base, self.adapter, self.model_name)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -288,17 +282,18 @@ class FineTuner(L.LightningModule):
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == self.trainer.max_steps:
-            self.trainer.should_stop = True  # so asked, Lightning validates the last weights before it stops
+            self.trainer.should_stop = True  # with this flag, Lightning validates the final weights before it stops
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The trainable tensors only; see `Adapter.state_dict`. Of processes with shares, all have to ask."""
+        """Return the trainable tensors only. Collective under FSDP2: every process must call it."""
         if self.backbone is None:
             return {}
-        rest(self.backbone)
-        return whole(self.adapter.state_dict(self.backbone))
+        reshard(self.backbone)
+        return full_tensors(self.adapter.state_dict(self.backbone))
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
-        """Strict over the trainable tensors, whatever `strict` says; see `Adapter.load_state_dict`."""
-        rest(self.backbone)
-        own = trainable(self.backbone)
-        self.adapter.load_state_dict(self.backbone, {n: share_of(t, own.get(n, t)) for n, t in state_dict.items()})
+        """Load the trainable tensors, always strictly (`strict` is ignored); see `Adapter.load_state_dict`."""
+        reshard(self.backbone)
+        parameters = trainable(self.backbone)
+        shards = {name: shard_like(tensor, parameters.get(name, tensor)) for name, tensor in state_dict.items()}
+        self.adapter.load_state_dict(self.backbone, shards)

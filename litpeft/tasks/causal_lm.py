@@ -1,4 +1,4 @@
-"""Responses by a model that goes on from the prompt: Llama, GPT-2, SmolLM2 and their like."""
+"""Instruction tuning of decoder-only models, such as Llama, GPT-2 and SmolLM2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from litpeft.tasks.language_modelling import LanguageModelling
 
 
 class CausalLM(LanguageModelling):
-    """Fine-tune any causal language model of transformers to respond to instructions."""
+    """Fine-tunes any causal language model of transformers to respond to instructions."""
 
     auto = AutoModelForCausalLM
 
@@ -24,29 +24,29 @@ class CausalLM(LanguageModelling):
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
         model, head, new = super().load(data, dtype, **options)
-        if not next(model.parameters()).is_meta and _sees_ahead(model):
+        if not next(model.parameters()).is_meta and _attends_to_later_tokens(model):
             raise UserError(
-                f"model.model_name {self.model_name}: its tokens attend to later ones, it cannot foretell them; "
+                f"model.model_name {self.model_name}: its tokens attend to later tokens, so it cannot predict them; "
                 "give a causal model."
             )
         return model, head, new
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """Without a mask: rows are padded at their end, where nothing that carries loss looks.
+        """Return the model's inputs, without a mask: padding is on the right, where no causal token looks.
 
-        Packed rows are told apart by their positions: transformers keeps attention within each run of them.
+        In packed rows the positions restart at each example, and transformers then keeps attention within an example.
         """
         return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
 
     def at_labels(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        following = labels[:, 1:]  # each position foretells the next
-        carrying = following != IGNORED
-        return hidden[:, :-1][carrying], following[carrying]
+        following = labels[:, 1:]  # each position predicts the next token
+        has_loss = following != IGNORED
+        return hidden[:, :-1][has_loss], following[has_loss]
 
 
 @torch.no_grad()
-def _sees_ahead(model: nn.Module) -> bool:
-    """Whether what is said of the first tokens depends on the last."""
+def _attends_to_later_tokens(model: nn.Module) -> bool:
+    """Return whether the logits of the first tokens change with the last token."""
     ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.device) % model.config.vocab_size
     one, two = model(input_ids=ids).logits[:, :-1].float()
     return not torch.allclose(one, two, rtol=1e-2, atol=1e-2 * float(one.abs().max()))

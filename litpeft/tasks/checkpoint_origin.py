@@ -1,4 +1,4 @@
-"""What a checkpoint was made with: it fits the same base weights and the same adapter, and no other."""
+"""Identification of the base weights and the adapter that a checkpoint belongs to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from litpeft.errors import UserError
 
 
 def origin(base_fingerprint: str | None, adapter: Adapter) -> dict[str, Any]:
-    """Return what is saved with a checkpoint to identify the base weights and the adapter that it belongs to."""
+    """Return the fingerprint of the base weights and the adapter's options, which are saved with a checkpoint."""
     return {"base": base_fingerprint, "adapter": {"class": type(adapter).__name__} | _plain(adapter.settings())}
 
 
@@ -17,7 +17,7 @@ def check_origin(saved: dict[str, Any], base_fingerprint: str | None, adapter: A
     """Check that a checkpoint belongs to these base weights and this adapter.
 
     Args:
-        saved: what `origin` returned when the checkpoint was written.
+        saved: the result of `origin` when the checkpoint was written.
         base_fingerprint: hash of the base weights that are loaded now.
         adapter: the adapter that is used now.
         model_name: name of the base model, for the error message.
@@ -25,22 +25,23 @@ def check_origin(saved: dict[str, Any], base_fingerprint: str | None, adapter: A
     Raises:
         UserError: the base weights or an adapter option differ; the message names the difference.
     """
-    made, now = saved, origin(base_fingerprint, adapter)
-    if made["base"] != now["base"]:
+    current = origin(base_fingerprint, adapter)
+    if saved["base"] != current["base"]:
         raise UserError(
-            f"model.model_name {model_name}: these are not the base weights that the checkpoint was made with "
-            f"(fingerprint {now['base']}, and not {made['base']}); give the model that it was trained on."
+            f"model.model_name {model_name}: these are not the base weights that the checkpoint was trained on "
+            f"(fingerprint {current['base']}, not {saved['base']}); give the model that it was trained on."
         )
-    before, here = made["adapter"], now["adapter"]
-    for name in [key for key in before | here if before.get(key) != here.get(key)]:
+    before, now = saved["adapter"], current["adapter"]
+    for name in [key for key in before | now if before.get(key) != now.get(key)]:
         option = "model.adapter" if name == "class" else f"model.adapter.{name}"
         raise UserError(
-            f"{option} is {here.get(name)}, but the checkpoint was made with {before.get(name)}; give the same."
+            f"{option} is {now.get(name)}, but the checkpoint was trained with {before.get(name)}; "
+            "give the value of the checkpoint."
         )
 
 
 def _plain(value: Any) -> Any:
-    """As `torch.load` reads it back with `weights_only`; objects of other kinds by their class."""
+    """Return the value as `torch.load(weights_only=True)` can read it; other objects become their class name."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

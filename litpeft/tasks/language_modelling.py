@@ -1,4 +1,4 @@
-"""What learning to respond has in common, whether the model has an encoder or not."""
+"""Instruction tuning: the code that causal and encoder-decoder models share."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from litpeft.training import processes
 
 
 class LanguageModelling(FineTuner):
-    """Learn responses token by token; the loss is the mean over the label-carrying tokens of an effective batch.
+    """Trains on responses token by token; the loss is the mean over all tokens with loss in an effective batch.
 
-    Measures cross-entropy a token and perplexity, its exponential; and, where answers are generated, the share that is
-    the expected response to the letter.
+    Metrics: cross-entropy per token and perplexity (its exponential); if answers are generated, also the share of
+    answers that equal the expected response exactly.
 
     Args:
-        generate_samples: after each validation, answer the prompts of so many validation rows (the likeliest token at
-            each step) and show them in TensorBoard.
-        max_new_tokens: that an answer may have.
-        options: model, adapter, optimizer and the rest, as in `FineTuner`.
+        generate_samples: number of validation prompts to answer after each validation (greedy decoding); the answers
+            are shown in TensorBoard.
+        max_new_tokens: maximum length of a generated answer, in tokens.
+        options: model, adapter, optimizer and the other options of `FineTuner`.
     """
 
-    auto: Any  # transformers' class that loads the model
+    auto: Any  # auto class of transformers that loads the model
     encoder_decoder = False
 
     def __init__(self, *common: Any, generate_samples: int = 0, max_new_tokens: int = 64, **options: Any) -> None:
@@ -41,8 +41,8 @@ class LanguageModelling(FineTuner):
             if value < least:
                 raise UserError(f"model.{name} must be at least {least}, got {value}.")
         self.generate_samples, self.max_new_tokens = generate_samples, max_new_tokens
-        self._tokens: Tensor | int = 0  # that carry loss, in the batches since the last optimizer step
-        self._whole_logits = False  # the model does more to its logits than its head does
+        self._tokens: Tensor | int = 0  # tokens with loss since the last optimizer step
+        self._needs_full_logits = False  # the model changes the output of its head, so the head cannot run in chunks
 
     def setup(self, stage: str) -> None:
         self.means = nn.ModuleDict({kind: MeanMetric() for kind in ("val", "test")})
@@ -50,45 +50,45 @@ class LanguageModelling(FineTuner):
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
-        model, new, misfits = load_pretrained(self.auto, self.model_name, data, dtype, **options)
-        check_base(self.model_name, model, [], new, misfits)
+        model, new, mismatched = load_pretrained(self.auto, self.model_name, data, dtype, **options)
+        check_base(self.model_name, model, [], new, mismatched)
         if new:
             raise UserError(f"model.model_name {self.model_name}: the file lacks {new[0]}; it holds no language model.")
-        model.config.use_cache = False  # of training; generation asks for it
-        _gather(model)
-        self._whole_logits = not self._head_is_all(model)
+        model.config.use_cache = False  # for training; generate() sets use_cache itself
+        _move_to_one_device(model)
+        self._needs_full_logits = not self._logits_are_head_output(model)
         return model, [], []
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
-        """What the model is fed with."""
+        """Return the arguments of the model's forward."""
         raise NotImplementedError
 
     def at_labels(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (B, T, width) and (B, T), what foretells a label, (N, width), and the labels, (N)."""
+        """Select the positions with loss: (B, T, width) and (B, T) become (N, width) and the labels (N)."""
         raise NotImplementedError
 
     def token_loss(self, batch: Batch) -> tuple[Tensor, int]:
-        """The sum of the cross-entropies, and of how many tokens."""
-        with self.computing():
+        """Return the sum of the cross-entropies over the tokens with loss, and the number of these tokens."""
+        with self.autocast():
             states, labels = self._at_labels(batch)
             return self._summed(states, labels), len(labels)
 
     def row_losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Of each row, the sum of the cross-entropies, (B), and of how many tokens, (B)."""
+        """Return each row's sum of cross-entropies, (B), and its number of tokens with loss, (B)."""
         owners = torch.arange(len(batch["labels"]), device=self.device)[:, None].expand_as(batch["labels"])
         tokens = self.at_labels(owners, batch["labels"])[0].bincount(minlength=len(owners))
-        with self.computing():
+        with self.autocast():
             parts = (part.split(tokens.tolist()) for part in self._at_labels(batch))
             return torch.stack([self._summed(*part) for part in zip(*parts, strict=True)]), tokens
 
     def _at_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """What foretells a label, logits or what the head makes them from, (N, width), and the labels, (N)."""
-        if self._whole_logits:
+        """Return hidden states before the head, or logits, at the positions with loss (N, width); and labels (N)."""
+        if self._needs_full_logits:
             return self.at_labels(self.backbone(**self.inputs(batch)).logits, batch["labels"])
-        return self.at_labels(_before_head(self.backbone, self.inputs(batch)), batch["labels"])
+        return self.at_labels(_hidden_states(self.backbone, self.inputs(batch)), batch["labels"])
 
     def _summed(self, states: Tensor, labels: Tensor) -> Tensor:
-        if self._whole_logits:
+        if self._needs_full_logits:
             return nn.functional.cross_entropy(states.float(), labels, reduction="sum")
         return head_loss(states, labels, self.backbone.get_output_embeddings(), self.backbone.config.vocab_size)
 
@@ -97,27 +97,27 @@ class LanguageModelling(FineTuner):
         return total / max(1, tokens)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The sum over tokens: what it is to be divided by is known when the effective batch is whole."""
+        """Return the sum over tokens; `scale_gradients` divides by the effective batch's number of tokens."""
         total, tokens = self.token_loss(batch)
-        self._tokens = self._tokens + self.note_loss(total.detach() / max(1, tokens), tokens)
-        return total * (self.trainer.accumulate_grad_batches * processes.count())  # by which Lightning divides it
+        self._tokens = self._tokens + self.log_train_loss(total.detach() / max(1, tokens), tokens)
+        return total * (self.trainer.accumulate_grad_batches * processes.world_size())  # Lightning divides by this
 
     def scale_gradients(self) -> None:
-        """Sums become means over all label-carrying tokens of the effective batch."""
+        """Turn summed gradients into means over all tokens with loss of the effective batch."""
         gradients = [p.grad for p in trainable(self.backbone).values() if p.grad is not None]
         torch._foreach_div_(gradients, float(max(1, self._tokens)))
         self._tokens = 0
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
-        carrying = (batch["labels"] != IGNORED).sum()
-        if "real_tokens" in batch:  # packed: several examples a row
+        with_loss = (batch["labels"] != IGNORED).sum()
+        if "real_tokens" in batch:  # packed: several examples per row
             tokens, rows = batch["real_tokens"], batch["samples"]
         else:
             tokens, rows = batch["attention_mask"].sum(), len(batch["row"])
-        return {"samples": rows, "tokens": tokens, "padded": batch["input_ids"].numel(), "trained": carrying}
+        return {"samples": rows, "tokens": tokens, "padded": batch["input_ids"].numel(), "trained": with_loss}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        if not self.keeps_rows:
+        if not self.return_row_results:
             return self._evaluate(batch, "val")
         sums, tokens = self.row_losses(batch)
         self.means["val"].update(sums.sum() / max(1, int(tokens.sum())), int(tokens.sum()))
@@ -133,7 +133,7 @@ class LanguageModelling(FineTuner):
     def on_validation_epoch_end(self) -> None:
         self._finish("val")
         if self.generate_samples and not self.trainer.sanity_checking:
-            self._show_answers()
+            self._log_answers()
 
     def on_test_epoch_end(self) -> None:
         self._finish("test")
@@ -144,10 +144,10 @@ class LanguageModelling(FineTuner):
         self.log_dict({f"{stage}_loss": mean, f"{stage}_perplexity": mean.exp()}, prog_bar=True)
 
     def answers(self, batch: Batch) -> list[str]:
-        """What the model says to prompts: the likeliest token at each step, up to the end of the text."""
+        """Return the model's answers to a batch of prompts by greedy decoding, up to the end-of-text token."""
         ids = batch["input_ids"]
-        with self.computing():
-            said = self.backbone.generate(
+        with self.autocast():
+            generated = self.backbone.generate(
                 input_ids=ids,
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=self.max_new_tokens,
@@ -159,54 +159,54 @@ class LanguageModelling(FineTuner):
                 pad_token_id=self._tokenizer.pad_token_id,
                 eos_token_id=self._tokenizer.eos_token_id,
             )
-        new = said if self.encoder_decoder else said[:, ids.shape[1] :]
+        new = generated if self.encoder_decoder else generated[:, ids.shape[1] :]
         return self._tokenizer.batch_decode(new, skip_special_tokens=True)
 
     @property
     def _tokenizer(self) -> Any:
         return self.trainer.datamodule.tokenizer
 
-    def _show_answers(self) -> None:
-        right, shown = 0, []
-        for batch, asked, expected in self.trainer.datamodule.prompts("val", self.generate_samples):
+    def _log_answers(self) -> None:
+        correct, shown = 0, []
+        for batch, questions, responses in self.trainer.datamodule.prompts("val", self.generate_samples):
             moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            for question, answer, said in zip(asked, expected, self.answers(moved), strict=True):
-                right += said.strip() == answer.strip()
-                shown.append(f"**{question}**\n\nsaid: {said}\n\nexpected: {answer}")
-        self.log("val_exact_match", right / len(shown), prog_bar=True)
+            for question, expected, answer in zip(questions, responses, self.answers(moved), strict=True):
+                correct += answer.strip() == expected.strip()
+                shown.append(f"**{question}**\n\nanswer: {answer}\n\nexpected: {expected}")
+        self.log("val_exact_match", correct / len(shown), prog_bar=True)
         for logger in self.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("answers", "\n\n---\n\n".join(shown[:20]), self.trainer.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """One dict a row: its place in the file, and the answer."""
+        """Return one dict per row: its number in the file, and the generated response."""
         pairs = zip(batch["row"].tolist(), self.answers(batch), strict=True)
-        return [{"row": row, "response": said.strip()} for row, said in pairs]
+        return [{"row": row, "response": answer.strip()} for row, answer in pairs]
 
     @torch.no_grad()
-    def _head_is_all(self, model: nn.Module) -> bool:
-        """Whether the logits are what the head gives: some models cap or scale them afterwards."""
+    def _logits_are_head_output(self, model: nn.Module) -> bool:
+        """Return whether the logits are the unchanged output of the head; some models cap or scale the logits."""
         ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
         decoder = {"decoder_input_ids": ids} if self.encoder_decoder else {}
-        given: list[Tensor] = []
+        outputs: list[Tensor] = []
         head = model.get_output_embeddings()
-        handle = head.register_forward_hook(lambda _, arguments, output: given.append(output))
+        handle = head.register_forward_hook(lambda _, arguments, output: outputs.append(output))
         try:
             logits = model(input_ids=ids, **decoder).logits
         finally:
             handle.remove()
-        return any(logits is output for output in given)
+        return any(logits is output for output in outputs)
 
 
-def _gather(model: nn.Module) -> None:
-    """What is quantised while it is read lies on its GPU already: the rest follows, so that the model can be asked."""
-    places = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
-    if len(places) > 1:
-        model.to(next(place for place in places if place.type != "cpu"))
+def _move_to_one_device(model: nn.Module) -> None:
+    """Move the model to the GPU if some weights are there already: layers quantised while loading are."""
+    devices = {tensor.device for tensor in [*model.parameters(), *model.buffers()]}
+    if len(devices) > 1:
+        model.to(next(device for device in devices if device.type != "cpu"))
 
 
-def _before_head(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """What a model feeds its head with, (B, T, width); the head itself is given nothing to do."""
+def _hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return the input of the model's head, (B, T, width), without computing the logits: the head gets no rows."""
     hidden: list[Tensor] = []
 
     def catch(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

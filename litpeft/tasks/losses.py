@@ -1,4 +1,4 @@
-"""The training loss of an epoch so far, and the first batch in which it was no number."""
+"""Mean training loss of the epoch so far, and the first batch with a NaN or infinite loss."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 class TrainLoss:
-    """A weighted mean that is saved with the run, so that the mean of a resumed epoch is that of all its batches.
+    """Weighted mean of the training loss, saved in checkpoints so that a resumed epoch averages all its batches.
 
-    Nothing asks the device for a number before `mean` or `first_bad` are read.
+    Updates stay on the device: only `mean` and `first_non_finite` wait for the GPU.
     """
 
     def __init__(self) -> None:
@@ -19,35 +19,35 @@ class TrainLoss:
         self.reset()
 
     def reset(self) -> None:
-        """An epoch begins. What was bad stays bad."""
+        """Start a new epoch's mean; keep the first NaN or infinite loss."""
         zero = torch.zeros((), dtype=torch.float64)
-        bad = {name: self.state.get(name, torch.tensor(value)) for name, value in (("batch", -1), ("loss", 0.0))}
-        self.state = bad | {"sum": zero, "weight": zero}
+        first = {name: self.state.get(name, torch.tensor(value)) for name, value in (("batch", -1), ("loss", 0.0))}
+        self.state = first | {"sum": zero, "weight": zero}
 
     def update(self, loss: Tensor, weight: Tensor | int, batch: int) -> None:
         """Add a batch.
 
         Args:
-            loss: the mean over it.
-            weight: by which that counts.
-            batch: its place in the run, counted from 0.
+            loss: mean loss of the batch, a scalar.
+            weight: weight of the batch in the epoch's mean: its number of rows or tokens.
+            batch: number of the batch in the run, from 0.
         """
         loss = loss.detach()
-        told = {name: value.to(loss.device) for name, value in self.state.items()}
-        first = ~torch.isfinite(loss) & (told["batch"] < 0)
+        state = {name: value.to(loss.device) for name, value in self.state.items()}
+        first = ~torch.isfinite(loss) & (state["batch"] < 0)
         self.state = {
-            "batch": torch.where(first, batch, told["batch"]),
-            "loss": torch.where(first, loss.float(), told["loss"]),
-            "sum": told["sum"] + loss.double() * weight,
-            "weight": told["weight"] + weight,
+            "batch": torch.where(first, batch, state["batch"]),
+            "loss": torch.where(first, loss.float(), state["loss"]),
+            "sum": state["sum"] + loss.double() * weight,
+            "weight": state["weight"] + weight,
         }
 
     def mean(self) -> Tensor:
-        """Over the epoch so far."""
+        """Return the mean loss of the epoch so far, an fp32 scalar."""
         return (self.state["sum"] / self.state["weight"]).float()
 
-    def first_bad(self) -> tuple[int, float] | None:
-        """The first batch, counted from 0 in the run, whose loss was no finite number, and the loss."""
+    def first_non_finite(self) -> tuple[int, float] | None:
+        """Return the first batch (numbered from 0 in the run) with a NaN or infinite loss, and that loss; else None."""
         batch = int(self.state["batch"])
         return None if batch < 0 else (batch, float(self.state["loss"]))
 

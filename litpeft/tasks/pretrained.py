@@ -1,4 +1,4 @@
-"""Pretrained models from the hub, a folder or a package, and whether what came is what was asked for."""
+"""Load pretrained models and check that their files hold the weights of the requested architecture."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch import nn
 from transformers import AutoConfig
 
 from litpeft.errors import UserError
-from litpeft.hub.hub import asking_hub, local_or_hub
+from litpeft.hub.hub import explaining_hub_errors, local_or_hub
 
-OF_WEIGHTS = ("quantization_config", "ignore_mismatched_sizes")  # options of reading them
-MOST_NEW = 0.1  # of a base's numbers may be drawn at random; BERT's pooler is a fiftieth
+WEIGHT_OPTIONS = ("quantization_config", "ignore_mismatched_sizes")  # options of from_pretrained, not of the config
+MAX_NEW_SHARE = 0.1  # largest share of newly initialised numbers in a base; BERT's pooler is 0.02
 
 
 def load_pretrained(
     auto: Any, name: str, data: LightningDataModule, dtype: torch.dtype, **options: Any
 ) -> tuple[nn.Module, list[str], list[str]]:
-    """A model of one of transformers' auto classes; names of parameters that no file held, and that another shape.
+    """Return a pretrained model, the names of its newly initialised parameters, and those of mismatched shape.
 
-    With torch's meta device as the default it is the architecture alone: no weights are read, or looked for.
+    `auto` is an auto class of transformers; `options` are further arguments of its `from_pretrained`. If torch's
+    default device is the meta device, the model is built from its config alone, with meta tensors.
 
     Raises:
-        UserError: it cannot be loaded, or has fewer positions than the data has tokens a row.
+        UserError: the model cannot be loaded, or the data has longer rows or larger token ids than the model.
     """
-    with asking_hub(name, "model.model_name", "a local folder, or package:NAME"):
+    with explaining_hub_errors(name, "model.model_name", "a local folder, or package:NAME"):
         path = local_or_hub(name, "model.model_name")
-        own = {key: value for key, value in options.items() if key not in OF_WEIGHTS}
-        config = AutoConfig.from_pretrained(path, **own)
+        config = AutoConfig.from_pretrained(path, **{k: v for k, v in options.items() if k not in WEIGHT_OPTIONS})
         if getattr(config, "quantization_config", None):
             raise UserError(
                 f"model.model_name {name}: its weights are quantised already; "
@@ -44,36 +44,36 @@ def load_pretrained(
     if positions is not None and data.max_length > positions:
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    highest = data.highest_token() if hasattr(data, "highest_token") else 0  # of a made-up batch, nothing is known
+    highest = data.highest_token() if hasattr(data, "highest_token") else 0  # made-up batches have no token ids
     if rows is not None and highest >= rows:
         raise UserError(
-            f"data.tokenizer: the data has tokens up to number {highest}, and {name} knows {rows} rows of embeddings; "
-            "give the model's own tokenizer."
+            f"data.tokenizer: the data has token ids up to {highest}, but {name} has only {rows} embeddings; "
+            "give the tokenizer of the model."
         )
-    misfits = [key for key, *_ in report["mismatched_keys"]]
-    return model, sorted({*report["missing_keys"], *misfits}), misfits
+    mismatched = [key for key, *_ in report["mismatched_keys"]]
+    return model, sorted({*report["missing_keys"], *mismatched}), mismatched
 
 
-def check_base(name: str, model: nn.Module, head: list[str], new: list[str], misfits: list[str]) -> None:
-    """Whether the file held this model: a head may be new, and a pooler; a base may not."""
+def check_base(name: str, model: nn.Module, head: list[str], new: list[str], mismatched: list[str]) -> None:
+    """Raise a UserError if base weights are missing or have another shape; a new head or pooler is allowed."""
     in_base = {key for key in new if key.partition(".")[0] not in head}
-    if wrong := sorted(in_base & set(misfits)):
+    if wrong := sorted(in_base & set(mismatched)):
         raise UserError(f"model.model_name {name}: {wrong[0]} has another shape in the file than its config.json says.")
     missing = sum(model.get_parameter(key).numel() for key in in_base)
-    total = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])  # 4-bit weights are buffers
-    if missing > MOST_NEW * total:
+    total = sum(tensor.numel() for tensor in [*model.parameters(), *model.buffers()])  # four-bit weights are buffers
+    if missing > MAX_NEW_SHARE * total:
         raise UserError(
             f"model.model_name {name}: the file lacks {len(in_base)} tensors of {type(model).__name__}, "
             f"{missing / total:.0%} of its numbers ({min(in_base)}, ...); it holds another architecture."
         )
 
 
-def draw_again(model: nn.Module, new: list[str]) -> None:
-    """Draw what no file held in fp32 from the run's seed: the same head for every adapter and dtype."""
+def initialise_new_parameters(model: nn.Module, new: list[str]) -> None:
+    """Initialise parameters again in fp32 from the random seed: the same head for every adapter and dtype."""
     torch.manual_seed(torch.initial_seed())
     for name in new:
         tensor = model.get_parameter(name)
         tensor.data = tensor.data.float()
-        tensor._is_hf_initialized = False  # or transformers would leave it as it is, like its neighbours
+        tensor._is_hf_initialized = False  # or transformers would skip it
     for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
         model._init_weights(model.get_submodule(name))

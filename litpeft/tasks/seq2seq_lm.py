@@ -1,4 +1,4 @@
-"""Responses by a model that reads the prompt with an encoder: T5 and its like."""
+"""Instruction tuning of encoder-decoder models, such as T5."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from litpeft.tasks.language_modelling import LanguageModelling
 
 
 class Seq2SeqLM(LanguageModelling):
-    """Fine-tune any encoder-decoder of transformers to respond to instructions."""
+    """Fine-tunes any encoder-decoder model of transformers to respond to instructions."""
 
     auto = AutoModelForSeq2SeqLM
     encoder_decoder = True
@@ -21,5 +21,5 @@ class Seq2SeqLM(LanguageModelling):
         return {name: batch[name] for name in ("input_ids", "attention_mask")} | {"decoder_input_ids": shifted}
 
     def at_labels(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        carrying = labels != IGNORED
-        return hidden[carrying], labels[carrying]
+        has_loss = labels != IGNORED
+        return hidden[has_loss], labels[has_loss]

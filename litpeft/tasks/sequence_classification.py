@@ -1,4 +1,4 @@
-"""One label for a text, by any sequence-classification model of transformers."""
+"""Text classification with any sequence-classification model of transformers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForSequenceClassification
 
 from litpeft.tasks.base import Batch, FineTuner
-from litpeft.tasks.pretrained import check_base, draw_again, load_pretrained
+from litpeft.tasks.pretrained import check_base, initialise_new_parameters, load_pretrained
 
 
 class SequenceClassification(FineTuner):
-    """Fine-tune a model with a classification head; number and names of the labels come from the data.
+    """Fine-tunes a model with a classification head; the number and names of the labels come from the data.
 
-    Measures cross-entropy, accuracy (share of rows that are right) and macro F1 (mean of the classes' F1).
+    Metrics: cross-entropy, accuracy (share of correct rows) and macro F1 (mean of the F1 scores of the classes).
     """
 
     monitor = ("val_accuracy", "max")
@@ -33,16 +33,15 @@ class SequenceClassification(FineTuner):
                 "f1": MulticlassF1Score(classes, average="macro"),
             }
         )
-        self.losses = nn.ModuleDict(
-            {kind: MeanMetric() for kind in ("val", "test")}
-        )  # Lightning's own mean rounds rows
+        # not Lightning's own mean, which rounds the number of rows
+        self.losses = nn.ModuleDict({kind: MeanMetric() for kind in ("val", "test")})
         self.scores = nn.ModuleDict({kind: scores.clone(prefix=f"{kind}_") for kind in ("val", "test")})
 
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
         names = data.label_names
-        model, new, misfits = load_pretrained(
+        model, new, mismatched = load_pretrained(
             AutoModelForSequenceClassification,
             self.model_name,
             data,
@@ -50,15 +49,15 @@ class SequenceClassification(FineTuner):
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
-            ignore_mismatched_sizes=True,  # a head for other labels is replaced
+            ignore_mismatched_sizes=True,  # a head with another number of labels is replaced
             **options,
         )
-        if model.config.pad_token_id is None:  # decoders read the last token before the padding
+        if model.config.pad_token_id is None:  # decoder models classify at the last token before the padding
             model.config.pad_token_id = data.tokenizer.pad_token_id
         base = model.base_model_prefix
         head = [name for name, child in model.named_children() if name != base and list(child.parameters())]
-        check_base(self.model_name, model, head, new, misfits)
-        draw_again(model, new)
+        check_base(self.model_name, model, head, new, mismatched)
+        initialise_new_parameters(model, new)
         return model, head, new
 
     def example(self, rows: int, tokens: int) -> Batch:
@@ -69,8 +68,8 @@ class SequenceClassification(FineTuner):
         return {"samples": rows, "tokens": batch["attention_mask"].sum(), "padded": rows * width, "trained": rows}
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits, (B, classes), fp32."""
-        with self.computing():
+        """Return the logits, (B, classes) fp32."""
+        with self.autocast():
             return self.backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
 
     def loss(self, batch: Batch) -> Tensor:
@@ -78,7 +77,7 @@ class SequenceClassification(FineTuner):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         logits = self._evaluate(batch, "val")
-        if not self.keeps_rows:
+        if not self.return_row_results:
             return None
         labels = batch["labels"]
         return {
@@ -99,7 +98,7 @@ class SequenceClassification(FineTuner):
         return logits
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
-        """One dict a row: its place in the file, the likeliest label, and the probability of each."""
+        """Return one dict per row: its number in the file, the most likely label, and all probabilities."""
         names = self.trainer.datamodule.label_names
         probabilities = self(batch).softmax(dim=-1).tolist()
         return [

@@ -1,1 +1,1 @@
-"""Several processes that train one model: how they find each other, share it, and end together."""
+"""Training with several processes: process group, sharding, failure messages; and Lightning's training loops."""

@@ -1,4 +1,8 @@
-"""How processes that train together end when one of them fails: the first says why, in one sentence, and ends first."""
+"""Exchange of error messages between processes, so that a failed run prints one sentence and names its cause.
+
+A process that fails publishes its message in the process group's key-value store. Rank 0 prints the message and exits
+first; the other processes wait for rank 0 and print nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,61 +15,62 @@ from torch.distributed.distributed_c10d import _get_default_store
 
 from litpeft.training import processes
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo of a process that has ended
-FIRST_TELLS = 10.0  # seconds within; it has to write its record
-FIRST_ENDS = 3.0  # seconds after that; Lightning and torchrun kill it as soon as they miss one of the others
-WORD, HEARD = "litpeft/last_word/{}", "litpeft/heard/{}"
+PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo, when another rank exits
+REPORT_SECONDS = 10.0  # time for rank 0 to publish its message; rank 0 writes the run record first
+EXIT_SECONDS = 3.0  # time for rank 0 to exit after that; Lightning and torchrun kill rank 0 when another rank exits
+MESSAGE_KEY, RECEIVED_KEY = "litpeft/last_word/{}", "litpeft/heard/{}"  # keys in the store, by rank
 
 
-def leave(word: str) -> None:
-    """Let the others know why this process ends."""
-    if processes.count() > 1:
-        _get_default_store().set(WORD.format(processes.rank()), word)
+def publish(message: str) -> None:
+    """Publish why this process fails, for the other processes."""
+    if processes.world_size() > 1:
+        _get_default_store().set(MESSAGE_KEY.format(processes.rank()), message)
 
 
-def of_others(error: BaseException) -> str | None:
-    """Why another process has ended, if `error` is what this one sees of that."""
-    if processes.count() == 1:
+def from_other_ranks(error: BaseException) -> str | None:
+    """Return why another process failed, if that failure caused this process's `error`; else None."""
+    if processes.world_size() == 1:
         return None
     store = _get_default_store()
-    for other in range(processes.count()):
-        if other != processes.rank() and store.check([WORD.format(other)]):
-            return f"process {other}: {store.get(WORD.format(other)).decode()}"
-    return "another process has ended without a word" if any(sign in str(error) for sign in LOST) else None
+    for other in range(processes.world_size()):
+        if other != processes.rank() and store.check([MESSAGE_KEY.format(other)]):
+            return f"process {other}: {store.get(MESSAGE_KEY.format(other)).decode()}"
+    return "another process ended without a message" if any(sign in str(error) for sign in PEER_LOST) else None
 
 
-def tell_as_first(word: str) -> None:
-    """For the first process, when it fails: let the others know, and keep the store for as long as they may ask."""
-    leave(word)
-    if (others := range(1, processes.count())) and dist.get_backend() == "gloo":
+def publish_from_rank_zero(message: str) -> None:
+    """Publish rank 0's message, and keep the store alive until the other processes have read the message."""
+    publish(message)
+    if (others := range(1, processes.world_size())) and dist.get_backend() == "gloo":
         store = _get_default_store()
-        dist.destroy_process_group()  # which the others see where they wait
-        _asked(store, [HEARD.format(other) for other in others], FIRST_ENDS)
+        dist.destroy_process_group()  # ends the collective in which the other processes wait
+        _wait_for_keys(store, [RECEIVED_KEY.format(other) for other in others], EXIT_SECONDS)
 
 
-def first_has_told() -> bool:
-    """For the other processes, when they fail: whether the first one, which sees it and ends, has said it already."""
-    if processes.count() == 1:  # they have not met: what is wrong with the options, all of them find
-        time.sleep(FIRST_ENDS)
-        placed = "RANK" in os.environ or "SLURM_PROCID" in os.environ  # started beside the first, and not by it
-        return placed and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) != "0"
-    store, own = _get_default_store(), HEARD.format(processes.rank())
-    if dist.get_backend() == "gloo":  # NCCL might wait for what never ends
-        dist.destroy_process_group()  # which the first one sees where it waits
-    told = _asked(store, [WORD.format(0)], FIRST_TELLS)
-    if told:
+def rank_zero_reported() -> bool:
+    """Wait in another process than rank 0 for rank 0's message; return whether rank 0 has reported the failure."""
+    if processes.world_size() == 1:  # no process group yet: every process finds the same error in the options
+        time.sleep(EXIT_SECONDS)
+        started_by_launcher = "RANK" in os.environ or "SLURM_PROCID" in os.environ  # torchrun or srun, not Lightning
+        local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+        return started_by_launcher and local_rank != "0"
+    store, received = _get_default_store(), RECEIVED_KEY.format(processes.rank())
+    if dist.get_backend() == "gloo":  # NCCL could block here for ever
+        dist.destroy_process_group()  # ends the collective in which rank 0 waits
+    reported = _wait_for_keys(store, [MESSAGE_KEY.format(0)], REPORT_SECONDS)
+    if reported:
         with suppress(RuntimeError):
-            store.set(own, "yes")
-        time.sleep(FIRST_ENDS)
-    return told
+            store.set(received, "yes")
+        time.sleep(EXIT_SECONDS)
+    return reported
 
 
-def _asked(store: dist.Store, keys: list[str], seconds: float) -> bool:
-    """Whether the keys are there within so many seconds, or the store has gone with the first process."""
+def _wait_for_keys(store: dist.Store, keys: list[str], seconds: float) -> bool:
+    """Return whether the keys appear in time; true as well if the store is gone, since rank 0 has then exited."""
     end = time.monotonic() + seconds
     try:
-        while not (there := store.check(keys)) and time.monotonic() < end:
+        while not (found := store.check(keys)) and time.monotonic() < end:
             time.sleep(0.05)
     except RuntimeError:
         return True
-    return there
+    return found

@@ -1,8 +1,8 @@
-"""Lightning's loops, with a place where all of a step is done: there a checkpoint is saved, and a resumed run goes on.
+"""Lightning's loops with a hook for checkpoints after an optimizer step is complete, where a resumed run continues.
 
-Lightning's own hooks come in the midst of it: `on_train_batch_end` before the step is logged and counted, the one after
-validation before a plateau's schedule has seen it, the one after an epoch before its means are logged. What is saved
-there lacks them, and rules about what a resumed run repeats cannot tell them all apart (as seen with Lightning 2.6.6).
+Lightning's own hooks run too early: `on_train_batch_end` before the step is logged and counted, the hook after
+validation before ReduceLROnPlateau sees the metric, the hook after an epoch before its means are logged. A checkpoint
+saved there lacks this state, and fixed rules cannot say what a resumed run must repeat (seen with Lightning 2.6.6).
 """
 
 from __future__ import annotations
@@ -14,77 +14,77 @@ from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
 
-class Keeper(Protocol):
-    """Who saves between the steps."""
+class StepSaver(Protocol):
+    """A callback that saves checkpoints between optimizer steps."""
 
-    validation_due: bool  # what was saved lies before the validation of its last step
-    epoch_due: bool  # the run was to stop after its last step, whose epoch may not have been ended
+    validation_due: bool  # the checkpoint was saved before the validation that follows its last step
+    epoch_due: bool  # the run stopped after its last step, perhaps in the middle of an epoch
 
     def between_steps(self, trainer: Trainer) -> None:
-        """All of an optimizer step is done, and of its epoch if it was the last; nothing is accumulated."""
+        """Called when an optimizer step (and its epoch, after the last batch) is complete; no gradient is pending."""
 
     def restore(self) -> None:
-        """The next batch is about to be asked for."""
+        """Called before the next batch is requested."""
 
 
-def save_between_steps(trainer: Trainer, keeper: Keeper) -> None:
-    """Give a trainer that has not begun these loops."""
+def save_between_steps(trainer: Trainer, saver: StepSaver) -> None:
+    """Replace the loops of a trainer that has not started, so that they call `saver`."""
     old = trainer.fit_loop
     trainer.fit_loop = Epochs(trainer, min_epochs=old.min_epochs, max_epochs=old.max_epochs)
     trainer.fit_loop.epoch_loop = Steps(trainer, min_steps=old.min_steps, max_steps=old.max_steps)
-    trainer.fit_loop.keeper = trainer.fit_loop.epoch_loop.keeper = keeper
+    trainer.fit_loop.saver = trainer.fit_loop.epoch_loop.saver = saver
 
 
 class Steps(_TrainingEpochLoop):
-    """The batches of an epoch."""
+    """The batches of one epoch."""
 
-    keeper: Keeper
+    saver: StepSaver
 
     def reset(self) -> None:
-        if self._num_ready_batches_reached() and not self.keeper.validation_due:
-            self.restarting = False  # saved after an epoch: without a limit of epochs it would be ended once more
+        if self._num_ready_batches_reached() and not self.saver.validation_due:
+            self.restarting = False  # saved after an epoch: without max_epochs, Lightning would end that epoch twice
         super().reset()
 
     @property
     def done(self) -> bool:
-        return not self.keeper.validation_due and super().done
+        return not self.saver.validation_due and super().done
 
     def advance(self, data_fetcher: Any) -> None:
-        self.restarting = False  # of the last step nothing is left to do
-        self.keeper.restore()
-        if self.keeper.validation_due:  # but this, which follows
-            self.keeper.validation_due = False
-            begun = self.val_loop.batch_progress  # batches of it that count again
-            for name, count in vars(begun.current).items():
-                setattr(begun.total, name, getattr(begun.total, name) - count)
+        self.restarting = False  # the saved step is complete
+        self.saver.restore()
+        if self.saver.validation_due:  # only the validation after the saved step is missing
+            self.saver.validation_due = False
+            progress = self.val_loop.batch_progress  # its batches are validated and counted again
+            for name, count in vars(progress.current).items():
+                setattr(progress.total, name, getattr(progress.total, name) - count)
             return
         super().advance(data_fetcher)
 
     def on_advance_end(self, data_fetcher: Any) -> None:
         super().on_advance_end(data_fetcher)
         if not self._num_ready_batches_reached() and not self._should_accumulate():
-            self.keeper.between_steps(self.trainer)
+            self.saver.between_steps(self.trainer)
 
 
 class Epochs(_FitLoop):
     """The epochs of a run."""
 
-    keeper: Keeper
+    saver: StepSaver
 
     @property
     def done(self) -> bool:
-        within_epoch = self.keeper.epoch_due and not self.epoch_loop._num_ready_batches_reached()
-        return not (within_epoch or self.keeper.validation_due) and super().done
+        within_epoch = self.saver.epoch_due and not self.epoch_loop._num_ready_batches_reached()
+        return not (within_epoch or self.saver.validation_due) and super().done
 
     def _load_combined_loader_states(self) -> None:
-        """Also of a run saved after an epoch: workers ask for batches before they are told which epoch it is."""
+        """Load the state also when a run was saved after an epoch: workers request batches before `set_epoch`."""
         if self._combined_loader is not None and self._combined_loader_states_to_load:
             self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
             self._combined_loader_states_to_load = []
 
     def on_advance_end(self) -> None:
-        self.keeper.epoch_due = False
-        self._restarting = False  # the epoch is as any other, also for a plateau's schedule
+        self.saver.epoch_due = False
+        self._restarting = False  # or Lightning would skip ReduceLROnPlateau for this epoch
         super().on_advance_end()
         if self.epoch_loop._num_ready_batches_reached():
-            self.keeper.between_steps(self.trainer)
+            self.saver.between_steps(self.trainer)

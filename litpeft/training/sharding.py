@@ -1,4 +1,4 @@
-"""FSDP2: each process holds a share of every parameter, its gradient and its states; whole again in checkpoints."""
+"""FSDP2: each process holds a shard of every parameter, gradient and optimizer state; checkpoints hold full tensors."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def shard(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Leave this process its share of each parameter, along the first dimension; a block is whole while it computes.
+    """Shard each parameter along dimension 0 in place; each block is gathered while it computes.
 
-    Buffers stay whole in each process: four-bit weights are such, which are bytes and can be no shares of a matrix.
+    Buffers are not sharded. Four-bit weights are buffers of packed bytes, which cannot be split like a matrix.
 
     Args:
-        model: on its device.
-        mesh: the processes, in one dimension.
+        model: the model, on its device.
+        mesh: one-dimensional mesh of the processes.
     """
     for block in _blocks(model):
         fully_shard(block, mesh=mesh)
@@ -26,7 +26,7 @@ def shard(model: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """What stands in lists, but for lists within: the blocks of a transformer."""
+    """Iterate over the transformer blocks: the items of each outermost ModuleList."""
     for child in model.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -34,29 +34,29 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def rest(model: nn.Module) -> None:
-    """Give up what is whole still, as after a validation: parameters are shares again."""
+def reshard(model: nn.Module) -> None:
+    """Free parameters that are still gathered, for example after a validation."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether its parameters are shares."""
+    """Return whether `shard` was applied to the model."""
     return isinstance(model, FSDPModule)
 
 
-def whole(value: Any) -> Any:
-    """A nest of dicts and lists in which shares have become whole tensors. All processes have to ask."""
+def full_tensors(value: Any) -> Any:
+    """Return nested dicts and lists with full tensors for shards. Collective: every process must call it."""
     if isinstance(value, dict):
-        return {name: whole(item) for name, item in value.items()}
+        return {name: full_tensors(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [whole(item) for item in value]
+        return [full_tensors(item) for item in value]
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def share_of(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's share of a whole tensor, where `like` is one of a tensor of that shape."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return this process's shard of a full tensor, sharded as `like` is; other tensors are returned unchanged."""
     if not isinstance(like, DTensor) or tensor.shape != like.shape:
         return tensor
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)

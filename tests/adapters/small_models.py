@@ -1,4 +1,4 @@
-"""Every architecture that the presets know, small and random, with inputs and the names of its head."""
+"""Small random models of every architecture that the presets cover, with inputs and the names of their heads."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ QUIET = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
 @dataclass(frozen=True)
 class Small:
-    """How to make a model, the names of its head, targets of every kind that it has, and what it is fed with."""
+    """A function that builds a model, the names of its head, targets of each layer type, and its inputs."""
 
     make: Callable[[], nn.Module]
     head: list[str]
@@ -92,13 +92,13 @@ MODELS = {
 
 
 def small(name: str, seed: int = 0) -> nn.Module:
-    """A model of this architecture; the same for the same seed."""
+    """Return a model of this architecture; equal seeds give equal models."""
     torch.manual_seed(seed)
     return MODELS[name].make().eval()
 
 
 def disturb(model: nn.Module, seed: int = 0) -> None:
-    """Give every trainable tensor values as after some training: B is zero no more, magnitudes are no norms."""
+    """Change every trainable tensor as training would: B is not zero, and magnitudes are not the norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

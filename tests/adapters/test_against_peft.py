@@ -34,7 +34,7 @@ STRATEGIES: dict[str, tuple[type[LoRA], dict[str, Any]]] = {
 
 
 def ours(name: str, strategy: str, **more: Any) -> tuple[nn.Module, LoRA]:
-    """One of the models with an adapter of ours."""
+    """Return a small model with an adapter of litpeft."""
     kind, options = STRATEGIES[strategy]
     adapter = kind(rank=4, alpha=6, targets=MODELS[name].targets, **options | more)
     model = small(name)
@@ -43,12 +43,12 @@ def ours(name: str, strategy: str, **more: Any) -> tuple[nn.Module, LoRA]:
 
 
 def theirs(name: str, strategy: str) -> nn.Module:
-    """The same model with PEFT's."""
+    """Return the same model with the adapter of PEFT."""
     kind, options = STRATEGIES[strategy]
     config = peft.LoraConfig(
         r=4,
         lora_alpha=6,
-        target_modules=list(adapted_layers(ours(name, strategy)[0])),  # presets and heads are resolved by us
+        target_modules=list(adapted_layers(ours(name, strategy)[0])),  # litpeft resolves presets and heads
         modules_to_save=MODELS[name].head,
         use_rslora=options.get("rslora", False),
         bias=options.get("bias", "none"),
@@ -58,7 +58,7 @@ def theirs(name: str, strategy: str) -> nn.Module:
 
 
 def pairs(mine: nn.Module, other: nn.Module) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Trainable tensors that mean the same, by our name."""
+    """Return the matching trainable tensors of litpeft and PEFT, by litpeft's name."""
     known = {}
     for name, parameter in other.named_parameters():
         if parameter.requires_grad:
@@ -75,7 +75,7 @@ def pairs(mine: nn.Module, other: nn.Module) -> dict[str, tuple[nn.Parameter, nn
 def copied(
     mine: nn.Module, other: nn.Module, dtype: torch.dtype, device: str = "cpu"
 ) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
-    """Both in `dtype`, with our values in PEFT's tensors."""
+    """Return both models in `dtype`, with litpeft's values in PEFT's tensors."""
     mine.to(device, dtype), other.to(device, dtype)
     layers = adapted_layers(mine)
     both = pairs(mine, other)
@@ -86,26 +86,24 @@ def copied(
 
 
 def largest_difference(mine: torch.Tensor, other: torch.Tensor) -> float:
-    """Relative to the largest number there is."""
+    """Return the largest difference relative to the largest number."""
     mine, other = mine.detach(), other.detach()
     return float((mine - other.view(mine.shape)).abs().max() / other.abs().max().clamp_min(1e-12))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_gradients_and_ten_steps_are_those_of_peft(name: str, strategy: str) -> None:
+def test_outputs_gradients_and_ten_steps_equal_peft(name: str, strategy: str) -> None:
     exact = compare(name, strategy, torch.float64)
     assert max(exact.values()) < 1e-12, exact
     rounded = compare(name, strategy, torch.float32)
     assert rounded["outputs"] < 1e-6, rounded
-    # the two sum in another order, and Adam divides by what is near zero: float64 has shown that it is rounding alone
-    assert max(rounded.values()) < 1e-5, (
-        rounded
-    )  # 5.1e-6 on a processor without AVX-512, whose sums come in another order
+    # the sums have another order, and Adam divides by values near zero; float64 shows that only rounding differs
+    assert max(rounded.values()) < 1e-5, rounded  # 5.1e-6 on a processor without AVX-512, which sums in another order
 
 
 def compare(name: str, strategy: str, dtype: torch.dtype, device: str = "cpu") -> dict[str, float]:
-    """Largest relative differences between ours and PEFT's."""
+    """Return the largest relative differences between litpeft and PEFT."""
     mine, other = ours(name, strategy)[0], theirs(name, strategy)
     disturb(mine)
     both = copied(mine, other, dtype, device)
@@ -133,7 +131,7 @@ def compare(name: str, strategy: str, dtype: torch.dtype, device: str = "cpu") -
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_merged_weights_are_those_of_peft_and_the_layers_are_plain(name: str, strategy: str) -> None:
+def test_merged_weights_equal_peft_and_layers_are_plain(name: str, strategy: str) -> None:
     kinds = {n: type(m) for n, m in small(name).named_modules()}
     mine, adapter = ours(name, strategy)
     other = theirs(name, strategy)
@@ -150,7 +148,7 @@ def test_merged_weights_are_those_of_peft_and_the_layers_are_plain(name: str, st
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_peft_loads_what_we_write_and_computes_the_same(name: str, strategy: str, tmp_path: Path) -> None:
+def test_peft_loads_a_written_adapter_and_gives_the_same_outputs(name: str, strategy: str, tmp_path: Path) -> None:
     some = next(iter(adapted_layers(ours(name, strategy)[0])))
     mine, adapter = ours(name, strategy, rank_pattern={re.escape(some): 2})
     disturb(mine)
@@ -159,9 +157,9 @@ def test_peft_loads_what_we_write_and_computes_the_same(name: str, strategy: str
         warnings.simplefilter("always")
         loaded = peft.PeftModel.from_pretrained(small(name), tmp_path, is_trainable=True).eval()
     assert not [str(w.message) for w in caught if "issing" in str(w.message) or "nexpected" in str(w.message)]
-    pairs(mine, loaded)  # no tensor more and none less
+    pairs(mine, loaded)  # the same set of tensors
     found = peft.utils.load_peft_weights(str(tmp_path))
-    # with bias: all, PEFT writes the biases of a head a second and third time
+    # with bias: all, PEFT saves the biases of a head three times
     expected = {
         k
         for k in peft.get_peft_model_state_dict(loaded)
@@ -174,7 +172,7 @@ def test_peft_loads_what_we_write_and_computes_the_same(name: str, strategy: str
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
-def test_we_start_from_what_peft_writes(name: str, strategy: str, tmp_path: Path) -> None:
+def test_an_adapter_saved_by_peft_is_loaded(name: str, strategy: str, tmp_path: Path) -> None:
     other = theirs(name, strategy)
     disturb(other)
     other.save_pretrained(tmp_path)
@@ -190,7 +188,7 @@ def test_we_start_from_what_peft_writes(name: str, strategy: str, tmp_path: Path
     assert all(torch.equal(first[key], second[key]) for key in second)
 
 
-def test_a_folder_that_does_not_fit_is_refused_with_the_option_to_change(tmp_path: Path) -> None:
+def test_a_mismatched_folder_is_refused_with_the_option_to_change(tmp_path: Path) -> None:
     other = theirs("bert", "lora")
     other.save_pretrained(tmp_path)
 
@@ -202,27 +200,27 @@ def test_a_folder_that_does_not_fit_is_refused_with_the_option_to_change(tmp_pat
             adapter.apply(small("bert"), head=["classifier"])
         return str(caught.value)
 
-    assert "has rank 4 there and 8 here; set rank" in refused(rank=8)
-    assert "is scaled by 1.5 there and 2 here; set alpha" in refused(alpha=8)
-    assert "it is not DoRA's" in refused(DoRA)
-    assert "it has, and this adapter has not," in refused(targets=["query"])
+    assert "has rank 4, not 8; set rank" in refused(rank=8)
+    assert "has scaling 1.5, not 2; set alpha" in refused(alpha=8)
+    assert "it is not a DoRA adapter" in refused(DoRA)
+    assert "unexpected tensors (base_model.model." in refused(targets=["query"])
     assert "it lacks" in refused(targets=[*MODELS["bert"].targets, "key"])
     assert "it lacks" in refused(bias="all")
     assert "there is no adapter_config.json" in refused(init_from=str(tmp_path / "nowhere"))
-    told = json.loads((tmp_path / "adapter_config.json").read_text())
-    for wrong, said in (
-        ({"r": "4"}, "holds what PEFT does not write"),
-        ({"lora_alpha": None}, "holds what PEFT does not write"),
-        ({"init_lora_weights": "pissa"}, "PEFT changed the base"),
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    for wrong, message in (
+        ({"r": "4"}, "has a value that PEFT does not write"),
+        ({"lora_alpha": None}, "has a value that PEFT does not write"),
+        ({"init_lora_weights": "pissa"}, "PEFT changed the weights of the base"),
     ):
-        (tmp_path / "adapter_config.json").write_text(json.dumps(told | wrong))
-        assert said in refused()
-    (tmp_path / "adapter_config.json").write_text(json.dumps(told))
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config | wrong))
+        assert message in refused()
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     (tmp_path / "adapter_model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{broken}")
     assert "cannot be read, it may be damaged" in refused()
 
 
-def test_a_head_that_the_folder_has_not_starts_as_it_is(tmp_path: Path) -> None:
+def test_a_head_missing_in_the_folder_keeps_its_initial_values(tmp_path: Path) -> None:
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query"])
     other = peft.get_peft_model(copy.deepcopy(small("bert")), config)
     disturb(other)

@@ -1,4 +1,4 @@
-"""The contract that every adapter keeps, on plain modules with no Lightning."""
+"""The interface of adapters, on plain modules without Lightning."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IDS = torch.tensor([[2, 5, 6, 7, 3], [2, 8, 9, 3, 0]])
 
 @pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_model_is_the_same_right_after_an_adapter_is_applied(name: str, dtype: torch.dtype) -> None:
+def test_applying_an_adapter_does_not_change_the_outputs(name: str, dtype: torch.dtype) -> None:
     model = bert(dtype)
     before = model(IDS).logits.float()
     adapter = ADAPTERS[name]()
@@ -41,7 +41,7 @@ def test_the_model_is_the_same_right_after_an_adapter_is_applied(name: str, dtyp
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_only_what_is_trainable_changes_and_the_base_stays_bit_stable(name: str) -> None:
+def test_training_changes_only_trainable_parameters(name: str) -> None:
     model = bert(torch.bfloat16)
     adapter = ADAPTERS[name]()
     adapter.apply(model, head=["classifier"])
@@ -62,7 +62,7 @@ def test_only_what_is_trainable_changes_and_the_base_stays_bit_stable(name: str)
     assert not torch.equal(model.classifier.weight, before["classifier.weight"])
 
 
-def test_each_adapter_trains_what_it_says() -> None:
+def test_each_adapter_has_the_expected_trainable_parameters() -> None:
     counts = {}
     for name, make in ADAPTERS.items():
         model = bert()
@@ -75,21 +75,21 @@ def test_each_adapter_trains_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_trainable_tensors_are_fp32_and_counted_as_they_are_held(name: str) -> None:
+def test_trainable_tensors_are_fp32_and_counted(name: str) -> None:
     model = bert(torch.bfloat16)
     adapter = ADAPTERS[name]()
     adapter.apply(model, head=["classifier"])
     kept = trainable(model).values()
     assert {p.dtype for p in kept} == {torch.float32}
-    told = adapter.describe(model)
-    assert told["adapter_bytes"] == 4 * told["trainable_params"]
+    description = adapter.describe(model)
+    assert description["adapter_bytes"] == 4 * description["trainable_params"]
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     buffers = sum(b.numel() * b.element_size() for b in model.buffers())
-    assert told["model_bytes"] == 4 * told["trainable_params"] + 2 * frozen + buffers
-    assert told["total_params"] == told["trainable_params"] + frozen
+    assert description["model_bytes"] == 4 * description["trainable_params"] + 2 * frozen + buffers
+    assert description["total_params"] == description["trainable_params"] + frozen
 
 
-def test_tensors_that_no_file_held_are_trained_within_a_bf16_base() -> None:
+def test_newly_initialised_parameters_train_in_a_bf16_base() -> None:
     model = bert(torch.bfloat16)
     adapter = Frozen()
     adapter.apply(model, head=["classifier"], new=["bert.encoder.layer.0.output.dense.weight", "classifier.bias"])
@@ -101,7 +101,7 @@ def test_tensors_that_no_file_held_are_trained_within_a_bf16_base() -> None:
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_state_goes_to_another_model_and_back(name: str) -> None:
+def test_the_state_loads_into_another_model(name: str) -> None:
     first, second = bert(), bert()
     one, two = ADAPTERS[name](), ADAPTERS[name]()
     one.apply(first, head=["classifier"])
@@ -114,7 +114,7 @@ def test_state_goes_to_another_model_and_back(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda s: s.pop("classifier.weight"), "missing classifier.weight"),
         (lambda s: s.update(foreign=torch.zeros(1)), "unexpected foreign"),
@@ -124,14 +124,14 @@ def test_state_goes_to_another_model_and_back(name: str) -> None:
         ),
     ],
 )
-def test_a_state_that_does_not_fit_is_refused_whole(change, said: str) -> None:
+def test_a_mismatched_state_is_refused_and_nothing_is_copied(change, message: str) -> None:
     model = bert()
     adapter = LoRA(rank=2)
     adapter.apply(model, head=["classifier"])
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state = {key: torch.ones_like(tensor) for key, tensor in adapter.state_dict(model).items()}
     change(state)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         adapter.load_state_dict(model, state)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
 
@@ -148,6 +148,18 @@ def test_biases_and_norms_get_no_weight_decay() -> None:
     assert len(decayed["params"]) + len(spared["params"]) == len(list(model.parameters()))
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_a_model_that_already_has_an_adapter_is_refused_unchanged(name: str) -> None:
+    model = bert()
+    LoRA(rank=2).apply(model, head=["classifier"])
+    before = set(trainable(model))
+    with pytest.raises(UserError, match=r"self\.query already has an adapter; merge that adapter first"):
+        ADAPTERS[name]().apply(model, head=["classifier"])
+    assert set(trainable(model)) == before
+    LoRA(rank=2).merge(model)
+    ADAPTERS[name]().apply(model, head=["classifier"])
+
+
 def test_leaving_nothing_to_train_is_an_error() -> None:
     with pytest.raises(UserError, match="leaves nothing to train"):
         Frozen().apply(bert())
@@ -159,6 +171,6 @@ def test_the_example_of_a_new_adapter_runs() -> None:
     exec("\n".join(line[4:] for line in code.splitlines()), scope)
     model = bert()
     scope["BitFit"]().apply(model, head=["classifier"])
-    with pytest.raises(UserError, match="BitFit trains the base's own tensors: it has to say `trains_base = True`"):
+    with pytest.raises(UserError, match="BitFit trains parameters of the base: set `trains_base = True` in the class"):
         type("BitFit", (scope["BitFit"],), {"trains_base": False})().apply(bert(torch.bfloat16))
     assert {name for name in trainable(model) if not name.endswith("bias")} == {"classifier.weight"}

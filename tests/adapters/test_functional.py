@@ -1,4 +1,4 @@
-"""The arithmetic of adapted layers against dense formulas in float64, and what it keeps and makes in memory."""
+"""Autograd functions of adapted layers: values against dense float64 formulas, and memory use."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from litpeft.adapters.functional import (
     times_plus,
     with_gain,
 )
-from litpeft.ops.dropout import kept
+from litpeft.ops.dropout import keep_mask
 from litpeft.ops.row_chunks import CHUNK
 
 SCALING = 1.5
-UNIT = 2**-8  # what one rounding to bf16 may err by, relative
+UNIT = 2**-8  # largest relative error of one rounding to bf16
 
 
 def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -35,7 +35,7 @@ def cast(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def tensors(
     lead: tuple[int, ...], inputs: int, outputs: int, rank: int, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> dict[str, Tensor]:
-    """x, the frozen weight and norm, and what trains; magnitudes have both signs and none is near zero."""
+    """Return x, the frozen weight and norm, and trainable tensors; magnitudes have both signs and are not near zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -51,13 +51,13 @@ def tensors(
         "A": A,
         "B": B,
         "magnitude": (0.5 + draw(outputs).abs()) * signs,
-        "norm": (weight + SCALING * B @ A).norm(dim=1) + 0.1,  # any constant: it need not be the norm here
+        "norm": (weight + SCALING * B @ A).norm(dim=1) + 0.1,  # any constant works here
     }
     return {name: tensor.to(dtype) for name, tensor in drawn.items()}
 
 
 def dense(t: dict[str, Tensor], bias: bool, magnitude: bool, mask: Tensor | float = 1.0) -> Tensor:
-    """The formulas at the top of the module, with BA formed and plain autograd; the mask falls on the branch alone."""
+    """Compute the formulas of the module docstring with a dense BA and plain autograd; the mask is on the branch only."""
     out = t["x"] @ t["weight"].T + (t["x"] * mask) @ (SCALING * t["B"] @ t["A"]).T
     if magnitude:
         out = t["magnitude"] / t["norm"] * out
@@ -76,7 +76,7 @@ def leaves(t: dict[str, Tensor], bias: bool, magnitude: bool) -> list[str]:
 
 
 def trainable(t: dict[str, Tensor], names: list[str], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Copies, those named as leaves with gradients."""
+    """Return copies; the named ones are leaves with gradients."""
     return {k: v.detach().to(dtype or v.dtype).clone().requires_grad_(k in names) for k, v in t.items()}
 
 
@@ -86,28 +86,28 @@ def trainable(t: dict[str, Tensor], names: list[str], dtype: torch.dtype | None 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("magnitude", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
-def test_gradients_in_float64_are_those_of_finite_differences(bias: bool, magnitude: bool, dropout: float) -> None:
+def test_gradients_in_float64_equal_finite_differences(bias: bool, magnitude: bool, dropout: float) -> None:
     t = tensors((2, 3), 5, 4, 3)
     names = leaves(t, bias, magnitude)
 
     def function(*given: Tensor) -> Tensor:
-        torch.manual_seed(0)  # the same dropout each time
+        torch.manual_seed(0)  # the same dropout mask each time
         return ours(t | dict(zip(names, given, strict=True)), bias, magnitude, dropout)
 
     assert torch.autograd.gradcheck(function, [t[name].requires_grad_() for name in names])
 
 
 @pytest.mark.parametrize("dim", [-1, 1])
-def test_gradients_of_the_gain_in_float64_are_those_of_finite_differences(dim: int) -> None:
+def test_gradients_of_the_gain_in_float64_equal_finite_differences(dim: int) -> None:
     torch.manual_seed(0)
     out = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     magnitude = torch.randn(out.shape[dim], dtype=torch.float64, requires_grad=True)
     norm = torch.rand(out.shape[dim], dtype=torch.float64) + 0.5
-    # a copy, since what is given is overwritten
+    # a copy, because the argument is overwritten
     assert torch.autograd.gradcheck(lambda o, m: with_gain(o.clone(), m, norm, dim), (out, magnitude))
 
 
-def test_gradients_of_a_frozen_layer_in_float64_are_those_of_finite_differences() -> None:
+def test_gradients_of_a_frozen_layer_in_float64_equal_finite_differences() -> None:
     t = tensors((2, 3), 5, 4, 3)
     x, bias = t["x"].requires_grad_(), t["bias"].requires_grad_()
     assert torch.autograd.gradcheck(lambda x, b: frozen_linear(x, (t["weight"],), cast, b), (x, bias))
@@ -125,7 +125,7 @@ def test_gradients_of_a_frozen_layer_in_float64_are_those_of_finite_differences(
     dtype=st.sampled_from([torch.float64, torch.float32]),
     seed=st.integers(0, 1000),
 )
-def test_values_and_all_gradients_are_those_of_the_dense_formula(
+def test_values_and_all_gradients_equal_the_dense_formula(
     lead: tuple[int, ...],
     inputs: int,
     outputs: int,
@@ -142,7 +142,7 @@ def test_values_and_all_gradients_are_those_of_the_dense_formula(
     torch.manual_seed(seed)
     mask: Tensor | float = 1.0
     if dropout:
-        mask = kept(drawn["x"].reshape(-1, inputs), dropout, int(torch.randint(2**62, ()))).view(*lead, inputs)
+        mask = keep_mask(drawn["x"].reshape(-1, inputs), dropout, int(torch.randint(2**62, ()))).view(*lead, inputs)
         mask = mask.double() / (1 - dropout)
     torch.manual_seed(seed)
     out, expected = ours(mine, bias, magnitude, dropout), dense(exact, bias, magnitude, mask)
@@ -167,7 +167,7 @@ def test_values_and_all_gradients_are_those_of_the_dense_formula(
 
 
 @pytest.mark.parametrize("frozen", ["x", "bias", "A", "B", "magnitude"])
-def test_what_needs_no_gradient_gets_none_and_the_others_are_the_same(frozen: str) -> None:
+def test_only_tensors_with_requires_grad_get_gradients(frozen: str) -> None:
     t = tensors((6,), 5, 4, 3)
     everything = trainable(t, leaves(t, True, True))
     ours(everything, True, True).square().sum().backward()
@@ -217,13 +217,13 @@ def test_the_norm_is_that_of_the_dense_rows(
     low = SCALING * B.double() @ A.double()
     exact = (w.double() + low).norm(dim=-1).flatten()
     assert norm.dtype == dtype
-    # three terms cancel each other, so what is bounded is the error of the square, by the size of the terms
+    # three terms cancel, so the bound is on the error of the square, relative to the size of the terms
     size = (w.double().norm(dim=-1) + low.norm(dim=-1)).flatten().square()
     bound = 4 * (inputs + rank) * torch.finfo(dtype).eps * size
     assert ((norm.double().square() - exact.square()).abs() <= bound).all()
 
 
-def test_the_norm_of_a_row_of_zeros_leaves_it_one_with_no_nan() -> None:
+def test_a_row_of_zeros_gives_no_nan() -> None:
     w = torch.randn(1, 4, 6)
     w[0, 2] = 0
     A, B = torch.randn(1, 3, 6), torch.zeros(1, 4, 3)
@@ -236,9 +236,7 @@ def test_the_norm_of_a_row_of_zeros_leaves_it_one_with_no_nan() -> None:
 
 @pytest.mark.parametrize("distance", [0.0, 1e-6, 1e-3, 1e-1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_where_the_adapter_cancels_the_weight_the_norm_errs_by_no_more_than_its_terms_rounding(
-    dtype: torch.dtype, distance: float
-) -> None:
+def test_the_norm_is_accurate_where_the_adapter_cancels_the_weight(dtype: torch.dtype, distance: float) -> None:
     torch.manual_seed(0)
     A, B = torch.randn(1, 8, 32, dtype=dtype), torch.randn(1, 16, 8, dtype=dtype)
     w = -SCALING * B @ A * (1 + distance * torch.randn(1, 16, 32, dtype=dtype))
@@ -253,7 +251,7 @@ def test_where_the_adapter_cancels_the_weight_the_norm_errs_by_no_more_than_its_
 # --- dropout's mask
 
 
-def test_dropout_keeps_the_mean_and_falls_on_the_adapters_branch_alone() -> None:
+def test_dropout_keeps_the_mean_and_affects_only_the_low_rank_branch() -> None:
     t = tensors((3,), 40, 6, 4)
     frozen = t["x"] @ t["weight"].T
     torch.manual_seed(0)
@@ -269,7 +267,7 @@ def test_dropout_keeps_the_mean_and_falls_on_the_adapters_branch_alone() -> None
 
 
 @pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])  # in one piece, and in several
-def test_the_gain_in_bf16_errs_by_one_rounding(rows: int) -> None:
+def test_the_gain_in_bf16_has_one_rounding(rows: int) -> None:
     torch.manual_seed(0)
     x = torch.randn(rows, 64, dtype=torch.bfloat16)
     gain = 1 + 0.01 * torch.randn(64)
@@ -278,7 +276,7 @@ def test_the_gain_in_bf16_errs_by_one_rounding(rows: int) -> None:
     assert out is same
     assert out.dtype == torch.bfloat16
     assert ((out.double() - exact).abs() <= UNIT * (1 + 2**-12) * exact.abs()).all()
-    coarse = (x * gain.bfloat16()).double() - exact  # what a gain in bf16 gives: the bound can be broken
+    coarse = (x * gain.bfloat16()).double() - exact  # the error with a gain in bf16: larger than the bound
     assert (coarse.abs() > UNIT * (1 + 2**-12) * exact.abs()).any()
     bias = torch.randn(64, dtype=torch.bfloat16)
     kept_apart, shifted = times_plus(x.clone(), gain, bias)
@@ -290,7 +288,7 @@ def test_the_gain_in_bf16_errs_by_one_rounding(rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])
-def test_the_magnitudes_gradient_in_bf16_errs_by_one_rounding_of_each_output(rows: int) -> None:
+def test_the_magnitude_gradient_in_bf16_has_one_rounding_per_output(rows: int) -> None:
     torch.manual_seed(0)
     z, dy = torch.randn(rows, 64, dtype=torch.bfloat16), torch.randn(rows, 64, dtype=torch.bfloat16)
     magnitude, norm = torch.randn(64), torch.rand(64) + 0.5
@@ -302,11 +300,11 @@ def test_the_magnitudes_gradient_in_bf16_errs_by_one_rounding_of_each_output(row
     assert (error <= (UNIT + 2**-24 * (rows + 8)) * terms.abs().sum(0)).all()
     ones = torch.ones(rows, 64, dtype=torch.bfloat16)
     one = torch.ones(64)
-    assert (times_backward(ones, ones, one, one)[1] == rows).all()  # a sum in bf16 would end at 256
+    assert (times_backward(ones, ones, one, one)[1] == rows).all()  # a sum in bf16 would stop at 256
 
 
 @pytest.mark.parametrize("magnitude", [False, True])
-def test_in_bf16_every_output_keeps_the_bound_that_its_roundings_add_up_to(magnitude: bool) -> None:
+def test_bf16_outputs_are_within_the_sum_of_their_roundings(magnitude: bool) -> None:
     t = tensors((200,), 96, 80, 8)
     t |= {name: t[name].bfloat16() for name in ("x", "weight", "bias")}
     t |= {name: t[name].float() for name in ("A", "B", "magnitude", "norm")}
@@ -327,7 +325,7 @@ def test_in_bf16_every_output_keeps_the_bound_that_its_roundings_add_up_to(magni
 
 
 @pytest.mark.parametrize("magnitude", [False, True])
-def test_gradients_in_bf16_are_near_those_in_float64_and_of_their_tensors_dtype(magnitude: bool) -> None:
+def test_bf16_gradients_are_near_float64_and_have_the_dtype_of_their_tensor(magnitude: bool) -> None:
     t = tensors((300,), 64, 48, 8)
     t |= {name: t[name].bfloat16() for name in ("x", "weight", "bias")}
     t |= {name: t[name].float() for name in ("A", "B", "magnitude", "norm")}
@@ -346,7 +344,7 @@ def test_gradients_in_bf16_are_near_those_in_float64_and_of_their_tensors_dtype(
 
 
 def saved_by(function: Callable[[], Tensor]) -> tuple[Tensor, dict[int, Tensor]]:
-    """The output, and what is kept for backward: one tensor for each storage."""
+    """Return the output and the tensors saved for backward, one per storage."""
     found: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -362,7 +360,7 @@ def saved_by(function: Callable[[], Tensor]) -> tuple[Tensor, dict[int, Tensor]]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("magnitude", [False, True])
-def test_kept_for_backward_are_what_was_given_and_the_low_product_and_doras_output(
+def test_only_the_documented_tensors_are_saved_for_backward(
     magnitude: bool, bias: bool, dtype: torch.dtype, dropout: float
 ) -> None:
     t = tensors((4, 5), 24, 36, 3)
@@ -376,18 +374,18 @@ def test_kept_for_backward_are_what_was_given_and_the_low_product_and_doras_outp
     made = [tuple(tensor.shape) for place, tensor in saved.items() if place not in given]
     assert made == [(20, 3), *([(20, 36)] if magnitude else [])]
     assert {tensor.dtype for place, tensor in saved.items() if place not in given} == {dtype}
-    if magnitude and not bias:  # then it is the output itself
+    if magnitude and not bias:  # then the saved tensor is the output
         assert out.untyped_storage().data_ptr() in saved
 
 
-def test_a_frozen_layer_keeps_nothing_but_its_weight_as_it_is_held() -> None:
+def test_a_frozen_layer_saves_only_its_stored_weight() -> None:
     t = tensors((20,), 24, 36, 3, torch.bfloat16)
     x = t["x"].requires_grad_()
     _, saved = saved_by(lambda: frozen_linear(x, (t["weight"],), partial(cast), None))
     assert list(saved) == [t["weight"].untyped_storage().data_ptr()]
 
 
-def test_the_gain_keeps_its_output_alone_and_overwrites_what_it_is_given() -> None:
+def test_the_gain_saves_only_its_output_and_works_in_place() -> None:
     out = torch.randn(6, 5)
     leaf = torch.zeros(6, 5, requires_grad=True)
     given = out + leaf
@@ -400,11 +398,11 @@ def test_the_gain_keeps_its_output_alone_and_overwrites_what_it_is_given() -> No
 
 
 class Made(TorchDispatchMode):
-    """Notes every tensor that an operation makes: of its own storage, by shape and dtype."""
+    """Records every new tensor that an operation allocates."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.tensors: list[Tensor] = []  # held, so that no address comes twice
+        self.tensors: list[Tensor] = []  # referenced, so that no address is used twice
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -419,13 +417,13 @@ class Made(TorchDispatchMode):
         return result
 
     def as_large_as(self, numbers: int) -> list[tuple[int, torch.dtype]]:
-        """Size and dtype of those with so many numbers or more."""
+        """Return size and dtype of the tensors with at least this many numbers."""
         return sorted(((t.numel(), t.dtype) for t in self.tensors if t.numel() >= numbers), key=str)
 
 
 @pytest.mark.parametrize("magnitude", [False, True])
-def test_in_bf16_no_wider_copy_and_nothing_of_the_outputs_size_but_it_is_made(magnitude: bool) -> None:
-    rows, inputs, outputs = 2048, 384, 256  # a chunk is a fourth of the output, and the weight a fifth
+def test_bf16_allocates_no_fp32_copy_and_only_one_tensor_of_the_output_size(magnitude: bool) -> None:
+    rows, inputs, outputs = 2048, 384, 256  # a chunk is a quarter of the output, and the weight a fifth
     t = tensors((rows,), inputs, outputs, 4)
     t = {
         name: tensor.to(torch.bfloat16 if name in ("x", "weight", "bias") else torch.float32)
@@ -440,5 +438,5 @@ def test_in_bf16_no_wider_copy_and_nothing_of_the_outputs_size_but_it_is_made(ma
     upstream = torch.ones_like(out)
     with Made() as made:
         out.backward(upstream)
-    scaled = [(rows * outputs, torch.bfloat16)] if magnitude else []  # dy times the gain, for x's gradient
+    scaled = [(rows * outputs, torch.bfloat16)] if magnitude else []  # dy times the gain, for the gradient of x
     assert made.as_large_as(half) == sorted([*scaled, (rows * inputs, torch.bfloat16)], key=str)

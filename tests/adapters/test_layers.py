@@ -1,4 +1,4 @@
-"""Every kind of layer with LoRA and DoRA: identity, merging, gradients, dtypes, checkpointing, compiling, DoRA's norm."""
+"""Every layer type with LoRA and DoRA: identity, merging, gradients, dtypes, checkpointing, compiling, DoRA's norm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def conv1d() -> Conv1D:
 
 
 def four_bit() -> Linear4bit:
-    return Linear4bit.of(nn.Linear(24, 20).requires_grad_(False))
+    return Linear4bit.from_linear(nn.Linear(24, 20).requires_grad_(False))
 
 
 def vectors() -> Tensor:
@@ -51,7 +51,7 @@ def ids() -> Tensor:
 
 @dataclass(frozen=True)
 class Kind:
-    """How to make a frozen layer and what it is fed with."""
+    """Functions that build a frozen layer and its input."""
 
     make: Callable[[], nn.Module]
     feed: Callable[[], Tensor]
@@ -79,7 +79,7 @@ both_strategies = pytest.mark.parametrize("magnitude", [False, True], ids=["lora
 def frozen(name: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     layer = KINDS[name].make().requires_grad_(False)
-    return Linear4bit.of(linear().to(dtype).requires_grad_(False)) if name == "4-bit" else layer.to(dtype)
+    return Linear4bit.from_linear(linear().to(dtype).requires_grad_(False)) if name == "4-bit" else layer.to(dtype)
 
 
 def fed(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -90,12 +90,12 @@ def fed(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def adapted(base: nn.Module, magnitude: bool, rank: int = 4, dropout: float = 0.0) -> AdaptedLayer:
     torch.manual_seed(2)
-    base = copy.deepcopy(base)  # a 4-bit layer is changed when taken over
+    base = copy.deepcopy(base)  # the adapted layer changes a 4-bit base
     return ADAPTED[type(base)](base, LowRank(rank, SCALING, dropout, magnitude=magnitude))
 
 
 def trained(name: str, magnitude: bool, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> AdaptedLayer:
-    """A layer with an adapter as after some training."""
+    """Return a layer with an adapter whose values look trained."""
     layer = adapted(frozen(name, dtype), magnitude, dropout=dropout)
     disturb(layer)
     return layer
@@ -106,16 +106,18 @@ def parameters(layer: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def dense(base: nn.Module, layer: AdaptedLayer, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """The layer's formula in float64 by plain autograd through the composed weight, and its leaves (x among them).
+    """Return the layer's formula in float64 through a dense merged weight with plain autograd, and its leaves with x.
 
-    W + s BA is composed group by group, DoRA's norm is detached, the bias is not scaled.
+    W + s BA is computed group by group, DoRA's norm is detached, the bias is not scaled.
     """
     leaves = {name: p.detach().double().requires_grad_() for name, p in parameters(layer).items()}
     if x.is_floating_point():
         leaves["x"] = x = x.detach().double().requires_grad_()
     A, B = leaves["lora_A"].flatten(1), leaves["lora_B"].flatten(1)
     if isinstance(base, nn.Embedding) and base.padding_idx is not None:
-        A = torch.where(torch.arange(A.shape[1]) == base.padding_idx, A.detach(), A)  # its column does not train
+        A = torch.where(
+            torch.arange(A.shape[1]) == base.padding_idx, A.detach(), A
+        )  # the column of the padding token does not train
     weight = base.weight.detach().double()
     matrix = weight.T if isinstance(base, Conv1D | nn.Embedding) else weight.flatten(1)
     groups = getattr(base, "groups", 1)
@@ -129,7 +131,7 @@ def dense(base: nn.Module, layer: AdaptedLayer, x: Tensor) -> tuple[Tensor, dict
 
 
 def plain_product(base: nn.Module, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """What torch computes with this weight, given as a matrix (out, in)."""
+    """Return torch's output with this weight (out, in)."""
     if isinstance(base, nn.Embedding):
         return F.embedding(x, matrix.T)
     if not isinstance(base, nn.Conv2d):
@@ -140,7 +142,7 @@ def plain_product(base: nn.Module, x: Tensor, matrix: Tensor, bias: Tensor | Non
 
 
 def gradients(layer: nn.Module, x: Tensor, upstream: Tensor, call: Callable | None = None) -> dict[str, Tensor]:
-    """Output and gradients of one pass."""
+    """Return output and gradients of one forward and backward pass."""
     x = x.detach().requires_grad_(x.is_floating_point())
     layer.zero_grad()
     out = (layer if call is None else call)(x)  # a compiled module has no truth value
@@ -172,13 +174,11 @@ def distance(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("training", [True, False])
 @both_strategies
 @every_kind
-def test_right_after_it_is_made_a_layer_equals_the_one_that_it_replaces_bit_by_bit(
-    name: str, magnitude: bool, training: bool
-) -> None:
+def test_a_new_layer_equals_the_replaced_layer_bit_by_bit(name: str, magnitude: bool, training: bool) -> None:
     base = frozen(name)
     layer = adapted(base, magnitude, dropout=0.5).train(training)
     out, expected = layer(fed(name)), base(fed(name))
-    if magnitude and name.startswith("conv2d"):  # some processors' kernels add the bias before they round, DoRA after
+    if magnitude and name.startswith("conv2d"):  # some kernels add the bias before rounding, DoRA after
         assert distance(out, expected) < 2**-23
     else:
         assert torch.equal(out, expected)
@@ -186,14 +186,14 @@ def test_right_after_it_is_made_a_layer_equals_the_one_that_it_replaces_bit_by_b
 
 @both_strategies
 @every_kind
-def test_right_after_it_is_made_a_bf16_layer_differs_by_the_bias_rounding_at_most(name: str, magnitude: bool) -> None:
+def test_a_new_bf16_layer_differs_by_at_most_the_bias_rounding(name: str, magnitude: bool) -> None:
     base = frozen(name, torch.bfloat16)
     layer = adapted(base, magnitude)
     out, expected = layer(fed(name, torch.bfloat16)), base(fed(name, torch.bfloat16))
     assert out.dtype == expected.dtype == torch.bfloat16
     if not magnitude or getattr(base, "bias", None) is None:
         assert torch.equal(out, expected)
-    else:  # DoRA adds the bias after the factor, to a product that has been rounded
+    else:  # DoRA adds the bias after the factor, to a rounded product
         product = (
             expected - base.bias.view(-1, *[1] * (expected.ndim - 2))
             if name.startswith("conv2d")
@@ -205,7 +205,7 @@ def test_right_after_it_is_made_a_bf16_layer_differs_by_the_bias_rounding_at_mos
 
 @both_strategies
 @every_kind
-def test_a_trained_layer_equals_the_plain_one_that_it_is_merged_into(name: str, magnitude: bool) -> None:
+def test_a_trained_layer_equals_its_merged_plain_layer(name: str, magnitude: bool) -> None:
     layer = trained(name, magnitude, dropout=0.5).eval()
     merged = layer.merged()
     base = frozen(name)
@@ -213,13 +213,13 @@ def test_a_trained_layer_equals_the_plain_one_that_it_is_merged_into(name: str, 
     assert not parameters(merged)
     out = merged(fed(name))
     torch.testing.assert_close(out, layer(fed(name)), rtol=1e-5, atol=1e-5)
-    assert distance(out, base(fed(name))) > 1e-2  # so that it is the adapter that has been merged
+    assert distance(out, base(fed(name))) > 1e-2  # the adapter makes a difference
 
 
-@pytest.mark.parametrize("rank", [1, 4, 40])  # 40 is above every layer's inputs and outputs
+@pytest.mark.parametrize("rank", [1, 4, 40])  # 40 is larger than all inputs and outputs
 @both_strategies
 @every_kind
-def test_output_and_every_gradient_are_those_of_the_dense_formula(name: str, magnitude: bool, rank: int) -> None:
+def test_output_and_every_gradient_equal_the_dense_formula(name: str, magnitude: bool, rank: int) -> None:
     base = frozen(name)
     if rank == 1 and getattr(base, "groups", 1) > 1:
         rank = 2
@@ -240,7 +240,7 @@ def test_output_and_every_gradient_are_those_of_the_dense_formula(name: str, mag
 
 
 @both_strategies
-def test_what_stands_for_padding_does_not_train(magnitude: bool) -> None:
+def test_the_padding_token_does_not_train(magnitude: bool) -> None:
     layer = trained("embedding with padding", magnitude)
     layer(ids()).sum().backward()
     assert (layer.lora_A.grad[:, PAD] == 0).all()
@@ -270,7 +270,7 @@ def test_dropout_changes_the_output_in_training_only(name: str, magnitude: bool)
 
 @both_strategies
 @every_kind
-def test_in_bf16_a_layer_errs_no_more_than_twice_what_the_folded_layer_does(name: str, magnitude: bool) -> None:
+def test_bf16_error_is_at_most_twice_that_of_the_merged_layer(name: str, magnitude: bool) -> None:
     base = frozen(name, torch.bfloat16)
     layer = trained(name, magnitude, torch.bfloat16)
     assert {p.dtype for p in parameters(layer).values()} == {torch.float32}
@@ -278,7 +278,7 @@ def test_in_bf16_a_layer_errs_no_more_than_twice_what_the_folded_layer_does(name
     out = layer(x)
     assert out.dtype == torch.bfloat16
     exact, leaves = dense(base, layer, x)
-    composed = layer.folded(layer.matrix().double()).bfloat16()  # folded in float64, rounded once
+    composed = layer.merged_matrix(layer.matrix().double()).bfloat16()  # merged in float64, rounded once
     plain = plain_product(base, x, composed, getattr(base, "bias", None))
     assert distance(out, exact) <= 2 * distance(plain, exact)
     upstream = upstream_of(layer, x)
@@ -290,9 +290,7 @@ def test_in_bf16_a_layer_errs_no_more_than_twice_what_the_folded_layer_does(name
 
 @both_strategies
 @every_kind
-def test_under_autocast_the_output_has_the_dtype_of_the_plain_layers_and_gradients_are_fp32(
-    name: str, magnitude: bool
-) -> None:
+def test_autocast_gives_the_dtype_of_the_plain_layer_and_fp32_gradients(name: str, magnitude: bool) -> None:
     base, layer = frozen(name), trained(name, magnitude)
     plain = base.plain() if name == "4-bit" else base
     x = fed(name)
@@ -312,7 +310,7 @@ def test_under_autocast_the_output_has_the_dtype_of_the_plain_layers_and_gradien
         assert distance(found[key], exact[key]) < 2e-2, key
 
 
-# --- within training
+# --- in training
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -323,7 +321,7 @@ def test_gradient_checkpointing_changes_no_bit(name: str, magnitude: bool, use_r
     layer = trained(name, magnitude, dropout=dropout)
     x = fed(name)
     upstream = upstream_of(layer, x)
-    tie = torch.zeros((), requires_grad=True)  # the reentrant kind looks at what it is given, and indices need none
+    tie = torch.zeros((), requires_grad=True)  # reentrant checkpointing needs an input with requires_grad
 
     def checkpointed(given: Tensor) -> Tensor:
         return checkpoint(lambda _, inner: layer(inner), tie, given, use_reentrant=use_reentrant)
@@ -338,14 +336,14 @@ def test_gradient_checkpointing_changes_no_bit(name: str, magnitude: bool, use_r
 
 
 class Stack(nn.Module):
-    """A small network of the layers that have a function of their own."""
+    """A small network of the layers with a custom autograd function."""
 
     def __init__(self, magnitude: bool, quantised: bool) -> None:
         super().__init__()
         torch.manual_seed(3)
         second = nn.Linear(64, 24).requires_grad_(False)
         self.first = adapted(nn.Linear(24, 64).requires_grad_(False), magnitude)
-        self.second = adapted(Linear4bit.of(second) if quantised else second, magnitude)
+        self.second = adapted(Linear4bit.from_linear(second) if quantised else second, magnitude)
         self.third = adapted(nn.Linear(24, 5).requires_grad_(False), magnitude)
         disturb(self)
 
@@ -359,7 +357,7 @@ def assert_compiled_equals_eager(magnitude: bool, quantised: bool, **options: ob
     call = torch.compile(compiled, **options)
     optimizers = [torch.optim.AdamW(parameters(model).values(), lr=1e-2, fused=True) for model in (eager, compiled)]
     torch.manual_seed(4)
-    for _ in range(3):  # the norm must not stay as it was when it was traced
+    for _ in range(3):  # the norm must not be a constant of the trace
         x, upstream = torch.randn(6, 24), torch.randn(6, 5)
         one, other = gradients(eager, x, upstream), gradients(compiled, x, upstream, call)
         for key in one:
@@ -374,28 +372,28 @@ plain_and_quantised = pytest.mark.parametrize("quantised", [False, True], ids=["
 @pytest.mark.parametrize("fullgraph", [False, True], ids=["in parts", "in one graph"])
 @plain_and_quantised
 @both_strategies
-def test_compiled_layers_give_the_same_over_three_steps(magnitude: bool, quantised: bool, fullgraph: bool) -> None:
+def test_compiled_layers_give_equal_results_over_three_steps(magnitude: bool, quantised: bool, fullgraph: bool) -> None:
     assert_compiled_equals_eager(magnitude, quantised, backend="aot_eager", fullgraph=fullgraph)
 
 
 @pytest.mark.slow
 @plain_and_quantised
 @both_strategies
-def test_layers_compiled_by_inductor_give_the_same_over_three_steps(magnitude: bool, quantised: bool) -> None:
+def test_inductor_layers_give_equal_results_over_three_steps(magnitude: bool, quantised: bool) -> None:
     assert_compiled_equals_eager(magnitude, quantised, backend="inductor")
 
 
 @pytest.mark.parametrize("name", ["linear", "linear without bias", "conv1d", "4-bit", "conv2d", "conv2d without bias"])
 @both_strategies
-def test_an_output_may_be_overwritten_by_what_follows(name: str, magnitude: bool) -> None:
-    """As `nn.ReLU(inplace=True)` or `x += ...` do; plain layers allow it.
+def test_an_output_may_be_changed_in_place(name: str, magnitude: bool) -> None:
+    """Outputs may be changed in place, as `nn.ReLU(inplace=True)` and `x += ...` do; plain layers allow it.
 
     But for DoRA without a bias, which keeps its output for the magnitude's gradient, and says so loudly.
     """
     layer = trained(name, magnitude)
     x, upstream = fed(name), upstream_of(layer, fed(name))
     copied = gradients(layer, x, upstream, lambda given: F.relu(layer(given)))
-    frozen(name)(x).relu_().sum().backward()  # as the plain layer does
+    frozen(name)(x).relu_().sum().backward()  # the plain layer allows it
     if magnitude and name.endswith("without bias"):
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             gradients(layer, x, upstream, lambda given: layer(given).relu_())
@@ -408,7 +406,7 @@ def test_an_output_may_be_overwritten_by_what_follows(name: str, magnitude: bool
 
 @pytest.fixture
 def worked_out(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """One entry for each time that a norm is worked out."""
+    """Return a list with one entry per computation of a norm."""
     calls: list[int] = []
     real = layer_base.low_rank_norm
 
@@ -437,7 +435,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @every_kind
-def test_the_norm_is_worked_out_once_a_step_over_micro_batches_recomputation_and_validation(
+def test_the_norm_is_computed_once_per_optimizer_step_and_validation(
     name: str, optimizer: str, worked_out: list[int]
 ) -> None:
     layer = adapted(frozen(name), magnitude=True, dropout=0.1)
@@ -453,28 +451,28 @@ def test_the_norm_is_worked_out_once_a_step_over_micro_batches_recomputation_and
             out = checkpoint(lambda _, x: layer(x), tie, fed(name), use_reentrant=use_reentrant)
             out.square().mean().backward()
         layer(fed(name)).square().mean().backward()
-        first = step == 0 and not name.startswith("embedding")  # there it is known from when the layer was made
+        first = step == 0 and not name.startswith("embedding")  # the norm of the constructor is still valid
         assert len(worked_out) == (0 if first else 1)
         layer.eval()
         with torch.inference_mode():
             layer(fed(name).detach()), layer(fed(name).detach())
-        assert len(worked_out) == (1 if first else 2)  # averaged weights may have been put in for validation
+        assert len(worked_out) == (1 if first else 2)  # weight averaging may have swapped weights for validation
         torch.testing.assert_close(layer.norm().double(), exact_norm(layer), rtol=1e-5, atol=1e-5)
         before = {key: p.detach().clone() for key, p in parameters(layer).items()}
         steps.step()
         assert any(not torch.equal(p, before[key]) for key, p in parameters(layer).items())
-        assert layer.norm_is_due()
+        assert layer.norm_is_stale()
 
 
 @every_kind
-def test_training_goes_on_after_a_validation_in_inference_mode_worked_out_the_norm(name: str) -> None:
+def test_training_continues_after_inference_mode_computed_the_norm(name: str) -> None:
     layer = trained(name, magnitude=True)
     expected = gradients(trained(name, magnitude=True), fed(name), upstream_of(layer, fed(name)))
     layer = trained(name, magnitude=True)
-    assert layer.norm_is_due()
+    assert layer.norm_is_stale()
     with torch.inference_mode():
         layer.eval()(fed(name).detach())
-    assert not layer.norm_is_due()
+    assert not layer.norm_is_stale()
     assert_equal(gradients(layer.train(), fed(name), upstream_of(layer, fed(name))), expected)
 
 
@@ -484,7 +482,7 @@ def test_a_four_bit_weight_is_dequantised_once_for_the_norm_and_the_product(
 ) -> None:
     from litpeft.adapters import linear4bit
 
-    base = Linear4bit.of(linear().requires_grad_(False), compute_dtype=compute_dtype)
+    base = Linear4bit.from_linear(linear().requires_grad_(False), compute_dtype=compute_dtype)
     layer = adapted(base, magnitude=True)
     disturb(layer)
     dtypes: list[torch.dtype] = []
@@ -496,19 +494,19 @@ def test_a_four_bit_weight_is_dequantised_once_for_the_norm_and_the_product(
 
     monkeypatch.setattr(linear4bit, "dequantise", counted)
     wanted = [compute_dtype or torch.float32]
-    assert layer.norm_is_due()
+    assert layer.norm_is_stale()
     out = layer(fed("4-bit"))
-    assert dtypes == wanted  # the norm's and the product's
+    assert dtypes == wanted  # for the norm and for the product
     dtypes.clear()
     out.sum().backward()
-    assert dtypes == wanted  # backward's own
+    assert dtypes == wanted  # that of backward
     dtypes.clear()
     layer(fed("4-bit"))
-    assert dtypes == wanted  # the norm is known
+    assert dtypes == wanted  # the norm is cached
 
 
 @every_kind
-def test_a_copy_that_is_given_other_values_works_out_its_own_norm(name: str) -> None:
+def test_a_copy_with_other_values_computes_its_own_norm(name: str) -> None:
     layer = adapted(frozen(name), magnitude=True)
     other = trained(name, magnitude=True)
     copied = copy.deepcopy(layer)
@@ -517,7 +515,7 @@ def test_a_copy_that_is_given_other_values_works_out_its_own_norm(name: str) -> 
 
 
 @every_kind
-def test_a_whole_state_gives_another_layer_the_same_output(name: str) -> None:
+def test_loading_a_full_state_gives_the_same_output(name: str) -> None:
     """The base's weight with it: what is derived from a weight must follow it."""
     one = trained(name, magnitude=True)
     other = adapted(frozen(name, seed=9), magnitude=True)
@@ -537,7 +535,7 @@ def test_values_set_by_hand_change_the_norm(name: str) -> None:
 
 
 class Mixed(nn.Module):
-    """An embedding, a convolution and linear layers of both sorts, and a head."""
+    """An embedding, a convolution, linear layers of both types, and a head."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Four-bit layers against bitsandbytes' own functions, and QLoRA and QDoRA against the same maths on dequantised weights."""
+"""Four-bit layers against bitsandbytes, and QLoRA and QDoRA against LoRA and DoRA on dequantised weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
 from litpeft.adapters.layers import AdaptedConv1D, AdaptedLinear, AdaptedLinear4bit, LowRank, adapted_layers
-from litpeft.adapters.linear4bit import Linear4bit, bitsandbytes, cannot_quantise, dequantise
+from litpeft.adapters.linear4bit import Linear4bit, bitsandbytes, dequantise, quantisation_failure
 from litpeft.adapters.qlora import four_bit_layers
 from litpeft.errors import UserError
 from tests.adapters.small_models import IDS, LABELS, MODELS, disturb, small
@@ -25,7 +25,7 @@ every_quantisation = pytest.mark.parametrize(
     ("quant_type", "double_quant"), [("nf4", True), ("nf4", False), ("fp4", True), ("fp4", False)]
 )
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-# tables of the two formats, by the papers and not by the library: NF4's from appendix E of arXiv:2305.14314
+# code tables from the papers, not from the library: NF4 from appendix E of arXiv:2305.14314
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334]
 NF4 += [-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
 NF4 += [0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0]
@@ -40,18 +40,18 @@ def weight(shape: tuple[int, int], dtype: torch.dtype = torch.float32, seed: int
 def frozen(
     shape: tuple[int, int] = (48, 96), dtype: torch.dtype = torch.float32, bias: bool = True, **options: Any
 ) -> Linear4bit:
-    """A four-bit layer with a frozen bias."""
+    """Return a four-bit layer with a frozen bias."""
     drawn = nn.Parameter(weight((1, shape[0]), dtype, 1)[0], requires_grad=False) if bias else None
     return Linear4bit(weight(shape, dtype), drawn, **options)
 
 
-# --- what is held
+# --- storage
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @both_dtypes
 @every_quantisation
-def test_codes_maxima_and_the_weight_are_those_of_bitsandbytes_bit_by_bit(
+def test_codes_constants_and_weight_equal_bitsandbytes_bit_by_bit(
     quant_type: str, double_quant: bool, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
     functional = bitsandbytes().functional
@@ -66,8 +66,8 @@ def test_codes_maxima_and_the_weight_are_those_of_bitsandbytes_bit_by_bit(
         assert torch.equal(layer.offset, state.offset)
     assert layer.weight.dtype == dtype
     assert layer.weight.shape == shape
-    # blocks run over the ends of rows, so the numbers do not depend on where these are: bitsandbytes' kernel for CPUs
-    # takes wrong maxima where a row is a multiple of 16 and none of 64, and right ones for the same numbers in one row
+    # blocks continue over the ends of rows, so the result must not depend on the row length: the CPU kernel
+    # uses wrong constants for row lengths that are multiples of 16 but not of 64, and right ones for a single row
     state.shape = torch.Size((1, weight(shape).numel()))
     assert torch.equal(layer.weight, functional.dequantize_4bit(codes, state).view(shape))
     assert (layer.out_features, layer.in_features) == shape
@@ -75,7 +75,7 @@ def test_codes_maxima_and_the_weight_are_those_of_bitsandbytes_bit_by_bit(
 
 @pytest.mark.parametrize(("quant_type", "table"), [("nf4", NF4), ("fp4", FP4)])
 @pytest.mark.parametrize("shape", [(16, 128), (16, 96), (64, 32), (128, 50)])
-def test_each_number_is_the_nearest_of_sixteen_times_its_blocks_largest(
+def test_each_number_is_the_nearest_code_times_its_absmax(
     quant_type: str, table: list[float], shape: tuple[int, int]
 ) -> None:
     w = weight(shape)
@@ -85,7 +85,7 @@ def test_each_number_is_the_nearest_of_sixteen_times_its_blocks_largest(
     nearest = choices[(blocks[..., None] / largest[..., None] - choices).abs().argmin(-1)] * largest
     layer = Linear4bit(w, None, quant_type, double_quant=False)
     held = layer.weight.view(-1, 64)
-    # a number in the middle of two may go to either
+    # a number halfway between two codes may get either
     assert ((held - blocks).abs() <= (nearest - blocks).abs() + 1e-3 * largest).all()
     assert (held - nearest).abs().gt(1e-3 * largest).double().mean() < 0.01
     assert torch.equal(layer.absmax, largest.flatten())
@@ -93,30 +93,28 @@ def test_each_number_is_the_nearest_of_sixteen_times_its_blocks_largest(
 
 @pytest.mark.parametrize("shape", SHAPES)
 @every_quantisation
-def test_the_bytes_held_are_those_of_the_arithmetic(
-    quant_type: str, double_quant: bool, shape: tuple[int, int]
-) -> None:
+def test_stored_bytes_equal_the_formula(quant_type: str, double_quant: bool, shape: tuple[int, int]) -> None:
     numbers = shape[0] * shape[1]
     blocks = -(-numbers // 64)
     maxima = blocks + 4 * -(-blocks // 256) + 4 if double_quant else 4 * blocks
     layer = frozen(shape, quant_type=quant_type, double_quant=double_quant)
-    assert layer.held_bytes == -(-numbers // 2) + maxima
-    assert layer.held_bytes == sum(buffer.nbytes for buffer in layer.buffers())  # nothing is held beside
+    assert layer.stored_bytes == -(-numbers // 2) + maxima
+    assert layer.stored_bytes == sum(buffer.nbytes for buffer in layer.buffers())  # no other tensors are stored
 
 
 @every_quantisation
-def test_a_large_weight_takes_the_bits_a_number_that_the_paper_says(quant_type: str, double_quant: bool) -> None:
+def test_a_large_weight_takes_the_bits_per_number_of_the_paper(quant_type: str, double_quant: bool) -> None:
     layer = frozen((512, 512), quant_type=quant_type, double_quant=double_quant)
-    assert 8 * layer.held_bytes / 512**2 == pytest.approx(4.127 if double_quant else 4.5, abs=1e-3)
+    assert 8 * layer.stored_bytes / 512**2 == pytest.approx(4.127 if double_quant else 4.5, abs=1e-3)
 
 
-# --- what is computed
+# --- outputs
 
 
 @pytest.mark.parametrize("shape", [(48, 96), (33, 50)])
 @both_dtypes
 @every_quantisation
-def test_output_and_gradients_are_those_of_a_plain_layer_with_the_dequantised_weight(
+def test_output_and_gradients_equal_a_plain_layer_with_the_dequantised_weight(
     quant_type: str, double_quant: bool, dtype: torch.dtype, shape: tuple[int, int]
 ) -> None:
     layer = frozen(shape, dtype, quant_type=quant_type, double_quant=double_quant)
@@ -134,7 +132,7 @@ def test_output_and_gradients_are_those_of_a_plain_layer_with_the_dequantised_we
 
 
 @both_dtypes
-def test_what_is_kept_for_backward_is_what_is_held(dtype: torch.dtype) -> None:
+def test_only_the_stored_tensors_are_saved_for_backward(dtype: torch.dtype) -> None:
     layer = frozen(dtype=dtype)
     saved: list[int] = []
 
@@ -144,15 +142,15 @@ def test_what_is_kept_for_backward_is_what_is_held(dtype: torch.dtype) -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         layer(weight((4, 96), dtype).requires_grad_())
-    assert saved == [tensor.data_ptr() for tensor in layer.held]
+    assert saved == [tensor.data_ptr() for tensor in layer.stored]
 
 
-def test_the_compute_dtype_is_that_of_the_product_and_not_of_the_output() -> None:
+def test_the_compute_dtype_applies_to_the_product_not_the_output() -> None:
     layer = frozen(compute_dtype=torch.bfloat16)
     x = weight((4, 96), seed=2)
     out = layer(x)
     assert out.dtype == torch.float32
-    rounded = dequantise(*layer.held, shape=(48, 96), quant_type="nf4", dtype=torch.bfloat16)
+    rounded = dequantise(*layer.stored, shape=(48, 96), quant_type="nf4", dtype=torch.bfloat16)
     assert torch.equal(out, F.linear(x.bfloat16(), rounded, layer.bias.bfloat16()).float())
     assert not torch.equal(out, frozen()(x))
 
@@ -161,11 +159,11 @@ def test_the_compute_dtype_is_that_of_the_product_and_not_of_the_output() -> Non
 @pytest.mark.parametrize("bias", [True, False])
 @both_dtypes
 @every_quantisation
-def test_an_adopted_layer_of_bitsandbytes_gives_the_same_output(
+def test_a_converted_layer_of_bitsandbytes_gives_the_same_output(
     quant_type: str, double_quant: bool, dtype: torch.dtype, bias: bool, compute_dtype: torch.dtype | None
 ) -> None:
     theirs = theirs_layer(quant_type, double_quant, dtype, bias, compute_dtype)
-    mine = Linear4bit.adopt(theirs)
+    mine = Linear4bit.from_bitsandbytes(theirs)
     x = weight((4, 128), dtype, 2)
     expected = theirs(x)
     assert mine(x).dtype == expected.dtype
@@ -181,7 +179,7 @@ def theirs_layer(
     bias: bool = True,
     compute_dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """bitsandbytes' own layer, quantised and in training mode: in evaluation it repacks its codes on a CPU."""
+    """Return a quantised layer of bitsandbytes in training mode; in evaluation mode it repacks its codes on a CPU."""
     library = bitsandbytes().nn
     layer = library.Linear4bit(
         128, 64, bias=bias, compute_dtype=compute_dtype, quant_type=quant_type, compress_statistics=double_quant
@@ -194,13 +192,13 @@ def theirs_layer(
     return layer.to("cpu").train()
 
 
-def test_a_layer_of_bitsandbytes_that_was_evaluated_already_is_adopted_right_or_refused() -> None:
+def test_a_repacked_layer_of_bitsandbytes_is_converted_or_refused() -> None:
     theirs = theirs_layer()
-    expected = Linear4bit.adopt(theirs).weight
+    expected = Linear4bit.from_bitsandbytes(theirs).weight
     with torch.inference_mode():
-        theirs.eval()(weight((4, 128)))  # from here on its codes may lie in another order
+        theirs.eval()(weight((4, 128)))  # now its codes may have another order
     try:
-        adopted = Linear4bit.adopt(theirs)
+        adopted = Linear4bit.from_bitsandbytes(theirs)
     except UserError:
         return
     assert torch.equal(adopted.weight, expected)
@@ -211,7 +209,7 @@ def test_a_copy_is_the_same_and_shares_nothing(quant_type: str, double_quant: bo
     layer = frozen(quant_type=quant_type, double_quant=double_quant)
     copied = copy.deepcopy(layer)
     assert torch.equal(copied.weight, layer.weight)
-    assert not {t.data_ptr() for t in copied.held} & {t.data_ptr() for t in layer.held}
+    assert not {t.data_ptr() for t in copied.stored} & {t.data_ptr() for t in layer.stored}
     expected = layer.weight.clone()
     copied.codes.zero_()
     assert torch.equal(layer.weight, expected)
@@ -219,28 +217,30 @@ def test_a_copy_is_the_same_and_shares_nothing(quant_type: str, double_quant: bo
 
 @pytest.mark.parametrize("to", [torch.bfloat16, torch.float16, torch.float64])
 @every_quantisation
-def test_casting_a_model_leaves_what_is_held_bit_stable(quant_type: str, double_quant: bool, to: torch.dtype) -> None:
+def test_casting_a_model_does_not_change_the_stored_tensors(
+    quant_type: str, double_quant: bool, to: torch.dtype
+) -> None:
     layer = frozen(quant_type=quant_type, double_quant=double_quant)
-    before = [tensor.clone() for tensor in layer.held]
+    before = [tensor.clone() for tensor in layer.stored]
     expected = layer.weight
     model = nn.Sequential(layer).to("cpu").to(to)
     assert model[0].bias.dtype == to
-    for tensor, kept in zip(model[0].held, before, strict=True):
+    for tensor, kept in zip(model[0].stored, before, strict=True):
         assert tensor.dtype == kept.dtype
         assert torch.equal(tensor, kept)
     assert torch.equal(model[0].weight.float(), expected.float())
 
 
-def test_a_layer_takes_its_state_from_another_bit_by_bit() -> None:
+def test_a_state_dict_loads_bit_by_bit() -> None:
     one, other = frozen(), Linear4bit(weight((48, 96), seed=5), nn.Parameter(torch.zeros(48)))
     other.load_state_dict(one.state_dict())
     x = weight((4, 96), seed=2)
     assert torch.equal(other(x), one(x))
 
 
-def test_a_layer_made_of_conv1d_holds_its_weight_turned() -> None:
+def test_a_quantised_conv1d_stores_its_weight_transposed() -> None:
     base = Conv1D(48, 128).requires_grad_(False)
-    layer = Linear4bit.of(base)
+    layer = Linear4bit.from_linear(base)
     assert (layer.out_features, layer.in_features) == (48, 128)
     assert (layer.weight - base.weight.T).norm() < 0.12 * base.weight.norm()
     assert torch.equal(layer.weight, Linear4bit(base.weight.T.contiguous(), None).weight)
@@ -252,7 +252,7 @@ def test_a_layer_made_of_conv1d_holds_its_weight_turned() -> None:
 @pytest.mark.parametrize("magnitude", [False, True])
 @both_dtypes
 @every_quantisation
-def test_an_adapter_on_four_bits_computes_what_one_on_the_dequantised_weight_does(
+def test_an_adapter_on_four_bits_equals_one_on_the_dequantised_weight(
     quant_type: str, double_quant: bool, dtype: torch.dtype, magnitude: bool
 ) -> None:
     base = frozen(dtype=dtype, quant_type=quant_type, double_quant=double_quant)
@@ -283,8 +283,8 @@ def test_codes_stay_packed_in_the_graph_of_an_adapted_layer() -> None:
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         layer(x)
-    assert max(tensor.nbytes for tensor in saved) == 256 * 256 // 2  # the codes, and no opened weight
-    assert {t.data_ptr() for t in layer.held} <= {t.data_ptr() for t in saved}
+    assert max(tensor.nbytes for tensor in saved) == 256 * 256 // 2  # the codes, not the dequantised weight
+    assert {t.data_ptr() for t in layer.stored} <= {t.data_ptr() for t in saved}
 
 
 ADAPTERS = {"qlora": QLoRA, "qdora": QDoRA}
@@ -292,7 +292,7 @@ every_adapter = pytest.mark.parametrize("kind", ADAPTERS.values(), ids=ADAPTERS)
 
 
 def steps(model: nn.Module, inputs: dict[str, Tensor], count: int = 3) -> None:
-    """Some steps of training on two examples."""
+    """Train some steps on two examples."""
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-2)
     for _ in range(count):
         optimizer.zero_grad()
@@ -302,9 +302,7 @@ def steps(model: nn.Module, inputs: dict[str, Tensor], count: int = 3) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 @every_adapter
-def test_a_model_on_four_bits_is_the_one_on_its_dequantised_weights_in_output_and_gradients(
-    kind: type[QLoRA], name: str
-) -> None:
+def test_a_four_bit_model_equals_its_dequantised_model_in_output_and_gradients(kind: type[QLoRA], name: str) -> None:
     quantised = small(name)
     options = {"rank": 4, "targets": "all-linear"}
     kind(**options).apply(quantised, head=MODELS[name].head)
@@ -351,7 +349,7 @@ def test_codes_and_all_of_the_base_stay_bit_stable_in_training(
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 @every_adapter
 def test_the_state_of_a_trained_model_loads_into_a_fresh_one_bit_by_bit(kind: type[QLoRA], name: str) -> None:
-    models = [small(name, seed) for seed in (0, 1)]  # the second has another base, too
+    models = [small(name, seed) for seed in (0, 1)]  # the second has another base too
     for model in models:
         kind(rank=4, targets=MODELS[name].targets).apply(model, head=MODELS[name].head)
     steps(models[0], MODELS[name].inputs)
@@ -376,7 +374,7 @@ def test_a_model_equals_its_quantised_base_right_after_it_is_adapted(kind: type[
     assert torch.equal(model.train()(**MODELS["bert"].inputs).logits, base.train()(**MODELS["bert"].inputs).logits)
 
 
-def test_a_model_that_bitsandbytes_has_quantised_is_adopted() -> None:
+def test_a_model_quantised_by_bitsandbytes_is_converted() -> None:
     model = nn.ModuleDict({"query": theirs_layer(), "out": nn.Linear(64, 3)})
     x = weight((4, 128), seed=2)
     expected = model["query"](x)
@@ -385,30 +383,28 @@ def test_a_model_that_bitsandbytes_has_quantised_is_adopted() -> None:
     torch.testing.assert_close(model["query"](x), expected, rtol=0, atol=1e-6)
 
 
-# --- options, and where it does not work
+# --- options, and systems where bitsandbytes does not work
 
 
 @pytest.fixture
 def unavailable(monkeypatch: pytest.MonkeyPatch) -> str:
     reason = "no kernel for this device"
-    monkeypatch.setattr("litpeft.adapters.qlora.cannot_quantise", lambda device: reason)
+    monkeypatch.setattr("litpeft.adapters.qlora.quantisation_failure", lambda device: reason)
     return reason
 
 
-def test_here_quantising_works_and_elsewhere_the_reason_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cannot_quantise(torch.device("cpu")) is None
+def test_quantisation_works_here_and_otherwise_gives_a_one_line_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quantisation_failure(torch.device("cpu")) is None
 
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("libcuda.so:\n  cannot open.")
 
     monkeypatch.setattr(bitsandbytes().functional, "quantize_4bit", broken)
-    assert cannot_quantise(torch.device("cpu")) == "libcuda.so: cannot open"
+    assert quantisation_failure(torch.device("cpu")) == "libcuda.so: cannot open"
 
 
 @every_adapter
-def test_where_it_cannot_quantise_the_error_says_why_and_which_option_to_give(
-    kind: type[QLoRA], unavailable: str
-) -> None:
+def test_the_quantisation_error_gives_the_reason_and_the_option(kind: type[QLoRA], unavailable: str) -> None:
     for use in (lambda: kind().apply(small("bert")), lambda: kind().loading(torch.device("cpu"))):
         with pytest.raises(UserError) as caught:
             use()
@@ -418,7 +414,7 @@ def test_where_it_cannot_quantise_the_error_says_why_and_which_option_to_give(
 
 
 @every_adapter
-def test_in_full_precision_it_trains_as_the_adapter_without_quantisation_and_tells(
+def test_full_precision_trains_like_the_plain_adapter_and_records_the_reason(
     kind: type[QLoRA], unavailable: str
 ) -> None:
     model, plain = small("bert"), small("bert")
@@ -430,13 +426,13 @@ def test_in_full_precision_it_trains_as_the_adapter_without_quantisation_and_tel
     assert not four_bit_layers(model)
     steps(model, {"input_ids": IDS}), steps(plain, {"input_ids": IDS})
     assert torch.equal(model(IDS).logits, plain(IDS).logits)
-    told = adapter.describe(model)
-    assert told["not_quantised_because"] == unavailable
-    assert told["quantised"] == {"layers": 0, "params": 0, "bytes": 0}
+    description = adapter.describe(model)
+    assert description["not_quantised_because"] == unavailable
+    assert description["quantised"] == {"layers": 0, "params": 0, "bytes": 0}
 
 
 @pytest.mark.parametrize("skip", [["head"], ["head", "value", "0.output.dense"], ["intermediate.dense"]])
-def test_what_is_skipped_stays_as_it_is(skip: list[str]) -> None:
+def test_skipped_layers_are_not_quantised(skip: list[str]) -> None:
     model = small("bert")
     before = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     QLoRA(rank=4, targets=["query", "value"], skip=skip).apply(model, head=["classifier"])
@@ -472,7 +468,7 @@ def test_an_output_layer_tied_to_the_embedding_stays_tied_and_is_not_quantised(
     assert all(p.grad is not None for p in trainable(model).values())
 
 
-def test_an_output_layer_of_its_own_is_quantised_where_nothing_is_skipped() -> None:
+def test_an_untied_output_layer_is_quantised_if_nothing_is_skipped() -> None:
     model = lm()
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
     model.config.tie_word_embeddings = False
@@ -482,30 +478,30 @@ def test_an_output_layer_of_its_own_is_quantised_where_nothing_is_skipped() -> N
 
 
 def test_nothing_to_quantise_is_an_error() -> None:
-    with pytest.raises(UserError, match="nothing to quantise in ModuleDict beside skip"):
+    with pytest.raises(UserError, match="ModuleDict has no layer to quantise outside skip"):
         QLoRA(targets=["query"], skip=["query"]).apply(nn.ModuleDict({"query": nn.Linear(64, 64)}))
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
 @every_adapter
-def test_what_is_told_counts_layers_numbers_and_bytes(kind: type[QLoRA], double_quant: bool) -> None:
+def test_the_description_counts_layers_parameters_and_bytes(kind: type[QLoRA], double_quant: bool) -> None:
     model, whole = small("bert"), small("bert")
     adapter = kind(rank=4, double_quant=double_quant)
     adapter.apply(model, head=["classifier"])
-    told = adapter.describe(model)
+    description = adapter.describe(model)
     shapes = [(32, 32)] * 4 + [(64, 32), (32, 64)]
     numbers = 2 * sum(a * b for a, b in shapes) + 32 * 32  # two blocks and the pooler
     blocks = [a * b // 64 for a, b in [*shapes, *shapes, (32, 32)]]
     size = sum(32 * n + (n + 4 + 4 if double_quant else 4 * n) for n in blocks)
-    assert told["quantised"] == {"layers": 13, "params": numbers, "bytes": size}
+    assert description["quantised"] == {"layers": 13, "params": numbers, "bytes": size}
     added = 4 * 4 * (32 + 32) + (4 * 32 if kind is QDoRA else 0)
-    assert told["trainable_params"] == added + 3 * 32 + 3
-    assert told["total_params"] == sum(p.numel() for p in whole.parameters()) + added
-    squares = 4 * 4 * 32 if kind is QDoRA else 0  # bytes: a buffer of each adapted layer
+    assert description["trainable_params"] == added + 3 * 32 + 3
+    assert description["total_params"] == sum(p.numel() for p in whole.parameters()) + added
+    squares = 4 * 4 * 32 if kind is QDoRA else 0  # bytes of one buffer per adapted layer
     others = sum(b.nbytes for b in whole.buffers())
     plain = sum(p.numel() for p in whole.parameters()) - numbers
-    assert told["model_bytes"] == 4 * (plain + added) + size + squares + others
-    assert told["adapted_layers"] == {"query": 2, "value": 2}
+    assert description["model_bytes"] == 4 * (plain + added) + size + squares + others
+    assert description["adapted_layers"] == {"query": 2, "value": 2}
     assert adapter.name == f"{'qdora' if kind is QDoRA else 'qlora'}-nf4"
     assert all(type(layer) is AdaptedLinear4bit for layer in adapted_layers(model).values())
 

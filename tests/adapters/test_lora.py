@@ -1,4 +1,4 @@
-"""What the options of LoRA do to a model; its arithmetic is held against PEFT and float64 in the files beside."""
+"""The options of LoRA. Other files of this folder compare its outputs with PEFT and with float64."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_initial_values_are_drawn_as_the_paper_says() -> None:
     torch.manual_seed(0)
     lora = AdaptedLinear(nn.Linear(400, 30), LowRank(64, scaling=1.0))
     assert lora.lora_B.abs().max() == 0
-    bound = 1 / 20  # uniform in 1/sqrt(in)
+    bound = 1 / 20  # uniform with bound 1/sqrt(in)
     assert lora.lora_A.abs().max() <= bound
     assert lora.lora_A.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     gaussian = AdaptedLinear(nn.Linear(400, 30), LowRank(64, scaling=1.0, init="gaussian"))
@@ -34,12 +34,12 @@ def test_initial_values_are_drawn_as_the_paper_says() -> None:
     assert gaussian.lora_A.abs().max() > 3 / 64
 
 
-def test_dropout_falls_on_the_adapters_branch_alone() -> None:
+def test_dropout_affects_only_the_low_rank_branch() -> None:
     torch.manual_seed(0)
     lora = AdaptedLinear(nn.Linear(512, 16), LowRank(4, scaling=1.0, dropout=0.5))
     x = torch.randn(3, 512)
     plain = nn.functional.linear(x, lora.weight, lora.bias)
-    torch.testing.assert_close(lora(x), plain)  # B is zero: what falls out cannot be seen yet
+    torch.testing.assert_close(lora(x), plain)  # B is zero, so dropout has no effect yet
     nn.init.normal_(lora.lora_B)
     mean = torch.stack([lora(x) for _ in range(4000)]).mean(0)
     full = lora.eval()(x)
@@ -48,7 +48,7 @@ def test_dropout_falls_on_the_adapters_branch_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"rank": 0}, "model.adapter.rank must be at least 1"),
         ({"rank_pattern": {"key": 0}}, "model.adapter.rank_pattern key must be at least 1"),
@@ -60,8 +60,8 @@ def test_dropout_falls_on_the_adapters_branch_alone() -> None:
         ({"lora_plus_ratio": 0.0}, "model.adapter.lora_plus_ratio must be above 0"),
     ],
 )
-def test_options_out_of_range_are_refused_by_name(options: dict, said: str) -> None:
-    with pytest.raises(UserError, match=re.escape(said)):
+def test_options_out_of_range_are_refused_by_name(options: dict, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
         LoRA(**options)
 
 
@@ -75,37 +75,39 @@ def test_rank_alpha_and_scaling_follow_patterns() -> None:
         rslora=True,
     )
     layers = adapted_layers(applied("bert", adapter))
-    told = {name[len("bert.encoder.layer.") :]: (layer.rank, layer.scaling) for name, layer in layers.items()}
+    options_by_name = {
+        name[len("bert.encoder.layer.") :]: (layer.rank, layer.scaling) for name, layer in layers.items()
+    }
     for block in (0, 1):
-        assert told[f"{block}.attention.self.key"] == (16, 8 / 4)
-        assert told[f"{block}.attention.self.query"] == (4, 1 / 2)
-    assert told["0.attention.self.value"] == (4, 8 / 2)
-    assert told["1.attention.self.value"] == (2, 8 / 2**0.5)
+        assert options_by_name[f"{block}.attention.self.key"] == (16, 8 / 4)
+        assert options_by_name[f"{block}.attention.self.query"] == (4, 1 / 2)
+    assert options_by_name["0.attention.self.value"] == (4, 8 / 2)
+    assert options_by_name["1.attention.self.value"] == (2, 8 / 2**0.5)
 
 
 @pytest.mark.parametrize(("layers", "left"), [([1], {1}), ("0-0", {0}), ("0-1", {0, 1}), ("1-", {1})])
 @pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5"])
-def test_layers_say_in_which_blocks(name: str, layers: list[int] | str, left: set[int]) -> None:
+def test_layers_select_blocks(name: str, layers: list[int] | str, left: set[int]) -> None:
     model = applied(name, LoRA(rank=2, targets=["query", "mlp"], layers=layers))
     assert {int(re.search(r"\.(\d+)\.", key)[1]) for key in adapted_layers(model)} == left
 
 
 @pytest.mark.parametrize(
-    ("layers", "said"),
+    ("layers", "message"),
     [
         ([7], r"layers \[7\]: the targets are in blocks 0 to 1"),
         ("0-5", "blocks 0 to 1"),
         ("1:2", "must be a list of numbers or"),
     ],
 )
-def test_layers_that_are_not_there_are_refused(layers: list[int] | str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_missing_blocks_are_refused(layers: list[int] | str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         applied("bert", LoRA(layers=layers))
 
 
 @pytest.mark.parametrize("bias", ["all", "lora_only"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_biases_train_in_fp32_within_a_base_of_any_dtype(bias: str, dtype: torch.dtype) -> None:
+def test_biases_train_in_fp32_for_every_base_dtype(bias: str, dtype: torch.dtype) -> None:
     model = applied("bert", LoRA(rank=2, bias=bias), dtype)
     biases = {name.replace("parametrizations.bias.original", "bias") for name in trainable(model) if "bias" in name}
     of_all = {name for name, _ in small("bert").named_parameters() if name.endswith("bias")}
@@ -117,7 +119,7 @@ def test_biases_train_in_fp32_within_a_base_of_any_dtype(bias: str, dtype: torch
     model(**MODELS["bert"].inputs, labels=LABELS).loss.backward()
     optimizer.step()
     moved = {name for name, p in trainable(model).items() if not torch.equal(p, before[name])}
-    # neither of them can move: softmax is blind to what is added to all keys
+    # their gradients are zero: softmax does not change when all keys get the same bias
     still = {
         name
         for name in before
@@ -127,7 +129,7 @@ def test_biases_train_in_fp32_within_a_base_of_any_dtype(bias: str, dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_further_modules_train_whole_wherever_they_stand(dtype: torch.dtype) -> None:
+def test_modules_to_save_train_in_full(dtype: torch.dtype) -> None:
     adapter = LoRA(rank=2, modules_to_save=["LayerNorm", "bert.encoder.layer.1.intermediate"])
     model = applied("bert", adapter, dtype)
     whole = {name for name in trainable(model) if "LayerNorm" in name or "1.intermediate" in name}
@@ -138,7 +140,7 @@ def test_further_modules_train_whole_wherever_they_stand(dtype: torch.dtype) -> 
     assert all(p.dtype == torch.float32 for p in trainable(model).values())
 
 
-def test_a_module_that_is_not_there_or_is_tied_is_refused() -> None:
+def test_a_missing_or_tied_module_to_save_is_refused() -> None:
     with pytest.raises(UserError, match="modules_to_save: 'norm' is no module of this model; it has: .*LayerNorm"):
         applied("bert", LoRA(modules_to_save=["norm"]))
     model = small("t5")
@@ -146,7 +148,7 @@ def test_a_module_that_is_not_there_or_is_tied_is_refused() -> None:
         LoRA(targets=["q"], modules_to_save=["shared"]).apply(model)
 
 
-def test_b_learns_faster_by_the_ratio_of_lora_plus() -> None:
+def test_lora_plus_scales_the_learning_rate_of_b() -> None:
     adapter = DoRA(rank=2, lora_plus_ratio=16.0)
     model = applied("bert", adapter)
     optimizer = build_optimizer(None, adapter.param_groups(model), default_lr=1e-3)
@@ -156,7 +158,7 @@ def test_b_learns_faster_by_the_ratio_of_lora_plus() -> None:
     assert len(rates) == len(trainable(model))
 
 
-def test_what_is_trained_whole_gets_no_adapter_beside() -> None:
+def test_modules_trained_in_full_get_no_adapter() -> None:
     model = small("bert").to(torch.bfloat16)
     adapter = LoRA(rank=2, targets="all-linear")
     adapter.apply(model, head=["classifier"], new=["bert.pooler.dense.weight"])
@@ -169,18 +171,18 @@ def test_what_is_trained_whole_gets_no_adapter_beside() -> None:
     torch.testing.assert_close(model(**MODELS["bert"].inputs).logits, before, rtol=2e-2, atol=2e-2)
 
 
-def test_a_diverged_adapter_is_not_merged_and_the_model_stays() -> None:
+def test_a_diverged_adapter_is_not_merged_and_the_model_is_unchanged() -> None:
     adapter = LoRA(rank=2)
     model = applied("bert", adapter)
     layers = adapted_layers(model)
     with torch.no_grad():
         next(reversed(layers.values())).lora_B[0, 0] = float("nan")
-    with pytest.raises(UserError, match="not finite: the run diverged, nothing can be merged"):
+    with pytest.raises(UserError, match="NaN or infinite values: the run diverged and cannot be merged"):
         adapter.merge(model)
     assert adapted_layers(model).keys() == layers.keys()
 
 
-def test_a_sub_class_of_a_layer_is_not_taken_for_it() -> None:
+def test_a_sub_class_of_a_layer_is_refused() -> None:
     class Other(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return super().forward(x) ** 2
@@ -193,29 +195,31 @@ def test_a_sub_class_of_a_layer_is_not_taken_for_it() -> None:
         LoRA(rank=2, targets=["other"]).apply(nn.ModuleDict({"other": Other(4, 4)}))
 
 
-def test_what_was_matched_is_told() -> None:
+def test_the_description_has_the_adapted_layers() -> None:
     adapter = QLoRA(rank=2, targets=["query", "mlp"])
     model = applied("bert", adapter)
-    told = adapter.describe(model)
-    assert told["adapted_layers"] == {"query": 2, "dense": 4}
-    assert told["quantised"]["layers"] == 13  # six a block, and the pooler
-    assert told["total_params"] == sum(p.numel() for p in small("bert").parameters()) + sum(
+    description = adapter.describe(model)
+    assert description["adapted_layers"] == {"query": 2, "dense": 4}
+    assert description["quantised"]["layers"] == 13  # six per block, and the pooler
+    assert description["total_params"] == sum(p.numel() for p in small("bert").parameters()) + sum(
         layer.lora_A.numel() + layer.lora_B.numel() for layer in adapted_layers(model).values()
     )
 
 
 def test_a_pattern_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="the pattern 'querry' matches no adapted layer, such as bert.encoder"):
+    with pytest.raises(
+        UserError, match="the pattern 'querry' matches none of the adapted layers, such as bert.encoder"
+    ):
         applied("bert", LoRA(rank_pattern={"querry": 16}))
 
 
-def test_a_head_named_among_further_modules_still_computes_in_fp32() -> None:
+def test_a_head_in_modules_to_save_computes_in_fp32() -> None:
     model = applied("bert", LoRA(modules_to_save=["classifier", "intermediate", "layer.1"]), torch.bfloat16)
     assert model(**MODELS["bert"].inputs).logits.dtype == torch.float32
 
 
 @pytest.mark.parametrize("kind", [LoRA, DoRA, QLoRA])
-def test_biases_within_a_bf16_base_are_merged(kind: type[LoRA]) -> None:
+def test_biases_in_a_bf16_base_are_merged(kind: type[LoRA]) -> None:
     adapter = kind(rank=2, bias="all")
     model = applied("bert", adapter, torch.bfloat16)
     disturb(model)
@@ -238,11 +242,11 @@ def test_a_quantised_conv1d_is_merged_into_a_conv1d() -> None:
     torch.testing.assert_close(model(**MODELS["gpt2"].inputs).logits, before, rtol=1e-4, atol=1e-5)
 
 
-def test_rates_that_a_scheduler_makes_equal_are_refused() -> None:
+def test_a_scheduler_that_sets_equal_learning_rates_is_refused() -> None:
     from litpeft.optim import build_scheduler
 
     adapter = LoRA(rank=2, lora_plus_ratio=16.0)
     model = applied("bert", adapter)
     optimizer = build_optimizer(None, adapter.param_groups(model), default_lr=1e-3)
-    with pytest.raises(UserError, match="would undo the adapter's lora_plus_ratio"):
+    with pytest.raises(UserError, match="would undo model.adapter.lora_plus_ratio"):
         build_scheduler(lambda o: torch.optim.lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=9), optimizer, 9)

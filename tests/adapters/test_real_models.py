@@ -1,4 +1,4 @@
-"""Real pretrained weights: SmolLM2-135M and MiniLM beside PEFT, and what four-bit bases of them hold."""
+"""Real pretrained weights: SmolLM2-135M and MiniLM compared with PEFT, and the size of their four-bit bases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def tokens(folder: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", [LoRA, DoRA])
 @pytest.mark.parametrize("name", ["smollm2", "minilm"])
-def test_real_models_compute_what_peft_computes(name: str, kind: type[LoRA], request: pytest.FixtureRequest) -> None:
+def test_real_models_equal_peft(name: str, kind: type[LoRA], request: pytest.FixtureRequest) -> None:
     if name == "smollm2":
         folder, targets, auto = request.getfixturevalue("smol"), ["q_proj", "v_proj", "down_proj"], AutoModelForCausalLM
     else:
@@ -66,7 +66,7 @@ def test_real_models_compute_what_peft_computes(name: str, kind: type[LoRA], req
         ({"quant_type": "nf4", "double_quant": True}, 0.5 + 1 / 64 + 4 / (64 * 256)),
     ],
 )
-def test_smollm2_is_quantised_while_it_is_read(smol: Path, options: dict, bytes_a_number: float) -> None:
+def test_smollm2_is_quantised_while_it_is_loaded(smol: Path, options: dict, bytes_a_number: float) -> None:
     adapter = QLoRA(rank=8, targets=["q_proj", "v_proj"], **options)
     kept: list[nn.Module] = []
 
@@ -77,23 +77,27 @@ def test_smollm2_is_quantised_while_it_is_read(smol: Path, options: dict, bytes_
     peak = peak_bytes(load)
     model = kept[0]
     adapter.apply(model)
-    told = adapter.describe(model)
+    description = adapter.describe(model)
     numbers = 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)  # q, o; k, v; gate, up, down
-    assert told["quantised"]["layers"] == 30 * 7
-    assert told["quantised"]["params"] == numbers
-    assert told["quantised"]["bytes"] == pytest.approx(numbers * bytes_a_number, rel=1e-4)
-    rest = 2 * (49152 * 576 + 61 * 576)  # embeddings, which are the head as well, and norms, in bf16
+    assert description["quantised"]["layers"] == 30 * 7
+    assert description["quantised"]["params"] == numbers
+    assert description["quantised"]["bytes"] == pytest.approx(numbers * bytes_a_number, rel=1e-4)
+    rest = 2 * (49152 * 576 + 61 * 576)  # embeddings (tied to the head) and norms, in bf16
     indices = sum(buffer.nbytes for name, buffer in model.named_buffers() if "inv_freq" in name)
-    assert told["model_bytes"] == told["quantised"]["bytes"] + rest + told["adapter_bytes"] + indices
+    assert (
+        description["model_bytes"] == description["quantised"]["bytes"] + rest + description["adapter_bytes"] + indices
+    )
     assert model.lm_head.weight is model.model.embed_tokens.weight
-    # the file is mapped, not read, and its mapping is counted; of the rest, only one weight at a time is whole
+    # the memory-mapped file counts; besides the file, only one weight at a time is unquantised
     mapped = sum(file.stat().st_size for file in smol.glob("*.safetensors"))
-    assert peak - mapped < told["quantised"]["bytes"] + rest + 0.1 * 2 * numbers
-    assert model.model.embed_tokens.weight.untyped_storage().nbytes() == 2 * 49152 * 576  # and the mapping is given up
+    assert peak - mapped < description["quantised"]["bytes"] + rest + 0.1 * 2 * numbers
+    assert (
+        model.model.embed_tokens.weight.untyped_storage().nbytes() == 2 * 49152 * 576
+    )  # the memory-mapped file is released
 
 
 @pytest.mark.parametrize("kind", [QLoRA, QDoRA])
-def test_a_four_bit_smollm2_computes_as_its_dequantised_copy_does(smol: Path, kind: type[LoRA]) -> None:
+def test_a_four_bit_smollm2_equals_its_dequantised_copy(smol: Path, kind: type[LoRA]) -> None:
     adapter = kind(rank=4, targets=["q_proj", "down_proj"])
     model = AutoModelForCausalLM.from_pretrained(smol, dtype=torch.float32, **adapter.loading(torch.device("cpu")))
     plain = AutoModelForCausalLM.from_pretrained(smol, dtype=torch.float32)

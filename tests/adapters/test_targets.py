@@ -1,4 +1,4 @@
-"""Which layers targets and presets mean, on the real architectures without weights."""
+"""The layers that targets and presets select, on the real architectures with meta tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BUILD = {
     "vit": lambda: tf.ViTForImageClassification(tf.ViTConfig(num_hidden_layers=2)),
     "gpt2": lambda: tf.GPT2ForSequenceClassification(tf.GPT2Config(n_layer=2)),
 }
-# layers that each preset means, in a model of two layers (T5: two in the encoder, two with cross-attention in the decoder)
+# layers that each preset selects in a model of two blocks (T5: two encoder blocks, two decoder blocks)
 EXPECTED = {
     "bert": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 1, "all-linear": 13},
     "roberta": {"query": 2, "key": 2, "value": 2, "projection": 2, "mlp": 4, "head": 2, "all-linear": 12},
@@ -46,7 +46,7 @@ def models() -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("name", EXPECTED)
-def test_presets_mean_the_same_layers_in_every_architecture(models: dict[str, nn.Module], name: str) -> None:
+def test_presets_select_the_same_layers_in_every_architecture(models: dict[str, nn.Module], name: str) -> None:
     kinds = (nn.Linear, Conv1D)
     found = {preset: len(match_targets(models[name], [preset], kinds)) for preset in EXPECTED[name]}
     assert found == EXPECTED[name]
@@ -67,12 +67,12 @@ def test_a_string_is_a_regular_expression_over_whole_names(models: dict[str, nn.
         match_targets(models["bert"], "(", (nn.Linear,))
 
 
-def test_what_matches_nothing_is_told_with_what_there_is(models: dict[str, nn.Module]) -> None:
+def test_a_target_without_a_match_lists_the_layers(models: dict[str, nn.Module]) -> None:
     with pytest.raises(UserError, match=r"'c_attn' matches no layer of BertFor.*attention.self.query \(2\)"):
         match_targets(models["bert"], ["c_attn"], (nn.Linear,))
 
 
-def test_a_layer_of_another_kind_is_told(models: dict[str, nn.Module]) -> None:
+def test_an_unsupported_layer_type_is_refused(models: dict[str, nn.Module]) -> None:
     with pytest.raises(
         UserError, match=r"matches transformer.h.0.attn.c_attn, a Conv1D, but this adapter acts on: Linear"
     ):

@@ -1,4 +1,4 @@
-"""The statistics against scipy.stats and statsmodels, on drawn cases and on known ones, and against a planted null."""
+"""Statistics compared with scipy.stats and statsmodels, and on simulated comparisons."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PAIRS = st.lists(st.tuples(SANE, SANE), min_size=2, max_size=12)
 
 
 @given(st.lists(SANE, min_size=2, max_size=20))
-def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+def test_the_interval_of_a_mean_equals_scipy(values: list[float]) -> None:
     mean, low, high = mean_interval(values)
     assert mean == pytest.approx(np.mean(values), abs=1e-9)
     if (error := reference.sem(values)) > 1e-6:
@@ -29,14 +29,14 @@ def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
         assert (low, high) == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
-def test_the_interval_of_one_value_is_not_known_and_that_of_none_is_an_error() -> None:
+def test_one_value_has_no_interval_and_no_value_is_an_error() -> None:
     assert mean_interval([3.5]) == (3.5, None, None)
     with pytest.raises(ValueError, match="no values"):
         mean_interval([])
 
 
 @given(PAIRS)
-def test_paired_t_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
+def test_paired_t_equals_scipy(pairs: list[tuple[float, float]]) -> None:
     first, second = zip(*pairs, strict=True)
     differences = np.subtract(first, second)
     found = paired_t(first, second)
@@ -49,12 +49,12 @@ def test_paired_t_is_that_of_scipy(pairs: list[tuple[float, float]]) -> None:
     assert found.pairs == len(pairs)
 
 
-def test_exact_figures_differ_for_sure_and_quantised_ones_do_not() -> None:
+def test_equal_differences_are_significant_unless_values_are_rounded() -> None:
     exact = paired_t([300, 300, 300], [400, 400, 400])
     assert (exact.mean, exact.low, exact.high, exact.p, exact.sd) == (-100, -100, -100, 0, 0)
     same = paired_t([300, 300], [300, 300])
     assert (same.p, same.low, same.high) == (1, 0, 0)
-    step = 1 / 872  # two seeds, each one row better: chance
+    step = 1 / 872  # two seeds, each better by one row
     chance = paired_t([0.85 + step, 0.86 + step], [0.85, 0.86], resolution=step)
     assert chance.sd == pytest.approx(step / 6**0.5)
     assert chance.p > 0.1
@@ -63,13 +63,13 @@ def test_exact_figures_differ_for_sure_and_quantised_ones_do_not() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [([1.0], [2.0]), ([1.0, 2.0], [1.0]), ([], [])])
-def test_paired_t_refuses_what_does_not_pair(first: list[float], second: list[float]) -> None:
+def test_paired_t_refuses_unpaired_values(first: list[float], second: list[float]) -> None:
     with pytest.raises(ValueError, match="two pairs or more"):
         paired_t(first, second)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
-def test_mcnemar_is_that_of_statsmodels_and_its_interval_agrees_with_it(rows: list[tuple[int, int]]) -> None:
+def test_mcnemar_equals_statsmodels_and_its_interval_agrees(rows: list[tuple[int, int]]) -> None:
     first, second = np.array(rows).T
     table = [[int(((first == a) & (second == b)).sum()) for b in (1, 0)] for a in (1, 0)]
     found = mcnemar(first, second)
@@ -91,7 +91,7 @@ def test_mcnemar_of_different_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["losses", "rights"])
-def test_the_bootstrap_is_that_of_scipy_up_to_chance(kind: str) -> None:
+def test_the_bootstrap_agrees_with_scipy(kind: str) -> None:
     draw = np.random.default_rng(1)
     shape = (3, 300)
     first, second = draw.normal(0.5, 0.4, shape), draw.normal(0.45, 0.4, shape)
@@ -107,44 +107,44 @@ def test_the_bootstrap_is_that_of_scipy_up_to_chance(kind: str) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=error / 10)
     assert found.p == pytest.approx(
         2 * reference.norm.sf(abs(by_row.mean()) / error), abs=0.02
-    )  # 300 rows: near normal
+    )  # approximately normal with 300 rows
     assert found == paired_bootstrap(first, second)
     assert found != paired_bootstrap(first, second, seed=1)
 
 
-def test_the_bootstrap_resamples_rows_not_seeds() -> None:
-    """Ten copies of one seed's rows hold no more than one: pooling them would shrink the interval by sqrt(10)."""
+def test_the_bootstrap_resamples_rows_instead_of_seeds() -> None:
+    """Ten copies of one seed give the interval of one seed; pooling them would shrink it by sqrt(10)."""
     draw = np.random.default_rng(0)
     first, second = draw.normal(size=200), draw.normal(size=200)
     assert paired_bootstrap([first] * 10, [second] * 10).low == pytest.approx(paired_bootstrap(first, second).low)
 
 
-def test_the_bootstrap_of_no_difference_and_of_a_sure_one() -> None:
+def test_the_bootstrap_of_no_difference_and_of_a_constant_one() -> None:
     same = paired_bootstrap([0.1, 0.2, 0.3], [0.1, 0.2, 0.3])
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     assert paired_bootstrap([1.0] * 50, [0.0] * 50).p == pytest.approx(2 / 10_001)
-    rows = np.random.default_rng(0).normal(1, 0.1, 70_000)  # more indices than are held at once
+    rows = np.random.default_rng(0).normal(1, 0.1, 70_000)  # needs several chunks
     assert paired_bootstrap(rows, rows - 1, draws=200).low == pytest.approx(1)
 
 
-@settings(max_examples=20, deadline=None)  # statsmodels takes a while for each
+@settings(max_examples=20, deadline=None)  # statsmodels is slow
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
-def test_holm_is_that_of_statsmodels(ps: list[float]) -> None:
+def test_holm_equals_statsmodels(ps: list[float]) -> None:
     assert holm(ps) == pytest.approx(list(multipletests(ps, method="holm")[1]))
 
 
-def test_holm_of_nothing_is_nothing() -> None:
+def test_holm_of_no_p_values_is_empty() -> None:
     assert holm([]) == []
 
 
 def upper_power(effect: float, pairs: int, level: float) -> float:
-    """The chance to find it on the right side: all but all of the two-sided power, whose other tail is nan at times."""
+    """Return the power of the upper tail, nearly all of the two-sided power, whose lower tail is sometimes NaN."""
     return TTestPower().power(effect, pairs, level / 2, alternative="larger")
 
 
 @settings(deadline=None)
 @given(st.floats(0.12, 5), st.sampled_from([0.05, 0.0125]))
-def test_pairs_needed_is_where_statsmodels_power_passes_four_fifths(effect: float, level: float) -> None:
+def test_pairs_needed_reach_a_power_of_80_percent_in_statsmodels(effect: float, level: float) -> None:
     found = pairs_needed(-effect, 1.0, level)
     assert found is not None
     assert upper_power(effect, found, level) >= 0.8 - 1e-6
@@ -153,44 +153,50 @@ def test_pairs_needed_is_where_statsmodels_power_passes_four_fifths(effect: floa
 
 def test_pairs_needed_of_known_cases() -> None:
     assert pairs_needed(0.5, 1.0) == np.ceil(TTestPower().solve_power(0.5, power=0.8, alpha=0.05)) == 34
-    assert [pairs_needed(effect, 1.0) for effect in (1.5, 2, 3.3, 50, 1e9)] == [6, 5, 3, 2, 2]  # nan in between
+    assert [pairs_needed(effect, 1.0) for effect in (1.5, 2, 3.3, 50, 1e9)] == [
+        6,
+        5,
+        3,
+        2,
+        2,
+    ]  # scipy returns NaN for some effects in between
     assert upper_power(3.3, 3, 0.05) > 0.8
-    assert pairs_needed(0.05, 1.0) is None  # 3,142
+    assert pairs_needed(0.05, 1.0) is None  # would be 3,142
     assert pairs_needed(0.0, 1.0) is None
     assert pairs_needed(1.0, None) is None
     assert pairs_needed(1.0, 0.0) == 2
 
 
 def simulated(gain: float, comparisons: int, seed: int) -> np.ndarray:
-    """Accuracies (comparisons, groups, seeds) on 872 rows: a seed moves all groups alike; the last is better by `gain`."""
+    """Simulate accuracies (comparisons, groups, seeds) on 872 rows with common effects of seeds and one better group."""
     draw = np.random.default_rng(seed)
     shared = draw.normal(0, 0.005, (comparisons, 1, 5))
-    own = draw.normal(0, 0.005, (comparisons, 4, 5))
-    own[:, 3] += gain
-    return np.round((0.85 + shared + own) * 872) / 872
+    specific = draw.normal(0, 0.005, (comparisons, 4, 5))
+    specific[:, 3] += gain
+    return np.round((0.85 + shared + specific) * 872) / 872
 
 
 def findings(accuracies: np.ndarray) -> np.ndarray:
-    """Of each comparison, which of its three groups are said to differ from the first: (comparisons, 3)."""
+    """Return which groups differ significantly from the first group: (comparisons, 3) bool."""
     ps = [[paired_t(group, one[0], 1 / 872).p for group in one[1:]] for one in accuracies.tolist()]
     return np.array([holm(row) for row in ps]) < LEVEL
 
 
-def test_without_a_difference_one_comparison_in_twenty_says_otherwise_at_most() -> None:
+def test_false_positives_are_at_most_5_percent_of_comparisons() -> None:
     rate = findings(simulated(0.0, 1000, seed=0)).any(axis=1).mean()
     error = (0.05 * 0.95 / 1000) ** 0.5
     assert rate <= 0.05 + 2 * error
-    assert rate >= 0.02  # a test that never finds anything would pass the line above
-    few = np.round(simulated(0.0, 1000, seed=1)[:, :, :2] * 50) / 50  # two seeds, fifty rows: ties abound
-    for step, too_often in ((1 / 50, False), (0.0, True)):  # what the floor of the variance is for
+    assert rate >= 0.02  # a test without any positives would pass the line above
+    few = np.round(simulated(0.0, 1000, seed=1)[:, :, :2] * 50) / 50  # two seeds, 50 rows: many ties
+    for step, too_often in ((1 / 50, False), (0.0, True)):  # the minimum variance prevents false positives
         ties = [[paired_t(group, one[0], step).p for group in one[1:]] for one in few.tolist()]
         assert ((np.array([holm(row) for row in ties]) < LEVEL).any(axis=1).mean() > 0.05 + 2 * error) == too_often
 
 
-def test_a_planted_difference_is_found_as_often_as_the_power_says() -> None:
+def test_a_simulated_difference_is_found_as_often_as_the_power() -> None:
     gain = 0.015
     spread = (2 * 0.005**2 + 1 / 872**2 / 6) ** 0.5
-    power = TTestPower().power(gain / spread, 5, 0.05 / 3)  # the least that Holm leaves of it
+    power = TTestPower().power(gain / spread, 5, 0.05 / 3)  # lower limit of the power after Holm
     found = findings(simulated(gain, 1000, seed=2))
     assert power - 0.05 <= found[:, 2].mean() <= TTestPower().power(gain / spread, 5, 0.05) + 0.05
     assert found[:, :2].any(axis=1).mean() <= 0.05 + 2 * (0.05 * 0.95 / 1000) ** 0.5
@@ -203,7 +209,7 @@ def test_neither_torch_nor_scipy_stats_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_values_that_agree_have_no_spread() -> None:
+def test_equal_values_have_no_variance() -> None:
     mean, low, high = mean_interval([0.4, 0.4, 0.4])
     assert low == mean == high
     assert paired_t([0.7] * 3, [0.4] * 3).sd == 0

@@ -67,7 +67,7 @@ def rows_with_beginnings(count: int, seed: int = 0) -> list[Row]:
 
 def assert_as_alone(scorer: PrefixScorer, rows: list[Row], tolerance: float = 1e-4) -> None:
     for (own, greedy), (alone, alone_greedy) in zip(
-        scorer.score(rows), [scorer.alone(*row) for row in rows], strict=True
+        scorer.score(rows), [scorer.score_single(*row) for row in rows], strict=True
     ):
         assert own == pytest.approx(alone, abs=tolerance)
         assert greedy == alone_greedy
@@ -171,7 +171,7 @@ def test_of_such_a_model_a_benchmark_has_long_rows_scored_alone() -> None:
     told: list[int] = []
     live = Live(SimpleNamespace(backbone=model), None, Options(), lambda done, total: told.append(done))
     for row, (own, _) in zip(rows, live.score(rows), strict=True):
-        assert own == pytest.approx(PrefixScorer(model).alone(*row)[0], abs=1e-4)
+        assert own == pytest.approx(PrefixScorer(model).score_single(*row)[0], abs=1e-4)
     assert told == sorted(told)
     assert told[-1] == len(rows)
 

@@ -196,7 +196,9 @@ def test_a_budget_of_time_says_what_it_skipped(
     for evaluation in record["benchmarks"]:
         assert evaluation["results"] == {}
         assert list(evaluation["skipped"]) == ["litpeft_generated_2ds", "litpeft_generated_1da"]
-    told = "benchmark litpeft_generated_2ds has no result: the 1e-06 s of benchmarks.max_seconds were over."
+    told = (
+        "benchmark litpeft_generated_2ds has no result: the time limit of 1e-06 s (benchmarks.max_seconds) was reached."
+    )
     assert told in capsys.readouterr().err
 
 
@@ -205,8 +207,8 @@ def test_a_budget_of_time_says_what_it_skipped(
     [
         (["--benchmarks.tasks", "[litpeft_nothing]"], "benchmarks.tasks: lm-eval has no task 'litpeft_nothing'"),
         (["--benchmarks.tasks", "litpeft_generated_2ds,litpeft_no"], "lm-eval has no task 'litpeft_no'"),
-        (["--benchmarks.tasks", "[perplexity]"], "perplexity needs a text that is not trained on: --benchmarks.text"),
-        (["--benchmarks.tasks", "[held_out]"], "benchmarks.tasks held_out is for classifiers"),
+        (["--benchmarks.tasks", "[perplexity]"], "perplexity needs --benchmarks.text_file, a text"),
+        (["--benchmarks.tasks", "[held_out]"], "benchmarks.tasks held_out needs a classifier"),
         (["--benchmarks.limit", "0"], "benchmarks.limit must be at least 1, got 0"),
         (["--benchmarks.every_n_steps", "0"], "benchmarks.every_n_steps must be at least 1, got 0"),
         (["--benchmarks.num_fewshot", "-1"], "benchmarks.num_fewshot must be at least 0, got -1"),

@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_rank_is_refused(finished: Path, tmp_path: Path,
     words = ["validate", "--run_dir", str(run_dir), "--model.adapter.rank", "2"]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "model.adapter.rank is 2, but the checkpoint was made with 4; give the same." in error
+    assert "model.adapter.rank is 2, but the checkpoint was trained with 4; give the value of the checkpoint." in error
     assert error.count("\n") == 1
 
 
@@ -121,8 +121,8 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_offered(work: Tor
     assert main([*words, "--resume"]) == 2
     error = capsys.readouterr().err
     assert error == (
-        f"litpeft: error: the checkpoint {newest} cannot be used: {LOOP} is damaged, it is not what SHA256SUMS says; "
-        "remove that folder, and step-000003, the one before it, takes its place.\n"
+        f"litpeft: error: the checkpoint {newest} cannot be used: {LOOP} is damaged: its checksum differs from SHA256SUMS; "
+        "remove that folder to use step-000003, the checkpoint before it.\n"
     )
     shutil.rmtree(newest)
     assert run([*words, "--resume"], log, cache=cache) == 0, log.read_text()
@@ -135,10 +135,10 @@ def test_what_is_no_checkpoint_is_refused(finished: Path, tmp_path: Path, capsys
     file = newest_checkpoint(run_dir) / TENSORS
     file.unlink()
     assert main(["validate", "--run_dir", str(run_dir)]) == 2
-    assert f"it lacks {TENSORS}; there is no other one before it" in capsys.readouterr().err
+    assert f"it lacks {TENSORS}; there is no earlier checkpoint" in capsys.readouterr().err
     for foreign in (tmp_path, file.parent / LOOP):
         assert main(["validate", "--run_dir", str(run_dir), "--ckpt_path", str(foreign)]) == 2
-        assert f"it lacks SHA256SUMS; a checkpoint of ours is a folder with {TENSORS}" in capsys.readouterr().err
+        assert f"it lacks SHA256SUMS; a litpeft checkpoint is a folder with {TENSORS}" in capsys.readouterr().err
 
 
 def test_other_base_weights_and_other_adapters_are_refused(tmp_path: Path, words: list[str], tiny_model: str, capsys):
@@ -153,11 +153,11 @@ def test_other_base_weights_and_other_adapters_are_refused(tmp_path: Path, words
     capsys.readouterr()
     assert main(longer) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert f"model.model_name {base}: these are not the base weights that the checkpoint was made with" in error
+    assert f"model.model_name {base}: these are not the base weights that the checkpoint was trained on" in error
     assert main(["validate", *run_dir]) == 2
     shutil.copytree(tiny_model, base, dirs_exist_ok=True)
     assert main(["validate", *run_dir, "--model.adapter.alpha", "99"]) == 2
-    assert "model.adapter.alpha is 99.0, but the checkpoint was made with 8" in capsys.readouterr().err
+    assert "model.adapter.alpha is 99.0, but the checkpoint was trained with 8" in capsys.readouterr().err
     assert main(longer) == 0
 
 

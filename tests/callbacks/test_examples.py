@@ -59,7 +59,7 @@ def test_a_language_models_rows_sum_to_its_loss(tmp_path: Path, tiny_llama: str,
     words += ["--data.train_file", str(tmp_path / "rows.json"), "--data.val_samples", "11", "--data.batch_size", "4"]
     words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CausalLM, "_head_is_all", lambda self, model: not whole_logits)
+        patch.setattr(CausalLM, "_logits_are_head_output", lambda self, model: not whole_logits)
         assert main([*words, "--record.predictions", "true", "--trainer.enable_progress_bar", "false"]) == 0
     told = json.loads((tmp_path / "run" / "val_examples.json").read_text())
     assert len(told["loss"]) == 11

@@ -128,11 +128,11 @@ def test_what_others_hold_on_a_gpu_is_noted_and_much_of_it_is_told(
     recorder, gpu = MemoryRecorder(), torch.device("cuda:0")
     for free, others in ((78.5, 0.5), (60, 19)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (int(free * gib), 80 * gib))
-        recorder._look_around(gpu)
+        recorder._check_device_is_free(gpu)
         assert recorder.measured()["others_bytes"] == others * gib
     assert capsys.readouterr().err == (
-        "litpeft: warning: 19.0 GiB of cuda:0 are in use before the run begins; "
-        "figures of time and allocator_retries may not be its own.\n"
+        "litpeft: warning: 19.0 GiB of cuda:0 are in use before the run starts; "
+        "other work on the GPU may distort times and allocator_retries.\n"
     )
 
 

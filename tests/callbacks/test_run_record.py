@@ -198,7 +198,7 @@ def test_an_interrupted_run_says_so_in_its_record(tmp_path: Path, words: list[st
     error = process.communicate(timeout=60)[1]
     assert process.returncode == code, error
     assert "litpeft: interrupted at step" in error
-    assert "the same command with --resume goes on from step-" in error
+    assert "run the same command with --resume" in error
     assert "Traceback" not in error
     record = read_record(tmp_path / "run")
     assert record["status"] == "interrupted"
@@ -235,7 +235,7 @@ def test_a_mistake_before_the_first_step_does_not_use_up_the_folder(tmp_path: Pa
     assert main([*words, *LORA, *run_dir]) == 2
     assert "already holds a run; give --resume, --overwrite, or another --run_dir" in capsys.readouterr().err
     assert main([*words, *LORA, *run_dir, "--data.batch_size", "4"]) == 2
-    assert "already holds a run (with another data.init_args.batch_size); give" in capsys.readouterr().err
+    assert "already holds a run (with a different data.init_args.batch_size); give" in capsys.readouterr().err
 
 
 def test_a_mistake_with_overwrite_leaves_the_earlier_run_as_it_was(tmp_path: Path, words: list[str], capsys) -> None:

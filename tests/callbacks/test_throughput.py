@@ -283,7 +283,7 @@ def test_percentiles_are_numpys() -> None:
         ({"peak_flops": float("nan")}, "throughput.peak_flops must be above 0 and finite, got nan."),
         (
             {"peak_flops": 1e12, "measure_peak": True},
-            "give throughput.peak_flops or throughput.measure_peak, not both.",
+            "throughput.measure_peak: leave out throughput.peak_flops, which it would replace.",
         ),
     ],
 )

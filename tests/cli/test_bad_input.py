@@ -64,7 +64,7 @@ REFUSED: dict[str, tuple[str | bytes, list[str], str]] = {
     "a header alone": ("sentence\tlabel\n", [], "train.tsv: the file has no rows"),
     "an empty text": (table([("", "1"), *ROWS]), [], "train.tsv line 2: the text is empty"),
     "a text of spaces": (table([*ROWS, (" \u00a0 ", "1")]), [], "train.tsv line 10: the text is empty"),
-    "an empty label": (table([("a", ""), *ROWS]), [], "train.tsv line 2: '' is no label; see data.label_column"),
+    "an empty label": (table([("a", ""), *ROWS]), [], "train.tsv line 2: '' is not a label; see data.label_column"),
     "one label": (table([("a", "1")] * 4), [], "have the same label, 1; two classes are needed"),
     "one row": (table(ROWS[:1]), [], "have the same label, 1; two classes are needed"),
     "a rank above all widths": (table(ROWS), ["--model.adapter", "LoRA", "--model.adapter.rank", "1000000000"], "model.adapter.rank 1000000000"),
@@ -84,7 +84,7 @@ def test_what_cannot_be_trained_on_is_told(run: Run, tmp_path: Path, what: str) 
 def test_a_label_that_only_validation_has_is_told(run: Run) -> None:
     code, said = run(table(ROWS), val=table([*ROWS, ("new", "2")]))
     assert code == 2
-    assert "val.tsv line 10: label '2' is none of 0, 1" in said
+    assert "val.tsv line 10: label '2' is not one of 0, 1" in said
 
 
 def test_a_nul_byte_is_text_in_a_table_and_none_in_an_option(run: Run, tmp_path: Path) -> None:
@@ -130,8 +130,8 @@ def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_told(
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
     code, said = run(table([("beyond good", "1"), *ROWS]), "--model.model_name", str(tmp_path / "model"))
     assert code == 2, said
-    assert "has tokens up to number 25" in said
-    assert "25 rows of embeddings" in said
+    assert "has token ids up to 25" in said
+    assert "has only 25 embeddings" in said
 
 
 def test_a_rank_as_large_as_a_layer_trains(run: Run, tmp_path: Path) -> None:
@@ -148,15 +148,15 @@ VALUES = {
     "--model.dtype null": "model.dtype must be Literal['bf16', 'fp32'], not null; leave it out for 'bf16'.",
     "--trainer [1]": "trainer must hold options by name",
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
-    "--data FineTuneData": "data: FineTuneData is but what others derive from; name one of AGNews, ",
-    "--model.adapter litpeft.adapters.base.Adapter": "model.adapter: Adapter is but what others derive from",
-    "--model.adapter.layers {}": "model.adapter: Adapter is but what others derive from; name one of ",
+    "--data FineTuneData": "data: FineTuneData is an abstract base class; name one of AGNews, ",
+    "--model.adapter litpeft.adapters.base.Adapter": "model.adapter: Adapter is an abstract base class",
+    "--model.adapter.layers {}": "model.adapter: Adapter is an abstract base class; name one of ",
     "--data.train_samples -2e3": "data.train_samples must be int",
     "--data.batch_size null": "data.batch_size must be int, not null; leave it out for 32.",
-    "--model.adapter {0}": "--model.adapter: 0 is no name of an option",
+    "--model.adapter {0}": "--model.adapter: 0 is not an option name",
     "--overwrite 0.8": "unknown argument '0.8' after --overwrite, which takes no value.",
     "--data.max_length 5 6": "unknown argument '6' after --data.max_length.",
-    "--model.scheduler.warmup --": "--model.scheduler.warmup needs a value, and -- is none.",
+    "--model.scheduler.warmup --": "--model.scheduler.warmup needs a value before --.",
     "--model.scheduler.warmup": "--model.scheduler.warmup needs a value.",
     "--data.delimiter ;": "no column 'sentence'; it has: sentence\\tlabel (see data.text_column, data.delimiter and",
     "--trainer.max_time no": "trainer.max_time must be DAYS:HOURS:MINUTES:SECONDS (00:12:00:00), got 'no'.",
@@ -176,7 +176,7 @@ def test_a_value_that_nothing_can_take_is_told(run: Run, options: str) -> None:
     ("option", "word", "told"),
     [
         ("--overwrite", "", "unknown argument '' after --overwrite, which takes no value."),
-        ("--data.max_length", "&a [*a]", "data.max_length: it holds itself, or more than 1,000,000 values."),
+        ("--data.max_length", "&a [*a]", "data.max_length: it contains itself, or more than 1,000,000 values."),
         ("--data.cache_dir", "9" * 5000, "data.cache_dir has more than 4,300 digits, which no option takes."),
     ],
     ids=["empty", "itself", "digits"],
@@ -206,19 +206,19 @@ def test_what_is_wrong_in_the_files_of_a_finished_run_is_told_with_the_file(
     before = record.read_bytes()
     for words in (["test", "--run_dir", *verb], ["evaluate", verb[0], "--tasks", "held_out"]):
         assert main(words) == 2
-        assert f"{record} holds 'meemory_phases', which no run record of this version does" in capsys.readouterr().err
+        assert f"{record} holds 'meemory_phases', which is not a field of this version" in capsys.readouterr().err
     assert record.read_bytes() == before
     assert main(["validate", "--run_dir", verb[0]]) == 0  # which writes nothing
 
 
 YAMLS = {
     "model: \0": "line 1: not valid YAML: ",
-    "a: 1\nb: &x [*x]\n": "it holds itself, or more than",
-    "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"{y}: &{y} [{','.join(['*' + x] * 10)}]\n" for x, y in zip("abcdefg", "bcdefgh", strict=True)): "it holds itself, or more than",
+    "a: 1\nb: &x [*x]\n": "it contains itself, or more than",
+    "a: &a [1,1,1,1,1,1,1,1,1,1]\n" + "".join(f"{y}: &{y} [{','.join(['*' + x] * 10)}]\n" for x, y in zip("abcdefg", "bcdefgh", strict=True)): "it contains itself, or more than",
     "seed_everything: " + "9" * 5000: "not valid YAML: Exceeds the limit",
     "a: 2001-13-45": "not valid YAML: month must be in 1..12",
     "model: {init_args: [1]}": "model",
-    "'': 1": "'' is no name of an option",
+    "'': 1": "'' is not an option name",
     'trainer: "\\0"': "trainer holds a NUL",
     "[" * 100_000: "not valid YAML",
 }  # fmt: skip
@@ -252,14 +252,14 @@ def test_a_sentence_is_one_line_whatever_it_quotes() -> None:
     ("change", "told"),
     [
         ({"steps": "3"}, "steps must be a whole number, not str"),
-        ({"memory_phases": {"train": 3}}, "memory_phases.train must hold names and values"),
+        ({"memory_phases": {"train": 3}}, "memory_phases.train must be a mapping"),
         ({"validations": [{"step": []}]}, "validations[0].step must be a number, not list"),
         ({"benchmarks": [{"step": 1, "seconds": 1, "skipped": {}}]}, "benchmarks[0] lacks results"),
-        ({"benchmarks": [None]}, "benchmarks[0] must hold names and values"),
-        ({"benchmarks": [{"step": 1, "results": {"a": None}}]}, "benchmarks[0].results.a must hold names and values"),
+        ({"benchmarks": [None]}, "benchmarks[0] must be a mapping"),
+        ({"benchmarks": [{"step": 1, "results": {"a": None}}]}, "benchmarks[0].results.a must be a mapping"),
         ({"benchmarks": [{"step": 1, "results": {"a": {"scores": {}, "tasks": "b"}}}]}, "benchmarks[0].results.a.tasks must be a list"),
-        ({"val_accuracy": 1e200}, "val_accuracy must be a number, and is too large"),
-        ({"train_loss": float("inf")}, "train_loss must be a number, and is too large"),
+        ({"val_accuracy": 1e200}, "val_accuracy must be a number, but is too large"),
+        ({"train_loss": float("inf")}, "train_loss must be a number, but is too large"),
     ],
 )  # fmt: skip
 def test_a_record_that_was_changed_by_hand_is_told(
@@ -271,7 +271,7 @@ def test_a_record_that_was_changed_by_hand_is_told(
     (tmp_path / "lora" / "record.json").write_text(json.dumps(record | change))
     for verb in (["compare"], ["report", "-o", str(tmp_path / "page.html")]):
         assert main([verb[0], str(tmp_path), *verb[1:]]) == 2
-        assert f"lora/record.json is no run record as it was written: {told}." in capsys.readouterr().err
+        assert f"lora/record.json is not a valid run record: {told}." in capsys.readouterr().err
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -302,14 +302,14 @@ def test_a_row_that_gave_no_number_is_left_out_of_the_tests_over_examples(
             kept = {"loss": [0.1, None if adapter == "dora" else 0.2], "correct": [1, 0]}
             write_run(tmp_path / adapter / str(seed), adapter, seed, 0.8, None, kept)
     assert main(["compare", str(tmp_path), "--examples", "--figures", "val_loss", "--format", "markdown"]) == 0
-    assert "val_loss of some row is no number" in " ".join(capsys.readouterr().out.replace("\\", "").split())
+    assert "val_loss of a row is NaN or infinite" in " ".join(capsys.readouterr().out.replace("\\", "").split())
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         ({"question": {"a": 1}}, "question must be text, not dict"),
-        ({"trials": [None]}, "trials[0] must hold names and values"),
+        ({"trials": [None]}, "trials[0] must be a mapping"),
         ({"published": {"source": [1], "rows": []}}, "published.source must be text, not list"),
     ],
 )
@@ -319,4 +319,4 @@ def test_a_description_of_a_sweep_that_is_none_is_told(
     sweep = {"experiment": "e", "axes": ["adapter"], "trials": [{"name": "lora", "label": "lora"}], "seeds": [0]}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | change))
     assert main(["compare", str(tmp_path)]) == 2
-    assert f"sweep.yaml is no description of a sweep: {told}." in capsys.readouterr().err
+    assert f"sweep.yaml is not a valid sweep description: {told}." in capsys.readouterr().err

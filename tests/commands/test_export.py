@@ -41,7 +41,7 @@ def ids() -> torch.Tensor:
 
 
 def difference_told(capsys: pytest.CaptureFixture) -> float:
-    return float(capsys.readouterr().out.split("trained model ")[1].split(",")[0])
+    return float(capsys.readouterr().out.split("trained model's by at most ")[1].split(";")[0])
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "qlora-nf4", "qdora-nf4"])
@@ -100,8 +100,8 @@ def test_a_run_can_start_from_an_exported_one(runs: dict[str, Path], words: list
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("none", ["--format", "adapter"], "PEFT has no adapter like none; give --format merged"),
-        ("lora", ["--format", "merged", "--base", "original"], "--base is for four-bit runs"),
+        ("none", ["--format", "adapter"], "PEFT has no adapter of type full; give --format merged"),
+        ("lora", ["--format", "merged", "--base", "original"], "--base applies to 4-bit runs"),
         ("lora", ["--format", "adapter", "--dtype", "fp32"], "leave them out with --format adapter"),
     ],
 )

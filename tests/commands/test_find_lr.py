@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from litpeft.__main__ import main
-from litpeft.commands.find_lr import SMOOTHED, RateRange, _told
+from litpeft.commands.find_lr import SMOOTHING, RateRange, _summary
 
 
 def test_rates_rise_by_one_factor_keep_their_ratios_and_losses_are_smoothed() -> None:
@@ -29,20 +29,20 @@ def test_rates_rise_by_one_factor_keep_their_ratios_and_losses_are_smoothed() ->
                 trainer.global_step = step + 1
             finder.on_train_batch_end(trainer, None)
     assert seen == [pytest.approx([rate, 16 * rate]) for rate in rates]
-    weights = [[SMOOTHED ** (step - i) for i in range(step + 1)] for step in range(6)]
+    weights = [[SMOOTHING ** (step - i) for i in range(step + 1)] for step in range(6)]
     means = [sum(w * x for w, x in zip(row, raw, strict=False)) / sum(row) for row in weights]
     assert finder.losses == pytest.approx(means)
     assert trainer.should_stop
 
 
-def test_what_is_told_of_a_curve() -> None:
+def test_what_is_summary_of_a_curve() -> None:
     rates = [10.0 ** (step / 4 - 4) for step in range(24)]
     losses = [2 - 1 / (1 + 2.0 ** (10 - step)) for step in range(18)] + [1.2, 1.8, 2.6]
-    suggested, least, lost = _told(rates, losses)
+    suggested, least, lost = _summary(rates, losses)
     assert rates[8] <= float(suggested) <= rates[10]  # a sigmoid falls fastest in its middle
     assert float(least) == pytest.approx(rates[17], rel=0.05)
     assert float(lost) == pytest.approx(rates[20], rel=0.05)
-    assert _told(rates, [1 + step / 10 for step in range(24)])[::2] == ["none: the loss never fell", "not reached"]
+    assert _summary(rates, [1 + step / 10 for step in range(24)])[::2] == ["none: the loss never fell", "not reached"]
 
 
 def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
@@ -53,7 +53,7 @@ def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
     options += ["--steps", "40", "--lowest", "1e-5", "--highest", "10", "--compare", "lora,none,lora"]
     assert main(["find_lr", *options, "--output", "curve.csv"]) == 0
     out = capsys.readouterr().out
-    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["lora", "none", "lora"]
+    assert [line.split("│")[1].strip() for line in out.splitlines() if line.startswith("│")] == ["lora", "full", "lora"]
     with open("curve.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     curves = {name: [row for row in rows if row["adapter"] == name] for name in ("lora", "none")}
@@ -70,7 +70,7 @@ def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
         (["--steps", "3"], "--steps must be at least 10"),
         (["--lowest", "1", "--highest", "0.1"], "--lowest above 0 and below --highest"),
         (["--trainer.accelerator", "abacus"], "trainer.accelerator: You selected an invalid accelerator name"),
-        (["--compare", "lola"], "--compare: no adapter is called 'lola'"),
+        (["--compare", "lola"], "--compare: no adapter is named 'lola'"),
         (["--output", "no/such/folder.csv", "--steps", "10"], "--output no/such/folder.csv: No such file or directory"),
     ],
 )

@@ -1,4 +1,4 @@
-"""`litpeft report` as one types it."""
+"""`litpeft report` on the command line."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_runs(tmp_path_factory.mktemp("report") / "runs")
 
 
-def test_a_page_is_written_where_it_was_asked_for(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_page_is_written_to_the_output_path(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "new" / "report.html"
-    words = ["report", str(runs), "--baseline", "lora", "--figures", "val_loss,train_seconds", "-o", str(path)]
-    assert main([*words, "--target", "val_accuracy=0.85"]) == 0
+    arguments = ["report", str(runs), "--baseline", "lora", "--figures", "val_loss,train_seconds", "-o", str(path)]
+    assert main([*arguments, "--target", "val_accuracy=0.85"]) == 0
     assert capsys.readouterr().out.strip() == str(path)
     text = path.read_text()
-    assert "held against <strong>lora</strong>" in text
+    assert "baseline: <strong>lora</strong>" in text
     heads = re.findall(r'<th scope="col" title="([\w.]+):', text)
     assert heads == ["val_loss", "train_seconds", "seconds_to_val_accuracy_0.85"]
     assert "litpeft report " in text
@@ -37,35 +37,35 @@ def test_a_page_is_written_where_it_was_asked_for(runs: Path, tmp_path: Path, ca
 def test_neither_torch_nor_plotlys_classes_are_imported(runs: Path, tmp_path: Path) -> None:
     code = "import sys; from litpeft.__main__ import main; main(sys.argv[1:]); "
     code += "print([name for name in ('torch', 'lightning', 'tensorflow', 'plotly.graph_objs') if name in sys.modules])"
-    words = ["report", str(runs), "-o", str(tmp_path / "report.html")]
-    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    arguments = ["report", str(runs), "-o", str(tmp_path / "report.html")]
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["nowhere"], "nowhere"),
         (
             ["RUNS", "--format", "md", "-o", "report.html"],
             "--format md does not fit -o report.html; leave one of them out.",
         ),
-        (["RUNS", "-o", "FOLDER"], "FOLDER is a folder; name a file in it."),
+        (["RUNS", "-o", "FOLDER"], "FOLDER is a folder; give a file name."),
         (["RUNS", "--baseline", "dora"], "--baseline dora: no such group"),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    runs: Path, tmp_path: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture
+def test_an_error_is_one_sentence(
+    runs: Path, tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture
 ) -> None:
     known = {"RUNS": str(runs), "FOLDER": str(tmp_path)}
-    assert main(["report", *(known.get(word, word) for word in words)]) == 2
+    assert main(["report", *(known.get(word, word) for word in arguments)]) == 2
     error = capsys.readouterr().err
     assert sentence.replace("FOLDER", str(tmp_path)) in error
     assert error.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
+def test_markdown_has_a_folder_of_pictures(tmp_path: Path) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido (the extra `report`)")
     from tests.analysis.report.screenshots import chromium
 
@@ -89,8 +89,8 @@ def test_markdown_has_its_pictures_beside_it(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_markdown_without_a_browser_is_one_sentence(runs: Path, tmp_path: Path) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido (the extra `report`)")
-    nothing = str(tmp_path / "no-browser")
-    done = litpeft("report", str(runs), "-o", str(tmp_path / "report.md"), BROWSER_PATH=nothing)
+    missing = str(tmp_path / "no-browser")
+    done = litpeft("report", str(runs), "-o", str(tmp_path / "report.md"), BROWSER_PATH=missing)
     assert done.returncode == 2
     assert "--format md: kaleido could not draw with" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""`litpeft sweep` as a command: all runs made once, failures told and repeated, a kill that loses nothing."""
+"""`litpeft sweep`: every run is made once, failures are reported and repeated, and a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ADAPTERS = ("lora", "qlora-nf4")
 
 @pytest.fixture
 def write(tmp_path: Path, tiny_model: str, sentences: dict[str, str]) -> Any:
-    """Writes an experiment on the tiny model into tmp_path, where its runs go too."""
+    """Return a function that writes an experiment with the tiny model to tmp_path."""
     (tmp_path / "mine.py").write_text(CALLBACKS)
     options = {
         "model.model_name": tiny_model,
@@ -59,7 +59,7 @@ def write(tmp_path: Path, tiny_model: str, sentences: dict[str, str]) -> Any:
         "trainer.enable_progress_bar": False,
     }
 
-    def written(axes: dict[str, Any], seeds: Any = 1, **more: Any) -> None:
+    def write_experiment(axes: dict[str, Any], seeds: Any = 1, **more: Any) -> None:
         content = {
             "configs": ["base", "sst2", "lora", "adamw"],
             "options": options | more,
@@ -68,7 +68,7 @@ def write(tmp_path: Path, tiny_model: str, sentences: dict[str, str]) -> Any:
         }
         (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
 
-    return written
+    return write_experiment
 
 
 def statuses(folder: Path) -> dict[str, str]:
@@ -93,88 +93,93 @@ def test_a_dry_run_shows_trials_and_memory_and_writes_nothing(
         for line in out.splitlines()
         if "│" in line
     }
-    assert rows["none"][0] == "35,522"
-    assert float(rows["none"][2]) > float(rows["dora"][2]) > float(rows["dora"][1]) > 0
+    assert rows["full"][0] == "35,522"
+    assert float(rows["full"][2]) > float(rows["dora"][2]) > float(rows["dora"][1]) > 0
     assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         ([], "litpeft sweep: the following arguments are required: experiment; see litpeft sweep --help."),
-        (["none.yaml"], "litpeft sweep none.yaml: no such file, and no shipped configuration of that name"),
+        (["none.yaml"], "litpeft sweep none.yaml: no such file and no packaged configuration of that name"),
         (["tiny.yaml", "--jobs", "0"], "--jobs and --trials must be at least 1."),
         (["tiny.yaml", "lora"], "litpeft sweep: unknown argument 'lora'"),
-        (["tiny.yaml", "--job", "2"], "litpeft sweep: 'job' is no option of litpeft fit"),
+        (["tiny.yaml", "--job", "2"], "litpeft sweep: 'job' is not an option of litpeft fit"),
         (["tiny.yaml", "--model.rank", "2"], "trial lora: model has no option 'rank'"),
-        (["tiny.yaml", "--seed_everything", "2"], "litpeft sweep: seed_everything is given by the sweep itself"),
+        (
+            ["tiny.yaml", "--seed_everything", "2"],
+            "litpeft sweep: seed_everything is set by the sweep; use configs or seeds instead",
+        ),
     ],
 )
-def test_mistakes_are_one_sentence_and_write_nothing(
+def test_errors_are_one_sentence_and_write_nothing(
     tmp_path: Path,
     write: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
-    words: list[str],
+    arguments: list[str],
     sentence: str,
 ) -> None:
     write({"adapter": ["lora"]})
     monkeypatch.chdir(tmp_path)
-    assert main(["sweep", *words]) == 2
+    assert main(["sweep", *arguments]) == 2
     error = capsys.readouterr().err.strip()
     assert sentence in error
     assert "\n" not in error
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_failed_is_told_and_repeated_on_request_alone(tmp_path: Path, write: Any) -> None:
-    """A trial that runs out of memory leaves its record; the next runs as if nothing had been."""
+def test_failed_trials_are_reported_and_repeated_only_on_request(tmp_path: Path, write: Any) -> None:
+    """A trial that runs out of memory leaves a record; the next trial runs normally."""
     write({"way": {"hurt": {"trainer.callbacks": "mine.OutOfMemory"}, "well": {}}})
     done = litpeft("sweep", "tiny.yaml", cwd=tmp_path, HURT="1")
     assert done.returncode == 1
     assert statuses(tmp_path) == {"hurt/seed0": "oom", "well/seed0": "ok"}
     assert "litpeft: hurt seed 0 oom: CUDA out of memory. Tried to allocate 2.00 GiB" in done.stderr
-    assert "the same command with --retry runs them again" in done.stderr
-    begun = read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"]
+    assert "rerun them with the same command and --retry" in done.stderr
+    started = read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"]
     log = tmp_path / "runs" / "tiny" / "logs" / "hurt-seed0.log"
     assert log.read_text().startswith("$ litpeft fit --config ")
 
     again = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
     assert (again.returncode, statuses(tmp_path)["hurt/seed0"]) == (1, "oom")
-    mended = litpeft("sweep", "tiny.yaml", "--retry", cwd=tmp_path)
-    assert (mended.returncode, set(statuses(tmp_path).values())) == (0, {"ok"})
-    assert "best so far" in mended.stdout
-    assert read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"] == begun  # nothing is run twice
+    retried = litpeft("sweep", "tiny.yaml", "--retry", cwd=tmp_path)
+    assert (retried.returncode, set(statuses(tmp_path).values())) == (0, {"ok"})
+    assert "best so far" in retried.stdout
+    assert (
+        read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"] == started
+    )  # finished runs are not repeated
 
     changed = litpeft("sweep", "tiny.yaml", "--data.batch_size", "4", cwd=tmp_path)
     assert changed.returncode == 2
-    assert "was begun with data.init_args.batch_size 8, and it is 4 now" in changed.stderr
+    assert "was started with data.init_args.batch_size 8, which is now 4" in changed.stderr
 
 
-def test_a_trial_that_cannot_begin_is_told_with_its_log(tmp_path: Path, write: Any) -> None:
+def test_a_trial_that_cannot_start_is_reported_with_its_error(tmp_path: Path, write: Any) -> None:
     write({"adapter": ["lora"]}, **{"data.train_file": "none.tsv"})
     done = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "litpeft: lora seed 0 failed: data.train_file none.tsv: No such file or directory." in done.stderr
 
 
-def test_a_trial_that_was_killed_is_no_success_of_the_sweep(tmp_path: Path, write: Any) -> None:
-    """As the system does where memory runs out; its record says no more than that it did not end."""
+def test_a_killed_trial_fails_the_sweep(tmp_path: Path, write: Any) -> None:
+    """The system kills a process when memory runs out; the record then says interrupted."""
     write({"adapter": ["lora"]}, **{"trainer.callbacks": "mine.Killed"})
     done = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
     assert done.returncode == 1
     assert "litpeft: lora seed 0 failed: see runs/tiny/logs/lora-seed0.log" in done.stderr
-    assert statuses(tmp_path) == {"lora/seed0": "interrupted"}  # so the same command goes on with it
+    assert statuses(tmp_path) == {"lora/seed0": "interrupted"}  # so the same command resumes the run
 
 
-def test_a_trial_that_was_stopped_before_its_record_has_not_failed(tmp_path: Path) -> None:
+def test_a_trial_stopped_before_it_wrote_a_record_has_not_failed(tmp_path: Path) -> None:
     job = jobs_of(tmp_path, Experiment("mine", {}, [Trial("lora", "lora", {}, ())], [0], {}))[0]
     job.log.parent.mkdir()
     sweep = object.__new__(_Sweep)
     sweep.options, sweep.stopped = Namespace(retry=False), None
-    sweep.screen = SimpleNamespace(note=lambda job, state: None)
+    sweep.screen = SimpleNamespace(update=lambda job, state: None)
 
-    def launch(words: list[str], log: Path) -> int:
+    def launch(arguments: list[str], log: Path) -> int:
         sweep.stopped = signal.SIGINT
         return -signal.SIGTERM
 
@@ -183,9 +188,9 @@ def test_a_trial_that_was_stopped_before_its_record_has_not_failed(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGINT])  # SIGTERM goes the way of SIGINT
-def test_a_sweep_that_was_ended_in_the_middle_is_finished_as_if_nothing_had_been(
-    tmp_path: Path, write: Any, blow: signal.Signals
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])  # SIGTERM is handled like SIGINT
+def test_an_interrupted_sweep_can_be_finished_with_the_same_results(
+    tmp_path: Path, write: Any, kill: signal.Signals
 ) -> None:
     write({"adapter": list(ADAPTERS)}, **{"trainer.callbacks": "mine.Slow", "checkpoint.every_n_steps": 3})
     command = [sys.executable, "-m", "litpeft", "sweep", "tiny.yaml", "--jobs", "2"]
@@ -198,16 +203,16 @@ def test_a_sweep_that_was_ended_in_the_middle_is_finished_as_if_nothing_had_been
     while not list(root.glob("*/seed0/checkpoints/step-*")):
         assert time.monotonic() < deadline, running.poll()
         time.sleep(0.05)
-    running.send_signal(blow)
+    running.send_signal(kill)
     _, errors = running.communicate()
-    assert running.returncode == (-9 if blow == signal.SIGKILL else 128 + blow)
-    if blow != signal.SIGKILL:
-        assert "the same command goes on" in errors
+    assert running.returncode == (-9 if kill == signal.SIGKILL else 128 + kill)
+    if kill != signal.SIGKILL:
+        assert "run the same command to continue" in errors
 
     finished = litpeft("sweep", "tiny.yaml", "--jobs", "2", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     resumed = [name for name in ADAPTERS if "--resume" in (root / "logs" / f"{name}-seed0.log").read_text()]
-    assert resumed  # the other may not have begun
+    assert resumed  # the other trial may not have started
     assert statuses(tmp_path) == {f"{name}/seed0": "ok" for name in ADAPTERS}
     for name in resumed:
         record = read_record(root / name / "seed0")
@@ -221,7 +226,7 @@ def test_a_sweep_that_was_ended_in_the_middle_is_finished_as_if_nothing_had_been
 
 
 @pytest.mark.slow
-def test_a_search_runs_some_of_the_trials_and_goes_on(tmp_path: Path, write: Any) -> None:
+def test_a_search_runs_some_trials_and_can_be_continued(tmp_path: Path, write: Any) -> None:
     pytest.importorskip("optuna")
     write({"model.adapter.rank": [2, 4, 8], "model.optimizer.lr": [1e-3, 1e-2]})
     done = litpeft("sweep", "tiny.yaml", "--select", "optuna", "--trials", "2", cwd=tmp_path)
@@ -238,8 +243,8 @@ def test_a_search_runs_some_of_the_trials_and_goes_on(tmp_path: Path, write: Any
     ("package", "options"),
     [("ray", ["--launcher", "ray", "--jobs", "2"]), ("submitit", ["--launcher", "slurm", "--slurm", "cluster=local"])],
 )
-def test_trials_run_on_ray_and_by_submitit(tmp_path: Path, write: Any, package: str, options: list[str]) -> None:
-    """Ray on two local workers; submitit's jobs as local processes, as there is no SLURM here."""
+def test_trials_run_on_ray_and_with_submitit(tmp_path: Path, write: Any, package: str, options: list[str]) -> None:
+    """Ray with two local workers; submitit with local processes instead of SLURM."""
     pytest.importorskip(package)
     write({"adapter": ["lora", "dora"]})
     done = litpeft("sweep", "tiny.yaml", *options, cwd=tmp_path, RAY_AUTH_MODE="disabled")
@@ -248,20 +253,20 @@ def test_trials_run_on_ray_and_by_submitit(tmp_path: Path, write: Any, package: 
 
 
 @pytest.mark.parametrize(
-    ("package", "words", "extra"),
+    ("package", "arguments", "extra"),
     [
         ("ray", ["--launcher", "ray"], "ray"),
         ("submitit", ["--launcher", "slurm"], "slurm"),
         ("optuna", ["--select", "optuna"], "hpo"),
     ],
 )
-def test_what_is_not_installed_is_one_sentence(
+def test_a_missing_package_is_one_sentence(
     tmp_path: Path,
     write: Any,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     package: str,
-    words: list[str],
+    arguments: list[str],
     extra: str,
 ) -> None:
     write({"adapter": ["lora"]})
@@ -269,7 +274,7 @@ def test_what_is_not_installed_is_one_sentence(
     monkeypatch.setitem(sys.modules, package, None)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
     try:
-        assert main(["sweep", "tiny.yaml", *words]) == 2
+        assert main(["sweep", "tiny.yaml", *arguments]) == 2
     finally:
         for number, handler in handlers:
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Local files are read as they are meant, and what is wrong with one is told with its line."""
+"""Reading of local files, and error messages with file and line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def read(path: Path, required=("text", "label"), **options) -> list[dict]:
     return [row for _, row in read_rows(path, dict.fromkeys(required, "data.text_column"), **options)]
 
 
-def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
+def test_every_file_type_gives_the_same_rows(tmp_path: Path) -> None:
     files = {
         "a.tsv": 'text\tlabel\nhe said "no", twice\t1\nnull\t0\n',
         "a.csv": 'text,label\n"he said ""no"", twice",1\nnull,0\n',
@@ -52,11 +52,11 @@ def test_headers_marks_encodings_and_delimiters(tmp_path: Path) -> None:
     latin = write(tmp_path / "latin.tsv", "text\tlabel\ncaf\xe9\t1\n".encode("latin-1"))
     assert read(latin, encoding="latin-1")[0]["text"] == "caf\xe9"
     assert read(write(tmp_path / "semi.csv", "text;label\nx, y;1\n"), delimiter=";")[0]["text"] == "x, y"
-    # a header is seen although columns are given for other files
+    # a header is recognised even if columns are given
     assert read(marked, columns=["label", "text"]) == [{"text": "x", "label": "1"}]
 
 
-def test_places_are_the_lines_that_an_editor_shows(tmp_path: Path) -> None:
+def test_places_are_line_numbers_of_an_editor(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", 'text,label\n"two\nlines",1\nlast,0\n')
     assert [place.removeprefix(f"{path} ") for place, _ in read_rows(path, {"text": "data.text_column"})] == [
         "line 2",
@@ -65,7 +65,7 @@ def test_places_are_the_lines_that_an_editor_shows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("none.tsv", None, "there is no such file"),
         ("a.xlsx", "x", "unknown kind of file; give one of .tsv"),
@@ -80,42 +80,42 @@ def test_places_are_the_lines_that_an_editor_shows(tmp_path: Path) -> None:
         (
             "a.tsv",
             "text\tlabel\nx\t1\ny\n",
-            "line 3: 1 columns where there should be 2 (text, label); see data.delimiter.",
+            "line 3: 1 columns, expected 2 (text, label); see data.delimiter.",
         ),
         ("a.tsv", b"text\tlabel\nx\t1\n\xff\xfe\t0\n", "line 3: not utf-8; give data.encoding"),
         ("a.csv", 'text,label\n"open,1\n', "unexpected end of data"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "line 2: not valid JSON"),
-        ("a.jsonl", "[1]\n", "line 1: an object with named columns is needed, not list"),
+        ("a.jsonl", "[1]\n", "line 1: expected an object with named columns, got list"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: an escape such as \\ud800 is half a character"),
         ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", "line 1: not valid JSON: Exceeds the limit"),
-        ("a.json", '{"text": "x"}', "must hold a list of objects"),
-        ("a.json", "[1]", "item 1: an object with named columns is needed, not int"),
+        ("a.json", '{"text": "x"}', "must contain a list of objects"),
+        ("a.json", "[1]", "item 1: expected an object with named columns, got int"),
         ("a.parquet", "no parquet", "not a readable Parquet file"),
     ],
 )
-def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, name: str, content, said: str) -> None:
+def test_an_error_has_its_place(tmp_path: Path, name: str, content, message: str) -> None:
     path = tmp_path / name
     if content is not None:
         write(path, content)
-    with pytest.raises(UserError, match=re.escape(said)) as caught:
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
         read(path)
     assert str(path) in str(caught.value)
 
 
 def test_an_encoding_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data.encoding utf-9: Python knows no such encoding"):
+    with pytest.raises(UserError, match=r"data.encoding utf-9: Python has no such encoding"):
         read(write(tmp_path / "a.tsv", "text\tlabel\nx\t1\n"), encoding="utf-9")
 
 
 @pytest.mark.parametrize("option", ["instruction_column", "output_column"])
-def test_a_column_that_is_not_there_is_told_with_its_option(tmp_path: Path, tiny_model: str, option: str) -> None:
+def test_a_missing_column_is_refused_with_its_option(tmp_path: Path, tiny_model: str, option: str) -> None:
     path = write(tmp_path / "a.jsonl", '{"instruction": "x", "output": "y"}')
     data = Alpaca(train_file=str(path), tokenizer=tiny_model, **{option: "z"})
     with pytest.raises(UserError, match=rf"no column 'z'; it has: instruction, output \(see data.{option}\)"):
         data.table("train")
 
 
-def test_what_is_wrong_with_all_of_a_file_is_told_with_its_option(tmp_path: Path, tiny_model: str) -> None:
+def test_an_error_about_a_file_has_its_option(tmp_path: Path, tiny_model: str) -> None:
     data = Alpaca(train_file=str(write(tmp_path / "a.json", "{}")), tokenizer=tiny_model)
-    with pytest.raises(UserError, match=r"^data.train_file \S+a.json: a .json file must hold a list of objects"):
+    with pytest.raises(UserError, match=r"^data.train_file \S+a.json: a .json file must contain a list of objects"):
         data.table("train")

@@ -1,4 +1,4 @@
-"""The order of batches depends on the seed and the epoch alone, and every row comes once."""
+"""The order of batches depends only on seed and epoch, and each epoch has every row once."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_every_row_comes_once_and_the_longest_first(lengths, size, seed, epoch, 
     assert sum(len(batch) < size for batch in batches) <= -(-len(lengths) // (WINDOW * size))
 
 
-def test_the_order_is_that_of_the_seed_whatever_else_draws_random_numbers() -> None:
+def test_the_order_depends_only_on_the_seed() -> None:
     lengths = np.random.default_rng(0).integers(1, 50, 300)
 
     def order(seed: int, epoch: int) -> list[list[int]]:
@@ -59,7 +59,7 @@ def test_grouping_saves_padding() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(lengths=lengths, size=st.integers(1, 9), world=st.integers(2, 4), shuffle=st.booleans(), epoch=st.integers(0, 2))
-def test_processes_share_each_batch_that_one_would_have(lengths, size, world, shuffle, epoch) -> None:
+def test_processes_share_the_batches_of_one_process(lengths, size, world, shuffle, epoch) -> None:
     assume(len(lengths) >= world)
 
     def batches(size: int, *ranks: int) -> list[list[int]]:
@@ -69,13 +69,15 @@ def test_processes_share_each_batch_that_one_would_have(lengths, size, world, sh
         return list(sampler)
 
     shares = [batches(size, rank, world) for rank in range(world)]
-    together = [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]  # strict: or one would wait for ever
+    together = [
+        sorted(chain(*parts)) for parts in zip(*shares, strict=True)
+    ]  # strict: with unequal counts, a rank would wait for ever
     alone = [sorted(batch) for batch in batches(size * world)]
     assert all(part for share in shares for part in share)
     assert sorted(chain(*together)) == list(range(len(lengths)))
     for parts in zip(*shares, strict=True):
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    if 0 < len(lengths) % (size * world) < world and len(alone) > 1:  # too few rows for all: they join the batch before
+    if 0 < len(lengths) % (size * world) < world and len(alone) > 1:  # too few rows for all ranks: merged
         assert len(together) == len(alone) - 1
         assert sum(batch not in alone for batch in together) == 1
         assert max(map(len, together)) < (size + 1) * world
@@ -84,13 +86,13 @@ def test_processes_share_each_batch_that_one_would_have(lengths, size, world, sh
 
 
 def test_fewer_rows_than_processes_are_refused() -> None:
-    with pytest.raises(UserError, match="2 rows cannot be shared by 3 processes"):
+    with pytest.raises(UserError, match="2 rows are too few for 3 processes; give at most 2"):
         LengthGroupedBatches(np.ones(2, int), 4, rank=0, world_size=3)
 
 
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(2, 60), served=st.integers(0, 20), epoch=st.integers(0, 2))
-def test_a_loader_goes_on_where_another_one_stopped(rows, served, epoch) -> None:
+def test_a_loader_resumes_where_another_one_stopped(rows, served, epoch) -> None:
     def loader() -> ResumableLoader:
         return ResumableLoader(_Same(list(range(rows))), LengthGroupedBatches(np.arange(rows) % 7 + 1, 3))
 

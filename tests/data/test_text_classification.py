@@ -1,4 +1,4 @@
-"""From files to batches: labels, limits, caching, and the two forms of AG News."""
+"""From files to batches: labels, limits, the cache, and the two formats of AG News."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tsv(path: Path, *rows: str, header: str = "text\tlabel") -> str:
     return str(path)
 
 
-def test_a_batch_is_what_the_tokenizer_gives_padded(tiny_model: str, sentences: dict[str, str]) -> None:
+def test_a_batch_is_the_padded_output_of_the_tokenizer(tiny_model: str, sentences: dict[str, str]) -> None:
     data = make(SST2, tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"], batch_size=5)
     lines = [line.split("\t") for line in Path(sentences["train"]).read_text().splitlines()[1:]]
     seen = []
@@ -46,7 +46,7 @@ def test_a_batch_is_what_the_tokenizer_gives_padded(tiny_model: str, sentences: 
     assert data.num_train_batches == 20
 
 
-def test_long_texts_are_cut_counted_and_keep_their_end_token(tiny_model: str, tmp_path: Path) -> None:
+def test_long_texts_are_truncated_counted_and_keep_their_end_token(tiny_model: str, tmp_path: Path) -> None:
     file = tsv(tmp_path / "a.tsv", "the film was good\t1", "bad\t0", "the film was a very very bad film\t0")
     data = make(tokenizer=tiny_model, train_file=file, val_file=file, max_length=6)
     ids = [
@@ -60,7 +60,7 @@ def test_long_texts_are_cut_counted_and_keep_their_end_token(tiny_model: str, tm
     assert data.describe()["tables"]["train"]["truncated_rows"] == 1
 
 
-def test_text_is_tokenised_once_and_found_again_by_its_content(
+def test_text_is_tokenised_once_and_cached_by_its_content(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = write_sentences(tmp_path / "a.tsv", 40, seed=7)
@@ -75,7 +75,7 @@ def test_text_is_tokenised_once_and_found_again_by_its_content(
     copied = tmp_path / "copy.tsv"
     copied.write_bytes(Path(file).read_bytes())
     make(SST2, train_file=str(copied), val_samples=10, train_samples=3, batch_size=2, **options)
-    assert calls == [40]  # another place, other limits: the same text
+    assert calls == [40]  # other limits and another folder, but the same text
     make(SST2, train_file=file, val_samples=8, max_length=9, **options)
     assert calls == [40, 40]
     copied.write_text(copied.read_text() + "a good film\t1\n")
@@ -84,7 +84,7 @@ def test_text_is_tokenised_once_and_found_again_by_its_content(
     assert not list((tmp_path / "cache").rglob(".making-*"))
 
 
-def test_limits_and_the_cut_are_the_same_for_every_seed_and_do_not_overlap(
+def test_selected_rows_are_the_same_for_every_seed_and_do_not_overlap(
     tiny_model: str, sentences: dict[str, str]
 ) -> None:
     options = {"tokenizer": tiny_model, "train_file": sentences["train"], "val_samples": 20}
@@ -133,40 +133,44 @@ def test_labels_as_numbers_and_names(tiny_model: str, tmp_path: Path, labels, op
 
 
 @pytest.mark.parametrize(
-    ("rows", "options", "said"),
+    ("rows", "options", "message"),
     [
-        (["good\t0", "bad\t7"], {"label_names": ["a", "b"]}, "line 3: label '7' is none of a, b (numbers 0 to 1)"),
+        (["good\t0", "bad\t7"], {"label_names": ["a", "b"]}, "line 3: label '7' is not one of a, b (numbers 0 to 1)"),
         (["good\t0", "bad\t1"], {"label_offset": 1}, "line 2: label 0 is below data.label_offset 1"),
         (["good\ta", "bad\ta"], {}, "line 2 and all other rows have the same label, a; two classes are needed"),
         (["good\t0", " \t1"], {}, "line 3: the text is empty"),
-        (["good\t0", "bad\t "], {}, "line 3: ' ' is no label"),
+        (["good\t0", "bad\t "], {}, "line 3: ' ' is not a label"),
         (["good\t1", "bad\t2", "dull\t3"], {}, "a.tsv: labels go from 1 to 3; give data.label_offset 1"),
         (["good\t10000000", "bad\t50000000"], {}, "labels go up to 50000000, but no row has 0"),
         (["good\t0", "bad\t7000"], {}, "labels go up to 7000, but no row has 1"),
         (
             [f"good\t0.{i}" for i in range(100, 140)],
             {},
-            "40 different labels in 40 rows, '0.100' for one, are no classes",
+            "40 different labels in 40 rows, for example '0.100', are too many for classes",
         ),
         (["good\t0", "bad\t1"], {"text_column": "txt"}, "line 2: no column 'txt'; it has: text, label"),
-        (["good\t0", "bad\t1"], {"val_samples": 2}, "data.val_samples 2 leaves nothing of the 2 training rows"),
+        (
+            ["good\t0", "bad\t1"],
+            {"val_samples": 2},
+            "data.val_samples 2 leaves no training rows: validation is cut from the 2 training rows",
+        ),
         (["good\t0", "bad\t1"], {"label_names": ["a", "a"]}, "data.label_names needs two or more different names"),
         (["good\t0", "bad\t1"], {"batch_size": 0}, "data.batch_size must be at least 1"),
         (["good\t0", "bad\t1"], {"max_length": 600}, "data.max_length 600 is more than the 512 tokens"),
     ],
 )
 def test_bad_input_is_one_sentence_with_its_place_or_option(
-    tiny_model: str, tmp_path: Path, rows, options, said
+    tiny_model: str, tmp_path: Path, rows, options, message
 ) -> None:
     file = tsv(tmp_path / "a.tsv", *rows)
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         make(tokenizer=tiny_model, train_file=file, **options)
 
 
-def test_a_label_that_only_validation_has_is_told(tiny_model: str, tmp_path: Path) -> None:
+def test_a_label_only_in_validation_is_refused(tiny_model: str, tmp_path: Path) -> None:
     train = tsv(tmp_path / "train.tsv", "good\tyes", "bad\tno")
     val = tsv(tmp_path / "val.tsv", "good\tyes", "bad\tperhaps")
-    with pytest.raises(UserError, match=r"val.tsv line 3: label 'perhaps' is none of no, yes"):
+    with pytest.raises(UserError, match=r"val.tsv line 3: label 'perhaps' is not one of no, yes"):
         make(tokenizer=tiny_model, train_file=train, val_file=val)
 
 
@@ -177,24 +181,24 @@ def test_labels_of_a_table_with_types(tiny_model: str, tmp_path: Path) -> None:
     assert make(tokenizer=tiny_model, train_file=file, val_file=file).table("train")[0]["label"] == [1, 0]
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": "good", "label": null}\n{"text": "bad", "label": 1}\n')
-    with pytest.raises(UserError, match="line 1: None is no label; see data.label_column"):
+    with pytest.raises(UserError, match="line 1: None is not a label; see data.label_column"):
         make(tokenizer=tiny_model, train_file=str(empty))
 
 
-def test_two_columns_of_one_name_are_told(tiny_model: str, tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_refused(tiny_model: str, tmp_path: Path) -> None:
     file = tsv(tmp_path / "a.tsv", "good\t1\t0", header="text\tlabel\tlabel")
     with pytest.raises(UserError, match="line 1: two columns are called 'label'"):
         make(tokenizer=tiny_model, train_file=file)
 
 
-def test_text_that_is_no_text_is_told(tiny_model: str, tmp_path: Path) -> None:
+def test_a_text_column_of_numbers_is_refused(tiny_model: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(json.dumps({"text": 5, "label": 0}) + "\n")
     with pytest.raises(UserError, match="line 1: column 'text' holds int, not text"):
         make(tokenizer=tiny_model, train_file=str(file))
 
 
-def test_nothing_to_read_is_told() -> None:
+def test_a_missing_file_and_dataset_are_refused() -> None:
     with pytest.raises(UserError, match=r"TextClassification needs data.train_file .* or data.dataset"):
         TextClassification()
 
@@ -205,7 +209,7 @@ def test_columns_are_joined(tiny_model: str, tmp_path: Path) -> None:
     assert data.table("train")[0]["text"] == ["good film", "bad plot"]
 
 
-def test_ag_news_is_read_in_both_of_its_forms(tiny_model: str, tmp_path: Path) -> None:
+def test_ag_news_is_read_in_both_formats(tiny_model: str, tmp_path: Path) -> None:
     ours, theirs = tmp_path / "ours.csv", tmp_path / "theirs.csv"
     ours.write_text("label,text,source\n0,Good film,x\n3,Bad plot,y\n1,Fine story,z\n")
     theirs.write_text('"1","Good","film"\n"4","Bad","plot"\n')
@@ -230,17 +234,17 @@ def test_texts_to_predict_need_no_labels(tiny_model: str, tmp_path: Path, senten
 
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tiny_model: str) -> None:
     with pytest.raises(
-        UserError, match=r"data.dataset stanfordnlp/sst2: the hub cannot be reached .* give local files"
+        UserError, match=r"data.dataset stanfordnlp/sst2: the hub cannot be reached, .* give local files"
     ):
         make(SST2, tokenizer=tiny_model)
     with pytest.raises(
-        UserError, match=r"data.tokenizer roberta-base: the hub cannot be reached .* give a local folder"
+        UserError, match=r"data.tokenizer roberta-base: the hub cannot be reached, .* give a local folder"
     ):
         SST2(tokenizer="roberta-base").tokenizer  # noqa: B018
 
 
-def test_sets_as_the_hub_gives_them(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The hub's own form (features with class names, splits by name), without the hub."""
+def test_data_sets_from_the_hub(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's format (features with class names, named splits), without the hub."""
     label = datasets.ClassLabel(names=["down", "up"])
     rows = {"text": ["a good film", "a bad film"] * 6, "label": [1, 0] * 6}
     split = datasets.Dataset.from_dict(rows, features=datasets.Features(text=datasets.Value("string"), label=label))
@@ -251,7 +255,7 @@ def test_sets_as_the_hub_gives_them(tiny_model: str, monkeypatch: pytest.MonkeyP
     assert data.label_names == ["down", "up"]
     assert len(data.rows["train"]) == 12
     assert len(data.rows["val"]) == 4
-    with pytest.raises(UserError, match=r"some/set test row 1: label '-1' is none of down, up"):
+    with pytest.raises(UserError, match=r"some/set test row 1: label '-1' is not one of down, up"):
         make(stage="test", tokenizer=tiny_model, dataset="some/set")
     assert len(make(stage="predict", tokenizer=tiny_model, dataset="some/set").rows["predict"]) == 12
     with pytest.raises(UserError, match=r"data.dataset some/set: no column 'body'; it has: text, label"):
@@ -277,7 +281,7 @@ def test_the_example_of_a_new_data_set_runs(tiny_model: str, tmp_path: Path) -> 
     assert [len(batch["labels"]) for batch in data.train_dataloader()] == [2]
 
 
-def test_rows_of_several_chunks_are_read_whole() -> None:
+def test_rows_of_several_chunks_are_read() -> None:
     parts = [datasets.Dataset.from_dict({"input_ids": [[i] * (i + 1)], "label": [i]}) for i in range(4)]
     rows = EncodedRows(datasets.concatenate_datasets(parts), np.array([3, 1]), pad_id=9)
     batch = rows[[0, 1]]
@@ -286,7 +290,7 @@ def test_rows_of_several_chunks_are_read_whole() -> None:
     assert batch["labels"].tolist() == [3, 1]
 
 
-def test_real_files_are_read_whole(shared: Path, tiny_model: str) -> None:
+def test_real_files_are_read(shared: Path, tiny_model: str) -> None:
     folder = shared / "data"
     sst2 = make(
         SST2,

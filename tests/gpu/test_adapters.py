@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
 from litpeft.adapters.linear4bit import Linear4bit
-from litpeft.ops.dropout import kept
+from litpeft.ops.dropout import keep_mask
 from tests.adapters.small_models import LABELS, MODELS, disturb, small
 from tests.adapters.test_against_peft import STRATEGIES, compare
 
@@ -84,9 +84,9 @@ def test_a_quantised_model_is_never_whole_on_the_device(tmp_path: Path) -> None:
 def test_a_dropouts_mask_is_drawn_again_as_it_was() -> None:
     x = torch.empty(33, 47, device="cuda")
     before = torch.cuda.get_rng_state()
-    assert torch.equal(kept(x, 0.3, 7), kept(x, 0.3, 7))
+    assert torch.equal(keep_mask(x, 0.3, 7), keep_mask(x, 0.3, 7))
     assert torch.equal(torch.cuda.get_rng_state(), before)
-    assert abs(kept(torch.empty(1 << 20, device="cuda"), 0.3, 8).float().mean().item() - 0.7) < 3e-3
+    assert abs(keep_mask(torch.empty(1 << 20, device="cuda"), 0.3, 8).float().mean().item() - 0.7) < 3e-3
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

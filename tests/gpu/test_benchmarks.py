@@ -25,7 +25,7 @@ def test_log_likelihoods_are_those_of_each_row_alone(byte_llama: str, adapter: Q
     for tokens in (16, None):
         scorer = PrefixScorer(task.backbone, tokens=tokens)
         assert scorer.agrees(rows)
-        alone = [scorer.alone(*row)[0] for row in rows]
+        alone = [scorer.score_single(*row)[0] for row in rows]
         assert [score for score, _ in scorer.score(rows)] == pytest.approx(alone, abs=2e-2)
 
 

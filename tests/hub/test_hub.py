@@ -1,4 +1,4 @@
-"""Models by folder, package and hub id, and what is said where one cannot be had."""
+"""Models by folder, package and hub id, and the error messages if one is not available."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from litpeft.errors import UserError
 from litpeft.hub import hub
-from litpeft.hub.hub import asking_hub, local_or_hub
+from litpeft.hub.hub import explaining_hub_errors, local_or_hub
 from tests.conftest import litpeft
 
 
@@ -25,41 +25,41 @@ def test_a_folder_a_package_and_a_hub_id(tiny_model: str, tmp_path: Path, monkey
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     assert local_or_hub("package:tiny_package", "model.model_name") == str(package / "model")
     shutil.copytree(tiny_model, package / "another")
-    with pytest.raises(UserError, match="the package holds 2 folders with config.json"):
+    with pytest.raises(UserError, match="the package has 2 folders with config.json"):
         local_or_hub("package:tiny_package", "model.model_name")
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/where", "~/nowhere", "a/b/c"])
-def test_a_path_that_is_not_there_is_not_taken_for_a_hub_id(name: str) -> None:
+def test_a_missing_path_is_not_used_as_a_hub_id(name: str) -> None:
     with pytest.raises(UserError, match="there is no such folder"):
         local_or_hub(name, "model.model_name")
 
 
-def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model.model_name .*: the folder has no config.json"):
         local_or_hub(str(tmp_path), "model.model_name")
 
 
-def test_what_the_libraries_raise_becomes_a_sentence() -> None:
+def test_library_errors_become_one_sentence() -> None:
     class RepositoryNotFoundError(OSError):
         pass
 
     cases = {
         RepositoryNotFoundError("404"): "the hub has no such repository, or it needs a login; give a folder",
-        ConnectionError("refused"): "the hub cannot be reached and it is not in the local cache; give a folder",
+        ConnectionError("refused"): "the hub cannot be reached, and the local cache has no copy; give a folder",
         OSError("Broken header. Long explanation"): "cannot be loaded: Broken header",
     }
-    for error, said in cases.items():
+    for error, message in cases.items():
         with (
-            pytest.raises(UserError, match=f"model.model_name some/name:? {said}"),
-            asking_hub("some/name", "model.model_name", "a folder"),
+            pytest.raises(UserError, match=f"model.model_name some/name:? {message}"),
+            explaining_hub_errors("some/name", "model.model_name", "a folder"),
         ):
             raise error
-    with pytest.raises(ZeroDivisionError), asking_hub("some/name", "model.model_name", "a folder"):
+    with pytest.raises(ZeroDivisionError), explaining_hub_errors("some/name", "model.model_name", "a folder"):
         raise ZeroDivisionError
 
 
-def test_an_unreachable_hub_costs_one_short_look_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_costs_one_short_request(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     from huggingface_hub import constants
 
@@ -76,7 +76,10 @@ def test_an_unreachable_hub_costs_one_short_look_up(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(socket, "create_connection", refuse)
     hub._go_offline_if_unreachable.cache_clear()
     for _ in range(2):
-        with pytest.raises(UserError, match="cannot be reached"), asking_hub("some/name", "data.dataset", "files"):
+        with (
+            pytest.raises(UserError, match="cannot be reached"),
+            explaining_hub_errors("some/name", "data.dataset", "files"),
+        ):
             datasets.load_dataset("some/name")
     assert len(asked) == 1
     assert asked[0][1] <= 5
@@ -86,10 +89,10 @@ def test_an_unreachable_hub_costs_one_short_look_up(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
 @pytest.mark.parametrize("asked", ["model.model_name", "data.dataset"])
-def test_a_hub_that_takes_connections_and_does_not_answer_is_one_sentence(
+def test_a_hub_that_never_answers_is_one_sentence(
     tmp_path: Path, words: list[str], tiny_model: str, answer: bytes, asked: str
 ) -> None:
-    """It is asked once; the libraries would ask again and again."""
+    """Only one request is sent; the libraries would retry many times."""
     taken = []
 
     def serve() -> None:
@@ -110,5 +113,5 @@ def test_a_hub_that_takes_connections_and_does_not_answer_is_one_sentence(
         )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert asked in done.stderr, done.stderr
-    assert "the hub cannot be reached and it is not in the local cache" in done.stderr
+    assert "the hub cannot be reached, and the local cache has no copy" in done.stderr
     assert len(taken) == 1

@@ -1,4 +1,4 @@
-"""Attention on a CPU against the formula in float64, torch's own kernel, and whole models that use either."""
+"""Attention on a CPU against the float64 formula, against torch's kernel, and in models."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from litpeft.ops import attention as ours
 from litpeft.ops.attention import LONGEST, NAME, attention, use_lean_attention
-from litpeft.ops.dropout import kept
+from litpeft.ops.dropout import keep_mask
 from tests.adapters.small_models import WIDE
 
 
 class Layer(nn.Module):
-    """What the function asks of the layer that it is called by."""
+    """The attributes of the attention layer that `attention` reads."""
 
     def __init__(self, groups: int = 1, is_causal: bool = False) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Layer(nn.Module):
 
 
 def drawn(batch: int, heads: int, groups: int, tokens: int, keys: int, dtype: torch.dtype) -> list[Tensor]:
-    """Query, key, value as models give them, views of (B, T, H, D), and the output's gradient."""
+    """Return query, key and value as views of (B, T, H, D), as models pass them, and the gradient of the output."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(count: int, length: int, width: int) -> Tensor:
@@ -45,7 +45,7 @@ def drawn(batch: int, heads: int, groups: int, tokens: int, keys: int, dtype: to
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor | None, scaling: float, factors: Tensor | float) -> Tensor:
-    """softmax(q kᵀ s) v in float64, (B, T, H, D)."""
+    """Return softmax(q kᵀ s) v in float64, (B, T, H, D)."""
     times = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
     scores = torch.einsum("bhtd,bhsd->bhts", q, k) * scaling
@@ -88,7 +88,7 @@ def allowed(case: tuple, kind: str | None) -> Tensor | None:
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 @pytest.mark.parametrize("additive", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_outputs_and_gradients_are_those_of_the_formula(
+def test_outputs_and_gradients_equal_the_formula(
     name: str, dropout: float, additive: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     *sizes, kind, causal = case = CASES[name]
@@ -102,7 +102,7 @@ def test_outputs_and_gradients_are_those_of_the_formula(
     q, k, v, upstream = drawn(*sizes, dtype)
     called: list[int] = []
     monkeypatch.setattr(ours, "sdpa_attention_forward", lambda *_, **__: called.append(1))
-    if dtype == torch.float32 and not dropout:  # torch's is as good, and is taken
+    if dtype == torch.float32 and not dropout:  # torch's kernel is as fast and is used
         attention(Layer(sizes[1] // sizes[2], causal), q, k, v, given, 0.0, 0.3)
         assert called
         return
@@ -124,18 +124,18 @@ def test_outputs_and_gradients_are_those_of_the_formula(
 
 
 def masks(query: Tensor, key: Tensor, dropout: float) -> Tensor:
-    """The factors of dropout as the parts draw them, (B, H, T, S)."""
+    """Return the dropout factors as `attention` draws them, (B, H, T, S)."""
     seed = ours.new_seed()
     batch, heads, tokens, _ = query.shape
     groups, keys = key.shape[1:3]
     whole = torch.empty(batch, groups, heads // groups * tokens, keys, dtype=torch.float64)
     for place, part in enumerate(ours._parts(whole[..., :1], key)):
         some = whole[part].flatten(0, 1)
-        whole[part] = (kept(some, dropout, seed + place).double() / (1 - dropout)).view_as(whole[part])
+        whole[part] = (keep_mask(some, dropout, seed + place).double() / (1 - dropout)).view_as(whole[part])
     return whole.view(batch, heads, tokens, keys)
 
 
-def test_a_row_that_may_attend_to_nothing_gives_numbers() -> None:
+def test_a_fully_masked_row_gives_no_nan() -> None:
     q, k, v, upstream = drawn(2, 2, 2, 4, 4, torch.bfloat16)
     mask = torch.ones(2, 1, 4, 4, dtype=torch.bool)
     mask[0] = False
@@ -153,7 +153,7 @@ def test_a_row_that_may_attend_to_nothing_gives_numbers() -> None:
         ("a position bias", {"position_bias": torch.zeros(1, 2, 4, 4)}),
     ],
 )
-def test_what_it_is_not_made_for_is_left_to_torch(what: str, change: dict) -> None:
+def test_unsupported_cases_use_torch(what: str, change: dict) -> None:
     tokens = change.pop("tokens", 4)
     q, k, v, _ = drawn(1, 2, 2, tokens, tokens, torch.bfloat16)
     layer = Layer().train(change.pop("training", True))
@@ -175,14 +175,14 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_whole_model_gives_the_same_gradients_with_it_on_padded_rows(name: str) -> None:
+def test_a_model_gives_the_same_gradients_on_padded_rows(name: str) -> None:
     ids = torch.randint(2, 50, (4, 20), generator=torch.Generator().manual_seed(2))
     mask = (torch.arange(20) < torch.tensor([[20], [13], [7], [1]])).long()
     found = []
     for lean in (False, True):
         torch.manual_seed(0)
         model = MODELS[name]().bfloat16().train()
-        for module in model.modules():  # the masks are not those of torch
+        for module in model.modules():  # the masks differ from torch's
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             for option in ("attention_dropout", "dropout", "dropout_prob"):
@@ -203,7 +203,7 @@ def test_a_whole_model_gives_the_same_gradients_with_it_on_padded_rows(name: str
     assert apart < 0.02 * whole
 
 
-def test_a_model_that_was_told_another_way_keeps_it() -> None:
+def test_a_model_with_another_attention_implementation_keeps_it() -> None:
     model = MODELS["llama"]()
     model.set_attn_implementation("eager")
     use_lean_attention(model)

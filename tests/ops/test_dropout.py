@@ -1,4 +1,4 @@
-"""The masks of dropout: their shares, their seeds; and that a model's own dropout is replaced by the same thing."""
+"""Dropout masks: shares, seeds, and the replacement of a model's nn.Dropout."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ import pytest
 import torch
 from torch import nn
 
-from litpeft.ops.dropout import Dropout, kept, use_lean_dropout
+from litpeft.ops.dropout import Dropout, keep_mask, use_lean_dropout
 
 
 def test_the_mask_is_the_same_for_the_same_seed_and_another_for_another() -> None:
     x = torch.empty(64, 33)
-    assert torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 7))
-    assert torch.equal(kept(x, 0.5, 7), kept(x.bfloat16(), 0.5, 7))  # of its shape alone
-    assert not torch.equal(kept(x, 0.5, 7), kept(x, 0.5, 8))
-    assert set(kept(x, 0.5, 7).unique().tolist()) == {0, 1}
+    assert torch.equal(keep_mask(x, 0.5, 7), keep_mask(x, 0.5, 7))
+    assert torch.equal(keep_mask(x, 0.5, 7), keep_mask(x.bfloat16(), 0.5, 7))  # depends only on the shape
+    assert not torch.equal(keep_mask(x, 0.5, 7), keep_mask(x, 0.5, 8))
+    assert set(keep_mask(x, 0.5, 7).unique().tolist()) == {0, 1}
 
 
 def test_the_mask_leaves_the_global_generator_alone() -> None:
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    kept(torch.empty(100), 0.5, 1)
+    keep_mask(torch.empty(100), 0.5, 1)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("shape", [(), (0, 5), (1,), (2,), (3,), (5,), (7, 3), (4, 4)])
-def test_the_mask_has_the_shape_of_what_it_masks(shape: tuple[int, ...]) -> None:
-    assert kept(torch.empty(shape), 0.5, 1).shape == shape
+def test_the_mask_has_the_shape_of_its_input(shape: tuple[int, ...]) -> None:
+    assert keep_mask(torch.empty(shape), 0.5, 1).shape == shape
 
 
 @pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.9, 0.999])
 def test_the_share_of_zeros_is_the_dropout_in_every_column_of_a_draw(dropout: float) -> None:
     n = 400_000
-    zeros = kept(torch.empty(n // 4, 4), dropout, 11) == 0  # four numbers come from one draw: each must have its share
+    zeros = keep_mask(torch.empty(n // 4, 4), dropout, 11) == 0  # one draw serves four numbers
     for some in (zeros, *zeros.T):
         deviation = (dropout * (1 - dropout) / some.numel()) ** 0.5
         assert abs(float(some.double().mean()) - dropout) < 5 * deviation + 2**-17
@@ -44,11 +44,11 @@ def test_the_share_of_zeros_is_the_dropout_in_every_column_of_a_draw(dropout: fl
 
 
 @pytest.mark.parametrize("dropout", [1e-6, 1 - 1e-6])
-def test_a_dropout_next_to_none_or_all_keeps_nearly_all_or_nearly_none(dropout: float) -> None:
-    assert abs(float(kept(torch.empty(1000), dropout, 1).double().mean()) - (1 - dropout)) < 0.01
+def test_dropout_near_zero_and_near_one(dropout: float) -> None:
+    assert abs(float(keep_mask(torch.empty(1000), dropout, 1).double().mean()) - (1 - dropout)) < 0.01
 
 
-def test_a_layer_with_these_masks_zeroes_its_share_scales_the_rest_and_passes_the_gradient_likewise() -> None:
+def test_the_dropout_layer_zeroes_scales_and_passes_gradients() -> None:
     torch.manual_seed(0)
     layer = Dropout(0.3)
     x = torch.randn(500, 400, dtype=torch.float64).add_(10).requires_grad_()
@@ -60,7 +60,7 @@ def test_a_layer_with_these_masks_zeroes_its_share_scales_the_rest_and_passes_th
     torch.testing.assert_close(x.grad, torch.where(zero, 0, torch.ones_like(x) / 0.7), rtol=1e-14, atol=0)
 
 
-def test_each_call_draws_anew_and_the_global_state_repeats_it() -> None:
+def test_each_call_draws_a_new_mask_and_the_global_state_repeats_it() -> None:
     layer, x = Dropout(0.5), torch.ones(1000)
     state = torch.get_rng_state()
     first, second = layer(x), layer(x)
@@ -70,7 +70,7 @@ def test_each_call_draws_anew_and_the_global_state_repeats_it() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
-def test_none_and_all_are_torchs(share: float) -> None:
+def test_dropout_of_zero_and_one_equal_torch(share: float) -> None:
     x = torch.randn(10)
     assert torch.equal(Dropout(share)(x), nn.Dropout(share)(x))
 
@@ -80,7 +80,7 @@ def test_nothing_is_dropped_in_evaluation() -> None:
     assert torch.equal(Dropout(0.5).eval()(x), x)
 
 
-def test_a_models_own_dropouts_are_replaced_and_those_of_another_kind_are_not() -> None:
+def test_only_nn_dropout_layers_are_replaced() -> None:
     model = nn.Sequential(nn.Dropout(0.2), nn.Sequential(nn.Dropout1d(0.2)))
     use_lean_dropout(model)
     assert type(model[0]) is Dropout

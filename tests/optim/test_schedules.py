@@ -1,4 +1,4 @@
-"""Schedules by the step, and what reaches an optimizer."""
+"""Learning-rate schedules step by step, and the settings that reach the optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from litpeft.errors import UserError
 from litpeft.optim import Constant, WarmupCosine, WarmupInverseSqrt, WarmupLinear, build_optimizer, build_scheduler
-from litpeft.optim.build import live_settings
+from litpeft.optim.build import optimizer_settings
 
 
 def optimizer(lr: float = 1.0) -> SGD:
@@ -20,7 +20,7 @@ def optimizer(lr: float = 1.0) -> SGD:
 
 
 def rates(scheduler, steps: int) -> list[float]:
-    """The learning rate that each optimizer step runs with."""
+    """Return the learning rate of each optimizer step."""
     out = []
     for _ in range(steps):
         out.append(scheduler.optimizer.param_groups[0]["lr"])
@@ -29,7 +29,7 @@ def rates(scheduler, steps: int) -> list[float]:
     return out
 
 
-def test_warm_up_rises_from_a_first_step_that_is_not_wasted_and_cosine_falls() -> None:
+def test_warm_up_starts_above_zero_and_cosine_falls() -> None:
     seen = rates(WarmupCosine(optimizer(), warmup=0.25, total_steps=16), 16)
     rise = [1 / 5, 2 / 5, 3 / 5, 4 / 5]
     fall = [(1 + math.cos(math.pi * k / 12)) / 2 for k in range(12)]
@@ -60,13 +60,13 @@ def test_options_out_of_range_are_refused(options: dict) -> None:
         (partial(CosineAnnealingLR, T_max=7), None),
     ],
 )
-def test_the_number_of_steps_is_filled_in_where_it_is_taken_and_not_given(factory, total: int | None) -> None:
-    told = build_scheduler(factory, optimizer(), 30)
-    assert told["interval"] == "step"
-    assert getattr(told["scheduler"], "total_steps", None) == total
+def test_total_steps_is_set_if_it_is_not_given(factory, total: int | None) -> None:
+    scheduler = build_scheduler(factory, optimizer(), 30)
+    assert scheduler["interval"] == "step"
+    assert getattr(scheduler["scheduler"], "total_steps", None) == total
 
 
-def test_lr_scale_multiplies_the_rate_of_its_group_and_survives_the_schedule() -> None:
+def test_lr_scale_multiplies_the_learning_rate_through_the_schedule() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(2, 2)) for _ in range(2)]
     groups = [{"params": [parameters[0]]}, {"params": [parameters[1]], "lr_scale": 16.0}]
     made = build_optimizer(partial(AdamW, lr=1e-3), groups, default_lr=1.0)
@@ -78,25 +78,25 @@ def test_lr_scale_multiplies_the_rate_of_its_group_and_survives_the_schedule() -
         schedule.step()
 
 
-def test_without_a_name_it_is_adamw_at_the_adapters_rate() -> None:
+def test_the_default_is_adamw_at_the_adapters_learning_rate() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     made = build_optimizer(None, [{"params": [parameter]}], default_lr=3e-4)
-    (settings,) = live_settings(made)
+    (settings,) = optimizer_settings(made)
     assert isinstance(made, AdamW)
     assert (settings["lr"], settings["weight_decay"], settings["params"]) == (3e-4, 0.01, 4)
 
 
-def test_what_an_optimizer_refuses_is_one_sentence() -> None:
-    with pytest.raises(UserError, match="model.optimizer cannot be made: Invalid learning rate: -1"):
+def test_an_optimizer_error_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="model.optimizer cannot be created: Invalid learning rate: -1"):
         build_optimizer(partial(AdamW, lr=-1), [{"params": [torch.nn.Parameter(torch.zeros(1))]}], 1.0)
 
 
-def test_a_constant_rate_stays_after_its_rise() -> None:
+def test_constant_stays_constant_after_warm_up() -> None:
     assert rates(Constant(optimizer(2.0), total_steps=4), 6) == [2.0] * 6
     assert rates(Constant(optimizer(2.0), warmup=1, total_steps=4), 3) == [1.0, 2.0, 2.0]
 
 
-def test_the_inverse_root_is_that_of_the_step() -> None:
+def test_inverse_sqrt_equals_its_formula() -> None:
     seen = rates(WarmupInverseSqrt(optimizer(), warmup=4, floor=0.5, total_steps=30), 30)
     assert seen[:4] == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5])
     assert seen[4:17] == pytest.approx([math.sqrt(4 / step) for step in range(4, 17)])
@@ -106,7 +106,7 @@ def test_the_inverse_root_is_that_of_the_step() -> None:
     )
 
 
-def test_torchs_cosine_ends_with_the_run_where_it_is_told_minus_one() -> None:
+def test_t_max_of_minus_one_is_the_length_of_the_run() -> None:
     made = build_scheduler(partial(CosineAnnealingLR, T_max=-1), optimizer(), 30)["scheduler"]
     assert made.T_max == 30
     assert build_scheduler(partial(CosineAnnealingLR, T_max=7), optimizer(), 30)["scheduler"].T_max == 7

@@ -44,7 +44,7 @@ def models(width: int, dtype: torch.dtype, quantised: bool, dropout: float) -> d
     def frozen() -> nn.Module:
         layer = nn.Linear(width, width, dtype=dtype)
         layer.load_state_dict(base.state_dict())
-        return Linear4bit.of(layer) if quantised else layer.requires_grad_(False)
+        return Linear4bit.from_linear(layer) if quantised else layer.requires_grad_(False)
 
     def theirs(dora: bool) -> nn.Module:
         config = peft.LoraConfig(r=RANK, lora_alpha=16, target_modules=["layer"], use_dora=dora, lora_dropout=dropout)

@@ -213,7 +213,7 @@ def test_nothing_is_counted_where_no_gradient_is_kept_or_the_mode_is_off() -> No
 
 def test_the_peak_is_the_best_rate_of_ever_larger_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device that is played: it makes 1000 operations a second, and takes 1 s to start a product."""
-    monkeypatch.setattr(flops, "SMALLEST", 4)
+    monkeypatch.setattr(flops, "MIN_WIDTH", 4)
     monkeypatch.setattr(flops, "LONG_ENOUGH", 40.0)
     now, widths, multiply = [0.0], [], torch.mm
 

@@ -1,4 +1,4 @@
-"""The sweep's folder: what is left to do by the records, one sweep at a time, and trials that stay what they were."""
+"""The folder of a sweep: jobs left to run, one sweep at a time, and unchanged trials."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from litpeft.sweeps.folder import jobs_of, locked_sweep, write_sweep
 
 TRIAL = Trial("lora,lr=1", "lora,lr=1", {"adapter": "lora", "lr": "1"}, ())
 OTHER = Trial("dora", "dora", {"adapter": "dora", "lr": "1"}, ())
-TOLD = {"question": "Which?", "baseline": "dora", "metric": None, "target": None, "published": None}
-EXPERIMENT = Experiment("mine", {"adapter": [], "lr": []}, [TRIAL, OTHER], [0, 7], TOLD)
+DESCRIPTION = {"question": "Which?", "baseline": "dora", "metric": None, "target": None, "published": None}
+EXPERIMENT = Experiment("mine", {"adapter": [], "lr": []}, [TRIAL, OTHER], [0, 7], DESCRIPTION)
 CONFIGS = {"lora,lr=1": {"model": {"lr": 1}, "seed_everything": 0}, "dora": {"model": {"lr": 1}}}
 
 
@@ -35,7 +35,7 @@ CONFIGS = {"lora,lr=1": {"model": {"lr": 1}, "seed_everything": 0}, "dora": {"mo
         ("oom", False, True, "--overwrite"),
     ],
 )
-def test_what_is_left_to_do(
+def test_the_command_of_a_job_depends_on_its_state(
     tmp_path: Path, status: str | None, checkpoint: bool, retry: bool, option: str | None
 ) -> None:
     job = jobs_of(tmp_path / "mine", EXPERIMENT)[3]
@@ -45,11 +45,11 @@ def test_what_is_left_to_do(
         write_record(job.run_dir, new_record() | {"status": status})
     if checkpoint:
         (job.run_dir / "checkpoints" / "step-000004").mkdir(parents=True)
-    words = job.words(retry)
-    assert (words and words[-1]) == option
-    if words:
-        told = dict(zip(words[1:-1:2], words[2:-1:2], strict=True))
-        assert told == {
+    arguments = job.arguments(retry)
+    assert (arguments and arguments[-1]) == option
+    if arguments:
+        content = dict(zip(arguments[1:-1:2], arguments[2:-1:2], strict=True))
+        assert content == {
             "--config": str(tmp_path / "mine" / "trials" / "dora.yaml"),
             "--seed_everything": "7",
             "--run_dir": str(job.run_dir),
@@ -62,10 +62,10 @@ def test_all_trials_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:
     assert names == ["lora,lr=1 seed 0", "dora seed 0", "lora,lr=1 seed 7", "dora seed 7"]
 
 
-def test_everything_is_written_before_it_runs(tmp_path: Path) -> None:
+def test_sweep_yaml_and_configurations_are_written(tmp_path: Path) -> None:
     write_sweep(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
-    told = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
-    assert told == TOLD | {
+    content = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    assert content == DESCRIPTION | {
         "experiment": "mine",
         "axes": ["adapter", "lr"],
         "varies": ["model.lr"],
@@ -78,13 +78,15 @@ def test_everything_is_written_before_it_runs(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "trials" / "lora,lr=1.yaml").read_text()) == CONFIGS["lora,lr=1"]
 
 
-def test_a_trial_that_was_begun_stays_what_it_was(tmp_path: Path) -> None:
+def test_a_started_trial_must_not_change(tmp_path: Path) -> None:
     write_sweep(tmp_path, EXPERIMENT, CONFIGS, [])
     run_dir = tmp_path / "dora" / "seed7"
     run_dir.mkdir(parents=True)
     write_record(run_dir, new_record() | {"config": {"model": {"lr": 1}, "seed_everything": 7}})
-    write_sweep(tmp_path, EXPERIMENT, CONFIGS | {"lora,lr=1": {"model": {"lr": 2}}}, [])  # none of its runs was begun
-    with pytest.raises(UserError, match=r"trial dora was begun with model.lr 1, and it is 3 now; give another --dir"):
+    write_sweep(
+        tmp_path, EXPERIMENT, CONFIGS | {"lora,lr=1": {"model": {"lr": 2}}}, []
+    )  # this trial has not been started
+    with pytest.raises(UserError, match=r"trial dora was started with model.lr 1, which is now 3; give another --dir"):
         write_sweep(tmp_path, EXPERIMENT, CONFIGS | {"dora": {"model": {"lr": 3}}}, [])
     assert "lr: 3" not in (tmp_path / "trials" / "dora.yaml").read_text()
 
@@ -100,7 +102,7 @@ time.sleep(float(sys.argv[2]))
 
 
 def holding(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """A process that has locked a folder, for so many seconds."""
+    """Return a process that holds the lock of a folder for a number of seconds."""
     command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
     holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert holder.stdout.readline() == "in\n"

@@ -1,4 +1,4 @@
-"""What a sweep shows: the best by the metric's own direction, and no more lines than a screen has."""
+"""The progress table of a sweep: best run and number of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from litpeft.sweeps.progress_table import SHOWN, Screen, score
 
 
 @pytest.mark.parametrize(
-    ("record", "metric", "great"),
+    ("record", "metric", "score_value"),
     [
         ({"val_accuracy": 0.9, "val_loss": 0.2}, None, 0.9),
         ({"val_accuracy": None, "val_loss": 0.2}, None, -0.2),
@@ -23,14 +23,16 @@ from litpeft.sweeps.progress_table import SHOWN, Screen, score
         ({"other_metrics": {"val_exact_match": 0.2}}, "val_exact_match", 0.2),
     ],
 )
-def test_the_best_is_by_the_direction_that_compare_knows(record: dict[str, Any], metric: str, great: float) -> None:
-    assert score({"other_metrics": None} | record, metric)[0] == great
+def test_the_best_run_depends_on_the_direction_of_the_metric(
+    record: dict[str, Any], metric: str, score_value: float
+) -> None:
+    assert score({"other_metrics": None} | record, metric)[0] == score_value
 
 
 @pytest.mark.parametrize("running", [0, 3, SHOWN, SHOWN + 2])
-def test_no_more_ended_trials_are_shown_than_there_is_room_for(tmp_path: Path, running: int) -> None:
+def test_the_number_of_rows_is_limited(tmp_path: Path, running: int) -> None:
     trials = [Trial(f"t{i}", f"t{i}", {}, ()) for i in range(30)]
     screen = Screen(jobs_of(tmp_path, Experiment("mine", {}, trials, [0], {})), None)
     for i, job in enumerate(screen.jobs):
-        screen.note(job, "running" if i < running else "failed")
+        screen.update(job, "running" if i < running else "failed")
     assert screen.table().row_count == max(SHOWN, running)

@@ -1,4 +1,4 @@
-"""What every task does with its backbone: gradient checkpointing, and four-bit weights from file to record."""
+"""Tasks and their backbone: gradient checkpointing, and four-bit weights from the file to the run record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", ["non_reentrant", "reentrant"])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_checkpointed_gradients_train_to_the_same_weights(
+def test_gradient_checkpointing_trains_to_the_same_weights(
     name: str, kind: str, words: list[str], tmp_path: Path
 ) -> None:
     same = [*words, "--model.adapter", *ADAPTERS[name], "--trainer.max_steps", "4"]
@@ -43,10 +43,10 @@ def test_checkpointed_gradients_train_to_the_same_weights(
     assert all(tensor.abs().max() > 0 for key, tensor in less.items() if key.endswith("lora_B"))
 
 
-def test_tensors_that_get_no_gradient_stop_the_run(
+def test_added_tensors_without_gradients_stop_the_run(
     words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a gradient for the embeddings' output, reentrant checkpoints train the head and nothing else."""
+    """If the embeddings' output has no gradient, reentrant checkpointing trains only the head."""
     from transformers import PreTrainedModel
 
     monkeypatch.setattr(PreTrainedModel, "enable_input_require_grads", lambda self: None)
@@ -59,15 +59,15 @@ def test_tensors_that_get_no_gradient_stop_the_run(
         str(tmp_path / "r"),
     ]
     assert main([*words, *options]) == 2
-    said = capsys.readouterr().err
-    assert "8 tensors of the adapter got no gradient (bert.encoder.layer.0." in said
-    assert "model.gradient_checkpointing reentrant may cut it off: try the other kind" in said
+    message = capsys.readouterr().err
+    assert "8 tensors of the adapter got no gradient (bert.encoder.layer.0." in message
+    assert "model.gradient_checkpointing reentrant may be the cause: try the other kind" in message
     assert read_record(tmp_path / "r")["status"] == "failed"
 
 
 @pytest.mark.parametrize("adapter", ["QLoRA", "QDoRA"])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
-def test_a_quantised_run_records_what_is_held(
+def test_a_quantised_run_records_the_stored_bytes(
     adapter: str, quant_type: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[FineTuner] = []
@@ -76,11 +76,11 @@ def test_a_quantised_run_records_what_is_held(
     assert main([*words, *options, "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
     assert record["adapter"] == f"{adapter.lower()}-{quant_type}"
-    told = record["adapter_summary"]
+    summary = record["adapter_summary"]
     numbers = 2 * (4 * 32 * 32 + 2 * 32 * 64) + 32 * 32  # two blocks, and the pooler
     blocks = [32 * 32 // 64] * 9 + [32 * 64 // 64] * 4
-    held = numbers // 2 + sum(count + 4 + 4 for count in blocks)  # codes; 8-bit maxima, their maximum, the offset
-    assert told["quantised"] == {"layers": 13, "params": numbers, "bytes": held}
+    held = numbers // 2 + sum(count + 4 + 4 for count in blocks)  # codes; 8-bit constants, their constant, the offset
+    assert summary["quantised"] == {"layers": 13, "params": numbers, "bytes": held}
     model = built[0].backbone
     rest = sum(p.nbytes for p in model.parameters())
     indices = sum(b.nbytes for n, b in model.named_buffers() if n.endswith(("_ids", "squares")))
@@ -99,7 +99,7 @@ def test_the_default_folder_is_named_by_the_quantisation(
     assert record.parent.parent.name.startswith("qlora-fp4,model_name=")
 
 
-def test_a_weight_that_no_file_held_is_drawn_trained_and_not_quantised(
+def test_a_newly_initialised_weight_is_trained_and_not_quantised(
     tiny_model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
@@ -119,7 +119,7 @@ def test_a_weight_that_no_file_held_is_drawn_trained_and_not_quantised(
     assert read_record(tmp_path / "run")["adapter_summary"]["quantised"]["layers"] == 12
 
 
-def test_a_weight_of_another_shape_is_told_when_it_is_quantised(
+def test_a_mismatched_shape_is_refused_when_quantising(
     tiny_model: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     import shutil
@@ -129,13 +129,15 @@ def test_a_weight_of_another_shape_is_told_when_it_is_quantised(
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
     options = ["--model.adapter", "QLoRA", "--model.model_name", str(folder)]
     assert main([*words, *options, "--run_dir", str(tmp_path / "run")]) == 2
-    said = capsys.readouterr().err
-    assert "cannot be loaded: bert.encoder.layer.0.intermediate.dense.weight has the shape (64, 32) in the file" in said
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert (
+        "cannot be loaded: bert.encoder.layer.0.intermediate.dense.weight has the shape (64, 32) in the file" in message
+    )
+    assert len(message.splitlines()) == 1
 
 
 def test_frozen_four_bit_layers_compute_the_same_in_training_and_evaluation(tiny_model: str) -> None:
-    """bitsandbytes' own layer packs its weights anew for evaluation on some CPUs, and then computes something else."""
+    """The layer of bitsandbytes repacks its weights for evaluation on some CPUs, and then computes other outputs."""
     from transformers import AutoModelForSequenceClassification
 
     from litpeft.adapters import QLoRA

@@ -1,4 +1,4 @@
-"""Causal and sequence-to-sequence tasks: the loss and its gradients, packing, answers, and whole runs."""
+"""Causal and encoder-decoder tasks: loss and gradients, packing, generated answers, and complete runs."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ TARGETS = {"llama": "all-linear", "gpt2": "all-linear", "gemma2": ["query"], "t5
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Language models of some thousand numbers that know thirty words."""
+    """Return folders of tiny language models with thirty words."""
     root = tmp_path_factory.mktemp("language")
     vocabulary = {word: i for i, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS, *".:#?!"])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -132,7 +132,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Instructions of many lengths, one without a response."""
+    """Return a file of instructions with many lengths, one without a response."""
     path = tmp_path_factory.mktemp("rows") / "rows.json"
     draw = __import__("random").Random(0)
     made = []
@@ -150,7 +150,7 @@ def task_of(name: str) -> type[CausalLM] | type[Seq2SeqLM]:
 
 
 def ready(folder: str, rows: str, name: str, adapter=None, **options):
-    """A task with its model built and its data set up, and a trainer that knows both."""
+    """Return a task with its model, its data set and a trainer."""
     L.seed_everything(0, verbose=False)
     data = Alpaca(
         tokenizer=folder,
@@ -185,12 +185,12 @@ def gradients(task, total: torch.Tensor) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("train_on", ["response", "prompt"])
 @pytest.mark.parametrize("name", MAKE)
 @pytest.mark.parametrize("kind", [LoRA, Full])
-def test_loss_and_gradients_are_those_of_transformers(
+def test_loss_and_gradients_equal_transformers(
     folders: dict[str, str], rows: str, name: str, kind: type, train_on: str
 ) -> None:
     adapter = LoRA(rank=2, targets=TARGETS[name]) if kind is LoRA else Full()
     task, data = ready(folders[name], rows, name, adapter, train_on=train_on)
-    assert task._whole_logits == (name == "gemma2")  # it caps its logits after the head
+    assert task._needs_full_logits == (name == "gemma2")  # gemma2 caps its logits after the head
     batch = data.rows["train"][[0, 5, 9, 12]]
     total, tokens = task.token_loss(batch)
     mine = gradients(task, total / tokens)
@@ -206,25 +206,25 @@ def test_a_model_that_sees_later_tokens_is_refused(folders: dict[str, str], rows
     config = BertConfig(vocab_size=size, **WIDE, max_position_embeddings=128, initializer_range=0.5)
     BertLMHeadModel(config).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(folders["llama"]).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="its tokens attend to later ones"):
+    with pytest.raises(UserError, match="its tokens attend to later tokens, so it cannot predict them"):
         ready(str(tmp_path), rows, "llama", Full())
 
 
-def test_only_the_response_and_its_end_carry_loss(folders: dict[str, str], rows: str) -> None:
+def test_only_the_response_and_its_end_have_loss(folders: dict[str, str], rows: str) -> None:
     _, data = ready(folders["llama"], rows, "llama")
     batch = data.rows["train"][[3]]
     row = int(batch["row"][0])
     labelled = batch["labels"][0][batch["labels"][0] >= 0]
-    said = data.tokenizer.decode(labelled)
-    assert said == data.table("train")[0]["answer"][row] + " </s>"
+    response = data.tokenizer.decode(labelled)
+    assert response == data.table("train")[0]["answer"][row] + " </s>"
     assert torch.equal(batch["input_ids"][0][-len(labelled) :], labelled)
     everything = ready(folders["llama"], rows, "llama", train_on="prompt")[1].rows["train"][[3]]
     assert torch.equal(everything["labels"], everything["input_ids"])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
-def test_one_batch_of_eight_is_four_of_two(folders: dict[str, str], rows: str, name: str, tmp_path: Path) -> None:
-    """On texts of unequal length the mean over tokens is not the mean of means."""
+def test_one_batch_of_eight_equals_four_of_two(folders: dict[str, str], rows: str, name: str, tmp_path: Path) -> None:
+    """With rows of different lengths, the mean over tokens is not the mean of the batches' means."""
     found = {}
     for size, times in ((8, 1), (2, 4)):
         L.seed_everything(0, verbose=False)
@@ -243,10 +243,10 @@ def _sgd(groups):
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_packed_rows_have_the_loss_and_gradients_of_rows_alone(folders: dict[str, str], rows: str, name: str) -> None:
+def test_packed_rows_have_the_loss_and_gradients_of_single_rows(folders: dict[str, str], rows: str, name: str) -> None:
     alone, data = ready(folders[name], rows, name)
     packed, bins = ready(folders[name], rows, name, packing=True)
-    assert alone.backbone.config._attn_implementation == NAME  # in fp32 and evaluation, torch's SDPA
+    assert alone.backbone.config._attn_implementation == NAME  # in fp32 and in evaluation, it calls torch's SDPA
     encoded = bins.rows["train"]
     assert len(encoded) < len(data.rows["train"])
     assert max(encoded.lengths) <= 96
@@ -279,7 +279,7 @@ def test_every_row_is_in_one_bin_and_no_bin_overflows() -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_loss_in_chunks_is_that_of_the_whole(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chunked_loss_equals_the_full_loss(trained: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("litpeft.ops.head_loss.CHUNK", 7 * 50)  # seven positions at a time
     torch.manual_seed(0)
     head = torch.nn.Linear(16, 50).double().requires_grad_(trained)
@@ -296,8 +296,8 @@ def test_the_loss_in_chunks_is_that_of_the_whole(trained: bool, monkeypatch: pyt
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-def test_a_loss_without_gradients_works_none_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in validation, where the head is one that trains."""
+def test_a_loss_without_gradients_computes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients, as in validation, with a head that trains."""
     head, hidden = torch.nn.Linear(16, 50), torch.randn(23, 16, requires_grad=True)
     labels = torch.randint(50, (23,))
     monkeypatch.setattr(torch.autograd, "grad", lambda *_, **__: pytest.fail("a gradient was worked out"))
@@ -306,7 +306,7 @@ def test_a_loss_without_gradients_works_none_out(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(loss, F.cross_entropy(head(hidden), labels, reduction="sum").detach())
 
 
-def test_a_batch_without_a_label_costs_nothing_and_is_no_nan(folders: dict[str, str], rows: str) -> None:
+def test_a_batch_without_labels_has_zero_loss(folders: dict[str, str], rows: str) -> None:
     task, data = ready(folders["llama"], rows, "llama")
     batch = data.rows["train"][[0, 1]]
     batch["labels"][:] = -100
@@ -315,29 +315,29 @@ def test_a_batch_without_a_label_costs_nothing_and_is_no_nan(folders: dict[str, 
 
 
 @pytest.mark.parametrize("name", MAKE)
-def test_answers_are_those_of_transformers_one_by_one(folders: dict[str, str], rows: str, name: str) -> None:
+def test_batched_answers_equal_single_answers_of_transformers(folders: dict[str, str], rows: str, name: str) -> None:
     task, data = ready(folders[name], rows, name)
-    said, prompts = [], []
+    answers, prompts = [], []
     for batch, asked, _ in data.prompts("val", 5):
-        said += task.answers(batch)
+        answers += task.answers(batch)
         prompts += [ids[mask.bool()] for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
         assert len(asked) == len(batch["row"])
-    for answer, prompt in zip(said, prompts, strict=True):
+    for answer, prompt in zip(answers, prompts, strict=True):
         out = task.backbone.generate(prompt[None], max_new_tokens=64, do_sample=False, use_cache=True, pad_token_id=0)
         alone = out[0] if name == "t5" else out[0][len(prompt) :]
         assert answer == data.tokenizer.decode(alone, skip_special_tokens=True)
 
 
 def run(folder: str, rows: str, name: str, run_dir: Path, *options: str) -> int:
-    words = ["fit", "--model", task_of(name).__name__, "--model.model_name", folder, "--model.dtype", "fp32"]
-    words += ["--data", "Alpaca", "--data.train_file", rows, "--data.val_samples", "8", "--data.max_length", "96"]
+    arguments = ["fit", "--model", task_of(name).__name__, "--model.model_name", folder, "--model.dtype", "fp32"]
+    arguments += ["--data", "Alpaca", "--data.train_file", rows, "--data.val_samples", "8", "--data.max_length", "96"]
     adapter = (
         [] if "--model.adapter" in options else ["--model.adapter", "LoRA", "--model.adapter.targets", "all-linear"]
     )
-    words += ["--data.batch_size", "4", *adapter]
-    words += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2"]
-    words += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run_dir", str(run_dir)]
-    return main([*words, *options])
+    arguments += ["--data.batch_size", "4", *adapter]
+    arguments += ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2"]
+    arguments += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run_dir", str(run_dir)]
+    return main([*arguments, *options])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
@@ -361,18 +361,18 @@ def test_a_run_learns_records_shows_answers_and_predicts(
     assert b"expected: " in shown[-1].tensor_proto.string_val[0]
     file = tmp_path / "ask.json"
     file.write_text(json.dumps([{"instruction": "repeat the word red"}, {"instruction": "say what", "input": "blue"}]))
-    words = ["predict", "--run_dir", str(tmp_path / "run"), "--data.predict_file", str(file)]
-    assert main([*words, "--trainer.enable_progress_bar", "false"]) == 0
-    said = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
-    assert [line["text"] for line in said] == ["repeat the word red", "say what\n\nblue"]
-    assert all("response" in line for line in said)
+    arguments = ["predict", "--run_dir", str(tmp_path / "run"), "--data.predict_file", str(file)]
+    assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
+    answers = [json.loads(line) for line in (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()]
+    assert [line["text"] for line in answers] == ["repeat the word red", "say what\n\nblue"]
+    assert all("response" in line for line in answers)
 
 
 def test_validation_loss_is_the_mean_over_all_tokens(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
     assert run(folders["llama"], rows, "llama", tmp_path / "a", "--trainer.max_steps", "2") == 0
     one = read_record(tmp_path / "a")["val_loss"]
-    words = ["validate", "--run_dir", str(tmp_path / "a"), "--data.batch_size", "1"]
-    assert main([*words, "--trainer.enable_progress_bar", "false"]) == 0
+    arguments = ["validate", "--run_dir", str(tmp_path / "a"), "--data.batch_size", "1"]
+    assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
     options = ["--trainer.max_steps", "2", "--model.compile_blocks", "false"]
     assert run(folders["llama"], rows, "llama", tmp_path / "b", *options) == 0
     assert read_record(tmp_path / "b")["val_loss"] == one
@@ -393,36 +393,48 @@ def test_every_strategy_trains_packed_with_accumulation(
 ) -> None:
     options = ["--model.adapter", adapter, *([] if adapter == "Full" else ["--model.adapter.targets", "all-linear"])]
     options += ["--data.packing", "true", "--trainer.accumulate_grad_batches", "2", "--trainer.max_epochs", "2"]
-    words = ["fit", "--model", "CausalLM", "--model.model_name", folders["llama"], "--data", "Alpaca"]
-    words += ["--data.train_file", rows, "--data.val_samples", "8", "--data.max_length", "96", "--data.batch_size", "2"]
-    words += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path)]
-    assert main([*words, *options]) == 0
+    arguments = ["fit", "--model", "CausalLM", "--model.model_name", folders["llama"], "--data", "Alpaca"]
+    arguments += [
+        "--data.train_file",
+        rows,
+        "--data.val_samples",
+        "8",
+        "--data.max_length",
+        "96",
+        "--data.batch_size",
+        "2",
+    ]
+    arguments += ["--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path)]
+    assert main([*arguments, *options]) == 0
     record = read_record(tmp_path)
     assert record["data_summary"]["packed_rows"]["train"] < 32
     assert record["status"] == "ok"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--data.template", "chat"], "data.template chat: the tokenizer"),
-        (["--data.template", "nowhere.yaml"], "data.template nowhere.yaml: give alpaca, chat, or a YAML file"),
+        (
+            ["--data.template", "nowhere.yaml"],
+            "data.template nowhere.yaml: there is no such file; give alpaca, chat, or a YAML file",
+        ),
         (["--data.instruction_column", "ask"], "no column 'ask'"),
         (["--data.max_length", "8"], "data.max_length 8 leaves no response in any of the"),
         (["--model.max_new_tokens", "0"], "model.max_new_tokens must be at least 1"),
         (["--model", "Seq2SeqLM"], "cannot be loaded"),
     ],
 )
-def test_a_mistake_is_one_sentence(
-    folders: dict[str, str], rows: str, options: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_an_error_is_one_sentence(
+    folders: dict[str, str], rows: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(folders["llama"], rows, "llama", tmp_path / "run", *options) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
 
 
-def test_a_template_of_ones_own_fills_its_places_and_no_others(folders: dict[str, str], tmp_path: Path) -> None:
+def test_a_template_file_fills_only_its_placeholders(folders: dict[str, str], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     from litpeft.data.templates import ALPACA, Template
@@ -444,4 +456,4 @@ def test_merged_language_models_are_loaded_by_transformers(folders: dict[str, st
         assert main(["export", str(tmp_path / name), str(out), "--format", "merged"]) == 0
         model = auto.from_pretrained(out)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
-        assert tied == (name == "t5")  # an adapter of the embeddings parts them from the head
+        assert tied == (name == "t5")  # an adapter on the embeddings unties them from the head

@@ -1,4 +1,4 @@
-"""The task: what is loaded, trained, measured and predicted."""
+"""Sequence classification: loading, training, metrics and predictions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def fit(model: str, files: dict[str, str], adapter, tmp_path: Path, callbacks=()
 
 
 class Initial(L.Callback):
-    """Keeps the head as it is before the first step, and which modules are in training mode during one."""
+    """Saves the head before the first step, and the modules in evaluation mode during a step."""
 
     def on_train_start(self, trainer, module) -> None:
         self.head = {name: p.detach().clone() for name, p in module.backbone.classifier.named_parameters()}
@@ -63,12 +63,12 @@ def test_every_module_is_in_training_mode_in_every_step(tiny_model: str, sentenc
     assert keeper.eval_modules == []
     batch = next(iter(task.trainer.datamodule.train_dataloader()))
     task.train()
-    assert not torch.equal(task(batch), task(batch))  # dropout really drops
+    assert not torch.equal(task(batch), task(batch))  # dropout is on
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("adapter", [Full, Frozen, LoRA])
-def test_dtypes_are_those_that_were_asked_for(tiny_model: str, sentences, tmp_path: Path, adapter, dtype: str) -> None:
+def test_weights_have_the_requested_dtypes(tiny_model: str, sentences, tmp_path: Path, adapter, dtype: str) -> None:
     task, trainer = fit(tiny_model, sentences, adapter(), tmp_path, dtype=dtype)
     frozen = {p.dtype for p in task.backbone.parameters() if not p.requires_grad}
     assert frozen <= {torch.bfloat16 if dtype == "bf16" else torch.float32}
@@ -95,7 +95,7 @@ def test_full_fine_tuning_in_bf16_starts_from_unrounded_weights(tiny_model: str,
     assert all(torch.equal(keeper[name], tensor) for name, tensor in on_disk.items())
 
 
-def test_loss_and_gradients_are_those_of_transformers(tiny_model: str, sentences, tmp_path: Path) -> None:
+def test_loss_and_gradients_equal_transformers(tiny_model: str, sentences, tmp_path: Path) -> None:
     task, trainer = fit(tiny_model, sentences, Full(), tmp_path, dtype="fp32")
     batch = next(iter(trainer.datamodule.train_dataloader()))
     task.eval(), task.zero_grad()
@@ -152,10 +152,8 @@ def test_predictions_and_metrics_agree_with_an_independent_count(
     assert probability == pytest.approx(rows[0]["probabilities"]["positive"], rel=1e-4)
 
 
-def test_the_model_is_made_on_the_host_whatever_device_lightning_makes_current(
-    tiny_model: str, sentences, tmp_path: Path
-) -> None:
-    """Within a GPU's device context transformers asks for accelerate, and first values would differ by device."""
+def test_the_model_is_built_on_the_cpu_inside_any_device_context(tiny_model: str, sentences, tmp_path: Path) -> None:
+    """In a GPU's device context, transformers requires accelerate, and initial values would depend on the device."""
     task, _ = fit(tiny_model, sentences, LoRA(rank=2), tmp_path)
     task.backbone = None
     with torch.device("meta"):
@@ -164,7 +162,7 @@ def test_the_model_is_made_on_the_host_whatever_device_lightning_makes_current(
 
 
 def altered(tiny_model: str, folder: Path, change) -> str:
-    """A copy of the tiny model with other tensors in its file."""
+    """Return a copy of the tiny model with other tensors in its file."""
     shutil.copytree(tiny_model, folder)
     save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
     return str(folder)
@@ -185,9 +183,7 @@ def test_a_file_of_another_architecture_is_refused(tiny_model: str, sentences, t
         fit(cut, sentences, Frozen(), tmp_path)
 
 
-def test_a_missing_pooler_is_drawn_trained_and_told_and_its_neighbours_stay(
-    tiny_model: str, sentences, tmp_path: Path
-) -> None:
+def test_a_missing_pooler_is_initialised_trained_and_recorded(tiny_model: str, sentences, tmp_path: Path) -> None:
     on_disk = load_file(Path(tiny_model) / "model.safetensors")
     bare = altered(
         tiny_model, tmp_path / "bare", lambda t: {n: x for n, x in t.items() if n != "bert.pooler.dense.weight"}
@@ -206,7 +202,7 @@ def test_a_missing_pooler_is_drawn_trained_and_told_and_its_neighbours_stay(
     assert trained == {"bert.pooler.dense.weight", "bert.pooler.dense.bias", "classifier.weight", "classifier.bias"}
 
 
-def test_a_length_beyond_the_models_positions_is_refused(tiny_model: str, sentences, tmp_path: Path) -> None:
+def test_max_length_above_the_models_positions_is_refused(tiny_model: str, sentences, tmp_path: Path) -> None:
     folder = tmp_path / "long"
     shutil.copytree(tiny_model, folder)
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -230,7 +226,7 @@ def test_a_length_beyond_the_models_positions_is_refused(tiny_model: str, senten
         ({"max_epochs": -1}, None),
     ],
 )
-def test_the_number_of_steps_is_counted_from_the_data(
+def test_the_number_of_steps_follows_from_the_data(
     tiny_model: str, sentences, trainer: dict, steps: int | None
 ) -> None:
     task = SequenceClassification(tiny_model)
@@ -242,7 +238,7 @@ def test_the_number_of_steps_is_counted_from_the_data(
 
 
 def decoder(tmp_path: Path, tiny_model: str) -> str:
-    """A Llama without a padding token, with the tiny tokenizer."""
+    """Return a Llama without a padding token, with the tiny tokenizer."""
     folder = tmp_path / "llama"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.save_pretrained(folder)
@@ -252,7 +248,7 @@ def decoder(tmp_path: Path, tiny_model: str) -> str:
     return str(folder)
 
 
-def test_a_decoder_reads_the_last_token_before_the_padding(tiny_model: str, sentences, tmp_path: Path) -> None:
+def test_a_decoder_classifies_at_the_last_token_before_the_padding(tiny_model: str, sentences, tmp_path: Path) -> None:
     task, trainer = fit(
         decoder(tmp_path, tiny_model), sentences, LoRA(rank=2, targets=["q_proj"]), tmp_path, dtype="fp32"
     )

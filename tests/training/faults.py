@@ -1,4 +1,4 @@
-"""Callbacks that bring about in one of several processes what can go wrong."""
+"""Callbacks that cause a fault in one of several processes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.faults import Poison, Signal
 
 
 class SignalTo(Signal):
-    """As `Signal`, to the process of this rank alone."""
+    """Like `Signal`, but only in the process of this rank."""
 
     def __init__(self, rank: int, number: int, batch: int, where: str = "train") -> None:
         super().__init__(number, batch, where)
@@ -26,7 +26,7 @@ class SignalTo(Signal):
 
 
 class PoisonIn(Poison):
-    """As `Poison`, in the process of this rank alone."""
+    """Like `Poison`, but only in the process of this rank."""
 
     def __init__(self, rank: int, batch: int) -> None:
         super().__init__(batch)
@@ -38,7 +38,7 @@ class PoisonIn(Poison):
 
 
 class FailIn(SignalTo):
-    """Run out of memory in the process of this rank alone."""
+    """Run out of memory in the process of this rank only."""
 
     def __init__(self, rank: int, batch: int) -> None:
         super().__init__(rank, 0, batch)

@@ -1,4 +1,4 @@
-"""Several processes that train together, started as torchrun starts them, but in processes that start at once."""
+"""Start several processes that train together with torchrun's environment, but without its slow start."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from multiprocessing.connection import wait
 from pathlib import Path
 
 from tests.resuming import SERVER
-from tests.resuming import _run as run_words
+from tests.resuming import _run as run_arguments
 
 RUN = "litpeft-tests"
-PATIENCE = 30  # seconds that the others have after one has failed
+TIMEOUT = 30  # seconds for the other processes to end after one has failed
 
 
-def together(words: list[str], log: Path, count: int = 2) -> list[int]:
-    """The exit codes of a command line in so many processes; what each says goes to `log`, its rank appended."""
+def run_processes(arguments: list[str], log: Path, count: int = 2) -> list[int]:
+    """Run a command line in several processes; return the exit codes, and write each output to `log` plus the rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     processes = []
     for rank in range(count):
-        placed = {
+        environment = {
             **{name: str(rank) for name in ("RANK", "LOCAL_RANK")},
             **{name: str(count) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE")},
             **{"GROUP_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             **{"TORCHELASTIC_RUN_ID": RUN, "GLOO_SOCKET_IFNAME": "lo"},
         }
-        processes.append(SERVER.Process(target=_run, args=(words, said_by(log, rank), placed)))
+        processes.append(SERVER.Process(target=_run, args=(arguments, output_file(log, rank), environment)))
         processes[-1].start()
     while any(process.exitcode is None for process in processes):
         wait([process.sentinel for process in processes if process.exitcode is None])
-        if any(process.exitcode for process in processes):  # torchrun ends the others, if later than we here
+        if any(process.exitcode for process in processes):  # torchrun ends the others too, but later
             for process in processes:
-                process.join(PATIENCE)
+                process.join(TIMEOUT)
                 process.kill()
                 process.join()
     return [process.exitcode for process in processes]
 
 
-def said_by(log: Path, rank: int) -> Path:
-    """Where a process's output is."""
+def output_file(log: Path, rank: int) -> Path:
+    """Return the file with a process's output."""
     return log.with_name(f"{log.name}.{rank}")
 
 
-def _run(words: list[str], log: Path, placed: dict[str, str]) -> None:
-    os.environ |= placed
-    run_words(words, log, None, None, None)
+def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    run_arguments(arguments, log, None, None, None)

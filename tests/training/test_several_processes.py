@@ -1,4 +1,4 @@
-"""Processes that train together end with what one process has on the same batches, and fail, stop and go on as one."""
+"""Several processes give the results of one process on the same batches, and fail, stop and resume together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests.conftest import litpeft, write_sentences, write_tiny_bert
 from tests.resuming import differences, run
-from tests.training.launching import said_by, together
+from tests.training.launching import output_file, run_processes
 
 pytestmark = pytest.mark.slow
 ROUNDING = 1e-5
@@ -30,21 +30,21 @@ ADAPTERS = {
     "qlora-fp4": ["QLoRA", "--model.adapter.quant_type", "fp4"],
 }
 CPU = ["--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", "--model.dtype", "fp32"]
-# a gradient that is wrong by a factor makes other steps, which Adam's would hide
+# SGD, because Adam would hide a gradient that is wrong by a factor
 SGD = ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1", "--model.optimizer.momentum", "0.9"]
 
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """93 rows are five batches of 16 and one of 13: shares of seven and six; 33 leave one row, which joins a batch."""
+    """93 rows are five batches of 16 and one of 13 (7 + 6 per rank); 33 rows leave one row, which is merged."""
     folder = tmp_path_factory.mktemp("texts")
     files = write_sentences(folder / "train.tsv", 93), write_sentences(folder / "val.tsv", 33, seed=1)
     return ["--data", "SST2", "--data.train_file", files[0], "--data.val_file", files[1]]
 
 
 @pytest.fixture(scope="module")
-def classify(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> list[str]:
-    """A classifier without dropout, whose masks would be others in each process."""
+def classifier(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> list[str]:
+    """Return options of a classifier without dropout, because the masks differ from process to process."""
     folder = tmp_path_factory.mktemp("no-dropout")
     write_tiny_bert(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -55,20 +55,20 @@ def classify(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> list
 
 
 @pytest.fixture(scope="module")
-def respond(byte_llama: str) -> list[str]:
-    """A language model on 23 rows, two batches a step: responses differ in length, so shares differ in tokens."""
+def language_model(byte_llama: str) -> list[str]:
+    """Return options of a language model on 23 rows, two batches per step: ranks differ in their number of tokens."""
     rows = ["--data.train_rows", "23", "--data.val_rows", "9", "--data.max_length", "256"]
     model = ["--model", "CausalLM", "--model.model_name", byte_llama, "--data", "ArithmeticInstructions", *rows]
     return ["fit", *model, *CPU, *SGD, "--trainer.accumulate_grad_batches", "2", "--trainer.gradient_clip_val", "1.0"]
 
 
-def shared(rows: int, strategy: str) -> list[str]:
-    """Options by which two processes make batches of so many rows."""
+def two_processes(rows: int, strategy: str) -> list[str]:
+    """Return options that give two processes batches of this many rows together."""
     return ["--data.batch_size", str(rows // 2), "--trainer.devices", "2", "--trainer.strategy", strategy]
 
 
-def furthest(one: Path, other: Path) -> float:
-    """The greatest difference of two runs' final weights."""
+def largest_difference(one: Path, other: Path) -> float:
+    """Return the largest difference between the final weights of two runs."""
     a, b = (load_file(newest_checkpoint(folder) / "trainable.safetensors") for folder in (one, other))
     assert a.keys() == b.keys()
     return max(float((a[name] - b[name]).abs().max()) for name in a)
@@ -76,7 +76,7 @@ def furthest(one: Path, other: Path) -> float:
 
 def check_equal(one: Path, other: Path, strategy: str) -> None:
     a, b = read_record(one), read_record(other)
-    assert furthest(one, other) < ROUNDING
+    assert largest_difference(one, other) < ROUNDING
     for name in (
         "status",
         "steps",
@@ -92,11 +92,11 @@ def check_equal(one: Path, other: Path, strategy: str) -> None:
     assert (b["processes"], b["strategy"]) == (2, strategy)
     assert len(b["peaks_by_process"]) == 2
     assert b["peak_rss_bytes"] == max(peaks["peak_rss_bytes"] for peaks in b["peaks_by_process"])
-    # what a second holds depends on the machine, what a row holds does not
+    # figures per second depend on the machine, figures per row do not
     for name in ("train_tokens_per_second", "trained_tokens_per_second"):
         rows = "train_samples_per_second"
         assert a[name] / a[rows] == pytest.approx(b[name] / b[rows], rel=1e-9), name
-    # operations of all, but that shares are padded to their own longest row
+    # FLOPs of all ranks; each rank pads only to its own longest row
     assert 0.8 < b["model_flops_per_step"] / a["model_flops_per_step"] < 1.01
     examples: list[dict[str, Any]] = [json.loads((folder / "val_examples.json").read_text()) for folder in (one, other)]
     assert examples[0]["table"] == examples[1]["table"]
@@ -106,108 +106,115 @@ def check_equal(one: Path, other: Path, strategy: str) -> None:
 
 
 COUNTED = ["--record.predictions", "true", "--throughput.warmup_steps", "0", "--throughput.sample_every", "2"]
-COUNTED += ["--memory.track_steps", "[]"]  # steps that are followed would be left out of the rates
+COUNTED += ["--memory.track_steps", "[]"]  # tracked steps would be excluded from the rates
 
 
 @pytest.mark.parametrize(
     ("kind", "adapter", "strategies"),
     [
-        ("classify", "none", ("ddp", "fsdp2")),
-        ("classify", "lora", ("ddp",)),
-        ("classify", "dora", ("ddp",)),
-        ("classify", "qlora-nf4", ("ddp", "fsdp2")),
-        ("classify", "qlora-fp4", ("ddp",)),
-        ("respond", "lora", ("ddp", "fsdp2")),
+        ("classifier", "none", ("ddp", "fsdp2")),
+        ("classifier", "lora", ("ddp",)),
+        ("classifier", "dora", ("ddp",)),
+        ("classifier", "qlora-nf4", ("ddp", "fsdp2")),
+        ("classifier", "qlora-fp4", ("ddp",)),
+        ("language_model", "lora", ("ddp", "fsdp2")),
     ],
 )
-def test_two_processes_end_with_what_one_has(
+def test_two_processes_give_the_weights_of_one(
     tmp_path: Path, request: pytest.FixtureRequest, kind: str, adapter: str, strategies: tuple[str, ...]
 ) -> None:
-    rows = {"classify": 16, "respond": 4}[kind]
-    words = [*request.getfixturevalue(kind), "--model.adapter", *ADAPTERS[adapter], *COUNTED]
+    rows = {"classifier": 16, "language_model": 4}[kind]
+    arguments = [*request.getfixturevalue(kind), "--model.adapter", *ADAPTERS[adapter], *COUNTED]
     one, log = tmp_path / "one", tmp_path / "log"
-    assert run([*words, "--data.batch_size", str(rows), "--run_dir", str(one)], log) == 0, log.read_text()
+    assert run([*arguments, "--data.batch_size", str(rows), "--run_dir", str(one)], log) == 0, log.read_text()
     for strategy in strategies:
         other = tmp_path / strategy
-        codes = together([*words, *shared(rows, strategy), "--run_dir", str(other)], log)
-        assert codes == [0, 0], said_by(log, 0).read_text()
+        codes = run_processes([*arguments, *two_processes(rows, strategy), "--run_dir", str(other)], log)
+        assert codes == [0, 0], output_file(log, 0).read_text()
         check_equal(one, other, strategy)
-        assert said_by(log, 1).read_text() == ""
+        assert output_file(log, 1).read_text() == ""
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_a_signal_to_one_stops_all_and_the_resumed_run_is_bit_identical(
     tmp_path: Path, tiny_model: str, texts: list[str], strategy: str
 ) -> None:
-    """With dropout, of which each process has its own."""
-    words = ["fit", "--model", "SequenceClassification", "--model.model_name", tiny_model, *texts, *CPU]
-    words += ["--model.adapter", "LoRA", "--model.adapter.dropout", "0.1", *shared(16, strategy)]
+    """With dropout: each process has its own masks."""
+    arguments = ["fit", "--model", "SequenceClassification", "--model.model_name", tiny_model, *texts, *CPU]
+    arguments += ["--model.adapter", "LoRA", "--model.adapter.dropout", "0.1", *two_processes(16, strategy)]
     log, whole, stopped = tmp_path / "log", tmp_path / "whole", tmp_path / "stopped"
-    assert together([*words, "--run_dir", str(whole)], log) == [0, 0]
+    assert run_processes([*arguments, "--run_dir", str(whole)], log) == [0, 0]
     fault = ["--trainer.callbacks", "tests.training.faults.SignalTo", "--trainer.callbacks.rank", "1"]
     fault += ["--trainer.callbacks.number", str(int(signal.SIGTERM)), "--trainer.callbacks.batch", "2"]
-    codes = together([*words, *fault, "--run_dir", str(stopped)], log)
-    assert codes[0] == 143, said_by(log, 0).read_text()
+    codes = run_processes([*arguments, *fault, "--run_dir", str(stopped)], log)
+    assert codes[0] == 143, output_file(log, 0).read_text()
     assert read_record(stopped)["status"] == "interrupted"
     assert newest_checkpoint(stopped).name == "step-000003"
-    assert together([*words, "--run_dir", str(stopped), "--resume"], log) == [0, 0], said_by(log, 0).read_text()
+    assert run_processes([*arguments, "--run_dir", str(stopped), "--resume"], log) == [0, 0], output_file(
+        log, 0
+    ).read_text()
     assert differences(whole, stopped) == []
 
 
-def test_what_shares_have_saved_goes_on_in_one_process(tmp_path: Path, classify: list[str], texts: list[str]) -> None:
-    """With the optimizer's momentum; and it is tested by one."""
-    words, log = [*classify, "--model.adapter", "DoRA"], tmp_path / "log"
+def test_a_sharded_checkpoint_resumes_in_one_process(tmp_path: Path, classifier: list[str], texts: list[str]) -> None:
+    """With the optimizer's momentum; one process runs the test."""
+    arguments, log = [*classifier, "--model.adapter", "DoRA"], tmp_path / "log"
     one, other = tmp_path / "one", tmp_path / "other"
     alone = ["--data.batch_size", "16"]
-    assert run([*words, *alone, "--run_dir", str(one), "--trainer.max_steps", "5"], log) == 0
-    assert together([*words, *shared(16, "fsdp2"), "--run_dir", str(other), "--trainer.max_steps", "3"], log) == [0, 0]
+    assert run([*arguments, *alone, "--run_dir", str(one), "--trainer.max_steps", "5"], log) == 0
+    assert run_processes(
+        [*arguments, *two_processes(16, "fsdp2"), "--run_dir", str(other), "--trainer.max_steps", "3"], log
+    ) == [
+        0,
+        0,
+    ]
     placed = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
     longer = ["--run_dir", str(other), "--resume", "--trainer.max_steps", "5"]
     assert run(["fit", *longer, *placed, "--data.batch_size", "8"], log) == 2
     assert "data.init_args.batch_size" in log.read_text() or "trainer.devices is 1" in log.read_text()
     assert run(["fit", *longer, *placed, *alone], log) == 0, log.read_text()
-    assert furthest(one, other) < ROUNDING
+    assert largest_difference(one, other) < ROUNDING
     assert run(["test", "--run_dir", str(other), "--data.test_file", texts[-1]], log) == 0, log.read_text()
     assert read_record(other)["test_loss"] == pytest.approx(read_record(one)["val_loss"], abs=ROUNDING)
 
 
-FAULTS = {  # what goes wrong in the second process: the one sentence of the first, and its exit code
+FAULTS = {  # fault in the second process -> the sentence of the first process, and its exit code
     "PoisonIn": (2, "the training loss is nan at step 2 (batch 2 of epoch 0"),
     "FailIn": (1, "the run failed: process 1: no memory is left"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_goes_wrong_in_one_ends_all_in_one_sentence(tmp_path: Path, classify: list[str], fault: str) -> None:
+def test_a_fault_in_one_process_ends_all_with_one_sentence(tmp_path: Path, classifier: list[str], fault: str) -> None:
     code, sentence = FAULTS[fault]
-    words = [*classify, "--model.adapter", "LoRA", *shared(16, "ddp"), "--run_dir", str(tmp_path / "run")]
-    words += ["--trainer.callbacks", f"tests.training.faults.{fault}", "--trainer.callbacks.rank", "1"]
-    codes = together([*words, "--trainer.callbacks.batch", "2"], tmp_path / "log")
+    arguments = [*classifier, "--model.adapter", "LoRA", *two_processes(16, "ddp"), "--run_dir", str(tmp_path / "run")]
+    arguments += ["--trainer.callbacks", f"tests.training.faults.{fault}", "--trainer.callbacks.rank", "1"]
+    codes = run_processes([*arguments, "--trainer.callbacks.batch", "2"], tmp_path / "log")
     assert codes[0] == code
     assert codes[1] not in (0, -signal.SIGKILL)
-    said = [said_by(tmp_path / "log", rank).read_text() for rank in (0, 1)]
-    (told,) = re.findall(r"^litpeft: error: (.*)$", "".join(said), re.MULTILINE)
-    assert told.startswith(sentence)
-    assert "Traceback" not in "".join(said)
+    outputs = [output_file(tmp_path / "log", rank).read_text() for rank in (0, 1)]
+    (message,) = re.findall(r"^litpeft: error: (.*)$", "".join(outputs), re.MULTILINE)
+    assert message.startswith(sentence)
+    assert "Traceback" not in "".join(outputs)
     record = read_record(tmp_path / "run")
     assert record["status"] == "failed"
-    assert record["error"] in told
+    assert record["error"] in message
 
 
-def test_the_command_lines_of_the_readme(tmp_path: Path, classify: list[str]) -> None:
-    """Lightning starts the other process itself, with the same words; torchrun starts both."""
-    words = [*classify, "--model.adapter", "LoRA", "--data.batch_size", "8", "--trainer.devices", "2"]
-    words += ["--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
-    made = litpeft(*words, GLOO_SOCKET_IFNAME="lo")
+def test_the_command_lines_of_the_readme(tmp_path: Path, classifier: list[str]) -> None:
+    """Lightning starts the second process itself with the same arguments; torchrun starts both."""
+    arguments = [*classifier, "--model.adapter", "LoRA", "--data.batch_size", "8", "--trainer.devices", "2"]
+    arguments += ["--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
+    made = litpeft(*arguments, GLOO_SOCKET_IFNAME="lo")
     assert made.returncode == 0, made.stderr
     assert made.stderr == ""
     assert read_record(tmp_path / "run")["strategy"] == "ddp"
-    used = litpeft(*words, GLOO_SOCKET_IFNAME="lo")
+    used = litpeft(*arguments, GLOO_SOCKET_IFNAME="lo")
     assert (used.returncode, used.stderr.count("litpeft: error")) == (2, 1)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "litpeft"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     made = subprocess.run(
-        [*launcher, *words, "--overwrite", "--trainer.strategy", "fsdp2"],
+        [*launcher, *arguments, "--overwrite", "--trainer.strategy", "fsdp2"],
         capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
@@ -217,21 +224,23 @@ def test_the_command_lines_of_the_readme(tmp_path: Path, classify: list[str]) ->
 
 REFUSED = {
     "--trainer.devices 2 --trainer.strategy deepspeed": "trainer.strategy deepspeed: give ddp (each process holds the model)",
-    "--trainer.devices 2 --model.gradient_checkpointing reentrant": "reentrant is not for several processes; give non_reentrant.",
-    "--trainer.devices 2 --trainer.strategy fsdp2 --model.compile_blocks true": "model.compile_blocks is not for trainer.strategy fsdp2",
-    "--trainer.devices 2 --trainer.strategy fsdp2 --model.optimizer bitsandbytes.optim.AdamW8bit": "cannot hold shares of trainer.strategy fsdp2",
+    "--trainer.devices 2 --model.gradient_checkpointing reentrant": "reentrant does not work with several processes; give non_reentrant.",
+    "--trainer.devices 2 --trainer.strategy fsdp2 --model.compile_blocks true": "model.compile_blocks does not work with trainer.strategy fsdp2",
+    "--trainer.devices 2 --trainer.strategy fsdp2 --model.optimizer bitsandbytes.optim.AdamW8bit": "cannot hold sharded parameters (trainer.strategy fsdp2)",
     "--trainer.devices 2 --trainer.strategy fsdp2 --benchmarks.tasks held_out": "run litpeft evaluate on the finished run, or give ddp.",
 }
 
 
 @pytest.mark.parametrize("options", REFUSED)
-def test_what_cannot_be_done_together_is_refused(tmp_path: Path, classify: list[str], options: str) -> None:
+def test_unsupported_options_with_several_processes_are_refused(
+    tmp_path: Path, classifier: list[str], options: str
+) -> None:
     log = tmp_path / "log"
-    assert run([*classify, *options.split(), "--run_dir", str(tmp_path / "run")], log) == 2
+    assert run([*classifier, *options.split(), "--run_dir", str(tmp_path / "run")], log) == 2
     assert REFUSED[options] in log.read_text()
 
 
-def test_an_estimate_is_of_one_process(tmp_path: Path, classify: list[str]) -> None:
-    words = ["estimate", *classify[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
-    assert run(words, tmp_path / "log") == 2
-    assert "litpeft estimate works with one process" in (tmp_path / "log").read_text()
+def test_an_estimate_uses_one_process(tmp_path: Path, classifier: list[str]) -> None:
+    arguments = ["estimate", *classifier[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
+    assert run(arguments, tmp_path / "log") == 2
+    assert "litpeft estimate runs in one process" in (tmp_path / "log").read_text()

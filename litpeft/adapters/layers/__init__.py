@@ -1,11 +1,10 @@
-"""Frozen layers with a low-rank adapter beside, one class for each kind of layer; `ADAPTED` says which for which.
+"""Frozen layers with a low-rank adapter, one class per layer type; `ADAPTED` maps a layer type to its adapted class.
 
-To add a kind: derive from `AdaptedLayer` in a file of its own, say how to read the weight as a matrix and how to
-compute, and enter it in `ADAPTED`.
+To add a layer type: derive from `AdaptedLayer` in a new file, implement `matrix` (the weight as a matrix), `forward`
+and `plain`, and add the class to `ADAPTED`.
 
-An adapted layer takes over weight and bias of the one that it replaces, under the same names, and adds `lora_A`,
-`lora_B` and, for DoRA, `magnitude`, all fp32 and cast when used. It equals the one that it replaces
-until it is trained.
+An adapted layer keeps the names `weight` and `bias` of the layer that it replaces, and adds `lora_A`, `lora_B` and, for
+DoRA, `magnitude`; these are fp32 and cast when used. Before training, its output equals that of the replaced layer.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ __all__ = [
     "adapted_layers",
 ]
 
-ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {  # layer type -> adapted layer: the place to add a kind of layer
+ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {  # layer type -> adapted layer; add new types here
     nn.Linear: AdaptedLinear,
     Conv1D: AdaptedConv1D,
     Linear4bit: AdaptedLinear4bit,
     nn.Embedding: AdaptedEmbedding,
     nn.Conv2d: AdaptedConv2d,
 }
-LINEAR = (nn.Linear, Conv1D, Linear4bit)  # what `all-linear` means
+LINEAR = (nn.Linear, Conv1D, Linear4bit)  # the types that `all-linear` selects
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:
-    """The layers that an adapter has replaced, by name."""
+    """Return the layers that an adapter has replaced, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}

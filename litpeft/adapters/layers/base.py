@@ -1,4 +1,4 @@
-"""What the adapted layers of all kinds share: A, B, the magnitude, its norm, and how they are folded in."""
+"""Base class of the adapted layers: A, B, DoRA's magnitude and norm, and merging."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _optimizer_steps = 0
 
 @register_optimizer_step_post_hook
 def _count_step(*_: object) -> None:
-    """Fused optimizers and bitsandbytes' change parameters without raising their version, so steps are counted."""
+    """Count optimizer steps, since fused and bitsandbytes optimizers do not raise a parameter's `_version`."""
     global _optimizer_steps
     _optimizer_steps += 1
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """What one layer's adapter is made with: rank r, scaling s, dropout, how A is drawn, whether DoRA's magnitude."""
+    """Options of one adapted layer: rank r, scaling s, dropout, initialisation of A, and whether DoRA is used."""
 
     rank: int
     scaling: float
@@ -36,7 +36,7 @@ class LowRank:
 
 
 class AdaptedLayer(nn.Module):
-    """What all kinds share. Seen as a matrix, the weight is W (out, in), A is (r, in) and B (out, r), in g groups."""
+    """Base class. As matrices, the weight is W (out, in), A is (r, in), B is (out, r); convolutions have g groups."""
 
     groups = 1
 
@@ -45,37 +45,37 @@ class AdaptedLayer(nn.Module):
         self.take_over(base)
         self.rank, self.scaling, self.dropout = options.rank, options.scaling, options.dropout
         shape_A, shape_B = self.shapes()
-        # drawn on the host, so that the first values are the same for every device and for quantised bases
+        # initialised on the CPU, so that initial values are the same for every device and for quantised bases
         self.lora_A = nn.Parameter(torch.empty(shape_A, dtype=torch.float32, device="cpu"))
         self.lora_B = nn.Parameter(torch.empty(shape_B, dtype=torch.float32, device="cpu"))
-        self.draw(options.init)
+        self.initialise(options.init)
         device = next(self.frozen()).device
         self.lora_A, self.lora_B = (nn.Parameter(p.detach().to(device)) for p in (self.lora_A, self.lora_B))
         self.magnitude = None
         if options.magnitude:
-            opened = self.matrix()
+            matrix = self.matrix()
             with torch.no_grad():
-                self.register_buffer("squares", row_squares(opened), persistent=False)
-                self.magnitude = nn.Parameter(self.norm(opened))
-            self.register_load_state_dict_post_hook(_measure_again)
+                self.register_buffer("squares", row_squares(matrix), persistent=False)
+                self.magnitude = nn.Parameter(self.norm(matrix))
+            self.register_load_state_dict_post_hook(_update_squares)
 
     def take_over(self, base: nn.Module) -> None:
-        """Take weight, bias and whatever else the computation needs."""
+        """Take the weight, the bias and the attributes that `forward` needs from the replaced layer."""
         self.weight, self.bias = base.weight, base.bias
 
     def frozen(self) -> Iterator[Tensor]:
-        """The frozen weight's tensors."""
+        """Iterate over the tensors of the frozen weight."""
         return iter((self.weight,))
 
     def shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Of A and of B."""
+        """Return the shapes of A and B."""
         return (self.rank, self.in_features), (self.out_features, self.rank)
 
-    def draw(self, init: str) -> None:
-        """A at random and B zero, so that nothing is added yet.
+    def initialise(self, init: str) -> None:
+        """Initialise A at random and B with zeros, so that the update BA starts at zero.
 
-        `kaiming`: uniform in 1/sqrt(in), what nn.Linear draws, as in the authors' loralib/layers.py.
-        `gaussian`: normal with a standard deviation of 1/r.
+        `kaiming`: uniform with bound 1/sqrt(in), as in nn.Linear and in the LoRA authors' loralib/layers.py.
+        `gaussian`: normal with standard deviation 1/r.
         """
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
@@ -84,77 +84,70 @@ class AdaptedLayer(nn.Module):
         nn.init.zeros_(self.lora_B)
 
     def matrix(self) -> Tensor:
-        """W (out, in), a view where the weight is held as it is."""
+        """Return W (out, in): a view, or the dequantised weight."""
         return self.weight
 
     def plain(self, matrix: Tensor) -> nn.Module:
-        """A layer of the kind that was replaced, with this weight given as a matrix (out, in)."""
+        """Return a layer of the replaced type with this weight (out, in)."""
         raise NotImplementedError
 
-    def norm_is_due(self) -> bool:
-        """Whether A or B may have changed since the norm was worked out."""
-        return torch.compiler.is_compiling() or getattr(self, "_norm_at", None) != self._now()
+    def norm_is_stale(self) -> bool:
+        """Return whether A or B may have changed since the norm was computed."""
+        return torch.compiler.is_compiling() or getattr(self, "_norm_key", None) != self._cache_key()
 
-    def _now(self) -> tuple[object, ...]:
+    def _cache_key(self) -> tuple[object, ...]:
         A, B = self.lora_A, self.lora_B
-        # training or not, as averages of weights are put in for validation with no trace in a version
+        # with the mode, because weight averaging swaps weights for validation without raising `_version`
         key = _optimizer_steps, self.training, id(A), A._version, id(B), B._version
         return *key, A.device, self.squares.dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
-        """As every module; the norm of W is that of the weight as it is then."""
+        """Move or cast the layer, then recompute the norms of W from the new weight."""
         super()._apply(fn, recurse)
-        _measure_again(self)
+        _update_squares(self)
         return self
 
-    def norm(self, opened: Tensor | None = None) -> Tensor:
-        """‖W + s BA‖ by row (out), worked out once an optimizer step, and once more for validation.
-
-        Args:
-            opened: W where the caller has it open.
-        """
-        if not self.norm_is_due():
+    def norm(self, matrix: Tensor | None = None) -> Tensor:
+        """Return the row norms ‖W + s BA‖ (out), cached until the next optimizer step or validation; `matrix` is W."""
+        if not self.norm_is_stale():
             return self._norm
-        # in validation too a tensor of the common kind, since training goes on with it
+        # no inference tensor, even in validation: training may use the cached norm
         with torch.inference_mode(False), torch.no_grad():
-            w, A, B = self.grouped(self.matrix() if opened is None else opened)
+            w, A, B = self.grouped(self.matrix() if matrix is None else matrix)
             norm = low_rank_norm(self.squares, w, A, B, self.scaling)
         if not torch.compiler.is_compiling():
-            self._norm, self._norm_at = norm, self._now()
+            self._norm, self._norm_key = norm, self._cache_key()
         return norm
 
-    def norms(self) -> list[Tensor]:
-        """What is kept to work out DoRA's norm: ‖W‖² by row, and the norm itself from its first use on."""
+    def norm_tensors(self) -> list[Tensor]:
+        """Return DoRA's cached tensors for memory reports: ‖W‖² by row and the norm; none for LoRA."""
         return [] if self.magnitude is None else [self.squares, self._norm]
 
     def grouped(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """W (g, out/g, in), A (g, r/g, in) and B (g, out/g, r/g)."""
+        """Return W (g, out/g, in), A (g, r/g, in) and B (g, out/g, r/g)."""
         w, A, B = matrix, self.lora_A.flatten(1), self.lora_B.flatten(1)
         return tuple(tensor.unflatten(0, (self.groups, -1)) for tensor in (w, A, B))
 
     @torch.no_grad()
-    def folded(self, matrix: Tensor | None = None) -> Tensor:
-        """What the layer multiplies with, (out, in): W + s BA, times m/‖W + s BA‖ with DoRA.
+    def merged_matrix(self, matrix: Tensor | None = None) -> Tensor:
+        """Return the merged weight (out, in): W + s BA, with DoRA multiplied by m/‖W + s BA‖.
 
         Args:
-            matrix: W where another base is to be folded into; the layer's own where it is None.
-
-        Raises:
-            UserError: it holds numbers that are not finite.
+            matrix: W of another base to merge into; by default this layer's W.
         """
         matrix = self.matrix() if matrix is None else matrix
         w, A, B = self.grouped(matrix)
         wide = torch.promote_types(w.dtype, torch.float32)
-        whole = (w.to(wide) + self.scaling * (B.to(wide) @ A.to(wide))).flatten(0, 1)  # summed wide, rounded once
+        merged = (w.to(wide) + self.scaling * (B.to(wide) @ A.to(wide))).flatten(0, 1)  # summed in fp32, rounded once
         if self.magnitude is not None:
-            whole = whole * (self.magnitude / whole.norm(dim=1).clamp_min(torch.finfo(wide).tiny ** 0.5))[:, None]
-        if not whole.isfinite().all():
-            raise UserError("the adapter holds numbers that are not finite: the run diverged, nothing can be merged.")
-        return whole.to(matrix.dtype)
+            merged = merged * (self.magnitude / merged.norm(dim=1).clamp_min(torch.finfo(wide).tiny ** 0.5))[:, None]
+        if not merged.isfinite().all():
+            raise UserError("the adapter has NaN or infinite values: the run diverged and cannot be merged.")
+        return merged.to(matrix.dtype)
 
     def merged(self) -> nn.Module:
-        """A plain layer with the adapter folded in: summed in fp32, rounded once to the weight's dtype."""
-        return self.plain(self.folded())
+        """Return a plain layer with the adapter merged: summed in fp32, rounded once to the weight's dtype."""
+        return self.plain(self.merged_matrix())
 
     def extra_repr(self) -> str:
         kind = ", magnitude" if self.magnitude is not None else ""
@@ -162,12 +155,12 @@ class AdaptedLayer(nn.Module):
 
 
 @torch.no_grad()
-def _measure_again(layer: AdaptedLayer, _: object = None) -> None:
-    if layer.magnitude is not None and not isinstance(layer.matrix(), DTensor):  # a share does not change by moving
+def _update_squares(layer: AdaptedLayer, _: object = None) -> None:
+    if layer.magnitude is not None and not isinstance(layer.matrix(), DTensor):  # moving a shard changes no value
         layer.squares = row_squares(layer.matrix())
 
 
 def row_squares(matrix: Tensor) -> Tensor:
-    """‖W‖² by row, a few rows at a time: no fp32 copy of a bf16 weight is made."""
+    """Return ‖W‖² by row, a few rows at a time to avoid an fp32 copy of a bf16 weight."""
     wide = torch.promote_types(matrix.dtype, torch.float32)
     return torch.cat([rows.to(wide).square().sum(1) for rows in matrix.split(256)])

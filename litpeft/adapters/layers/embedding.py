@@ -1,4 +1,4 @@
-"""Embeddings with an adapter."""
+"""Embedding with an adapter."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from litpeft.errors import UserError
 
 
 class AdaptedEmbedding(AdaptedLayer):
-    """nn.Embedding with an adapter: E[i] + s B A[:, i]. As a matrix it is Eᵀ (dim, vocabulary): linear on one-hot rows.
+    """nn.Embedding with an adapter: E[i] + s B A[:, i]. As a matrix, W is Eᵀ (dim, vocabulary).
 
-    A starts at zero and B is drawn, as its authors do it; its dropout is none, there being nothing to drop of an index.
-    No function of our own: the lookup keeps indices only, and the product is added in place.
+    A starts at zero and B is random, as in the LoRA authors' code. Dropout does not apply to token ids and is ignored.
+    No custom autograd function: the lookup saves only ids, and the product is added in place.
     """
 
     def take_over(self, base: nn.Embedding) -> None:
         if base.max_norm is not None or base.scale_grad_by_freq or base.sparse:
-            raise UserError("an embedding with max_norm, scale_grad_by_freq or sparse gradients gets no adapter.")
+            raise UserError(
+                "model.adapter.targets: embeddings with max_norm, scale_grad_by_freq or sparse are not supported."
+            )
         self.weight, self.bias, self.padding_idx = base.weight, None, base.padding_idx
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
         self.in_features, self.out_features = base.num_embeddings, base.embedding_dim
 
-    def draw(self, init: str) -> None:
+    def initialise(self, init: str) -> None:
         nn.init.zeros_(self.lora_A)
         nn.init.normal_(self.lora_B)
 

@@ -1,4 +1,4 @@
-"""Linear layers with an adapter: torch's, GPT-2's transposed ones, and those held in four bits."""
+"""Linear layers with an adapter: nn.Linear, Conv1D (GPT-2, transposed weight) and four-bit layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Open, adapted_linear
+from litpeft.adapters.functional import ToMatrix, adapted_linear
 from litpeft.adapters.layers.base import AdaptedLayer
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.ops.autocast import as_autocast, without_autocast
@@ -22,13 +22,13 @@ class AdaptedLinear(AdaptedLayer):
         self.in_features, self.out_features = base.in_features, base.out_features
 
     @property
-    def held(self) -> tuple[Tensor, ...]:
-        """The frozen weight as it is held."""
+    def stored(self) -> tuple[Tensor, ...]:
+        """The stored tensors of the frozen weight, the arguments of `to_matrix`."""
         return (self.weight,)
 
     @property
-    def open(self) -> Open:
-        """From `held` to W (out, in)."""
+    def to_matrix(self) -> ToMatrix:
+        """The function that turns `stored` into W (out, in)."""
         return _cast
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
@@ -37,16 +37,16 @@ class AdaptedLinear(AdaptedLayer):
             return self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:
-        """The product in the dtype of x."""
-        norm = opened = None
+        """Compute the layer's output in the dtype of x."""
+        norm = weight = None
         if self.magnitude is not None:
-            # for the norm and for the product alike: a 4-bit weight is dequantised once
-            if self.norm_is_due() and not torch.compiler.is_compiling():
-                opened = self.open(*self.held, dtype=x.dtype)
-            norm = self.norm(opened)
+            # the norm and the product share W, so that a four-bit weight is dequantised once
+            if self.norm_is_stale() and not torch.compiler.is_compiling():
+                weight = self.to_matrix(*self.stored, dtype=x.dtype)
+            norm = self.norm(weight)
         dropout = self.dropout if self.training else 0.0
-        parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, norm, opened
-        return adapted_linear(x, self.held, self.open, self.bias, *parts)
+        parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, norm, weight
+        return adapted_linear(x, self.stored, self.to_matrix, self.bias, *parts)
 
     def plain(self, matrix: Tensor) -> nn.Module:
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
@@ -55,7 +55,7 @@ class AdaptedLinear(AdaptedLayer):
 
 
 class AdaptedConv1D(AdaptedLinear):
-    """transformers' Conv1D (GPT-2): a linear layer whose weight is (in, out)."""
+    """Conv1D of transformers (GPT-2) with an adapter: a linear layer that stores its weight as (in, out)."""
 
     def take_over(self, base: Conv1D) -> None:
         AdaptedLayer.take_over(self, base)
@@ -65,7 +65,7 @@ class AdaptedConv1D(AdaptedLinear):
         return self.weight.T
 
     @property
-    def open(self) -> Open:
+    def to_matrix(self) -> ToMatrix:
         return _cast_transposed
 
     def plain(self, matrix: Tensor) -> Conv1D:
@@ -76,11 +76,11 @@ class AdaptedConv1D(AdaptedLinear):
 
 
 class AdaptedLinear4bit(AdaptedLinear):
-    """A four-bit layer with an adapter. It is merged into the layer that was quantised, with its weight dequantised."""
+    """Four-bit linear layer with an adapter. Merging gives the original layer type with a dequantised weight."""
 
     def take_over(self, base: Linear4bit) -> None:
         self.bias, base.bias = base.bias, None
-        self.base = base  # its buffers go with it to other devices
+        self.base = base  # a sub-module, so that its buffers move with this layer
         self.in_features, self.out_features = base.in_features, base.out_features
 
     def frozen(self) -> Iterator[Tensor]:
@@ -92,12 +92,12 @@ class AdaptedLinear4bit(AdaptedLinear):
     weight = property(matrix)
 
     @property
-    def held(self) -> tuple[Tensor, ...]:
-        return self.base.held
+    def stored(self) -> tuple[Tensor, ...]:
+        return self.base.stored
 
     @property
-    def open(self) -> Open:
-        return self.base.open
+    def to_matrix(self) -> ToMatrix:
+        return self.base.to_matrix
 
     def plain(self, matrix: Tensor) -> nn.Module:
         layer = self.base.plain(matrix)

@@ -1,4 +1,4 @@
-"""Runs held against each other: from folders of records to a `Comparison`. Needs no torch."""
+"""Compare runs: read run folders into a `Comparison`. Does not import torch."""
 
 from litpeft.analysis.comparison.compare_runs import compare
 from litpeft.analysis.comparison.results import Comparison, Difference, Estimate, Figure, Group, Run, Verdict

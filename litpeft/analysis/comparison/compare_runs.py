@@ -1,21 +1,22 @@
-"""From paths to a `Comparison`."""
+"""Build a `Comparison` from paths of run folders."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from litpeft.analysis.comparison.benchmarks import asked_alike
-from litpeft.analysis.comparison.caveats import cautions, unfinished
-from litpeft.analysis.comparison.comparability import check_data, check_seeds, check_within, confounded
+from litpeft.analysis.comparison.benchmarks import comparable_figures
+from litpeft.analysis.comparison.caveats import caveats, describe_unfinished, shortlist
+from litpeft.analysis.comparison.comparability import check_data, check_groups, check_seeds, confounded
 from litpeft.analysis.comparison.configs import covered_keys
-from litpeft.analysis.comparison.differences import against, estimate
+from litpeft.analysis.comparison.differences import add_differences, estimate
 from litpeft.analysis.comparison.figures import choose
-from litpeft.analysis.comparison.grouping import find_runs, place_by_axes, place_by_sweep
+from litpeft.analysis.comparison.grouping import find_runs, group_by_axes, group_by_sweep
 from litpeft.analysis.comparison.results import Comparison, Group, Run
-from litpeft.analysis.comparison.row_tests import over_examples
-from litpeft.analysis.comparison.sweep_folder import FILE, Sweep, read_sweep
+from litpeft.analysis.comparison.row_tests import add_row_differences
+from litpeft.analysis.comparison.sweep_folder import FILE, Sweep, read_sweep, with_shown_names
 from litpeft.errors import UserError
+from litpeft.runs.strategy_names import shown_label
 
 DEFAULT_AXES = ("adapter",)
 
@@ -28,77 +29,79 @@ def compare(
     targets: Iterable[tuple[str, float]] = (),
     examples: bool | None = None,
 ) -> Comparison:
-    """Hold the runs below these paths against each other. Reads records only.
+    """Compare the runs below these paths; reads run records only.
 
     Args:
-        paths: run folders, folders of runs, or one folder of a sweep, which says itself what varies.
-        by: what varies: record fields or dotted config keys; by default what the sweep says, else the adapter.
-        baseline: label of the group that others are held against; by default the sweep's, else the first.
-        figures: exactly these columns; by default quality, memory, speed and sizes as far as they are known.
-        targets: (metric, value) pairs; each adds the seconds of training until it was met.
-        examples: test over validation rows as well, where runs kept them; None does it where it is cheap.
+        paths: run folders, folders of runs, or the folder of one sweep.
+        by: axes that define the groups, as record fields or dotted config keys; default: the axes of the sweep, else
+            the adapter.
+        baseline: label of the baseline group; default: the baseline of the sweep, else the first group.
+        figures: names of the columns; default: quality, memory, speed and sizes that the records have.
+        targets: (metric, value) pairs; each adds a column with the seconds of training until the metric reached value.
+        examples: test over validation rows too, if runs kept their results; None: only if the files are small.
 
     Raises:
-        UserError: something cannot be read, or these runs cannot be compared.
+        UserError: a file cannot be read, or the runs are not comparable.
     """
     sweeps = [found for path in paths if (found := read_sweep(Path(path)))]
-    told = sweeps[0] if len(paths) == len(sweeps) == 1 else None
-    sweep = told if by is None else None  # what a sweep says of its axes; the rest holds in any case
+    described = sweeps[0] if len(paths) == len(sweeps) == 1 else None  # gives title, question, targets, metric
     runs = find_runs(paths)
+    sweep = with_shown_names(described, runs) if described and by is None else None  # gives axes, groups, baseline
     axes = list(sweep.axes if sweep else by or DEFAULT_AXES)
-    placed, lost = place_by_sweep(runs, sweep) if sweep else place_by_axes(runs, axes)
-    groups = [_group(label, found, sweep) for label, found in placed.items()]
+    by_label, left_out = group_by_sweep(runs, sweep) if sweep else group_by_axes(runs, axes)
+    groups = [_group(label, members, sweep) for label, members in by_label.items()]
     finished = [run for group in groups for run in group.runs]
     if not finished:
-        raise UserError(f"{paths[0]}: none of {len(runs)} runs has ended well. {unfinished(runs[0], None)}")
+        raise UserError(f"{paths[0]}: none of {len(runs)} runs has finished. {describe_unfinished(runs[0], None)}")
     covered = covered_keys(sweep.varies if sweep else axes)
     check_seeds(groups)
-    check_within(groups, axes)
+    check_groups(groups, axes)
     warnings = check_data(groups, covered)
-    goals = dict([*(told.targets if told else ()), *targets])
-    columns = choose(finished, told.metric if told else None, figures, goals.items())
-    columns, unlike = asked_alike(finished, columns, figures is not None)
-    warnings += unlike
+    goals = dict([*(described.targets if described else ()), *targets])
+    columns = choose(finished, described.metric if described else None, figures, goals.items())
+    columns, skipped = comparable_figures(finished, columns, figures is not None)
+    warnings += skipped
     for group in groups:
         group.estimates = estimate(group, columns)
     base = _baseline(groups, baseline, sweep)
     if base:
-        against(groups, base, columns)
-        warnings += over_examples(groups, base, columns, examples)
+        add_differences(groups, base, columns)
+        warnings += add_row_differences(groups, base, columns, examples)
     return Comparison(
-        title=told.title if told else _title(runs, paths),
-        question=told.question if told else None,
+        title=described.title if described else _title(runs, paths),
+        question=described.question if described else None,
         axes=axes,
         figures=columns,
         groups=groups,
         baseline=base.label if base else None,
-        published=told.published if told else None,
-        warnings=[*_not_shown(lost, sweep), *_missing(groups, sweep), *warnings, *cautions(groups, base, columns)],
+        published=described.published if described else None,
+        warnings=[*_left_out(left_out, sweep), *_not_run(groups, sweep), *warnings, *caveats(groups, base, columns)],
         confounded=confounded(groups, covered),
     )
 
 
 def _group(label: str, runs: Sequence[Run], sweep: Sweep | None) -> Group:
-    good = [run for run in runs if run.record.get("status") == "ok"]
-    good.sort(key=lambda run: -1 if run.seed is None else run.seed)
+    finished = [run for run in runs if run.record.get("status") == "ok"]
+    finished.sort(key=lambda run: -1 if run.seed is None else run.seed)
     failed = [run for run in runs if run.record.get("status") != "ok"]
     planned = {trial.label: trial.axes for trial in sweep.trials} if sweep else {}
-    return Group(label, dict(planned[label] if sweep else runs[0].axes), good, failed)
+    return Group(label, dict(planned[label] if sweep else runs[0].axes), finished, failed)
 
 
-def _baseline(groups: Sequence[Group], asked: str | None, sweep: Sweep | None) -> Group | None:
-    """The group that others are held against; None where there is no other."""
-    label = asked if asked is not None else sweep.baseline if sweep else None
+def _baseline(groups: Sequence[Group], requested: str | None, sweep: Sweep | None) -> Group | None:
+    """Return the baseline group; None if there is only one group."""
+    label = requested if requested is not None else sweep.baseline if sweep else None
     if label is None:
         filled = [group for group in groups if group.runs]
         return filled[0] if len(groups) > 1 else None
     labels = {group.label: group for group in groups}
-    if label not in labels:
-        where = "--baseline" if asked is not None else f"{sweep.folder / FILE}: baseline"
+    base = labels.get(label) or labels.get(shown_label(label))
+    if base is None:
+        where = "--baseline" if requested is not None else f"{sweep.folder / FILE}: baseline"
         raise UserError(f"{where} {label}: no such group; there are {', '.join(labels)}.")
-    if asked is not None and not labels[label].runs:
-        raise UserError(f"--baseline {label}: none of its runs has ended well.")
-    return labels[label] if len(groups) > 1 else None
+    if requested is not None and not base.runs:
+        raise UserError(f"--baseline {label}: none of its runs has finished.")
+    return base if len(groups) > 1 else None
 
 
 def _title(runs: Sequence[Run], paths: Sequence[str | Path]) -> str:
@@ -106,19 +109,16 @@ def _title(runs: Sequence[Run], paths: Sequence[str | Path]) -> str:
     return ", ".join(names[:3]) or Path(paths[0]).resolve().name
 
 
-def _not_shown(lost: Sequence[Run], sweep: Sweep | None) -> list[str]:
+def _left_out(runs: Sequence[Run], sweep: Sweep | None) -> list[str]:
     if sweep:
-        return [f"Left out: {run.folder} is no trial of this sweep." for run in lost]
-    return [unfinished(run, None) for run in lost]
+        return [f"Left out: {run.folder} is not a trial of this sweep." for run in runs]
+    return [describe_unfinished(run, None) for run in runs]
 
 
-def _missing(groups: Sequence[Group], sweep: Sweep | None) -> list[str]:
-    """Trials of a sweep that have not been run."""
+def _not_run(groups: Sequence[Group], sweep: Sweep | None) -> list[str]:
+    """List the trials of a sweep that have not been run."""
     if sweep is None:
         return []
-    there: Mapping[str, set[int | None]] = {
-        group.label: {run.seed for run in [*group.runs, *group.failed]} for group in groups
-    }
-    gaps = [f"{label} (seed {seed})" for label, seeds in there.items() for seed in sweep.seeds if seed not in seeds]
-    more = f" and {len(gaps) - 6} more" if len(gaps) > 6 else ""
-    return [f"Not yet run: {', '.join(gaps[:6])}{more}."] if gaps else []
+    found = {group.label: {run.seed for run in [*group.runs, *group.failed]} for group in groups}
+    gaps = [f"{label} (seed {seed})" for label, seeds in found.items() for seed in sweep.seeds if seed not in seeds]
+    return [f"Not yet run: {shortlist(gaps, 6)}."] if gaps else []

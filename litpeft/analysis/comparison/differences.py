@@ -1,4 +1,4 @@
-"""Each group against the baseline: the difference by seed in each figure, its test, and what may be said of it."""
+"""Compute differences of groups from the baseline, paired by seed, with tests and verdicts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAIRED_T = "paired t over seeds"
 
 
 class Tested(NamedTuple):
-    """A test by its name, and of how many seeds."""
+    """Name of a test, its result, and the number of seeds."""
 
     name: str
     test: Test
@@ -21,7 +21,7 @@ class Tested(NamedTuple):
 
 
 def estimate(group: Group, figures: Sequence[Figure]) -> dict[str, Estimate]:
-    """By figure name, the mean over the seeds that know it; a figure that none knows is absent."""
+    """Return the mean over seeds by figure name; figures that no run has are left out."""
     found = {}
     for figure in figures:
         values = [known for run in group.runs if (known := value(run.record, figure.name)) is not None]
@@ -31,39 +31,36 @@ def estimate(group: Group, figures: Sequence[Figure]) -> dict[str, Estimate]:
     return found
 
 
-def against(groups: Sequence[Group], baseline: Group, figures: Sequence[Figure]) -> None:
-    """Fill in each group's differences to the baseline, over the seeds that both have; never unpaired.
+def add_differences(groups: Sequence[Group], baseline: Group, figures: Sequence[Figure]) -> None:
+    """Set the differences of each group from the baseline, paired over the common seeds.
 
-    Sizes are not tested: they have no noise, and which way is better is for the reader to say.
+    Sizes are not tested: they have no noise and no better direction.
     """
+    by_label = {group.label: group for group in groups}
     for figure in figures:
         if figure.better is None:
             continue
         tests = {}
         for group in groups:
             values = [] if group is baseline else _values(group, baseline, figure)
-            if len(values) == 1 or (
-                values and _some_never([group, baseline], figure)
-            ):  # a difference, and no test of it
-                mean = sum(own - other for own, other in values) / len(values)
-                untested = Difference(mean, None, None, len(values), None, None, None, "cannot tell", None)
+            if len(values) == 1 or (values and _target_missed([group, baseline], figure)):
+                mean = sum(ours - other for ours, other in values) / len(values)
+                untested = Difference(mean, None, None, len(values), None, None, None, "not enough seeds", None)
                 group.differences[figure.name] = untested
             elif values:
                 step = max(resolution(run, figure.name) for run in [*group.runs, *baseline.runs])
                 tests[group.label] = Tested(PAIRED_T, paired_t(*zip(*values, strict=True), step), len(values))
-        judged = judge(tests, figure)
-        for group in groups:
-            if group.label in judged:
-                group.differences[figure.name] = judged[group.label]
+        for label, difference in corrected_differences(tests, figure).items():
+            by_label[label].differences[figure.name] = difference
 
 
-def judge(tests: Mapping[str, Tested], figure: Figure) -> dict[str, Difference]:
-    """One family, the groups that were tested in this figure: p after Holm, and verdicts by it.
+def corrected_differences(tests: Mapping[str, Tested], figure: Figure) -> dict[str, Difference]:
+    """Return the differences in one figure with Holm-corrected p values and verdicts, by group label.
 
-    The seeds needed are those that would pass the first and hardest step of Holm's, 5 % over the number of groups.
+    The seeds needed are computed for the strictest level of Holm's method: 5 % divided by the number of groups.
     """
     corrected = holm([tested.test.p for tested in tests.values()])
-    found = {}
+    found: dict[str, Difference] = {}
     for (label, (name, test, seeds)), p in zip(tests.items(), corrected, strict=True):
         needed = pairs_needed(test.mean, test.sd, LEVEL / len(tests))
         verdict = _verdict(test.mean, p, figure)
@@ -72,25 +69,25 @@ def judge(tests: Mapping[str, Tested], figure: Figure) -> dict[str, Difference]:
 
 
 def pairs(group: Group, baseline: Group) -> list[tuple[Run, Run]]:
-    """(run, run of the baseline) of the seeds that both have."""
+    """Return (run, baseline run) pairs of the common seeds."""
     others = {run.seed: run for run in baseline.runs}
     return [(run, others[run.seed]) for run in group.runs if run.seed in others]
 
 
 def _values(group: Group, baseline: Group, figure: Figure) -> list[tuple[float, float]]:
-    """(value, value of the baseline) by seed, where both know the figure."""
+    """Return (value, baseline value) pairs of the common seeds, if both runs have the figure."""
     by_seed = pairs(group, baseline)
     values = [(value(run.record, figure.name), value(other.record, figure.name)) for run, other in by_seed]
     return [(a, b) for a, b in values if a is not None and b is not None]
 
 
-def _some_never(groups: Sequence[Group], figure: Figure) -> bool:
-    """Whether the figure is the time to a target that some runs never met: the others alone would speak too well."""
+def _target_missed(groups: Sequence[Group], figure: Figure) -> bool:
+    """Return whether the figure is the time to a target that some runs never reached, which would bias a test."""
     known = [value(run.record, figure.name) is not None for group in groups for run in group.runs]
     return TARGET.fullmatch(figure.name) is not None and not all(known)
 
 
 def _verdict(mean: float, p: float, figure: Figure) -> Verdict:
     if p >= LEVEL:
-        return "within noise"
+        return "not significant"
     return "better" if (mean > 0) == (figure.better == "higher") else "worse"

@@ -1,4 +1,4 @@
-"""A comparison as text for other programs: Markdown, LaTeX, CSV, JSON, each with its own escaping."""
+"""Write a comparison as Markdown, LaTeX, CSV or JSON."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MARKDOWN = re.compile(r"[\\`*_{}\[\]<>|#~&]")
 
 
 def markdown(comparison: Comparison) -> str:
-    """Warnings as quotations above the tables, notes below."""
+    """Return Markdown: warnings as quotations, tables, notes."""
     parts = [f"## {_markdown(comparison.title)}"]
     if comparison.question:
         parts.append(_markdown(comparison.question))
@@ -34,7 +34,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def latex(comparison: Comparison) -> str:
-    """Tabulars of booktabs; warnings and notes stand beside them as comments, to be put where they belong."""
+    """Return LaTeX tabulars (booktabs), with warnings and notes as comments."""
     parts = [_comment(f"{comparison.title}. {comparison.question or ''}")]
     parts += [_comment(f"Warning: {sentence}") for sentence in alarms(comparison)]
     parts += [_latex_table(table) for table in _tables(comparison)]
@@ -43,7 +43,7 @@ def latex(comparison: Comparison) -> str:
 
 
 def csv(comparison: Comparison) -> str:
-    """A row a group, then one a published row; raw units, and an empty cell for what is not known."""
+    """Return CSV: one row per group and per published row, in raw units; unknown values are empty."""
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
         row = {"label": group.label, "source": "measured"} | {f"axis_{axis}": item for axis, item in group.axes.items()}
@@ -51,9 +51,11 @@ def csv(comparison: Comparison) -> str:
         rows.append(
             row | {key: item for figure in comparison.figures for key, item in _cells(group, figure.name).items()}
         )
-    for told in (comparison.published or {}).get("rows") or ():
-        known = {f"{each.name}_mean": told[each.name] for each in comparison.figures if told.get(each.name) is not None}
-        rows.append({"label": told["label"], "source": "published"} | known)
+    for other in (comparison.published or {}).get("rows") or ():
+        known = {
+            f"{each.name}_mean": other[each.name] for each in comparison.figures if other.get(each.name) is not None
+        }
+        rows.append({"label": other["label"], "source": "published"} | known)
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
     writer = csv_module.DictWriter(text, columns, lineterminator="\n")
@@ -63,7 +65,7 @@ def csv(comparison: Comparison) -> str:
 
 
 def json(comparison: Comparison) -> str:
-    """All of it, raw; of each run its folder, where its record lies, and the figures. Unknown is null."""
+    """Return JSON with all results in raw units, and the folder and figures of each run; unknown values are null."""
     whole = {key: item for key, item in vars(comparison).items() if key not in ("figures", "groups")}
     whole["figures"] = [asdict(figure) for figure in comparison.figures]
     whole["groups"] = [_group(group, comparison) for group in comparison.groups]
@@ -79,7 +81,7 @@ def _tables(comparison: Comparison) -> list[Table]:
 
 
 def _cells(group: Group, name: str) -> dict[str, Any]:
-    """The same columns for every group, so that a program can rely on them."""
+    """Return the CSV cells of one figure; every group has the same columns."""
     mean, seeds, rows = group.estimates.get(name), group.differences.get(name), group.over_examples.get(name)
     cells = {f"{name}_{key}": getattr(mean, key, None) for key in ("mean", "low", "high", "count")}
     for prefix, found in (("difference", seeds), ("examples", rows)):
@@ -96,9 +98,9 @@ def _cells(group: Group, name: str) -> dict[str, Any]:
 
 
 def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
-    """Without the records themselves: a thousand are ten megabytes, and they lie in the folders named."""
+    """Return a group for JSON, without the run records, which are large."""
     names = [figure.name for figure in comparison.figures]
-    told = {
+    runs = {
         kind: [
             {
                 "folder": str(run.folder),
@@ -107,9 +109,9 @@ def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
                 "error": run.record.get("error"),
                 "figures": {name: value(run.record, name) for name in names},
             }
-            for run in runs
+            for run in members
         ]
-        for kind, runs in (("runs", group.runs), ("failed", group.failed))
+        for kind, members in (("runs", group.runs), ("failed", group.failed))
     }
     figures = {
         kind: {name: asdict(found[name]) if name in found else None for name in names}
@@ -119,7 +121,7 @@ def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
             ("over_examples", group.over_examples),
         )
     }
-    return {"label": group.label, "axes": group.axes, **told, **figures}
+    return {"label": group.label, "axes": group.axes, **runs, **figures}
 
 
 def _markdown(text: str) -> str:
@@ -129,7 +131,8 @@ def _markdown(text: str) -> str:
 def _markdown_table(table: Table) -> str:
     lines = [table.headings, ["---", *["---:"] * (len(table.headings) - 1)]]
     rows = [f"| {' | '.join(map(_markdown, row))} |" for row in (lines[0], *table.rows)]
-    return "\n".join([f"{_markdown(table.title).capitalize()}:", "", rows[0], f"| {' | '.join(lines[1])} |", *rows[1:]])
+    title = table.title[:1].upper() + table.title[1:]
+    return "\n".join([f"{_markdown(title)}:", "", rows[0], f"| {' | '.join(lines[1])} |", *rows[1:]])
 
 
 def _latex(text: str) -> str:
@@ -141,17 +144,7 @@ def _comment(text: str) -> str:
 
 
 def _latex_table(table: Table) -> str:
-    rows = [" & ".join(map(_latex, row)) + r" \\" for row in (table.headings, *table.rows)]
-    columns = "l" + "r" * (len(table.headings) - 1)
-    return "\n".join(
-        [
-            _comment(table.title),
-            rf"\begin{{tabular}}{{{columns}}}",
-            r"\toprule",
-            rows[0],
-            r"\midrule",
-            *rows[1:],
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    )
+    head, *rows = (" & ".join(map(_latex, row)) + r" \\" for row in (table.headings, *table.rows))
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(table.headings) - 1)}}}"
+    lines = [begin, r"\toprule", head, r"\midrule", *rows, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([_comment(table.title), *lines])

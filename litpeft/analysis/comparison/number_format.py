@@ -1,4 +1,4 @@
-"""Numbers for readers: units, and as many digits as the interval warrants."""
+"""Format numbers with units, and with the digits that their confidence interval supports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from litpeft.analysis.comparison.results import Estimate
 
 UNKNOWN = "—"
 MINUS = "\N{MINUS SIGN}"
-UNITS = (  # names -> factor, unit. Raw bytes and shares stay in CSV and JSON
+UNITS = (  # (pattern of names, factor, unit); CSV and JSON keep raw bytes and shares
     (re.compile(r".*_bytes"), 1 / 2**20, "MiB"),
     (
         re.compile(r".*(accuracy|_f1|_acc|_acc_norm|_ece|held_out_accuracy_.*)(_before|_change)?|flops_utilisation"),
@@ -23,22 +23,22 @@ UNITS = (  # names -> factor, unit. Raw bytes and shares stay in CSV and JSON
 
 
 def number(found: Any) -> float | None:
-    """A finite number as it is; all else is not known."""
+    """Return a finite number unchanged, and None for anything else."""
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
     return found if is_number and math.isfinite(found) else None
 
 
 def unit(name: str) -> tuple[float, str]:
-    """(factor, unit) in which a figure is shown; the unit is empty for plain numbers."""
+    """Return (factor, unit) in which a figure is shown; the unit is empty for plain numbers."""
     if name.startswith("seconds_to_"):
         return 1.0, "s"
-    return next(((factor, shown) for form, factor, shown in UNITS if form.fullmatch(name)), (1.0, ""))
+    return next(((factor, shown) for pattern, factor, shown in UNITS if pattern.fullmatch(name)), (1.0, ""))
 
 
-def form(name: str, mean: float, half: float | None = None, signed: bool = False) -> str:
-    """A figure in its unit, rounded where its interval's half has its second digit; without one, four digits.
+def format_value(name: str, mean: float, half: float | None = None, signed: bool = False) -> str:
+    """Format a value in its unit, rounded to the second digit of the half-width of its interval, else to four digits.
 
-    Counts (parameters, steps) are shown whole: they have no noise.
+    Counts (parameters, steps) are not rounded.
     """
     factor, _ = unit(name)
     mean, half = mean * factor, None if half is None else half * factor
@@ -47,40 +47,33 @@ def form(name: str, mean: float, half: float | None = None, signed: bool = False
     return f"{rounded:{'+' if signed else ''},.{max(places, 0)}f}".replace("-", MINUS)
 
 
-def form_half(name: str, mean: float, half: float) -> str:
-    """The half of an interval with the places of its mean."""
-    factor, _ = unit(name)
-    places = _places(name, mean * factor, half * factor)
-    return f"{round(half * factor, places):,.{max(places, 0)}f}"
-
-
-def form_estimate(name: str, estimate: Estimate | None) -> str:
-    """Mean and half of the interval: `85.9 ± 1.2`; the mean alone where there is no interval or no noise."""
+def format_estimate(name: str, estimate: Estimate | None) -> str:
+    """Format mean and half-width of the interval: `85.9 ± 1.2`; only the mean if the interval is unknown or empty."""
     if estimate is None:
         return UNKNOWN
-    if estimate.low is None or estimate.high == estimate.low:
-        return form(name, estimate.mean)
-    half = (estimate.high - estimate.low) / 2
-    return f"{form(name, estimate.mean, half)} ± {form_half(name, estimate.mean, half)}"
+    half = estimate.half_width
+    if not half:
+        return format_value(name, estimate.mean)
+    return f"{format_value(name, estimate.mean, half)} ± {format_value(name, half, half)}"
 
 
-def form_interval(name: str, low: float | None, high: float | None) -> str:
-    """Both ends, with the digits that the width warrants."""
+def format_interval(name: str, low: float | None, high: float | None) -> str:
+    """Format both ends of an interval."""
     if low is None or high is None:
         return UNKNOWN
     half = (high - low) / 2
-    return f"{form(name, low, half, signed=True)} to {form(name, high, half, signed=True)}"
+    return f"{format_value(name, low, half, signed=True)} to {format_value(name, high, half, signed=True)}"
 
 
-def form_p(p: float | None) -> str:
-    """A p value: three places, and never a 0 that it is not."""
+def format_p(p: float | None) -> str:
+    """Format a p value with three decimal places; small values as `< 0.001`."""
     if p is None:
         return UNKNOWN
     return "0" if p == 0 else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _places(name: str, mean: float, half: float | None) -> int:
-    """Decimal places; below 0 it is tens, hundreds, ..."""
+    """Return the number of decimal places; negative numbers round to tens, hundreds, ..."""
     if half:
         return min(6, 1 - math.floor(math.log10(half)))
     if name.endswith(("_params", "steps")) or not mean:

@@ -1,4 +1,4 @@
-"""What a comparison is: runs in groups that differ in named axes, figures with intervals, differences with verdicts."""
+"""Data classes of a comparison: runs, groups, figures, means with intervals, and differences with verdicts."""
 
 from __future__ import annotations
 
@@ -8,20 +8,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from litpeft.analysis.comparison.flat_config import flat_config
-
-Verdict = Literal["better", "worse", "within noise", "cannot tell"]
+Verdict = Literal["better", "worse", "not significant", "not enough seeds"]
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A column: one number of a record.
+    """A column of a comparison.
 
     Attributes:
-        name: of the record's field; or `seconds_to_TARGET`, which is worked out from its validations.
-        title: for readers, with the unit that `form` shows.
-        better: which way is better; None where neither is, and nothing is tested.
-        kind: what it is about.
+        name: name of a record field, of a benchmark score, or `seconds_to_TARGET`, computed from the validations.
+        title: column title, with unit.
+        better: better direction; None if there is none, then the figure is not tested.
+        kind: category of the figure.
     """
 
     name: str
@@ -35,9 +33,9 @@ class Run:
     """One finished or unfinished run.
 
     Attributes:
-        folder: of the run.
-        record: as read.
-        axes: the value of each axis, as shown.
+        folder: the run folder.
+        record: the run record.
+        axes: {axis: value as shown}.
     """
 
     folder: Path
@@ -50,46 +48,43 @@ class Run:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """Its configuration: dotted key -> value."""
-        return flat_config(self.record)
+        """Configuration of the run: {dotted key: value}."""
+        return _flat_config(self.record)
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds.
-
-    Attributes:
-        mean: of `count` values.
-        low: end of the 95 % interval of the mean (Student's t); None with fewer than two values.
-        high: the other end.
-        count: how many values.
-    """
+class Interval:
+    """A mean with its 95 % CI from `low` to `high`, which are None if unknown."""
 
     mean: float
     low: float | None
     high: float | None
+
+    @property
+    def half_width(self) -> float | None:
+        return None if self.low is None or self.high is None else (self.high - self.low) / 2
+
+
+@dataclass(frozen=True)
+class Estimate(Interval):
+    """Mean of a figure over `count` seeds, with its 95 % CI (Student's t)."""
+
     count: int
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A group less the baseline, in one figure.
+class Difference(Interval):
+    """Mean paired difference of a group from the baseline in one figure.
 
     Attributes:
-        mean: of the differences, by seed where seeds pair.
-        low: end of its 95 % interval; None where it is not known.
-        high: the other end.
-        pairs: how many seeds both have.
-        p: of the test named in `test`; None where there was none.
-        p_holm: corrected for all groups that are tested in this figure (Holm 1979).
+        pairs: number of common seeds.
+        p: p value of the test; None without a test.
+        p_holm: p value corrected for all groups tested in this figure (Holm 1979).
         test: "paired t over seeds", "paired bootstrap over examples", "McNemar over examples", or None.
-        verdict: by `p_holm` below 0.05 and the figure's direction.
-        seeds_needed: how many seeds would show a difference of this size in four of five tries; None where unknown.
+        verdict: from `p_holm` < 0.05 and the better direction of the figure.
+        seeds_needed: seeds needed to detect a difference of this size with 80 % power; None if unknown.
     """
 
-    mean: float
-    low: float | None
-    high: float | None
     pairs: int
     p: float | None
     p_holm: float | None
@@ -100,16 +95,16 @@ class Difference:
 
 @dataclass
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Attributes:
-        label: the values of the axes, as one name.
-        axes: the value of each axis, as shown.
-        runs: those that ended well, by seed.
-        failed: the others (out of memory, failed, interrupted): told, never averaged.
-        estimates: by figure name; a figure that no run has is absent.
-        differences: against the baseline, by figure name; empty in the baseline itself.
-        over_examples: the same, tested over validation rows, where both kept them.
+        label: name of the group, made of its axis values.
+        axes: {axis: value as shown}.
+        runs: finished runs, by seed.
+        failed: unfinished runs (out of memory, failed, interrupted), which are reported but not averaged.
+        estimates: means by figure name; figures that no run has are missing.
+        differences: differences from the baseline by figure name, tested over seeds; empty for the baseline.
+        over_examples: differences from the baseline by figure name, tested over validation rows or benchmark items.
     """
 
     label: str
@@ -123,18 +118,18 @@ class Group:
 
 @dataclass
 class Comparison:
-    """All that a table or a report shows.
+    """Everything that a table or a report shows.
 
     Attributes:
         title: name of the experiment.
-        question: that it answers, where it was written down.
-        axes: names of what varies, in order.
-        figures: columns, the first of them the quality that the experiment is about.
+        question: research question of the experiment, if given.
+        axes: names of the axes.
+        figures: columns; the first is the main metric.
         groups: rows, in the order of the experiment.
-        baseline: label of the group that the others are held against; None with one group alone.
-        published: what others have measured: `source`, `note`, `rows` of {label, record's names: raw values}.
-        warnings: what makes the comparison weaker than it looks, one sentence each.
-        confounded: config keys in which groups differ besides the axes -> values by group label.
+        baseline: label of the baseline group; None if there is only one group.
+        published: results published by others: `source`, `note`, `rows` of {"label": ..., figure name: raw value}.
+        warnings: caveats, one sentence each.
+        confounded: {config key, not an axis, in which groups differ: {group label: value}}.
     """
 
     title: str
@@ -146,3 +141,21 @@ class Comparison:
     published: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()
     confounded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {dotted key: value}; an empty mapping is a value. A data seed equal to the run seed becomes None."""
+    config = record.get("config") or {}
+    flat: dict[str, Any] = {}
+    _flatten(config, "", flat)
+    if flat.get("data.init_args.seed") == config.get("seed_everything"):
+        flat["data.init_args.seed"] = None
+    return flat
+
+
+def _flatten(config: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None:
+    for key, item in config.items():
+        if isinstance(item, dict) and item:
+            _flatten(item, f"{prefix}{key}.", flat)
+        else:
+            flat[f"{prefix}{key}"] = item

@@ -1,4 +1,4 @@
-"""Differences over rows or items, where runs kept what each gave: these are many where the seeds are few."""
+"""Test differences over validation rows and benchmark items, for runs that saved the result of each row."""
 
 from __future__ import annotations
 
@@ -7,84 +7,79 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from litpeft.analysis.comparison.benchmarks import items
-from litpeft.analysis.comparison.differences import Tested, judge, pairs
+from litpeft.analysis.comparison.benchmarks import item_scores
+from litpeft.analysis.comparison.differences import Tested, corrected_differences, pairs
 from litpeft.analysis.comparison.results import Figure, Group, Run
 from litpeft.analysis.stats import mcnemar, paired_bootstrap
 from litpeft.errors import UserError
-from litpeft.runs.record import in_folder
-from litpeft.runs.record_schema import VAL_EXAMPLES, misfit
+from litpeft.runs.record import path_in_run_folder
+from litpeft.runs.record_schema import VAL_EXAMPLES, schema_error
 from litpeft.runs.safe_read import read_json_file
 
-KEPT = {"val_accuracy": "correct", "val_loss": "loss"}  # figure -> its name in the file of rows
-Read = Callable[[str], dict[str, Any]]  # run folder -> its file of rows
-CHEAP_BYTES = 8 * 2**20  # of files, that are read without being asked for
+ROW_VALUES = {"val_accuracy": "correct", "val_loss": "loss"}  # figure -> name in the file of row results
+Read = Callable[[str], dict[str, Any]]  # run folder -> row results
+CHEAP_BYTES = 8 * 2**20  # files up to this total size are read by default
 MCNEMAR, BOOTSTRAP = "McNemar over examples", "paired bootstrap over examples"
 
 
-def over_examples(groups: Sequence[Group], baseline: Group, figures: Sequence[Figure], asked: bool | None) -> list[str]:
-    """Fill in each group's differences to the baseline over the rows, or items of a benchmark, that both were asked.
+def add_row_differences(
+    groups: Sequence[Group], baseline: Group, figures: Sequence[Figure], requested: bool | None
+) -> list[str]:
+    """Set the differences of each group from the baseline over the same validation rows or benchmark items.
 
-    Args:
-        groups: all of them.
-        baseline: the one that others are held against.
-        figures: of them, val_accuracy, val_loss and means over the items of a benchmark are tested.
-        asked: True reads all files, False none, None those that are few and small.
-
-    Returns:
-        What to warn of.
+    Tested are val_accuracy, val_loss and means over benchmark items; `requested` None: only if the files are small.
+    Returns warnings.
 
     Raises:
-        UserError: they were asked for and no run kept them, or a file cannot be read.
+        UserError: `requested` is True and no run saved row results, or a file cannot be read.
     """
     runs = [run for group in groups for run in group.runs if _files(run)]
-    if asked is False or (asked is None and not _cheap(runs)):
+    if requested is False or (requested is None and not _cheap(runs)):
         return []
-    if asked and not runs:
+    if requested and not runs:
         raise UserError(
-            "--examples: no run kept what its rows gave; fit with --record.predictions or --benchmarks.keep_items."
+            "--examples: no run saved row results; run fit with --record.predictions or --benchmarks.keep_items."
         )
     read = cache(lambda folder: _rows(next(run for run in runs if str(run.folder) == folder)))
+    by_label = {group.label: group for group in groups}
     warnings: dict[str, None] = {}
     for figure in figures:
         tests = {}
         for group in groups:
-            if group is not baseline and (tested := _tested(group, baseline, figure, read, warnings)):
-                tests[group.label] = tested
-        judged = judge(tests, figure)
-        for group in groups:
-            if group.label in judged:
-                group.over_examples[figure.name] = judged[group.label]
+            if group is not baseline and (test := _test(group, baseline, figure, read, warnings)):
+                tests[group.label] = test
+        for label, difference in corrected_differences(tests, figure).items():
+            by_label[label].over_examples[figure.name] = difference
     return list(warnings)
 
 
-def _tested(group: Group, baseline: Group, figure: Figure, read: Read, warnings: dict[str, None]) -> Tested | None:
-    """McNemar's test where one seed has rows that are right or wrong; else the bootstrap of the mean over seeds."""
+def _test(group: Group, baseline: Group, figure: Figure, read: Read, warnings: dict[str, None]) -> Tested | None:
+    """Run McNemar's test for one seed with right or wrong rows, else the bootstrap of the mean over seeds."""
     first, second = [], []
     for run, other in pairs(group, baseline):
-        if figure.name not in KEPT:
-            own, theirs = items(run, figure.name), items(other, figure.name)
-            if own is None or theirs is None or own[0] != theirs[0]:
+        if figure.name not in ROW_VALUES:
+            found, base_found = item_scores(run, figure.name), item_scores(other, figure.name)
+            if found is None or base_found is None or found[0] != base_found[0]:
                 continue
-            rows, others = own[1], theirs[1]
+            rows, base_rows = found[1], base_found[1]
         elif not (run.record.get("val_examples") and other.record.get("val_examples")):
             continue
         else:
-            own, theirs = read(str(run.folder)), read(str(other.folder))
-            if own["table"] != theirs["table"] or None in (own["step"], theirs["step"]):
+            saved, base_saved = read(str(run.folder)), read(str(other.folder))
+            if saved["table"] != base_saved["table"] or None in (saved["step"], base_saved["step"]):
                 warnings[
-                    f"{group.label}, seed {run.seed}: its rows are not those of {baseline.label}, or not of the "
-                    "validation that the record tells; left out of the tests over examples."
+                    f"{group.label}, seed {run.seed}: its row results have other rows than {baseline.label}, or "
+                    "another step than the record; left out of the tests over rows."
                 ] = None
                 continue
-            rows, others = own[KEPT[figure.name]], theirs[KEPT[figure.name]]
-        if None in (rows or ()) or None in (others or ()):
-            told = f"{group.label} or {baseline.label}, seed {run.seed}: {figure.name} of some row is no number"
-            warnings[f"{told}; left out of the tests over examples."] = None
+            rows, base_rows = saved[ROW_VALUES[figure.name]], base_saved[ROW_VALUES[figure.name]]
+        if None in (rows or ()) or None in (base_rows or ()):
+            reason = f"{group.label} or {baseline.label}, seed {run.seed}: {figure.name} of a row is NaN or infinite"
+            warnings[f"{reason}; left out of the tests over rows."] = None
             continue
-        if rows and others and len(rows) == len(others) and (not first or len(rows) == len(first[0])):
+        if rows and base_rows and len(rows) == len(base_rows) and (not first or len(rows) == len(first[0])):
             first.append(rows)
-            second.append(others)
+            second.append(base_rows)
     if not first:
         return None
     if len(first) == 1 and set(first[0]) | set(second[0]) <= {0, 1}:  # right or wrong
@@ -93,10 +88,10 @@ def _tested(group: Group, baseline: Group, figure: Figure, read: Read, warnings:
 
 
 def _files(run: Run) -> list[Path]:
-    """What a run kept of its rows and items."""
+    """Return the files of row results and item scores of a run."""
     rows = run.record.get("val_examples")
-    kept = sorted((run.folder / "benchmark_items").glob("*.json")) if run.record.get("benchmarks") else []
-    return [*([in_folder(run.folder, rows)] if rows else []), *kept]
+    items = sorted((run.folder / "benchmark_items").glob("*.json")) if run.record.get("benchmarks") else []
+    return [*([path_in_run_folder(run.folder, rows)] if rows else []), *items]
 
 
 def _cheap(runs: Sequence[Run]) -> bool:
@@ -107,11 +102,11 @@ def _cheap(runs: Sequence[Run]) -> bool:
 
 
 def _rows(run: Run) -> dict[str, Any]:
-    """The file of a run; its step is None where it is not the validation that the record tells."""
-    path = in_folder(run.folder, run.record["val_examples"])
+    """Read the row results of a run; step is None if it is not the validation step in the record."""
+    path = path_in_run_folder(run.folder, run.record["val_examples"])
     rows = read_json_file(path)
-    if told := misfit(rows or {}, VAL_EXAMPLES):
-        raise UserError(f"{path} does not hold step, table and loss of validation rows: {told}.")
+    if error := schema_error(rows or {}, VAL_EXAMPLES):
+        raise UserError(f"{path} is not a valid file of row results: {error}.")
     same = rows["step"] == run.record["val_step"]
     return {"table": rows["table"], "loss": rows["loss"], "correct": rows.get("correct")} | {
         "step": rows["step"] if same else None

@@ -1,4 +1,4 @@
-"""The options by which a command says which runs it holds against each other, and how."""
+"""Command-line options of `litpeft compare` and `litpeft report` that select and compare runs."""
 
 from __future__ import annotations
 
@@ -8,35 +8,39 @@ from litpeft.analysis.comparison.compare_runs import compare
 from litpeft.analysis.comparison.results import Comparison
 
 
-def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Give a parser the paths and the options that `selected` reads."""
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="run folders, folders of runs, or a sweep's folder")
+def add_compare_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `compare` to a parser."""
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="run folder, folder of runs, or folder of a sweep")
     parser.add_argument(
         "--by",
         type=_names,
         metavar="A,B",
-        help="what varies: adapter, optimizer, lr, ... or options such as model.adapter.rank; by default what the "
-        "sweep says, else adapter. A difference in any other option is refused or told",
+        help="axes that define the groups: adapter, optimizer, lr, ... or options such as model.adapter.rank; default: "
+        "the axes of the sweep, else adapter. Differences in other options are refused or reported",
     )
-    parser.add_argument("--baseline", metavar="LABEL", help="the group that others are held against; else the first")
-    parser.add_argument("--figures", type=_names, metavar="A,B", help="these columns, by their names in the record")
+    parser.add_argument(
+        "--baseline",
+        metavar="LABEL",
+        help="label of the baseline group; default: the baseline of the sweep, else the first group",
+    )
+    parser.add_argument("--figures", type=_names, metavar="A,B", help="columns, named by fields of the run record")
     parser.add_argument(
         "--target",
         type=_targets,
         action="append",
         default=[],
         metavar="val_accuracy=0.85",
-        help="show the seconds of training until a validation met this; several with commas",
+        help="add a column with the seconds of training until the metric reached this value; commas separate several",
     )
     parser.add_argument(
         "--examples",
         action=argparse.BooleanOptionalAction,
-        help="test over validation rows too, which --record.predictions keeps; by default where they are few",
+        help="test over validation rows too, if runs used --record.predictions; default: if the files are small",
     )
 
 
-def selected(options: argparse.Namespace) -> Comparison:
-    """The comparison that was asked for."""
+def compare_selected(options: argparse.Namespace) -> Comparison:
+    """Compare the runs as selected by the options."""
     return compare(
         options.paths,
         by=options.by,

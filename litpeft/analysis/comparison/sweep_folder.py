@@ -1,23 +1,26 @@
-"""What a sweep says of itself in its folder: `sweep.yaml` with trials, axes, the question, published figures."""
+"""Read `sweep.yaml`, the description of a sweep in its folder."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from litpeft.analysis.comparison.figures import direction
+from litpeft.analysis.comparison.results import Run
 from litpeft.errors import UserError
-from litpeft.runs.record_schema import SWEEP, misfit
+from litpeft.runs.record_schema import SWEEP, schema_error
 from litpeft.runs.safe_read import read_yaml_file
+from litpeft.runs.strategy_names import shown_label, shown_name
 
 FILE = "sweep.yaml"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice on each axis; its runs lie in NAME/seedN below the sweep's folder."""
+    """One combination of axis values; its runs are in NAME/seedN below the folder of the sweep."""
 
     name: str
     label: str
@@ -26,20 +29,20 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """An experiment as it was planned.
+    """Description of a sweep.
 
     Attributes:
-        folder: of the sweep.
+        folder: folder of the sweep.
         title: name of the experiment.
-        question: that it answers.
-        axes: names of what varies, in order.
-        baseline: label of the group that others are held against; None is the first.
-        metric: the quality that it is about.
-        targets: (metric, value) pairs; how long it took to meet them is shown.
-        published: what others have measured.
-        varies: config keys in which trials were meant to differ.
-        trials: in order.
-        seeds: each trial's.
+        question: research question of the experiment.
+        axes: names of the axes.
+        baseline: label of the baseline trial; None: the first.
+        metric: main metric.
+        targets: (metric, value) pairs; the comparison shows the seconds of training until the metric reached value.
+        published: results published by others.
+        varies: config keys in which the trials differ.
+        trials: all trials.
+        seeds: seeds of every trial.
     """
 
     folder: Path
@@ -54,26 +57,51 @@ class Sweep:
     trials: Sequence[Trial]
     seeds: Sequence[int]
 
+    def trial_of(self, run_folder: Path) -> Trial | None:
+        """Return the trial that a run folder belongs to, or None."""
+        name = Path(os.path.relpath(run_folder.parent, self.folder)).as_posix()
+        return next((trial for trial in self.trials if trial.name == name), None)
+
 
 def read_sweep(folder: Path) -> Sweep | None:
-    """The sweep in a folder; None if it is none.
+    """Return the sweep in a folder; None if the folder has no `sweep.yaml`.
 
     Raises:
-        UserError: `sweep.yaml` cannot be read, or lacks something.
+        UserError: `sweep.yaml` cannot be read or is invalid.
     """
     path = folder / FILE
     if not path.is_file():
         return None
     content = read_yaml_file(path)
-    if told := misfit(content or {}, SWEEP):
-        raise UserError(f"{path} is no description of a sweep: {told}.")
+    if error := schema_error(content or {}, SWEEP):
+        raise UserError(f"{path} is not a valid sweep description: {error}.")
     try:
         sweep = _sweep(folder, content)
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-        raise UserError(f"{path} is no description of a sweep: {error!r}.") from error
+        raise UserError(f"{path} is not a valid sweep description: {error!r}.") from error
     for name, _ in sweep.targets:
         if direction(name) is None:
-            raise UserError(f"{path}: target {name}: whether more or less of it is better is not known.")
+            raise UserError(f"{path}: target {name}: it is unknown whether higher or lower {name} is better.")
+    return sweep
+
+
+def with_shown_names(sweep: Sweep, runs: Sequence[Run]) -> Sweep:
+    """Return the sweep with `full` instead of `none` on the axis that holds the adapters.
+
+    That axis is `none` exactly for runs with adapter `none`; a `none` on another axis (a schedule) is not replaced.
+    """
+    pairs = [(trial.axes, run.record["adapter"]) for run in runs if (trial := sweep.trial_of(run.folder))]
+    for axis in sweep.axes:
+        full = [trial.label for trial in sweep.trials if trial.axes.get(axis) == "none"]
+        if full and all((axes.get(axis) == "none") == (adapter == "none") for axes, adapter in pairs if adapter):
+            trials = [
+                replace(trial, label=shown_label(trial.label), axes={**trial.axes, axis: "full"})
+                if trial.label in full
+                else trial
+                for trial in sweep.trials
+            ]
+            baseline = shown_label(sweep.baseline) if sweep.baseline in full else sweep.baseline
+            return replace(sweep, trials=trials, baseline=baseline)
     return sweep
 
 
@@ -102,14 +130,15 @@ def _sweep(folder: Path, content: Mapping[str, Any]) -> Sweep:
     )
 
 
-def _published(told: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Figures as numbers: YAML 1.1 takes `2.8e9` for a word."""
-    if not told:
+def _published(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the published results with numbers converted: YAML 1.1 reads `2.8e9` as text."""
+    if not content:
         return None
     rows = [
-        {key: _number(item) for key, item in row.items()} | {"label": str(row["label"])} for row in told["rows"] or ()
+        {key: _number(item) for key, item in row.items()} | {"label": shown_name(str(row["label"]))}
+        for row in content["rows"] or ()
     ]
-    return {"source": told.get("source"), "note": told.get("note"), "rows": rows}
+    return {"source": content.get("source"), "note": content.get("note"), "rows": rows}
 
 
 def _number(item: Any) -> Any:

@@ -1,12 +1,20 @@
-"""What every format of text shows: the tables, and the sentences around them."""
+"""Tables and sentences that all text formats of a comparison show."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from litpeft.analysis.comparison.caveats import shortlist
 from litpeft.analysis.comparison.differences import PAIRED_T
-from litpeft.analysis.comparison.number_format import UNKNOWN, form, form_estimate, form_interval, form_p, number
+from litpeft.analysis.comparison.number_format import (
+    UNKNOWN,
+    format_estimate,
+    format_interval,
+    format_p,
+    format_value,
+    number,
+)
 from litpeft.analysis.comparison.results import Comparison, Difference, Figure, Group
 
 KINDS = ("quality", "benchmark", "memory", "speed", "size")
@@ -14,7 +22,7 @@ KINDS = ("quality", "benchmark", "memory", "speed", "size")
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text, not yet escaped; the first column names the row."""
+    """A table of unescaped text; the first column names the row."""
 
     title: str
     headings: Sequence[str]
@@ -22,127 +30,123 @@ class Table:
 
 
 def figures_table(comparison: Comparison, figures: Sequence[Figure] | None = None) -> Table:
-    """A row a group, and one for each that was published; a column a figure."""
+    """Return the table of figures: one row per group and published result, one column per figure."""
     figures = comparison.figures if figures is None else figures
     rows = [
         [
             group.label,
-            _count(group),
-            *(form_estimate(figure.name, group.estimates.get(figure.name)) for figure in figures),
+            seeds_text(group),
+            *(format_estimate(figure.name, group.estimates.get(figure.name)) for figure in figures),
         ]
         for group in comparison.groups
     ]
-    for told in (comparison.published or {}).get("rows") or ():
-        known = [(figure.name, number(told.get(figure.name))) for figure in figures]
-        cells = [UNKNOWN if found is None else form(name, found) for name, found in known]
-        rows.append([f"{told['label']} (published)", UNKNOWN, *cells])
-    return Table("mean over seeds ± half of its 95 % interval", ["", "seeds", *(each.title for each in figures)], rows)
+    for other in (comparison.published or {}).get("rows") or ():
+        known = [(figure.name, number(other.get(figure.name))) for figure in figures]
+        cells = [UNKNOWN if found is None else format_value(name, found) for name, found in known]
+        rows.append([f"{other['label']} (published)", UNKNOWN, *cells])
+    return Table(
+        "mean over seeds ± half-width of the 95 % CI", ["group", "seeds", *(each.title for each in figures)], rows
+    )
 
 
 def differences_table(comparison: Comparison) -> Table | None:
-    """A row a figure, group and test; None where nothing could be held against anything."""
+    """Return the table of differences: one row per figure, group and test; None if there are no differences."""
     rows = [
         [
             _points(figure.title),
             group.label,
-            form(figure.name, found.mean, _half(found), signed=True),
-            form_interval(figure.name, found.low, found.high),
-            _over(found),
-            form_p(found.p_holm),
+            format_value(figure.name, found.mean, found.half_width, signed=True),
+            format_interval(figure.name, found.low, found.high),
+            _tested_on(found),
+            format_p(found.p_holm),
             found.verdict,
-            UNKNOWN if found.test not in (None, PAIRED_T) else _needed(found),
+            UNKNOWN if found.test not in (None, PAIRED_T) else _seeds_needed(found),
         ]
         for figure, group, found in all_differences(comparison)
     ]
-    headings = ["figure", "", "difference", "95 % interval", "over", "p (Holm)", "verdict", "needed"]
-    title, over = f"less {comparison.baseline}", headings.index("over")
-    if len({row[over] for row in rows}) == 1:  # said once, the table stays narrow
-        title += f", over {rows[0][over]}"
-        headings, *rows = ([cell for place, cell in enumerate(row) if place != over] for row in (headings, *rows))
+    headings = ["figure", "group", "difference", "95 % CI", "tested on", "p (Holm)", "verdict", "seeds needed"]
+    title, column = f"difference from {comparison.baseline}", headings.index("tested on")
+    if len({row[column] for row in rows}) == 1:  # the same in all rows: the title says it instead
+        title += f" ({rows[0][column]})"
+        headings, *rows = ([cell for i, cell in enumerate(row) if i != column] for row in (headings, *rows))
     return Table(title, headings, rows) if rows else None
 
 
 def all_differences(comparison: Comparison) -> Iterator[tuple[Figure, Group, Difference]]:
-    """Figure by figure, group by group: over seeds, and over examples where there are such."""
+    """Yield all differences by figure and group: tested over seeds, then over rows."""
     for figure in comparison.figures:
         for group in comparison.groups:
             by_seed, by_row = group.differences.get(figure.name), group.over_examples.get(figure.name)
-            # of one pair of seeds nothing is known but what the rows say
+            # one pair of seeds gives no test over seeds
             shown = [by_row] if by_row and by_seed and by_seed.test is None else [by_seed, by_row]
             yield from ((figure, group, found) for found in shown if found)
 
 
 def alarms(comparison: Comparison) -> list[str]:
-    """What is shown loudly above the tables: confounded options first, then the warnings."""
+    """Return the sentences shown above the tables: confounded options, then warnings."""
     mixed = [
-        f"The groups differ in {key} as well, which is none of the axes: "
-        f"{', '.join(f'{item} ({_labels(values, item)})' for item in dict.fromkeys(values.values()))}."
+        f"The groups also differ in {key}, which is not an axis: "
+        f"{', '.join(f'{item} ({shortlist(labels)})' for item, labels in _labels_by_value(values).items())}."
         for key, values in comparison.confounded.items()
     ]
     return [*mixed, *comparison.warnings]
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What was tested, how it was corrected, and what may not be read out of it."""
-    said = ["No ± stands where there is one seed, or where all seeds agree to the last digit."]
+    """Return the notes below the tables: tests, correction, and limits of the results."""
+    sentences = ["A value without ± has one seed, or is equal for all seeds."]
     found = list(all_differences(comparison))
     if tests := [difference.test for _, _, difference in found if difference.test]:
-        said.append(
-            f"Differences are to {comparison.baseline}: {', '.join(dict.fromkeys(tests))}; two-sided, 5 %. p is "
-            "corrected after Holm over all groups that one test holds against it in one figure, not over figures; "
-            "intervals are not corrected."
+        sentences.append(
+            f"Differences from {comparison.baseline}: {', '.join(dict.fromkeys(tests))}; two-sided, level 5 %. "
+            "p values are Holm-corrected for the number of groups, separately for each figure and test; CIs are not."
         )
-    if noise := list(_within_noise(comparison)):
-        said.append(f"Within noise: {'; '.join(noise)}. That is not equal: no difference has been shown.")
-        said.append(
-            '"needed" is how many seeds would show the observed difference after correction in four of five tries, '
-            "if it and its spread were the true ones."
+    if unclear := list(_not_significant(comparison)):
+        sentences.append(f"Not significant: {'; '.join(unclear)}. This does not show that the groups are equal.")
+        sentences.append(
+            '"seeds needed": seeds to detect the observed difference with 80 % power after correction, if the observed '
+            "difference and its standard deviation are the true ones."
         )
     if any(difference.test not in (None, PAIRED_T) for _, _, difference in found):
-        said.append(
-            "A test over examples speaks of these trained models on other rows like these, not of the methods that "
-            "trained them: another seed may turn it round."
+        sentences.append(
+            "A test over examples compares these trained models on similar rows, not the training methods: another "
+            "seed may reverse the result."
         )
-    if told := comparison.published:
-        parts = [str(told[key]).rstrip(".") for key in ("source", "note") if told.get(key)]
-        said.append(f"Published rows were measured by others: {'. '.join(parts) or 'no source is given'}.")
-    return said
+    if published := comparison.published:
+        parts = [str(published[key]).rstrip(".") for key in ("source", "note") if published.get(key)]
+        sentences.append(f"Published rows were measured by others: {'. '.join(parts) or 'no source is given'}.")
+    return sentences
 
 
-def _within_noise(comparison: Comparison) -> Iterator[str]:
-    """By figure, the groups of which no test over seeds has shown a difference."""
+def _not_significant(comparison: Comparison) -> Iterator[str]:
+    """Yield the groups without a significant difference over seeds, by figure."""
     for figure in comparison.figures:
-        told = [group for group in comparison.groups if figure.name in group.differences]
-        noise = [group.label for group in told if group.differences[figure.name].verdict == "within noise"]
-        if noise:
-            everyone = len(noise) == len(told) > 1
-            yield f"{figure.title.split(',')[0]}: {'all' if everyone else ', '.join(noise)}"
+        tested = [group for group in comparison.groups if figure.name in group.differences]
+        labels = [group.label for group in tested if group.differences[figure.name].verdict == "not significant"]
+        if labels:
+            yield f"{figure.title.split(',')[0]}: {'all' if len(labels) == len(tested) > 1 else ', '.join(labels)}"
 
 
-def _count(group: Group) -> str:
-    return f"{len(group.runs)}, {len(group.failed)} unfinished" if group.failed else str(len(group.runs))
+def seeds_text(group: Group) -> str:
+    """Return the number of finished and unfinished runs of a group."""
+    return f"{len(group.runs)} ({len(group.failed)} unfinished)" if group.failed else str(len(group.runs))
+
+
+def _labels_by_value(values: Mapping[str, str]) -> dict[str, list[str]]:
+    return {item: [label for label, value in values.items() if value == item] for item in values.values()}
 
 
 def _points(title: str) -> str:
-    """A difference of shares is one of percentage points."""
+    """Return the title of a difference, where per cent become percentage points."""
     return title.removesuffix("%") + "points" if title.endswith(", %") else title
 
 
-def _half(found: Difference) -> float | None:
-    return None if found.low is None or found.high is None else (found.high - found.low) / 2
-
-
-def _over(found: Difference) -> str:
+def _tested_on(found: Difference) -> str:
     seeds = f"{found.pairs} seed{'s' if found.pairs != 1 else ''}"
-    return seeds if found.test in (None, PAIRED_T) else f"rows of {seeds}"
+    return seeds if found.test in (None, PAIRED_T) else f"rows, {seeds}"
 
 
-def _needed(found: Difference) -> str:
+def _seeds_needed(found: Difference) -> str:
     if found.seeds_needed is not None:
         return str(found.seeds_needed)
     return "> 1,000" if found.test == PAIRED_T else UNKNOWN
-
-
-def _labels(values: dict[str, str], item: str) -> str:
-    labels = [label for label, value in values.items() if value == item]
-    return ", ".join(labels[:4]) + (f" and {len(labels) - 4} more" if len(labels) > 4 else "")

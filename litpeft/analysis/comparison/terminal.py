@@ -1,4 +1,4 @@
-"""A comparison on a terminal: the question, what is wrong with it, the tables, and how to read them."""
+"""Print a comparison on a terminal: question, warnings, tables and notes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.text import Text
 from litpeft.analysis.comparison.results import Comparison
 from litpeft.analysis.comparison.tables import KINDS, Table, alarms, differences_table, figures_table, notes
 
-STYLES = {"better": "green", "worse": "red", "within noise": "yellow", "cannot tell": "dim"}
+STYLES = {"better": "green", "worse": "red", "not significant": "yellow", "not enough seeds": "dim"}
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """Print it. A table that is too wide is split by what its figures are about."""
+    """Print a comparison; a table that is too wide is split by kind of figure."""
     console.print(Text(comparison.title, style="bold"))
     if comparison.question:
         console.print(Text(comparison.question))
@@ -41,14 +41,14 @@ def show(comparison: Comparison, console: Console) -> None:
 
 
 def as_text(comparison: Comparison, width: int = 120) -> str:
-    """The same without colours, for a file."""
+    """Return the terminal output as text without colours."""
     text = io.StringIO()
     show(comparison, Console(file=text, width=width))
     return text.getvalue()
 
 
 def _rich(table: Table) -> RichTable:
-    """Text objects throughout: brackets in a label are no markup."""
+    """Convert a table for rich; Text objects keep brackets in labels from being read as markup."""
     shown = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
     for place, heading in enumerate(table.headings):
         shown.add_column(Text(heading), justify="right" if place else "left")
@@ -58,7 +58,7 @@ def _rich(table: Table) -> RichTable:
 
 
 def _show_differences(table: Table, console: Console) -> None:
-    """The figure, which is the first column, stands above its rows. Set by hand: rich takes a second for 2,000 rows."""
+    """Print the differences under a heading per figure. Formatted by hand: rich takes a second for 2,000 rows."""
     lines = [["", *table.headings[2:]], *([f"  {label}", *cells] for _, label, *cells in table.rows)]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     above = None

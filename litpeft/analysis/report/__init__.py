@@ -1,1 +1,1 @@
-"""A comparison as a page: one HTML file that works offline, or Markdown with pictures. Needs no torch."""
+"""Write a comparison as an HTML page that works offline, or as Markdown with pictures. Does not import torch."""

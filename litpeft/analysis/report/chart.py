@@ -1,10 +1,9 @@
-"""A chart of the page: a figure as plotly's JSON, with the sentence and the table that say the same in words.
+"""Charts of the report: data for plotly.js, a caption, and a table with the same numbers.
 
-Figures are plain dicts, as plotly.js takes them: plotly's classes would check them again at every run, for a second,
-and the tests do that once.
+Charts are plain dicts, because plotly's classes take a second to validate them; the tests validate them instead.
 
-A trace says in `meta` whom it shows, so that the page can hide it: {"group": number} all of it, or {"rows": [number,
-...]} point by point.
+`meta` of a trace names the groups that it shows, so that the page can hide them: {"group": number} for a whole trace,
+{"rows": [number, ...]} for one group per point.
 """
 
 from __future__ import annotations
@@ -14,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from litpeft.analysis.report.style import INK
+from litpeft.analysis.comparison import Estimate
+from litpeft.analysis.comparison.number_format import unit
+from litpeft.analysis.report.style import INK, look
 
 TEXT, MUTED, GRID, PAPER = (INK[name][0] for name in ("text", "muted", "grid", "paper"))
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -22,18 +23,18 @@ FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, s
 
 @dataclass(frozen=True)
 class Chart:
-    """What the page and the Markdown show.
+    """A chart with its table.
 
     Attributes:
-        name: unique on the page.
-        title: what it shows.
-        caption: what there is to see, in a sentence or two; and how it was drawn.
-        data: plotly's traces.
-        layout: plotly's layout.
-        columns: heads of the table that says the same.
-        rows: of that table; the first cell is the row's head.
-        row_groups: number of the group of each row; None where it is of none.
-        parts: (name, number of its colour) of what a bar is made of.
+        name: identifier, unique on the page.
+        title: title of the chart.
+        caption: one or two sentences about the chart.
+        data: traces for plotly.js.
+        layout: layout for plotly.js.
+        columns: column headings of the table.
+        rows: rows of the table; the first cell names the row.
+        row_groups: number of the group of each row, or None.
+        parts: (name, number of the colour) of each segment of a stacked bar.
     """
 
     name: str
@@ -48,23 +49,42 @@ class Chart:
 
     @property
     def height(self) -> int:
-        """Of the figure, in pixels."""
+        """Height of the chart in pixels."""
         return self.layout["height"]
 
     @property
     def table(self) -> list[tuple[int | None, Sequence[str]]]:
-        """(number of its group, cells) of each row."""
+        """Rows of the table as (number of the group or None, cells)."""
         groups = self.row_groups or [None] * len(self.rows)
         return list(zip(groups, self.rows, strict=True))
 
 
 def literal(text: str) -> str:
-    """Text as it stands: plotly reads tags and entities in names, ticks and hovers, and `%{x}` in templates."""
+    """Escape text for plotly, which interprets tags, entities and `%{x}`."""
     return html.escape(text, quote=False).replace("%{", "%&#123;")
 
 
+def scaled(name: str, value: float, digits: int = 6) -> float:
+    """Convert a value to the unit in which the figure `name` is shown, rounded to significant digits."""
+    return float(f"{value * unit(name)[0]:.{digits}g}")
+
+
+def error_bars(name: str, estimate: Estimate) -> dict[str, Any]:
+    """Return the 95 % CI of a mean as error bars for plotly.js; invisible if there is no interval."""
+    if estimate.low is None or estimate.high is None:
+        return {"type": "data", "array": [], "visible": False}
+    up, down = estimate.high - estimate.mean, estimate.mean - estimate.low
+    return {"type": "data", "symmetric": False, "array": [scaled(name, up)], "arrayminus": [scaled(name, down)]}
+
+
+def group_trace(number: int, label: str, mode: str, size: float, **more: Any) -> dict[str, Any]:
+    """Return a scatter trace of one group with its marker."""
+    marker = {"symbol": look(number).marker, "size": size, "color": look(number).colour}
+    return {"type": "scatter", "mode": mode, "name": literal(label), "marker": marker, "meta": {"group": number}} | more
+
+
 def layout(x: Mapping[str, Any], y: Mapping[str, Any], height: int = 340, **more: Any) -> dict[str, Any]:
-    """Of all charts: thin lines, no frame, nothing that moves by itself."""
+    """Return the layout that all charts share, with these axes."""
     return {
         "height": height,
         "font": {"family": FONT, "size": 13, "color": TEXT},
@@ -86,8 +106,8 @@ def layout(x: Mapping[str, Any], y: Mapping[str, Any], height: int = 340, **more
     }
 
 
-def _axis(asked: Mapping[str, Any]) -> dict[str, Any]:
-    title = {"text": asked.get("title", ""), "font": {"size": 12.5, "color": MUTED}, "standoff": 10}
+def _axis(settings: Mapping[str, Any]) -> dict[str, Any]:
+    title = {"text": settings.get("title", ""), "font": {"size": 12.5, "color": MUTED}, "standoff": 10}
     fixed = {
         "automargin": True,
         "gridcolor": GRID,
@@ -96,4 +116,4 @@ def _axis(asked: Mapping[str, Any]) -> dict[str, Any]:
         "zeroline": False,
         "tickfont": {"size": 12, "color": MUTED},
     }
-    return fixed | dict(asked) | {"title": title}
+    return fixed | dict(settings) | {"title": title}

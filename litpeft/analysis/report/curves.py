@@ -1,4 +1,4 @@
-"""What a run logged on its way: scalars by step, from its TensorBoard event files and its record."""
+"""Read the curves of a run (values by optimizer step) from its TensorBoard event files and its record."""
 
 from __future__ import annotations
 
@@ -13,21 +13,14 @@ from litpeft.analysis.comparison.benchmarks import columns
 from litpeft.runs.benchmark_results import scores
 
 TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second"
-MOST_POINTS = 500  # of a line: a screen has not many more columns
+MOST_POINTS = 500  # points drawn per line
 
-Curve = dict[int, float]  # optimizer steps done -> value
+Curve = dict[int, float]  # number of optimizer steps -> value
 
 
 @dataclass(frozen=True)
 class Band:
-    """The mean of several curves, where all of them have a point.
-
-    Attributes:
-        steps: of the points.
-        mean: at each.
-        low: end of the interval at each; as `mean` where there is one curve.
-        high: the other end.
-    """
+    """Mean and interval (from `low` to `high`) of several curves at their common steps."""
 
     steps: list[int]
     mean: list[float]
@@ -36,28 +29,28 @@ class Band:
 
 
 def read_curves(run: Run) -> dict[str, Curve]:
-    """The curves of a run by tag. Validations and benchmarks are taken from its record, where it has them.
+    """Return the curves of a run by tag; validations and benchmarks come from its record if it has them.
 
-    A run that was resumed has several files: from the first training step of a later one on, the earlier ones are of
-    steps that were lost and do not count. What is logged once the run has ended is its record and no curve.
+    A resumed run has several event files: a later file replaces the earlier ones from its first training step. Values
+    logged after the last step are left out.
     """
     curves: dict[str, Curve] = {tag: {} for tag in TAGS}
-    for path in sorted(run.folder.glob("events.out.tfevents.*"), key=_started):
+    for path in sorted(run.folder.glob("events.out.tfevents.*"), key=_start_time):
         found: dict[str, Curve] = {}
         for tag, step, value in _scalars(path):
             found.setdefault(tag, {})[step + 1] = value  # Lightning counts from 0
-        if begun := found.get("train_loss"):
+        if resumed := found.get("train_loss"):
             for tag, curve in curves.items():
-                curves[tag] = {step: value for step, value in curve.items() if step < min(begun)}
+                curves[tag] = {step: value for step, value in curve.items() if step < min(resumed)}
         for tag, curve in found.items():
             curves[tag] |= curve
     ended = run.record.get("steps") or math.inf
     curves = {tag: {step: value for step, value in curve.items() if step <= ended} for tag, curve in curves.items()}
-    return {tag: dict(sorted(curve.items())) for tag, curve in (curves | _measured(run)).items() if curve}
+    return {tag: dict(sorted(curve.items())) for tag, curve in (curves | _recorded(run)).items() if curve}
 
 
 def band(curves: Sequence[Curve], interval: Callable[[Sequence[float]], tuple[float, float]]) -> Band:
-    """Mean and interval of the curves at the steps that all of them have."""
+    """Return the mean and interval of curves at their common steps."""
     steps = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     values = [[curve[step] for curve in curves] for step in steps]
     ends = [interval(at) if len(at) > 1 else (at[0], at[0]) for at in values]
@@ -65,29 +58,29 @@ def band(curves: Sequence[Curve], interval: Callable[[Sequence[float]], tuple[fl
 
 
 def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:
-    """Indices of the points to draw: all, or the lowest and the highest of each of `most / 2` stretches.
+    """Return the indices of the points to draw: all, or the minimum and maximum of each of `most / 2` segments.
 
-    So a spike is kept, and no value is shown that was not logged.
+    This keeps spikes and invents no values.
     """
     if len(values) <= most:
         return list(range(len(values)))
-    kept = {0, len(values) - 1}
-    stretches = most // 2 - 1
-    for i in range(stretches):
-        stretch = range(i * len(values) // stretches, (i + 1) * len(values) // stretches)
-        kept |= {min(stretch, key=values.__getitem__), max(stretch, key=values.__getitem__)}
-    return sorted(kept)
+    drawn = {0, len(values) - 1}
+    segments = most // 2 - 1
+    for i in range(segments):
+        segment = range(i * len(values) // segments, (i + 1) * len(values) // segments)
+        drawn |= {min(segment, key=values.__getitem__), max(segment, key=values.__getitem__)}
+    return sorted(drawn)
 
 
-def _started(path: Path) -> tuple[int, str]:
-    """Order of files by the second in their names; those of one second by the rest."""
+def _start_time(path: Path) -> tuple[int, str]:
+    """Return the sort key of an event file: the start time in its name, then the name."""
     second = path.name.split(".")[3]
     return (int(second) if second.isdigit() else 0, path.name)
 
 
 def _scalars(path: Path) -> Iterator[tuple[str, int, float]]:
-    """Finite (tag, step, value) of the wanted tags; a file that was cut short ends where it is cut."""
-    # not at the head of the file: they take a third of a second, and a page without curves needs none of it
+    """Yield (tag, step, value) for the finite values of `TAGS`; a truncated file is read up to its end."""
+    # imported here because they take a third of a second and are only needed for curves
     from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
     from tensorboard.compat.proto.event_pb2 import Event
 
@@ -95,12 +88,14 @@ def _scalars(path: Path) -> Iterator[tuple[str, int, float]]:
         event = Event.FromString(raw)
         for value in event.summary.value:
             if value.tag in TAGS:
-                one = value.simple_value if value.HasField("simple_value") else next(iter(value.tensor.float_val), None)
-                if one is not None and math.isfinite(one):
-                    yield value.tag, event.step, one
+                number = (
+                    value.simple_value if value.HasField("simple_value") else next(iter(value.tensor.float_val), None)
+                )
+                if number is not None and math.isfinite(number):
+                    yield value.tag, event.step, number
 
 
-def _measured(run: Run) -> dict[str, Curve]:
+def _recorded(run: Run) -> dict[str, Curve]:
     found: dict[str, Curve] = {}
     for evaluation in run.record.get("benchmarks") or ():
         scored = scores(evaluation)

@@ -1,103 +1,108 @@
-"""What the verdicts come to, in sentences: what is better, what is within noise, and what would be needed to tell."""
+"""Summarise the verdicts of a comparison in sentences."""
 
 from __future__ import annotations
 
 from litpeft.analysis.comparison import Comparison, Difference, Figure, Group
-from litpeft.analysis.report.sentences import counted, difference_interval, difference_told, listed, plain_title
+from litpeft.analysis.report.sentences import counted, difference_text, interval_text, listed, plain_title
 
-COSTS = 3  # figures besides the first that the answer goes into; the table has all
-NAMED = 6  # groups of one verdict that are named; of more, how many
-VERDICTS = "better", "worse", "within noise", "cannot tell"
+COSTS = 3  # memory and speed figures in the answer; the table has all
+NAMED = 6  # more groups than this are counted instead of named
+VERDICTS = "better", "worse", "not significant", "not enough seeds"
+OPPOSITE = {"higher": "lower", "lower": "higher"}
 
 
 def answer(comparison: Comparison) -> list[str]:
-    """The answer in one sentence, then what it rests on. They say no more than the verdicts do."""
+    """Return the main result in one or a few sentences, followed by one sentence per group and cost figure."""
     base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
     others = [group for group in comparison.groups if group is not base and group.runs]
     if base is None:
-        return ["There is one group alone, so nothing is held against anything: the figures stand for themselves."]
+        return ["There is only one group, so there is nothing to compare."]
     tested = [f for f in comparison.figures if f.better and any(f.name in group.differences for group in others)]
     if not tested:
-        return [f"Nothing could be tested against {base.label}: no other group has figures that it has too."]
+        return [f"Nothing could be tested: no other group has a figure in common with {_name(base)}."]
     first, *rest = sorted(tested, key=lambda figure: figure.kind != "quality")
     costs = [figure for figure in rest if figure.kind in ("memory", "speed")][:COSTS]
-    warned = "No clean answer, for the groups differ in more than the named axes. " if comparison.confounded else ""
+    warning = "No clear answer: the groups differ in more than the axes. " if comparison.confounded else ""
     return [
-        warned + _headline(base, others, first, costs),
+        warning + _headline(base, others, first, costs),
         *_details(base, others, first),
-        *(_cost(base, others, figure) for figure in costs if _by_verdict(others, figure)["cannot tell"] != others),
+        *(_cost(base, others, figure) for figure in costs if _by_verdict(others, figure)["not enough seeds"] != others),
     ]
 
 
 def _headline(base: Group, others: list[Group], quality: Figure, costs: list[Figure]) -> str:
-    """In quality all verdicts; of costs those that are known to differ."""
+    """Describe all verdicts in the main metric, and the significant differences in costs."""
     by_verdict = _by_verdict(others, quality)
     name = plain_title(quality.title)
-    parts = [
-        f"{_groups(by_verdict[word])} {_are(by_verdict[word])} {word} than {base.label}"
-        for word in VERDICTS[:2]
-        if by_verdict[word]
-    ]
-    if noise := by_verdict["within noise"]:
-        who = "all others are" if len(noise) == len(others) > 1 else f"{_groups(noise)} {_are(noise)}"
-        parts.append(f"{who} within noise of {base.label} with {_pairs(noise, quality)}")
-    if unknown := by_verdict["cannot tell"]:
-        parts.append(f"nothing can be told of {_groups(unknown)}")
-    sentence = f"In {name}, {'; '.join(parts)}."
-    return " ".join(filter(None, [sentence, *(_sums(others, costs, verdict) for verdict in VERDICTS[:2])]))
+    parts = _significant(base, others, [quality])
+    if unclear := by_verdict["not significant"]:
+        seeds = _pairs(unclear, quality)
+        if len(unclear) == len(others) > 1:
+            parts.append(f"No group differs significantly from {_name(base)} in {name} ({seeds})")
+        else:
+            verb = "does" if len(unclear) == 1 else "do"
+            parts.append(f"{_names(unclear)} {verb} not differ significantly from {_name(base)} in {name} ({seeds})")
+    if untested := by_verdict["not enough seeds"]:
+        parts.append(f"Not enough seeds to compare {_names(untested)} with {_name(base)} in {name}")
+    parts += _significant(base, others, costs)
+    return " ".join(f"{'F' + part[1:] if part.startswith('full fine-tuning') else part}." for part in parts)
 
 
-def _sums(others: list[Group], costs: list[Figure], verdict: str) -> str:
-    """Which groups are better, or worse, in which costs; nothing where none is."""
-    by_groups: dict[str, list[str]] = {}
-    for figure in costs:
-        if groups := _by_verdict(others, figure)[verdict]:
-            by_groups.setdefault(_groups(groups), []).append(plain_title(figure.title))
-    told = [f"{groups} in {listed(titles)}" for groups, titles in by_groups.items()]
-    return f"{verdict.capitalize()} in cost: {'; '.join(told)}." if told else ""
+def _significant(base: Group, others: list[Group], figures: list[Figure]) -> list[str]:
+    """Describe the significant differences: `lora has lower peak host memory than full fine-tuning`."""
+    by_groups: dict[tuple[str, str], list[str]] = {}
+    for figure in figures:
+        for verdict in VERDICTS[:2]:
+            if groups := _by_verdict(others, figure)[verdict]:
+                direction = figure.better if verdict == "better" else OPPOSITE[figure.better]
+                key = _names(groups), "has" if len(groups) == 1 else "have"
+                by_groups.setdefault(key, []).append(f"{direction} {plain_title(figure.title)}")
+    return [f"{names} {verb} {listed(found)} than {_name(base)}" for (names, verb), found in by_groups.items()]
 
 
 def _details(base: Group, others: list[Group], figure: Figure) -> list[str]:
-    """A sentence for each group, with the numbers."""
-    name, sentences = plain_title(figure.title), []
-    found = _by_verdict(others, figure)
-    if len(found["cannot tell"]) == len(others):
-        seen = [f"{group.label} {difference_told(figure.name, group.differences[figure.name])}" for group in others]
-        return [f"Seen in {name}, against {base.label}: {listed(seen)}. A test needs two seeds that both groups have."]
+    """Return a sentence with numbers for each group."""
+    name = plain_title(figure.title)
+    if len(_by_verdict(others, figure)["not enough seeds"]) == len(others):
+        seen = [f"{group.label} {difference_text(figure.name, group.differences[figure.name])}" for group in others]
+        return [
+            f"Observed difference from {_name(base)} in {name}: {listed(seen)}. A test needs two seeds in both groups."
+        ]
+    sentences = []
     for group in others:
         difference = group.differences.get(figure.name)
         if difference is None:
-            sentences.append(f"{group.label}: {name} is not known of both it and {base.label}.")
+            sentences.append(f"{group.label}: {name} is not known for a seed that {_name(base)} has too.")
             continue
-        ends = difference_interval(figure.name, difference)
-        seeds = counted(difference.pairs, "paired seed") if difference.pairs else None
-        words = [f"{difference_told(figure.name, difference)} in {name}", ends and f"95 % interval {ends}", seeds]
-        told = f"{group.label}: {', '.join(filter(None, words))}: {_verdict_told(difference)}."
-        sentences.append(told)
+        ends = interval_text(figure.name, difference)
+        extras = [ends and f"95 % CI {ends}", difference.pairs and counted(difference.pairs, "paired seed")]
+        amount = f"{difference_text(figure.name, difference)} in {name} ({', '.join(filter(None, extras))})"
+        sentences.append(f"{group.label}: {amount}: {_verdict_text(difference)}.")
     return sentences
 
 
-def _verdict_told(difference: Difference) -> str:
-    if difference.verdict == "cannot tell":
-        return "cannot tell; a test needs two seeds that both have"
-    if difference.verdict == "within noise" and difference.seeds_needed:
+def _verdict_text(difference: Difference) -> str:
+    if difference.verdict == "not enough seeds":
+        return "not enough seeds, a test needs two seeds in both groups"
+    if difference.verdict == "not significant" and difference.seeds_needed:
         needed = counted(difference.seeds_needed, "seed")
-        return f"within noise; about {needed} would show a difference of this size in four of five tries"
+        return f"not significant; about {needed} would show a difference of this size with 80 % power"
     return difference.verdict
 
 
 def _cost(base: Group, others: list[Group], figure: Figure) -> str:
-    """One sentence a figure."""
+    """Return a sentence with the verdicts of all groups in one cost figure."""
     found = _by_verdict(others, figure)
     name = plain_title(figure.title)
-    if len(found["within noise"]) == len(others):
-        return f"In {name}, all are within noise of {base.label}."
+    if len(found["not significant"]) == len(others):
+        return f"No group differs significantly from {_name(base)} in {name}."
     parts = []
     for verdict in VERDICTS:
-        told = [f"{g.label} ({difference_told(figure.name, g.differences[figure.name])})" for g in found[verdict]]
-        told = told if verdict in VERDICTS[:2] else [g.label for g in found[verdict]]
-        parts += [f"{verdict}: {listed(told)}"] if told else []
-    return f"In {name}, against {base.label}: {'; '.join(parts)}."
+        labels = [g.label for g in found[verdict]]
+        if verdict in VERDICTS[:2]:
+            labels = [f"{g.label} ({difference_text(figure.name, g.differences[figure.name])})" for g in found[verdict]]
+        parts += [f"{verdict}: {listed(labels)}"] if labels else []
+    return f"{name[:1].upper()}{name[1:]}, compared with {_name(base)}: {'; '.join(parts)}."
 
 
 def _by_verdict(groups: list[Group], figure: Figure) -> dict[str, list[Group]]:
@@ -108,17 +113,14 @@ def _by_verdict(groups: list[Group], figure: Figure) -> dict[str, list[Group]]:
     return found
 
 
-def _groups(groups: list[Group]) -> str:
-    labels = [group.label for group in groups]
-    return listed(labels) if len(labels) <= NAMED else f"{len(labels)} groups"
+def _name(group: Group) -> str:
+    return "full fine-tuning" if group.label == "full" else group.label
 
 
-def _are(groups: list[Group]) -> str:
-    return "is" if len(groups) == 1 else "are"
+def _names(groups: list[Group]) -> str:
+    return listed([_name(group) for group in groups]) if len(groups) <= NAMED else f"{len(groups)} groups"
 
 
 def _pairs(groups: list[Group], figure: Figure) -> str:
     counts = sorted({group.differences[figure.name].pairs for group in groups})
-    if counts == [0]:
-        return "the runs at hand"
     return counted(counts[0], "seed") if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"

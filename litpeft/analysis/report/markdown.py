@@ -1,4 +1,4 @@
-"""The report as Markdown with pictures, for a README: the answer, the table, and the charts as PNG files."""
+"""Write the report as Markdown, with the charts as PNG files."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from litpeft.analysis.report.table import rows
 from litpeft.errors import UserError, writing
 from litpeft.runs.atomic_write import write_atomically
 
-WIDTH, SCALE = 760, 2  # pixels, and how many of the picture's each is: sharp on screens of today
+WIDTH, SCALE = 760, 2  # width in CSS pixels, and image pixels per CSS pixel
+LEGEND = 40  # height of the legend in pixels
 BROWSERS = "chromium", "chromium-browser", "google-chrome", "chrome"
 
 
 def write_markdown(comparison: Comparison, path: Path) -> None:
-    """Write the Markdown file, and its pictures into a folder beside it that has its name.
+    """Write the Markdown file, and its pictures into the folder NAME_pictures next to the file.
 
     Raises:
-        UserError: there is nothing to draw with, or the file cannot be written.
+        UserError: kaleido or a browser is missing, or the file cannot be written.
     """
     charts = [chart for part in parts(comparison) for chart in part.charts]
     folder = path.with_name(f"{path.stem}_pictures")
@@ -35,61 +36,55 @@ def write_markdown(comparison: Comparison, path: Path) -> None:
 
 
 def _draw(charts: list[Chart], pictures: dict[str, Path]) -> None:
-    """All in one start of the browser."""
+    """Draw all charts in one browser session."""
     try:
         import kaleido
     except ImportError as error:
         raise UserError(MISSING.format("kaleido for pictures")) from error
     found = next(filter(None, map(shutil.which, BROWSERS)), None)
     if found and "BROWSER_PATH" not in os.environ:
-        os.environ["BROWSER_PATH"] = found  # where kaleido looks first; Debian's chromium is not among its own guesses
+        os.environ["BROWSER_PATH"] = found  # kaleido does not search for Debian's chromium itself
     drawings = [
         {
-            "fig": {"data": _named_once(chart.data), "layout": _on_paper(chart)},
+            "fig": {"data": _one_legend_entry(chart.data), "layout": _picture_layout(chart)},
             "path": str(pictures[chart.name]),
-            "opts": {"format": "png", "width": WIDTH, "height": _height(chart), "scale": SCALE},
+            "opts": {"format": "png", "width": WIDTH, "height": chart.height + LEGEND, "scale": SCALE},
         }
         for chart in charts
     ]
     try:
         kaleido.write_fig_from_object_sync(drawings)
-    except Exception as error:  # kaleido's own, its browser's, and a timeout's have no class in common
+    except Exception as error:  # errors of kaleido, of its browser and of timeouts have no common class
         raise UserError(
             f"--format md: kaleido could not draw with {os.environ.get('BROWSER_PATH', 'any browser')} "
             f"({type(error).__name__}); install chromium, or set BROWSER_PATH to one."
         ) from error
 
 
-def _height(chart: Chart) -> int:
-    return chart.height + 40
-
-
-def _on_paper(chart: Chart) -> dict[str, Any]:
-    """White, with a legend: there is no page around it that tells the groups."""
+def _picture_layout(chart: Chart) -> dict[str, Any]:
+    """Return the layout for a picture: white, with a legend, which the page shows outside of the charts."""
     legend = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}}
     margin = chart.layout["margin"] | {"t": 48}
-    more = {"height": _height(chart), "paper_bgcolor": "white", "plot_bgcolor": "white", "margin": margin}
-    return chart.layout | more | {"showlegend": bool(chart.parts) or _unnamed(chart), "legend": legend}
+    more = {"height": chart.height + LEGEND, "paper_bgcolor": "white", "plot_bgcolor": "white", "margin": margin}
+    groups_on_axis = chart.layout["yaxis"].get("type") == "category"
+    return chart.layout | more | {"showlegend": bool(chart.parts) or not groups_on_axis, "legend": legend}
 
 
-def _named_once(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A group has several traces and one line in the legend: of its last trace, which is the boldest."""
+def _one_legend_entry(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Show each group once in the legend, by its last trace, which is the boldest."""
     last = {trace["name"]: i for i, trace in enumerate(data)}
     return [trace | {"showlegend": last[trace["name"]] == i} for i, trace in enumerate(data)]
 
 
-def _unnamed(chart: Chart) -> bool:
-    """Whether nothing but a legend tells the groups: their names stand at no axis."""
-    return chart.layout["yaxis"].get("type") != "category"
-
-
 def _text(comparison: Comparison, charts: list[Chart], folder: str) -> str:
-    told = answer(comparison)
+    first, *others = answer(comparison)
     blocks = [f"# {_escaped(comparison.title)}", _escaped(comparison.question or ""), *_warnings(comparison)]
-    blocks += [f"**{_escaped(told[0])}**", "\n".join(f"- {_escaped(sentence)}" for sentence in told[1:])]
+    blocks += [f"**{_escaped(first)}**", "\n".join(f"- {_escaped(sentence)}" for sentence in others)]
     blocks.append(_table(comparison))
     if comparison.published:
-        blocks.append(f"Published rows are others': {_escaped(str(comparison.published.get('source') or 'n/a'))}.")
+        blocks.append(
+            f"Published rows were measured by others: {_escaped(str(comparison.published.get('source') or 'n/a'))}."
+        )
     for chart in charts:
         title = _escaped(chart.title)
         blocks.append(f"## {title}\n\n![{title}]({folder}/{chart.name}.png)\n\n{_escaped(chart.caption)}")
@@ -118,7 +113,7 @@ def _table(comparison: Comparison) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Nothing of a record is Markdown or HTML."""
+    """Escape Markdown and HTML."""
     text = text.replace("&", "&amp;")
     for sign in "\\`*_[]<>|":
         text = text.replace(sign, f"\\{sign}")

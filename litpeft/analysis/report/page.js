@@ -1,6 +1,6 @@
 "use strict";
-// The page's own script: charts, the filter of groups and runs, and the theme. Without it all tables can still be read.
-const told = JSON.parse(document.getElementById("figures").textContent);
+// Draws the charts, filters groups and runs, and switches the theme. Tables can be read without it.
+const content = JSON.parse(document.getElementById("figures").textContent);
 const root = document.documentElement;
 const boxes = [...document.querySelectorAll("#filter input")];
 const find = document.getElementById("find");
@@ -10,42 +10,42 @@ const systemDark = matchMedia("(prefers-color-scheme: dark)");
 const hiddenGroups = () => new Set(boxes.filter((box) => !box.checked).map((box) => Number(box.value)));
 const isDark = () => root.dataset.theme === "dark";
 
-// Colours are written for the light theme; in the dark one each becomes its partner.
+// Replace the colours of the light theme by those of the dark theme.
 function inTheme(value) {
-  if (typeof value === "string") return isDark() && Object.hasOwn(told.themes, value) ? told.themes[value] : value;
+  if (typeof value === "string") return isDark() && Object.hasOwn(content.themes, value) ? content.themes[value] : value;
   if (Array.isArray(value)) return value.map(inTheme);
   if (value === null || typeof value !== "object") return value;
   return Object.fromEntries(Object.entries(value).map(([key, item]) => [key, inTheme(item)]));
 }
 
-// A trace is hidden as a whole, or loses the points of hidden groups.
+// Remove a trace, or its points that belong to hidden groups.
 function without(trace, hidden) {
   const { group, rows } = trace.meta ?? {};
   if (group !== undefined) return hidden.has(group) ? null : trace;
   if (!rows) return trace;
-  const kept = rows.flatMap((number, i) => (hidden.has(number) ? [] : [i]));
-  const of = (list) => (Array.isArray(list) && list.length === rows.length ? kept.map((i) => list[i]) : list);
+  const visible = rows.flatMap((number, i) => (hidden.has(number) ? [] : [i]));
+  const of = (list) => (Array.isArray(list) && list.length === rows.length ? visible.map((i) => list[i]) : list);
   return { ...trace, x: of(trace.x), y: of(trace.y), hovertext: of(trace.hovertext), meta: { rows: of(rows) } };
 }
 
 function draw() {
   const hidden = hiddenGroups();
-  for (const [name, { data, layout }] of Object.entries(told.figures)) {
+  for (const [name, { data, layout }] of Object.entries(content.figures)) {
     const traces = data.map((trace) => without(trace, hidden)).filter(Boolean);
     const config = { displaylogo: false, responsive: true, displayModeBar: touch ? false : "hover",
       modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] };
-    // a finger that moves over a chart scrolls the page
+    // on touch screens, moving over a chart scrolls the page
     Plotly.react(name, inTheme(traces), inTheme({ ...layout, dragmode: touch ? false : "zoom" }), config);
   }
 }
 
 function showRuns() {
   const hidden = hiddenGroups();
-  const words = find.value.trim().toLowerCase();
+  const query = find.value.trim().toLowerCase();
   for (const row of document.querySelectorAll("tr[data-group]")) row.hidden = hidden.has(Number(row.dataset.group));
   const runs = [...document.querySelectorAll("details.run")];
   for (const run of runs) {
-    run.hidden = hidden.has(Number(run.dataset.group)) || !run.textContent.toLowerCase().includes(words);
+    run.hidden = hidden.has(Number(run.dataset.group)) || !run.textContent.toLowerCase().includes(query);
   }
   const count = runs.filter((run) => !run.hidden).length;
   document.getElementById("found").textContent = `${count} of ${runs.length} runs`;
@@ -76,7 +76,7 @@ document.getElementById("all").addEventListener("click", () => {
   draw();
 });
 find.addEventListener("input", showRuns);
-// what is closed on the screen is open on paper
+// print all runs, also those that are collapsed on the screen
 let closed = [];
 addEventListener("beforeprint", () => {
   closed = [...document.querySelectorAll("details.run:not([open])")];
@@ -88,6 +88,6 @@ setTheme(systemDark.matches);
 showRuns();
 loadPlotly().then(draw).then(() => { root.dataset.drawn = "yes"; }).catch((error) => {
   const note = document.getElementById("undrawn");
-  note.textContent = `The charts could not be drawn (${error.message}); the tables below each of them say the same.`;
+  note.textContent = `The charts could not be drawn (${error.message}); the tables below the charts have the same numbers.`;
   note.hidden = false;
 });

@@ -1,4 +1,4 @@
-"""The page: one HTML file that holds all it needs, asks nothing of any network, and runs nothing but its own script."""
+"""Write the report as one HTML file that loads nothing from a network and runs only its own scripts."""
 
 from __future__ import annotations
 
@@ -32,20 +32,19 @@ MISSING = "litpeft report needs {}: pip install 'litpeft[report]'"
 
 @dataclass(frozen=True)
 class Part:
-    """Charts under one heading, with what is to be known of all of them."""
+    """Charts under one heading of the page."""
 
     name: str
     title: str
     charts: list[Chart]
-    note: str = ""
 
 
 def parts(comparison: Comparison) -> list[Part]:
-    """All charts; a part without any is left out."""
+    """Return the parts of the page; parts without charts are left out."""
     lines = read_lines(comparison)
     once = [tag for tag in lines if tag in VALIDATED or tag not in TAGS]
     once = [tag for tag in once if all(len(line.curve) == 1 for line in lines[tag])]
-    curves = curve_charts({tag: lines[tag] for tag in lines if tag not in once})  # one point is no curve
+    curves = curve_charts({tag: lines[tag] for tag in lines if tag not in once})  # a single point is not a curve
     scored = [tag for tag in curves if tag not in TAGS]
     learning = [curves[tag] for tag in ("train_loss", *VALIDATED, *scored) if tag in curves]
     learning += estimate_charts(comparison, once)
@@ -55,23 +54,23 @@ def parts(comparison: Comparison) -> list[Part]:
         step_chart(comparison),
         curves.get("train_tokens_per_second"),
     ]
-    told = [
+    all_parts = [
         Part("tradeoffs", "Quality against cost", tradeoff_charts(comparison)),
         Part("learning", "Learning", learning),
         Part("memory", "Memory", [*memory_charts(comparison), *filter(None, [peak_chart(comparison)])]),
         Part("speed", "Speed", [chart for chart in speed if chart]),
         Part("schedule", "Schedule", [curves["lr"]] if "lr" in curves else []),
     ]
-    return [part for part in told if part.charts]
+    return [part for part in all_parts if part.charts]
 
 
 def write_page(comparison: Comparison, path: Path, command: str) -> None:
     """Write the report of a comparison.
 
     Args:
-        comparison: what to show.
-        path: of the HTML file.
-        command: that makes it again, for the foot of the page.
+        comparison: the comparison to show.
+        path: path of the HTML file.
+        command: command that reproduces the page, for the footer.
 
     Raises:
         UserError: a package is missing, or the file cannot be written.
@@ -83,7 +82,7 @@ def write_page(comparison: Comparison, path: Path, command: str) -> None:
 
 
 def page(comparison: Comparison, command: str) -> str:
-    """The whole file as text."""
+    """Return the HTML page as text."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
     except ImportError as error:
@@ -93,7 +92,7 @@ def page(comparison: Comparison, command: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    told = parts(comparison)
+    shown = parts(comparison)
     return environment.get_template("page.html").render(
         comparison=comparison,
         answer=answer(comparison),
@@ -103,8 +102,8 @@ def page(comparison: Comparison, command: str) -> str:
         looks=[look(number) for number in range(len(comparison.groups))],
         colours=LIGHT,
         part_colours=PARTS_LIGHT,
-        parts=told,
-        figures={c.name: {"data": c.data, "layout": c.layout} for part in told for c in part.charts},
+        parts=shown,
+        figures={c.name: {"data": c.data, "layout": c.layout} for part in shown for c in part.charts},
         themes=themes(),
         sections=sections(comparison),
         glossary=_glossary(comparison),
@@ -121,7 +120,7 @@ def page(comparison: Comparison, command: str) -> str:
 
 
 def _plotly() -> tuple[str, str]:
-    """plotly.js and its version."""
+    """Return plotly.js and its version."""
     try:
         from plotly.offline import get_plotlyjs, get_plotlyjs_version
     except ImportError as error:
@@ -130,7 +129,7 @@ def _plotly() -> tuple[str, str]:
 
 
 def _hash(script: str) -> str:
-    """By which the page's security policy knows a script as its own: whatever else got in would not run."""
+    """Return the hash that allows a script in the content security policy of the page; other scripts do not run."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -142,7 +141,7 @@ def _counts(comparison: Comparison) -> dict[str, Any]:
 
 
 def _glossary(comparison: Comparison) -> list[tuple[str, str]]:
-    """The record's definitions of what the page shows, columns first."""
+    """Return (name, definition) of the record fields on the page, columns first."""
     columns = [figure.name for figure in comparison.figures if figure.name in FIELDS]
     more = [
         "memory_phases",

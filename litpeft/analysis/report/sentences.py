@@ -1,56 +1,55 @@
-"""Figures in sentences and hovers: with their units, and with their intervals written out. What is not known is n/a."""
+"""Format figures for sentences and hover texts, with units and intervals; unknown values are `n/a`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from litpeft.analysis.comparison import Difference, Estimate
-from litpeft.analysis.comparison.number_format import form, form_interval, unit
+from litpeft.analysis.comparison.number_format import format_interval, format_value, unit
 
 UNKNOWN = "n/a"
 
 
-def told(name: str, value: float | None) -> str:
-    """A single value of the record's field `name`."""
-    return UNKNOWN if value is None else _with_unit(form(name, value), unit(name)[1])
+def value_text(name: str, value: float | None) -> str:
+    """Format a value of the figure `name` with its unit."""
+    return UNKNOWN if value is None else _with_unit(format_value(name, value), unit(name)[1])
 
 
-def estimate_told(name: str, estimate: Estimate | None) -> str:
-    """`85.9 % (84.7 to 87.1)`; without an interval, the mean alone."""
+def estimate_text(name: str, estimate: Estimate | None) -> str:
+    """Format a mean with its interval: `85.9 % (84.7 to 87.1)`; only the mean if there is no interval."""
     if estimate is None:
         return UNKNOWN
-    if estimate.low is None or estimate.high is None or estimate.low == estimate.high:
-        return told(name, estimate.mean)
-    half = (estimate.high - estimate.low) / 2
-    ends = [form(name, end, half) for end in (estimate.low, estimate.high)]
-    return f"{_with_unit(form(name, estimate.mean, half), unit(name)[1])} ({ends[0]} to {ends[1]})"
+    half = estimate.half_width
+    if not half:
+        return value_text(name, estimate.mean)
+    ends = [format_value(name, end, half) for end in (estimate.low, estimate.high)]
+    return f"{_with_unit(format_value(name, estimate.mean, half), unit(name)[1])} ({ends[0]} to {ends[1]})"
 
 
-def difference_told(name: str, difference: Difference) -> str:
-    """With its sign; a difference of percentages is in points."""
+def difference_text(name: str, difference: Difference) -> str:
+    """Format a difference with sign and unit; the unit of percentages is points."""
     shown = unit(name)[1]
-    half = None if difference.low is None or difference.high is None else (difference.high - difference.low) / 2
-    return _with_unit(form(name, difference.mean, half or None, signed=True), "points" if shown == "%" else shown)
+    value = format_value(name, difference.mean, difference.half_width, signed=True)
+    return _with_unit(value, "points" if shown == "%" else shown)
 
 
-def difference_interval(name: str, difference: Difference) -> str | None:
-    """Both ends of the interval of a difference."""
-    known = difference.low is not None and difference.high is not None
-    return form_interval(name, difference.low, difference.high) if known and difference.low != difference.high else None
+def interval_text(name: str, difference: Difference) -> str | None:
+    """Format the interval of a difference; None if unknown or empty."""
+    return format_interval(name, difference.low, difference.high) if difference.half_width else None
 
 
 def plain_title(title: str) -> str:
-    """Of a figure, without the unit."""
+    """Return the title of a figure without its unit."""
     return title.rpartition(", ")[0] or title
 
 
 def listed(words: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Join words: `a, b and c`."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def counted(count: int, noun: str) -> str:
-    """`1 seed`, `3 seeds`."""
+    """Return a count with its noun: `1 seed`, `3 seeds`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 

@@ -1,4 +1,4 @@
-"""The table: a row a group, a cell a figure with its interval, its difference from the baseline and the verdict."""
+"""Table of the report: one row per group; cells have the mean, the difference from the baseline and the verdict."""
 
 from __future__ import annotations
 
@@ -8,41 +8,30 @@ from typing import Any
 
 from litpeft.analysis.comparison import Comparison, Difference, Figure, Group
 from litpeft.analysis.comparison.figures import value
-from litpeft.analysis.comparison.number_format import form, form_estimate, form_p
-from litpeft.analysis.report.sentences import UNKNOWN, counted, difference_interval, difference_told
+from litpeft.analysis.comparison.number_format import format_estimate, format_p, format_value
+from litpeft.analysis.comparison.tables import seeds_text
+from litpeft.analysis.report.sentences import UNKNOWN, counted, difference_text, interval_text
 from litpeft.runs.record import FIELDS
 
-SIGNS = {"better": "▲", "worse": "▼", "within noise": "≈", "cannot tell": "?"}  # told by shape too, not by colour alone
+# symbols of verdicts, so that they do not depend on colour
+SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈", "not enough seeds": "?"}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Attributes:
-    value: mean and interval.
-    verdict: against the baseline; None in its own row and where nothing is tested.
-    sign: of the verdict.
-    difference: with its sign and unit.
-    details: the test, its p, the interval of the difference, seeds that would be needed.
-    examples: the verdict over validation rows, in words.
-    """
+    """A cell with the mean of a figure, and the difference from the baseline as text; no verdict without a test."""
 
     value: str
     verdict: str | None = None
     sign: str = ""
     difference: str = ""
     details: str = ""
-    examples: str = ""
+    examples: str = ""  # verdict of the test over rows
 
 
 @dataclass(frozen=True)
 class Row:
-    """Attributes:
-    label: of the group.
-    group: its number; None in rows that others have published.
-    seeds: how many ended well, and how many did not (or go on).
-    is_baseline: whether the others are held against it.
-    cells: one for each figure.
-    """
+    """A row with one cell per figure; `group` is the number of the group, or None in a published row."""
 
     label: str
     group: int | None
@@ -52,67 +41,67 @@ class Row:
 
 
 def rows(comparison: Comparison) -> list[Row]:
-    """Ours in the order of the experiment, then what others have published."""
-    own = [
+    """Return the rows of the groups, followed by published rows."""
+    measured = [
         Row(
             group.label,
             number,
-            _seeds(group),
+            seeds_text(group),
             group.label == comparison.baseline,
             [_cell(group, figure) for figure in comparison.figures],
         )
         for number, group in enumerate(comparison.groups)
     ]
-    others = (comparison.published or {}).get("rows") or ()
-    return own + [_published(row, comparison.figures) for row in others]
+    published = (comparison.published or {}).get("rows") or ()
+    return measured + [_published(row, comparison.figures) for row in published]
 
 
 def definition(figure: Figure) -> str:
-    """What a column is, as the record defines it."""
+    """Return the definition of a figure."""
     if figure.name.startswith("seconds_to_"):
-        return "seconds of training until a validation first met the target; runs that never did are not in the mean"
-    return FIELDS.get(figure.name, FIELDS["other_metrics"])
-
-
-def _seeds(group: Group) -> str:
-    return f"{len(group.runs)}" + (f" ({len(group.failed)} unfinished)" if group.failed else "")
+        return (
+            "seconds of training until a validation first reached the target; runs that never reached it are left out"
+        )
+    other = "benchmarks" if figure.kind == "benchmark" else "other_metrics"
+    return FIELDS.get(figure.name, FIELDS[other])
 
 
 def _cell(group: Group, figure: Figure) -> Cell:
     estimate, difference = group.estimates.get(figure.name), group.differences.get(figure.name)
-    shown = UNKNOWN if estimate is None else form_estimate(figure.name, estimate)
+    shown = UNKNOWN if estimate is None else format_estimate(figure.name, estimate)
     if estimate and estimate.count < len(group.runs):
         shown += f" ({estimate.count} of {len(group.runs)} runs)"
     if difference is None or figure.better is None:
         return Cell(shown)
-    rows_told = group.over_examples.get(figure.name)
+    over_rows = group.over_examples.get(figure.name)
     return Cell(
         shown,
         difference.verdict,
         SIGNS[difference.verdict],
-        difference_told(figure.name, difference),
+        difference_text(figure.name, difference),
         details(figure, difference),
-        f"rows: {rows_told.verdict}, p {form_p(rows_told.p_holm)}" if rows_told else "",
+        f"over rows: {over_rows.verdict}, p {format_p(over_rows.p_holm)}" if over_rows else "",
     )
 
 
 def details(figure: Figure, difference: Difference) -> str:
-    """All that is known of a difference, for those who ask."""
-    ends = difference_interval(figure.name, difference)
-    words = [
-        ends and f"95 % interval {ends}",
+    """Return the test, p value, interval and seeds needed of a difference."""
+    ends = interval_text(figure.name, difference)
+    parts = [
+        ends and f"95 % CI {ends}",
         difference.test and f"{difference.test}, {counted(difference.pairs, 'pair')}",
-        difference.p is not None and f"p {form_p(difference.p)}, Holm-corrected {form_p(difference.p_holm)}",
-        difference.verdict == "within noise"
+        difference.p is not None and f"p {format_p(difference.p)}, Holm-corrected {format_p(difference.p_holm)}",
+        difference.verdict == "not significant"
         and difference.seeds_needed
-        and f"about {difference.seeds_needed} seeds would show a difference of this size",
+        and f"about {difference.seeds_needed} seeds would show a difference of this size with 80 % power",
     ]
-    return "; ".join(word for word in words if word)
+    return "; ".join(part for part in parts if part)
 
 
 def _published(row: Mapping[str, Any], figures: list[Figure]) -> Row:
     found = [value(dict(row), figure.name) for figure in figures]
     cells = [
-        Cell(UNKNOWN if one is None else form(figure.name, one)) for figure, one in zip(figures, found, strict=True)
+        Cell(UNKNOWN if known is None else format_value(figure.name, known))
+        for figure, known in zip(figures, found, strict=True)
     ]
     return Row(str(row.get("label", UNKNOWN)), None, UNKNOWN, False, cells)

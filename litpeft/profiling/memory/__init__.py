@@ -1,4 +1,4 @@
-"""What memory is used for: every tensor that lives within some steps, and its role."""
+"""Memory by purpose: tracking every tensor of a step, and estimating a run on meta tensors."""
 
 from litpeft.profiling.memory.tracker import CATEGORIES, MemoryTracker, Peak, optimizer_tensors
 

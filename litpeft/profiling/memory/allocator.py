@@ -1,9 +1,9 @@
-"""What CUDA's caching allocator of torch makes of requests: rounded blocks, cut from segments that are kept.
+"""A model of torch's CUDA caching allocator.
 
-As in c10/cuda/CUDACachingAllocator.cpp of torch 2.13 with its default settings: requests are rounded up to 512 bytes;
-those of up to 1 MiB come from segments of 2 MiB, those below 10 MiB from segments of 20 MiB, larger ones have segments
-of their own in multiples of 2 MiB. The smallest free block that is large enough is taken; it is split if enough would
-be left, and what is not split counts as allocated.
+It follows c10/cuda/CUDACachingAllocator.cpp of torch 2.13 with default settings. Requests are rounded up to 512 bytes.
+Requests of up to 1 MiB come from segments of 2 MiB, requests below 10 MiB from segments of 20 MiB; larger requests get
+a segment each, in multiples of 2 MiB. The smallest sufficient free block is used and split if enough of it is left;
+otherwise the whole block counts as allocated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 MIB = 2**20
-LEAST = 512  # bytes that requests are multiples of
+UNIT = 512  # bytes; requests are rounded up to a multiple
 SMALL, SMALL_SEGMENT = MIB, 2 * MIB
 MEDIUM, MEDIUM_SEGMENT = 10 * MIB, 20 * MIB
 LARGE_UNIT = 2 * MIB
@@ -25,35 +25,38 @@ LARGE_UNIT = 2 * MIB
 class _Block:
     address: int
     bytes: int
-    pool: list[tuple[int, int, _Block]]  # of the free blocks like it: (bytes, address, block)
+    pool: list[tuple[int, int, _Block]]  # the free blocks of its kind: (bytes, address, block)
     free: bool = False
-    before: _Block | None = None  # its neighbours in the segment
+    before: _Block | None = None  # neighbours in the segment
     after: _Block | None = None
 
 
 @dataclass
 class Levels:
-    """Bytes that are allocated and reserved, the most within each operation: (operations + 1)."""
+    """Peak allocated and reserved bytes per operation, each (operations + 1,) int64."""
 
     allocated: np.ndarray
     reserved: np.ndarray
 
 
 class CachingAllocator:
-    """The allocator of one device without a limit.
+    """The allocator of one device with unlimited memory.
 
     Attributes:
-        allocated: bytes of the blocks that are handed out.
+        allocated: bytes of the blocks in use.
         reserved: bytes of all segments.
     """
 
     def __init__(self) -> None:
         self.allocated = self.reserved = 0
-        self._pools: dict[bool, list[tuple[int, int, _Block]]] = {True: [], False: []}  # by whether small
+        self._pools: dict[bool, list[tuple[int, int, _Block]]] = {
+            True: [],
+            False: [],
+        }  # small requests or not -> free blocks
 
-    def take(self, size: int) -> _Block:
-        """A block for a request of so many bytes."""
-        size = max(LEAST, -(-size // LEAST) * LEAST)
+    def allocate(self, size: int) -> _Block:
+        """Return a block for a request of `size` bytes."""
+        size = max(UNIT, -(-size // UNIT) * UNIT)
         small = size <= SMALL
         pool = self._pools[small]
         place = bisect_left(pool, size, key=lambda entry: entry[0])
@@ -64,10 +67,10 @@ class CachingAllocator:
             segment = (
                 SMALL_SEGMENT if small else MEDIUM_SEGMENT if size < MEDIUM else -(-size // LARGE_UNIT) * LARGE_UNIT
             )
-            block = _Block(self.reserved, segment, pool)  # segments lie one after the other
+            block = _Block(self.reserved, segment, pool)  # segments follow each other
             self.reserved += segment
         left = block.bytes - size
-        if left >= LEAST if small else left > SMALL:
+        if left >= UNIT if small else left > SMALL:
             rest = _Block(block.address + size, left, pool, True, block, block.after)
             if block.after is not None:
                 block.after.before = rest
@@ -76,8 +79,8 @@ class CachingAllocator:
         self.allocated += block.bytes
         return block
 
-    def give_back(self, block: _Block) -> None:
-        """The block is free, and one with free neighbours."""
+    def free(self, block: _Block) -> None:
+        """Free a block and merge it with free neighbours."""
         self.allocated -= block.bytes
         for other in (block.before, block.after):
             if other is None or not other.free:
@@ -97,15 +100,15 @@ class CachingAllocator:
 
 
 def replay(events: Iterable[tuple[int, int, int]], held: Iterable[int] = ()) -> Levels:
-    """What is allocated and reserved while tensors come and go.
+    """Return allocated and reserved bytes while tensors are created and freed.
 
     Args:
-        events: (operation, tensor, bytes) in order; a tensor that was there before goes.
-        held: bytes of what is there from the start to the end.
+        events: (operation, tensor number, bytes) in order; the second event of a tensor frees it.
+        held: bytes of allocations that exist from start to end.
     """
     allocator = CachingAllocator()
     for size in held:
-        allocator.take(size)
+        allocator.allocate(size)
     blocks: dict[int, _Block] = {}
     allocated, reserved = [allocator.allocated], [allocator.reserved]
     for operation, tensor, size in events:
@@ -113,9 +116,9 @@ def replay(events: Iterable[tuple[int, int, int]], held: Iterable[int] = ()) -> 
             allocated.append(allocator.allocated)
             reserved.append(allocator.reserved)
         if tensor in blocks:
-            allocator.give_back(blocks.pop(tensor))
+            allocator.free(blocks.pop(tensor))
         elif size:
-            blocks[tensor] = allocator.take(size)
+            blocks[tensor] = allocator.allocate(size)
             allocated[operation] = max(allocated[operation], allocator.allocated)
             reserved[operation] = allocator.reserved
     return Levels(np.array(allocated), np.array(reserved))

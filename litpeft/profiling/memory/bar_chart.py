@@ -1,4 +1,4 @@
-"""The split of memory as a picture: one bar a phase, one colour a category."""
+"""The memory split as an image: one bar per phase, one colour per category."""
 
 from __future__ import annotations
 
@@ -10,22 +10,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from litpeft.profiling.memory.tracker import CATEGORIES
 
-# told apart by the colour-blind too: Okabe and Ito, https://jfly.uni-koeln.de/color/
+# colours for colour-blind readers: Okabe and Ito, https://jfly.uni-koeln.de/color/
 HUES = "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", "#f0e442", "#999999"
 COLOURS = dict(zip(CATEGORIES, HUES, strict=True))
-LEFT, BAR, ROW, LEGEND = 110, 560, 44, 24  # pixels: names of phases, the longest bar, a phase, a line of the legend
+LEFT, BAR, ROW, LEGEND = (
+    110,
+    560,
+    44,
+    24,
+)  # pixels: width of phase names and of the longest bar; height of a phase and of a legend line
 
 
-def split_picture(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
-    """Bars of `tensor_bytes`, longest for the greatest peak; phases that were not followed have none.
+def split_image(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
+    """Draw `tensor_bytes` of each tracked phase as a stacked bar.
 
     Args:
-        phases: as the record's `memory_phases`.
+        phases: the record field `memory_phases`.
 
     Returns:
         (height, width, 3), uint8.
     """
-    known = {name: told["tensor_bytes"] for name, told in phases.items() if "tensor_bytes" in told}
+    known = {name: phase["tensor_bytes"] for name, phase in phases.items() if "tensor_bytes" in phase}
     most = max((sum(split.values()) for split in known.values()), default=1)
     used = [name for name in CATEGORIES if any(split[name] for split in known.values())]
     image = Image.new("RGB", (LEFT + BAR + 110, len(known) * ROW + len(used) * LEGEND + 20), "white")

@@ -1,7 +1,7 @@
-"""The choices that torch makes on CUDA, made for tensors on the meta device: what is traced is what a GPU would hold.
+"""Make torch choose on meta tensors what it chooses on CUDA, so that a trace holds what a GPU would hold.
 
-Fused dropout keeps a mask of a byte a number; attention takes the flash kernel, or with a mask or in fp32 the
-memory-efficient one; autocast follows CUDA's lists; optimizers work on many tensors at once, or fused.
+Fused dropout keeps a mask of one byte per element. Attention uses the flash kernel, or the memory-efficient kernel with
+a mask or in fp32. Autocast follows CUDA's lists. Optimizers use foreach or fused kernels.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch.optim import optimizer as optimizers
 
 from litpeft.profiling.memory.cuda_autocast import cuda_autocast
 
-# cuBLAS's, which torch takes from its allocator, for the threads of forward and backward: :4096:2:16:8 in KiB
+# cuBLAS workspaces in bytes for the threads of forward and backward, taken from the allocator (:4096:2:16:8 KiB)
 WORKSPACES = (8_519_680, 8_519_680)
 LARGE_WORKSPACES = (2**25, 2**25)
-LARGE = (9, 10)  # major compute capabilities of Hopper and of data centres' Blackwell
-FLASH_HEAD = 256  # widest head that the flash kernel takes
+LARGE = (9, 10)  # major compute capabilities of Hopper and data-centre Blackwell
+FLASH_HEAD = 256  # largest head size of the flash kernel
 
 aten = torch.ops.aten
 
 
 def workspaces(capability: int) -> tuple[int, int]:
-    """Bytes of cuBLAS's workspaces on a GPU of this major compute capability."""
+    """Return the bytes of cuBLAS workspaces on a GPU with this major compute capability."""
     return LARGE_WORKSPACES if capability in LARGE else WORKSPACES
 
 
 def context_bytes(capability: int) -> int:
-    """What driver, kernels and libraries take beside the allocator: seen on an H100, elsewhere an assumption."""
+    """Return the bytes of the CUDA context: driver, kernels and libraries. Measured on an H100, assumed elsewhere."""
     return (750 if capability in LARGE else 500) * 2**20
 
 
 @contextmanager
 def cuda_choices() -> Iterator[None]:
-    """Within, tensors on the meta device are computed with as CUDA would do it."""
+    """Run meta tensors through the operations that CUDA would use, inside the with block."""
     library = torch.library.Library("aten", "IMPL")
     for name, kernel in KERNELS.items():
         library.impl(name, kernel, "AutogradMeta")
@@ -50,14 +50,14 @@ def cuda_choices() -> Iterator[None]:
         library._destroy()
 
 
-def leave_to_driver(optimizer: torch.optim.Optimizer) -> None:
-    """Prepare an optimizer of bitsandbytes: the codes of its 8-bit states, and its paged states.
+def prepare_bitsandbytes(optimizer: torch.optim.Optimizer) -> None:
+    """Prepare the 8-bit codes and the paged states of a bitsandbytes optimizer for a trace.
 
-    Those of 100,000 numbers and more lie in memory that the driver moves between host and GPU as it likes, which torch
-    does not count: here they are on the host.
+    Paged states of at least 100,000 elements are in memory that the driver moves between host and GPU and that torch
+    does not count, so the trace places them on the host.
     """
     if hasattr(optimizer, "fill_qmap"):
-        optimizer.fill_qmap()  # it looks at numbers: before there are none
+        optimizer.fill_qmap()  # reads values, so it must run before the trace
     if not getattr(optimizer, "is_paged", False):
         return
     optimizer.is_paged = False
@@ -93,13 +93,13 @@ def _attention(
         query, key, value = (F.pad(t, (0, -t.shape[-1] % 8)) if t.shape[-1] % 8 else t for t in (query, key, value))
         out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, scale=scale)[0]
         return out[..., :width]
-    if enable_gqa and key.shape[-3] != query.shape[-3]:  # which the memory-efficient kernel has not
+    if enable_gqa and key.shape[-3] != query.shape[-3]:  # the memory-efficient kernel has no grouped-query attention
         given = query, key, value, attn_mask, dropout_p, is_causal
         return aten._scaled_dot_product_attention_math(*given, scale=scale, enable_gqa=True)[0]
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
     if attn_mask is not None:
-        if attn_mask.shape[-1] % 16:  # the kernel wants rows of the bias aligned
+        if attn_mask.shape[-1] % 16:  # the kernel needs aligned rows of the bias
             attn_mask = F.pad(attn_mask, (0, -attn_mask.shape[-1] % 16))[..., : attn_mask.shape[-1]]
         attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
     learns = any(t.requires_grad for t in (query, key, value)) and torch.is_grad_enabled()
@@ -115,7 +115,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    # half to fp32 is one kernel on CUDA, without a copy
+    # on CUDA, fp16 input with fp32 output is one kernel without a copy
     half = dtype == torch.float32 and x.dtype == torch.float16
     return aten._softmax(x if dtype is None or half else x.to(dtype), dim, half)
 

@@ -1,7 +1,7 @@
-"""Autocast by CUDA's lists, for tensors on the meta device, which have none of their own.
+"""CUDA's autocast rules for meta tensors, which have no autocast of their own.
 
-As in aten/src/ATen/autocast_mode.h of torch 2.13: matrix products and convolutions take their arguments in the lower
-dtype; what would lose by it takes them in fp32. A CPU's lists are shorter. What neither names keeps its dtypes.
+The lists follow aten/src/ATen/autocast_mode.h of torch 2.13: matrix products and convolutions run in the lower dtype,
+operations that lose accuracy run in fp32, all others keep their dtypes. The CPU's lists are shorter.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ WIDE = (
     *("exp", "expm1", "log", "log10", "log1p", "log2", "reciprocal", "rsqrt", "softplus", "logsumexp"),
     *("pow.Tensor_Scalar", "pow.Tensor_Tensor", "pow.Scalar", "layer_norm", "group_norm", "cosine_similarity"),
     *("nll_loss", "mse_loss", "l1_loss", "smooth_l1_loss", "kl_div", "binary_cross_entropy_with_logits"),
-    "cross_entropy_loss",  # by what it calls; a CPU's own rule would keep that from being seen
+    "cross_entropy_loss",  # replaces the CPU rule, which would hide the operations inside
 )
-WIDE_RESULT = ("softmax.int", "log_softmax.int")  # asked for in fp32 where no dtype is named
-KEY = torch._C.DispatchKey.AutocastCPU  # meta tensors have no key of their own: torch.autocast("cpu") switches it
+WIDE_RESULT = ("softmax.int", "log_softmax.int")  # computed in fp32 unless a dtype is given
+KEY = torch._C.DispatchKey.AutocastCPU  # meta tensors have no autocast key, so torch.autocast("cpu") applies
 KEYS = torch._C.DispatchKeySet(KEY)
 
 
 @contextmanager
 def cuda_autocast() -> Iterator[None]:
-    """Within, and where `torch.autocast("cpu")` is on, meta tensors are cast as CUDA would cast its own."""
-    copies: dict[int, tuple[Tensor, Tensor]] = {}  # of weights: kept from their first use to the end of autocast
+    """Cast meta tensors by CUDA's rules wherever `torch.autocast("cpu")` is active inside the with block."""
+    copies: dict[int, tuple[Tensor, Tensor]] = {}  # cast weights, kept until autocast ends
     forget = torch.clear_autocast_cache
 
     def lower(x: Tensor) -> Tensor:
@@ -45,7 +45,7 @@ def cuda_autocast() -> Iterator[None]:
         if not (x.dtype == torch.float32 and x.requires_grad and x.is_leaf and torch.is_autocast_cache_enabled()):
             return x.to(dtype)
         if id(x) not in copies:
-            with torch.enable_grad():  # it may be used where gradients are wanted, after where they are not
+            with torch.enable_grad():  # the first use may be without gradients, a later one with
                 copies[id(x)] = x, x.to(dtype)
         return copies[id(x)][1]
 
@@ -55,7 +55,7 @@ def cuda_autocast() -> Iterator[None]:
 
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Warning only once")  # that a CPU's own rule is replaced
+        warnings.filterwarnings("ignore", "Warning only once")  # about replacing the CPU rule
         for names, kernel in ((LOWER, _casting(lower)), (WIDE, _casting(_wide)), (WIDE_RESULT, _asking_wide)):
             for name in names:
                 library.impl(name, kernel(_operation(name)), "AutocastCPU")

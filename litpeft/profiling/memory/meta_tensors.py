@@ -1,4 +1,4 @@
-"""Tensors without numbers: what a computation asks of their values is answered by what is known of the batch."""
+"""Meta tensors: answer questions about tensor values with facts about the batch, so that models run without data."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ aten = torch.ops.aten
 SELECTING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 
 
-class Dataless(TorchDispatchMode):
-    """Within, tensors on the meta device and fake ones can be computed with where their values would matter.
+class MetaValues(TorchDispatchMode):
+    """Let operations that depend on values run on meta and fake tensors inside the with block.
 
     Args:
-        answer: to what is asked of all of a tensor: models of transformers ask whether a batch has no padding.
-        selected: how many are chosen where a mask of bools picks positions: those that carry a label.
+        answer: value of a boolean tensor that is read, such as transformers' check for a batch without padding.
+        selected: number of positions that a boolean mask selects, such as positions with a label.
     """
 
     def __init__(self, answer: bool = True, selected: int = 1) -> None:
@@ -31,38 +31,38 @@ class Dataless(TorchDispatchMode):
         self.answer, self.selected = answer, selected
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is aten._local_scalar_dense.default and _without_numbers(args[0]):
-            return self.answer if args[0].dtype == torch.bool else 1  # a count of steps, say
+        if func is aten._local_scalar_dense.default and _has_no_data(args[0]):
+            return self.answer if args[0].dtype == torch.bool else 1  # for example a step count
         if func in SELECTING:
             args = (args[0], [place for index in args[1] for place in self._places(index)], *args[2:])
         return func(*args, **(kwargs or {}))
 
     def _places(self, index: Tensor | None) -> list[Tensor | None]:
-        """A mask as indices, one tensor a dimension, as its kernel would make them."""
-        if index is None or index.dtype != torch.bool or not _without_numbers(index):
+        """Return a boolean mask as index tensors, one per dimension, as the indexing kernel does."""
+        if index is None or index.dtype != torch.bool or not _has_no_data(index):
             return [index]
         return [torch.empty(self.selected, dtype=torch.int64, device=index.device) for _ in range(index.dim())]
 
 
-def _without_numbers(tensor: Tensor) -> bool:
+def _has_no_data(tensor: Tensor) -> bool:
     return tensor.is_meta or hasattr(tensor, "fake_mode")
 
 
 @contextmanager
-def pretending(dataless: Dataless, fake: FakeTensorMode | None = None) -> Iterator[None]:
-    """Within, a model on the meta device can be built and trained.
+def meta_execution(values: MetaValues, fake: FakeTensorMode | None = None) -> Iterator[None]:
+    """Build and train a model on the meta device inside the with block.
 
     Args:
-        dataless: how values are answered for.
-        fake: for a model that is materialised: the CPU's kernels are chosen as they would be.
+        values: answers to questions about tensor values.
+        fake: mode of fake CPU tensors, which makes torch choose the CPU kernels.
     """
-    # transformers takes fake tensors for a trace that is to hold for any batch, and then masks what has no padding
-    with patch.object(masking_utils, "is_tracing", lambda *_: False), fake or nullcontext(), dataless:
+    # otherwise transformers assumes a trace for any batch and creates masks for batches without padding too
+    with patch.object(masking_utils, "is_tracing", lambda *_: False), fake or nullcontext(), values:
         yield
 
 
 def materialise(model: nn.Module, fake: FakeTensorMode) -> None:
-    """Put fake tensors on the CPU in place of a model's on the meta device; what was one tensor stays one."""
+    """Replace the meta tensors of a model by fake CPU tensors; shared tensors stay shared."""
     made: dict[int, Tensor] = {}
 
     def of(tensor: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Which bytes of tensors are alive at once, and what each of them is for.
+"""Track the bytes of all live tensors, and split their peak by purpose.
 
-A dispatch mode sees the storage of every tensor that an operation takes or gives; a weak reference tells when it goes.
-A role may show late (what becomes a gradient was a temporary before): bytes are sorted by role when all has been seen.
+A dispatch mode sees the storage of every input and output of an operation; a weak reference notices when a storage is
+freed. A purpose may be known late (a gradient is a temporary at first), so the peak is split at the end.
 
-Not seen: what a kernel takes and frees within itself, and tensors that are made and freed in other threads.
+Not tracked: scratch memory inside kernels, and tensors that are created and freed in other threads.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 CATEGORIES = {
-    "base_weights": "parameters and buffers of the model that the adapter did not add; with full fine-tuning, all",
-    "quantisation_constants": "scales and offsets of a base held in a few bits",
-    "adapter_weights": "tensors that the adapter trains, a new head included",
-    "gradients": "what became the gradient of a parameter",
-    "optimizer_state": "what the optimizer keeps from step to step",
-    "activations": "kept by forward for backward",
-    "temporaries": "all else that was made within",
-    "other": "what was there before: the batch, metrics",
+    "base_weights": "parameters and buffers that the adapter did not add; in full fine-tuning, all of them",
+    "quantisation_constants": "scales and offsets of quantised weights",
+    "adapter_weights": "trainable tensors of the adapter, including a new head",
+    "gradients": "gradients of parameters",
+    "optimizer_state": "state that the optimizer keeps between steps",
+    "activations": "tensors that forward saves for backward",
+    "temporaries": "all other tensors created while tracking",
+    "other": "tensors that existed before: the batch, metrics",
 }
 
 
 @dataclass
 class Peak:
-    """The moment at which most bytes were alive.
+    """The moment with the most live bytes.
 
     Attributes:
-        bytes: how many.
-        split: how many of each of `CATEGORIES`; they add up.
+        bytes: live bytes.
+        split: bytes by category (`CATEGORIES`), which add up to `bytes`.
     """
 
     bytes: int = 0
@@ -49,15 +49,15 @@ class Peak:
 class _Storage:
     bytes: int
     category: str
-    born: int  # the operation that it was first seen at
-    died: int | None = None  # the last operation before it went
+    born: int  # number of the operation that first used the storage
+    died: int | None = None  # number of the last operation before the storage was freed
 
 
 class MemoryTracker(TorchDispatchMode):
-    """Within it, storages on one device are followed. It costs time, not memory.
+    """Track all storages on one device inside the with block. Costs time, not memory.
 
     Args:
-        device: whose storages.
+        device: device to track.
 
     Example:
         >>> weight = torch.ones(10, requires_grad=True)
@@ -86,7 +86,7 @@ class MemoryTracker(TorchDispatchMode):
         return result
 
     def __enter__(self) -> MemoryTracker:
-        self._hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(self._keep, lambda kept: kept))
+        self._hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(self._on_saved, lambda saved: saved))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -94,11 +94,11 @@ class MemoryTracker(TorchDispatchMode):
         self._hooks.close()
 
     def follow(self, model: nn.Module, roles: Mapping[str, Iterable[Tensor]]) -> None:
-        """Label the tensors of a model, and the gradients that it has and gets while the mode is on.
+        """Label the tensors of a model and, while tracking, the gradients of its parameters.
 
         Args:
-            model: whose parameters get gradients.
-            roles: its tensors by category, see `Adapter.roles`.
+            model: the model.
+            roles: tensors of the model by category, see `Adapter.roles`.
         """
         for category, tensors in roles.items():
             self.label(tensors, category)
@@ -109,19 +109,19 @@ class MemoryTracker(TorchDispatchMode):
                 self._hooks.callback(handle.remove)
 
     def label(self, tensors: Iterable[Tensor], category: str) -> None:
-        """Say what these tensors are for; also of those that were seen as something else."""
+        """Set the category of tensors, also of tensors that already have one."""
         for tensor in tensors:
             for storage in self._see([tensor], category):
                 storage.category = category
 
     def peak(self, first: int = 0, last: int | None = None) -> Peak:
-        """The peak from one operation to another, both included; by default of all that was seen."""
+        """Return the peak from operation `first` to operation `last`, both included (default: all)."""
         if not self._seen:
             return Peak()
         changes = np.zeros(self.operations + 2, dtype=np.int64)
         for storage in self._seen:
             changes[storage.born] += storage.bytes
-            if storage.died is not None:  # it was there while the last operation ran
+            if storage.died is not None:  # still alive during its last operation
                 changes[storage.died + 1] -= storage.bytes
         totals = np.cumsum(changes[:-1])
         moment = first + int(totals[first : None if last is None else last + 1].argmax())
@@ -132,7 +132,7 @@ class MemoryTracker(TorchDispatchMode):
         return found
 
     def events(self) -> Iterator[tuple[int, int, int]]:
-        """(operation, number, bytes) in order: a storage came to be with it, or was gone after it."""
+        """Yield (operation, storage number, bytes) in order: first when a storage appears, then when it is freed."""
         births = ((storage.born, 0, number, storage.bytes) for number, storage in enumerate(self._seen))
         deaths = ((s.died, 1, number, s.bytes) for number, s in enumerate(self._seen) if s.died is not None)
         for operation, _, number, size in sorted([*births, *deaths]):
@@ -142,15 +142,15 @@ class MemoryTracker(TorchDispatchMode):
         if parameter.grad is not None:
             self.label([parameter.grad], "gradients")
 
-    def _keep(self, tensor: Tensor) -> Tensor:
+    def _on_saved(self, tensor: Tensor) -> Tensor:
         for storage in self._see([tensor], "other"):
             if storage.category == "temporaries":
                 storage.category = "activations"
         return tensor
 
     def _see(self, tensors: Iterable[Tensor], category: str) -> list[_Storage]:
-        """What these tensors are held in; what is new is of this category."""
-        found = []
+        """Return the storages of tensors; new storages get this category."""
+        storages = []
         for tensor in tensors:
             if tensor.device.type != self.device.type:
                 continue
@@ -159,12 +159,12 @@ class MemoryTracker(TorchDispatchMode):
             reference, storage = self._alive.get(address, (None, None))
             if storage is None or reference() is None:
                 storage = _Storage(held.nbytes(), category, self.operations)
-                self._alive[address] = weakref.ref(held, self._gone(address, storage)), storage
+                self._alive[address] = weakref.ref(held, self._on_freed(address, storage)), storage
                 self._seen.append(storage)
-            found.append(storage)
-        return found
+            storages.append(storage)
+        return storages
 
-    def _gone(self, address: int, storage: _Storage) -> Any:
+    def _on_freed(self, address: int, storage: _Storage) -> Any:
         def note(reference: weakref.ref) -> None:
             storage.died = self.operations
             if self._alive.get(address, (None,))[0] is reference:
@@ -174,12 +174,12 @@ class MemoryTracker(TorchDispatchMode):
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What an optimizer keeps from step to step."""
+    """Return all tensors in the state of an optimizer."""
     return [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
 
 
 def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
-    """Those among an operation's arguments or results, which are nested in lists at most; a pytree takes longer."""
+    """Yield the tensors in nested tuples and lists; faster than pytree."""
     for thing in things:
         if isinstance(thing, Tensor):
             yield thing

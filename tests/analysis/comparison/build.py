@@ -1,4 +1,4 @@
-"""Run folders of made-up figures, as `litpeft fit` leaves them."""
+"""Write run folders with made-up figures, as `litpeft fit` does."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def write_run(
     examples: dict[str, Any] | None = None,
     **fields: Any,
 ) -> Path:
-    """One run folder. `options` are dotted config keys, `fields` those of the record."""
+    """Write a run folder; `options` are dotted config keys, `fields` replace fields of the record."""
     config = deepcopy(CONFIG)
     config["seed_everything"] = seed
     config["model"]["init_args"]["adapter"]["class_path"] = f"litpeft.adapters.{CLASSES[adapter]}"
@@ -74,9 +74,9 @@ def write_run(
     return folder
 
 
-def write_grid(folder: Path, accuracies: dict[str, list[float]], **same: Any) -> Path:
-    """A folder of runs, adapter by seed."""
+def write_grid(folder: Path, accuracies: dict[str, list[float]], **common: Any) -> Path:
+    """Write runs for each adapter and seed."""
     for adapter, values in accuracies.items():
         for seed, accuracy in enumerate(values):
-            write_run(folder / adapter / f"seed{seed}", adapter, seed, accuracy, **same)
+            write_run(folder / adapter / f"seed{seed}", adapter, seed, accuracy, **common)
     return folder

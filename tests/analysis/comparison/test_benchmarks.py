@@ -1,4 +1,4 @@
-"""Scores of benchmarks as figures: what is shown, what is tested over items, and what is not comparable."""
+"""Benchmark scores in a comparison: columns, tests over items, and runs that are not comparable."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ FIGURE = f"{NAME}_acc"
 
 
 def result(score: float, fingerprint: str = "f", items: int = 200, **more: Any) -> dict[str, Any]:
-    told = {"scores": {"acc": score}, "standard_errors": {"acc": 0.03}, "items": items, "num_fewshot": 0, "tasks": []}
-    return told | {"fingerprint": fingerprint} | more
+    values = {"scores": {"acc": score}, "standard_errors": {"acc": 0.03}, "items": items, "num_fewshot": 0, "tasks": []}
+    return values | {"fingerprint": fingerprint} | more
 
 
 def evaluation(step: int, **results: dict[str, Any]) -> dict[str, Any]:
@@ -35,70 +35,70 @@ def evaluation(step: int, **results: dict[str, Any]) -> dict[str, Any]:
 def write(folder: Path, scores: dict[str, list[float]], **options: Any) -> Path:
     for adapter, values in scores.items():
         for seed, score in enumerate(values):
-            asked = [evaluation(0, **{NAME: result(0.6)}), evaluation(100, **{NAME: result(score, **options)})]
+            evaluations = [evaluation(0, **{NAME: result(0.6)}), evaluation(100, **{NAME: result(score, **options)})]
             run = folder / adapter / f"seed{seed}"
-            write_run(run, adapter, seed, None, benchmarks=asked, checkpoint="checkpoints/step-000100")
+            write_run(run, adapter, seed, None, benchmarks=evaluations, checkpoint="checkpoints/step-000100")
     return folder
 
 
-def test_scores_are_shown_and_tested_over_seeds_like_any_other_figure(tmp_path: Path) -> None:
+def test_scores_are_shown_and_tested_over_seeds(tmp_path: Path) -> None:
     write(tmp_path, {"none": [0.70, 0.72, 0.71, 0.69, 0.73], "lora": [0.60, 0.61, 0.62, 0.59, 0.61]})
-    told = compare([tmp_path])
-    names = [figure.name for figure in told.figures]
+    comparison = compare([tmp_path])
+    names = [figure.name for figure in comparison.figures]
     assert names[:2] == ["val_loss", FIGURE]
     assert not any(name.endswith(("_before", "_change")) for name in names)
-    column = told.figures[1]
+    column = comparison.figures[1]
     assert (column.title, column.better, column.kind) == ("blimp causative acc, %", "higher", "benchmark")
-    none, lora = told.groups
+    none, lora = comparison.groups
     assert none.estimates[FIGURE].mean == pytest.approx(0.71)
     assert lora.differences[FIGURE].verdict == "worse"
     assert lora.differences[FIGURE].mean == pytest.approx(0.606 - 0.71)
 
 
-def test_what_training_changed_is_a_figure_that_can_be_asked_for(tmp_path: Path) -> None:
+def test_score_before_training_and_change_can_be_requested(tmp_path: Path) -> None:
     write(tmp_path, {"none": [0.70, 0.72], "lora": [0.55, 0.57]})
-    told = compare([tmp_path], figures=[f"{FIGURE}_before", f"{FIGURE}_change"])
-    before, change = told.figures
-    assert before.better is None  # nothing to be praised for
+    comparison = compare([tmp_path], figures=[f"{FIGURE}_before", f"{FIGURE}_change"])
+    before, change = comparison.figures
+    assert before.better is None  # not a result of training
     assert change.better == "higher"
-    assert told.groups[0].estimates[change.name].mean == pytest.approx(0.11)
-    assert told.groups[1].estimates[change.name].mean == pytest.approx(-0.04)
-    assert told.groups[1].estimates[before.name].mean == 0.6
+    assert comparison.groups[0].estimates[change.name].mean == pytest.approx(0.11)
+    assert comparison.groups[1].estimates[change.name].mean == pytest.approx(-0.04)
+    assert comparison.groups[1].estimates[before.name].mean == 0.6
     with pytest.raises(UserError, match=rf"--figures {FIGURE}x: no run has it \(did you mean {FIGURE}\?\)"):
         compare([tmp_path], figures=[f"{FIGURE}x"])
 
 
-def test_a_score_before_training_on_other_items_is_no_score_before(tmp_path: Path) -> None:
+def test_a_score_before_training_on_other_items_does_not_count(tmp_path: Path) -> None:
     write(tmp_path, {"none": [0.7, 0.7]}, fingerprint="other")
     with pytest.raises(UserError, match="no run has it"):
         compare([tmp_path], figures=[f"{FIGURE}_change"])
 
 
-def test_the_weights_that_the_run_stands_for_are_spoken_of(tmp_path: Path) -> None:
+def test_the_score_of_the_selected_checkpoint_counts(tmp_path: Path) -> None:
     evaluations = [evaluation(step, **{NAME: result(score)}) for step, score in ((0, 0.5), (40, 0.8), (100, 0.6))]
     write_run(tmp_path / "a", benchmarks=evaluations, checkpoint="checkpoints/step-000040")
     write_run(tmp_path / "b", seed=1, benchmarks=evaluations, checkpoint="checkpoints/step-000100")
-    told = compare([tmp_path], figures=[FIGURE])
-    assert told.groups[0].estimates[FIGURE].mean == pytest.approx(0.7)
+    comparison = compare([tmp_path], figures=[FIGURE])
+    assert comparison.groups[0].estimates[FIGURE].mean == pytest.approx(0.7)
 
 
 @pytest.mark.parametrize(
     ("figure", "better"),
     [("answers_score", None), ("accounting_word_perplexity", "lower"), ("speech_wer", "lower"), (FIGURE, "higher")],
 )
-def test_a_task_s_name_does_not_tell_which_way_is_better(figure: str, better: str | None) -> None:
+def test_direction_comes_from_the_metric_not_from_the_task(figure: str, better: str | None) -> None:
     assert direction(figure) == better
 
 
-def test_a_score_that_was_no_number_is_told_as_such(tmp_path: Path) -> None:
-    """As that of a model that has diverged: null in the record."""
+def test_a_nan_score_is_shown_as_undefined(tmp_path: Path) -> None:
+    """A diverged model has NaN scores, which are null in the record."""
     write(tmp_path, {"none": [math.nan, math.nan], "lora": [0.6, 0.61]})
     first, last = read_record(tmp_path / "none" / "seed0")["benchmarks"]
-    assert benchmark_rows(last, first) == [("blimp causative acc", "no number (before training 0.6000)")]
+    assert benchmark_rows(last, first) == [("blimp causative acc", "undefined (before training 0.6000)")]
     assert FIGURE not in compare([tmp_path]).groups[0].estimates
 
 
-def test_of_a_group_of_tasks_the_group_alone_is_shown(tmp_path: Path) -> None:
+def test_a_group_of_tasks_hides_its_tasks(tmp_path: Path) -> None:
     group = result(0.65, tasks=[NAME, "litpeft_blimp_transitive"], items=400)
     found = evaluation(100, **{NAME: result(0.7), "litpeft_blimp_transitive": result(0.6), "litpeft_blimp": group})
     write_run(tmp_path / "a", benchmarks=[found], checkpoint="checkpoints/step-000100")
@@ -108,13 +108,15 @@ def test_of_a_group_of_tasks_the_group_alone_is_shown(tmp_path: Path) -> None:
     assert [figure.name for figure in compare([tmp_path], figures=[FIGURE]).figures] == [FIGURE]
 
 
-def test_other_items_are_not_compared(tmp_path: Path) -> None:
+def test_scores_on_different_items_are_not_compared(tmp_path: Path) -> None:
     write(tmp_path / "x", {"none": [0.7, 0.7]})
     write(tmp_path / "y", {"lora": [0.6, 0.6]}, fingerprint="limited", items=50)
-    told = compare([tmp_path])
-    assert FIGURE not in [figure.name for figure in told.figures]
-    assert any(f"{FIGURE} is left out" in said and "asked other items" in said for said in told.warnings)
-    with pytest.raises(UserError, match=rf"--figures {FIGURE}: .* were asked other items"):
+    comparison = compare([tmp_path])
+    assert FIGURE not in [figure.name for figure in comparison.figures]
+    assert any(
+        f"{FIGURE} is left out" in warning and "used different items" in warning for warning in comparison.warnings
+    )
+    with pytest.raises(UserError, match=rf"--figures {FIGURE}: .* used different items"):
         compare([tmp_path], figures=[FIGURE])
 
 
@@ -125,8 +127,8 @@ def keep(folder: Path, rows: list[float], name: str = NAME, metric: str = "acc")
     )
 
 
-def test_kept_items_are_tested_in_pairs(tmp_path: Path) -> None:
-    """With one seed by McNemar's test, whose p is that of a fair coin over the items that differ."""
+def test_saved_items_are_tested_in_pairs(tmp_path: Path) -> None:
+    """With one seed, McNemar's test is a binomial test on the items that differ."""
     draw = np.random.default_rng(0)
     first = draw.random(200) < 0.7
     second = np.where(draw.random(200) < 0.15, ~first, first)
@@ -143,7 +145,7 @@ def test_kept_items_are_tested_in_pairs(tmp_path: Path) -> None:
     assert compare([tmp_path]).groups[1].over_examples == {}
 
 
-def test_shares_are_tested_by_a_bootstrap_of_items(tmp_path: Path) -> None:
+def test_fractional_scores_are_tested_with_the_bootstrap(tmp_path: Path) -> None:
     draw = np.random.default_rng(1)
     first = draw.random(100)
     second = np.clip(first + 0.1 + draw.normal(0, 0.05, 100), 0, 1)
@@ -159,6 +161,6 @@ def test_shares_are_tested_by_a_bootstrap_of_items(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_every_format_has_them(tmp_path: Path, form: str) -> None:
+def test_every_format_has_benchmark_scores(tmp_path: Path, form: str) -> None:
     write(tmp_path, {"none": [0.7, 0.72], "lora": [0.6, 0.61]})
     assert "causative" in FORMATS[form](compare([tmp_path]))

@@ -1,4 +1,4 @@
-"""Which runs are held against each other, by what, and what is refused or told."""
+"""Grouping of runs, warnings, and refusals of `compare`."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ def labels(*paths: Path, **options: Any) -> list[str]:
 def write_sweep(folder: Path, **changes: Any) -> Path:
     write_grid(folder, THREE)
     trials = [{"name": name, "label": name, "axes": {"strategy": name}} for name in ("lora", "dora", "none")]
-    told = {"experiment": "real", "question": "Is it?", "axes": ["strategy"], "baseline": "none", "trials": trials}
-    told |= {"metric": "val_loss", "target": {"val_accuracy": 0.8}, "published": None, "seeds": [0, 1, 2]}
-    told |= {"varies": ["model.init_args.adapter.class_path"]}
-    (folder / "sweep.yaml").write_text(yaml.safe_dump(told | changes))
+    content = {"experiment": "real", "question": "Is it?", "axes": ["strategy"], "baseline": "none", "trials": trials}
+    content |= {"metric": "val_loss", "target": {"val_accuracy": 0.8}, "published": None, "seeds": [0, 1, 2]}
+    content |= {"varies": ["model.init_args.adapter.class_path"]}
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(content | changes))
     return folder
 
 
-def test_runs_are_grouped_by_adapter_in_the_order_of_all_tables(tmp_path: Path) -> None:
+def test_runs_are_grouped_by_adapter_with_full_first(tmp_path: Path) -> None:
     comparison = compare([write_grid(tmp_path, THREE)])
-    assert [group.label for group in comparison.groups] == ["none", "lora", "dora"]
-    assert (comparison.axes, comparison.baseline, comparison.title) == (["adapter"], "none", "made_up")
+    assert [group.label for group in comparison.groups] == ["full", "dora", "lora"]
+    assert (comparison.axes, comparison.baseline, comparison.title) == (["adapter"], "full", "made_up")
     assert comparison.warnings == []
     assert comparison.confounded == {}
     assert [figure.name for figure in comparison.figures] == [
         *("val_accuracy", "val_loss", "peak_tensor_bytes", "peak_rss_bytes", "train_tokens_per_second"),
         *("step_seconds_p50", "train_seconds", "trainable_params", "adapter_bytes", "model_bytes"),
     ]
-    lora = comparison.groups[1]
+    lora = comparison.groups[2]
     assert lora.estimates["val_accuracy"].mean == pytest.approx(0.86)
     assert lora.differences["val_accuracy"].mean == pytest.approx(-0.05)
     assert lora.differences["val_accuracy"].verdict == "worse"
@@ -54,7 +54,7 @@ def test_runs_are_grouped_by_adapter_in_the_order_of_all_tables(tmp_path: Path) 
 
 def test_paths_may_be_runs_or_records_and_one_run_counts_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a" / "seed0", checkpoint="checkpoints/last")
-    write_run(run / "checkpoints" / "last", seed=9)  # what lies in a run folder is that run's
+    write_run(run / "checkpoints" / "last", seed=9)  # not searched: it is inside a run folder
     comparison = compare([run, run / "record.json", tmp_path])
     assert [run.seed for group in comparison.groups for run in group.runs] == [0]
     assert comparison.baseline is None
@@ -71,7 +71,7 @@ def test_by_takes_config_keys_with_and_without_init_args(tmp_path: Path, name: s
     assert ", ".join(labels(tmp_path, by=[name])) == shown
 
 
-def test_a_run_that_died_in_loading_is_none_of_those_without_a_schedule(tmp_path: Path) -> None:
+def test_a_run_that_failed_while_loading_is_not_in_the_group_without_a_schedule(tmp_path: Path) -> None:
     write_run(tmp_path / "a", scheduler="WarmupLinear")
     write_run(tmp_path / "b", scheduler=None)
     write_run(tmp_path / "c", seed=1, scheduler=None, optimizer=None, status="oom", error="No memory.")
@@ -80,29 +80,29 @@ def test_a_run_that_died_in_loading_is_none_of_those_without_a_schedule(tmp_path
     assert f"Left out, oom: {tmp_path / 'c'}: No memory." in found.warnings
 
 
-def test_numbers_are_ordered_by_size_and_several_axes_make_one_label(tmp_path: Path) -> None:
+def test_numbers_are_sorted_and_several_axes_make_one_label(tmp_path: Path) -> None:
     for rank in (16, 2, 8):
         write_run(tmp_path / str(rank), options={RANK: rank})
     write_run(tmp_path / "full", "none")
     assert labels(tmp_path, by=["adapter", "model.adapter.rank"]) == [
-        *("none, rank=—", "lora, rank=2", "lora, rank=8", "lora, rank=16"),
+        *("full, rank=—", "lora, rank=2", "lora, rank=8", "lora, rank=16"),
     ]
 
 
-def test_classes_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_classes_of_the_same_name_have_different_labels(tmp_path: Path) -> None:
     for place, name in enumerate(("torch.optim.Adafactor", "transformers.optimization.Adafactor", "torch.optim.SGD")):
         write_run(tmp_path / str(place), options={"model.init_args.optimizer.class_path": name}, optimizer=name)
     assert labels(tmp_path, by=["optimizer"]) == ["SGD", "torch.optim.Adafactor", "transformers.optimization.Adafactor"]
 
 
-def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
+def test_options_that_do_not_affect_results_may_differ(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     harmless = {
         **{"data.init_args.seed": 1, "data.init_args.num_workers": 4, "data.init_args.val_file": "copy/val.tsv"},
         **{"trainer.logger": False, "trainer.enable_progress_bar": False, "trainer.accelerator": "auto"},
         **{"throughput.sample_every": 0, "memory.track_steps": [], "predictions.file": "x", "record.predictions": True},
         **{"checkpoint.every_n_steps": 7, "model.init_args.a_newer_option": 3},
-        **{"data.init_args.test_file": "test.tsv"},  # one has been tested, the other not
+        **{"data.init_args.test_file": "test.tsv"},  # only one run was tested
     }
     tables = {split: {"fingerprint": f"{split}-1"} for split in ("train", "val", "test")}
     write_run(tmp_path / "b", seed=1, options=harmless, data_summary={"rows": {}, "tables": tables})
@@ -110,7 +110,7 @@ def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (
             {LR: 0.01},
@@ -125,16 +125,16 @@ def test_what_changes_no_result_may_differ(tmp_path: Path) -> None:
     ],
 )
 def test_a_group_whose_runs_differ_in_more_than_the_seed_is_refused(
-    tmp_path: Path, options: dict[str, Any], said: str
+    tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", seed=1, options=options)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         compare([tmp_path])
 
 
-def test_a_data_seed_that_all_runs_share_is_no_difference_and_one_of_a_single_group_is(tmp_path: Path) -> None:
-    for seed in range(3):  # of seed 0 the record cannot tell whether its data seed was given
+def test_a_common_data_seed_is_no_difference_but_one_of_a_single_group_is(tmp_path: Path) -> None:
+    for seed in range(3):  # for seed 0, a data seed of 0 looks like the default
         write_run(tmp_path / f"a{seed}", seed=seed, options={"data.init_args.seed": 0})
         write_run(tmp_path / f"b{seed}", "dora", seed, options={"data.init_args.seed": 0})
         write_run(tmp_path / f"c{seed}", "none", seed, options={"data.init_args.seed": seed})
@@ -142,14 +142,18 @@ def test_a_data_seed_that_all_runs_share_is_no_difference_and_one_of_a_single_gr
     assert list(compare([tmp_path]).confounded) == ["data.seed"]
 
 
-def test_between_groups_other_differences_are_told_as_confounded(tmp_path: Path) -> None:
+def test_other_differences_between_groups_are_confounded(tmp_path: Path) -> None:
     write_run(tmp_path / "a", "none", options={LR: 2e-5})
     write_run(tmp_path / "b", "lora", options={RANK: 4})
     write_run(tmp_path / "c", "dora", options={"model.init_args.dtype": "fp32"})
     assert compare([tmp_path]).confounded == {
-        "model.adapter.rank": {"none": "(absent)", "lora": "4", "dora": "8"},  # what both have is to be the same
-        "model.dtype": {"none": "bf16", "lora": "bf16", "dora": "fp32"},
-        "model.optimizer.lr": {"none": "2e-05", "lora": "0.003", "dora": "0.003"},
+        "model.adapter.rank": {
+            "full": "(absent)",
+            "dora": "8",
+            "lora": "4",
+        },  # options that both adapters have should be equal
+        "model.dtype": {"full": "bf16", "lora": "bf16", "dora": "fp32"},
+        "model.optimizer.lr": {"full": "2e-05", "lora": "0.003", "dora": "0.003"},
     }
     assert compare([tmp_path], by=["adapter", "lr", "model.dtype", "model.adapter.rank"]).confounded == {}
 
@@ -164,7 +168,7 @@ def test_two_runs_of_one_seed_are_refused_unless_one_of_them_failed(tmp_path: Pa
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_other_tables_are_refused_unless_data_is_the_question(tmp_path: Path, split: str) -> None:
+def test_different_tables_are_refused_unless_data_is_an_axis(tmp_path: Path, split: str) -> None:
     tables = {"train": {"fingerprint": "train-1"}, "val": {"fingerprint": "val-1"}} | {split: {"fingerprint": "other"}}
     options = {"data.init_args.max_length": 64}
     write_run(tmp_path / "a", "none", options={"data.init_args.max_length": 128})
@@ -174,11 +178,11 @@ def test_other_tables_are_refused_unless_data_is_the_question(tmp_path: Path, sp
     warned = compare([tmp_path], by=["adapter", "data.max_length"]).warnings
     assert any("2 different tables" in sentence for sentence in warned)
     write_run(tmp_path / "c", "lora", seed=1, options=options)
-    with pytest.raises(UserError, match="a mean over them would mean nothing"):
+    with pytest.raises(UserError, match="their mean has no meaning"):
         compare([tmp_path], by=["adapter", "data.max_length"])
 
 
-def test_files_that_differ_matter_where_their_tables_are_not_known(tmp_path: Path) -> None:
+def test_different_files_matter_if_their_tables_are_unknown(tmp_path: Path) -> None:
     unknown = {"rows": {}, "tables": {}}
     write_run(tmp_path / "a", data_summary=unknown)
     write_run(tmp_path / "b", seed=1, options={"data.init_args.val_file": "other.tsv"}, data_summary=unknown)
@@ -186,7 +190,7 @@ def test_files_that_differ_matter_where_their_tables_are_not_known(tmp_path: Pat
         compare([tmp_path])
 
 
-def test_weak_comparisons_are_told(tmp_path: Path) -> None:
+def test_caveats_are_warnings(tmp_path: Path) -> None:
     write_grid(tmp_path, {"none": [0.9, 0.91], "lora": [0.85]})
     machine = {"processor": "y", "cpu_count": 2, "threads": 1, "device": "cpu", "cuda": None}
     changed = {"machine": machine, "packages": {"torch": "2.14.0"}, "git": {"commit": "b" * 40, "dirty": True}}
@@ -196,32 +200,35 @@ def test_weak_comparisons_are_told(tmp_path: Path) -> None:
     assert compare([tmp_path]).warnings == [
         f"Left out, interrupted or still running: {tmp_path / 'z'}.",
         "Left out, oom: dora, seed 7: out of memory in step 3.",
-        "One seed only: lora, dora. Chance in training cannot be told from the method.",
-        "The seeds of lora (0) are not those of none (0, 1): tested over 1 that both have.",
-        "The seeds of dora (0) are not those of none (0, 1): tested over 1 that both have.",
-        "test_accuracy is not known of none (2 of 2), lora (1 of 1).",
-        "2 kinds of machine: speed and peaks of memory are not comparable (processor x; processor y).",
+        "One seed only: dora, lora. One seed cannot separate the method from chance.",
+        "dora has seeds 0, the baseline full 0, 1: differences use the 1 common seed.",
+        "lora has seeds 0, the baseline full 0, 1: differences use the 1 common seed.",
+        "test_accuracy is missing for full (2 of 2 runs), lora (1 of 1 runs).",
+        "2 kinds of machine: speed and peak memory are not comparable (processor x; processor y).",
         "Versions differ: torch 2.13.0 and 2.14.0.",
-        "2 commits of the code: aaaaaaaaaa, bbbbbbbbbb.",
-        "1 of 4 runs were made with changes that no commit holds.",
+        "Runs come from 2 commits of the code: aaaaaaaaaa, bbbbbbbbbb.",
+        "1 of 4 runs were made with uncommitted changes.",
     ]
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"by": ["rank"]}, r"--by rank: no run's record or configuration has it \(did you mean model.adapter.rank\?\)"),
         ({"by": ["adaptor"]}, r"did you mean adapter\?"),
-        ({"baseline": "full"}, "--baseline full: no such group; there are none, lora, dora"),
+        ({"baseline": "qlora"}, "--baseline qlora: no such group; there are full, dora, lora"),
         ({"figures": ["val_acuracy"]}, r"--figures val_acuracy: no run has it \(did you mean val_accuracy\?\)"),
         ({"figures": ["test_accuracy"]}, "--figures test_accuracy: no run has it"),
-        ({"targets": [("val_speed", 3.0)]}, "--target val_speed=3: whether more or less"),
-        ({"examples": True}, "--examples: no run kept"),
+        (
+            {"targets": [("val_speed", 3.0)]},
+            "--target val_speed=3: it is unknown whether higher or lower val_speed is better",
+        ),
+        ({"examples": True}, "--examples: no run saved row results"),
     ],
 )
-def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+def test_wrong_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     write_grid(tmp_path, THREE)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         compare([tmp_path], **options)
 
 
@@ -231,30 +238,47 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no record.json in it or below it"):
         compare([tmp_path])
     write_run(tmp_path / "a", status="oom", error="out of memory")
-    with pytest.raises(UserError, match=r"none of 1 runs has ended well. Left out, oom: .*a: out of memory"):
+    with pytest.raises(UserError, match=r"none of 1 runs has finished. Left out, oom: .*a: out of memory"):
         compare([tmp_path])
     (tmp_path / "a" / "record.json").write_text("{")
     with pytest.raises(UserError, match=r"a/record.json is not JSON"):
         compare([tmp_path])
 
 
-def test_a_sweep_says_what_varies_in_which_order_and_against_what(tmp_path: Path) -> None:
+def test_a_sweep_gives_axes_order_and_baseline(tmp_path: Path) -> None:
     published = {"source": "A paper", "note": None, "rows": [{"label": "full", "val_accuracy": 0.92}]}
     write_sweep(tmp_path, published=published | {"rows": [{"label": "full", "peak_reserved_bytes": "2.8e9"}]})
     comparison = compare([tmp_path])
-    assert [group.label for group in comparison.groups] == ["lora", "dora", "none"]
+    assert [group.label for group in comparison.groups] == ["lora", "dora", "full"]
+    assert comparison.groups[2].axes == {"strategy": "full"}
     assert comparison.groups[0].axes == {"strategy": "lora"}
-    assert (comparison.baseline, comparison.title, comparison.question) == ("none", "real", "Is it?")
+    assert (comparison.baseline, comparison.title, comparison.question) == ("full", "real", "Is it?")
     assert comparison.published == published | {"rows": [{"label": "full", "peak_reserved_bytes": 2.8e9}]}
     assert comparison.figures[0].name == "val_loss"
     assert "seconds_to_val_accuracy_0.8" in [figure.name for figure in comparison.figures]
     assert comparison.confounded == {}
-    assert compare([tmp_path], by=["adapter"]).groups[0].label == "none"  # asked for otherwise
+    assert compare([tmp_path], by=["adapter"]).groups[0].label == "full"  # --by replaces the axes of the sweep
     assert compare([tmp_path], by=["adapter"]).question == "Is it?"
-    assert compare([tmp_path / "lora"]).title == "made_up"  # a part of it is a folder of runs
+    assert compare([tmp_path / "lora"]).title == "made_up"  # a subfolder of a sweep is a folder of runs
 
 
-def test_a_sweep_tells_what_is_missing_failed_or_not_its_own(tmp_path: Path) -> None:
+def test_full_fine_tuning_is_shown_as_full_and_both_names_select_it(tmp_path: Path) -> None:
+    write_grid(tmp_path / "runs", THREE)
+    for name in ("none", "full"):
+        assert compare([tmp_path / "runs"], baseline=name).baseline == "full"
+    sweep = write_sweep(tmp_path / "sweep", published={"rows": [{"label": "none", "val_accuracy": 0.92}]})
+    for name in ("none", "full"):
+        assert compare([sweep], baseline=name).baseline == "full"
+    assert compare([sweep]).published["rows"] == [{"label": "full", "val_accuracy": 0.92}]
+    trials = [{"name": name, "label": name, "axes": {"schedule": name}} for name in ("none", "lora", "dora")]
+    write_run(tmp_path / "sweep" / "none" / "seed0", "lora")
+    schedules = write_sweep(tmp_path / "schedules", axes=["schedule"], trials=trials, baseline="none")
+    for seed in range(3):
+        write_run(schedules / "none" / f"seed{seed}", "lora", seed)
+    assert compare([schedules]).groups[0].label == "none"  # the axis `schedule` is not the axis of adapters
+
+
+def test_a_sweep_reports_missing_failed_and_foreign_runs(tmp_path: Path) -> None:
     trials = [{"name": name, "label": name, "axes": {}} for name in ("none", "lora", "qlora-nf4")]
     write_sweep(tmp_path, trials=trials, seeds=[0, 1, 2, 3], target=None)
     write_run(tmp_path / "none" / "seed3", "none", 3, status="oom", error="out of memory")
@@ -264,11 +288,11 @@ def test_a_sweep_tells_what_is_missing_failed_or_not_its_own(tmp_path: Path) -> 
     ]
     assert comparison.groups[2].estimates == {}
     warnings = "\n".join(comparison.warnings)
-    assert f"Left out: {tmp_path / 'dora' / 'seed0'} is no trial of this sweep." in warnings
+    assert f"Left out: {tmp_path / 'dora' / 'seed0'} is not a trial of this sweep." in warnings
     assert "Not yet run: lora (seed 3), qlora-nf4 (seed 0), qlora-nf4 (seed 1)" in warnings
     assert "Left out, oom: none, seed 3: out of memory." in warnings
-    write_run(tmp_path / "own")  # not in TRIAL/seedN
-    assert f"Left out: {tmp_path / 'own'} is no trial of this sweep." in compare([tmp_path]).warnings
+    write_run(tmp_path / "own")  # not a folder TRIAL/seedN
+    assert f"Left out: {tmp_path / 'own'} is not a trial of this sweep." in compare([tmp_path]).warnings
     write_sweep(tmp_path, trials=trials, baseline="qlora-nf4")
     unfinished = compare([tmp_path])
     assert "The baseline, qlora-nf4, has no finished run" in "\n".join(unfinished.warnings)
@@ -277,31 +301,33 @@ def test_a_sweep_tells_what_is_missing_failed_or_not_its_own(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [", r"sweep.yaml line \d: not valid YAML"),
-        ("experiment: x\n", "a sweep: it lacks trials"),
-        ("3", "no description of a sweep"),
+        ("experiment: x\n", "sweep description: it lacks trials"),
+        ("3", "not a valid sweep description"),
     ],
 )
-def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     write_sweep(tmp_path)
     (tmp_path / "sweep.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         compare([tmp_path])
     write_sweep(tmp_path, published={"rows": [{"val_accuracy": 0.9}]})
-    with pytest.raises(UserError, match=r"sweep.yaml is no description of a sweep: published.rows\[0\] lacks label"):
+    with pytest.raises(
+        UserError, match=r"sweep.yaml is not a valid sweep description: published.rows\[0\] lacks label"
+    ):
         compare([tmp_path])
     write_sweep(tmp_path, baseline="other")
-    with pytest.raises(UserError, match=r"sweep.yaml: baseline other: no such group; there are lora, dora, none"):
+    with pytest.raises(UserError, match=r"sweep.yaml: baseline other: no such group; there are lora, dora, full"):
         compare([tmp_path])
 
 
 def test_importing_and_comparing_needs_no_torch_no_pandas_and_no_rich(tmp_path: Path) -> None:
     write_grid(tmp_path, THREE)
-    words = ["compare", str(tmp_path), "--format", "json"]
-    code = f"import sys; from litpeft.__main__ import main; assert main({words!r}) == 0; "
+    arguments = ["compare", str(tmp_path), "--format", "json"]
+    code = f"import sys; from litpeft.__main__ import main; assert main({arguments!r}) == 0; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'rich', 'scipy.stats', 'lightning')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["baseline"] == "none"
+    assert json.loads(done.stdout)["baseline"] == "full"

@@ -1,4 +1,4 @@
-"""Run folders with records and event files as a fit leaves them, with made-up numbers: three groups of three seeds."""
+"""Write run folders with records and event files of made-up numbers: three groups of three seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from litpeft.runs.record import new_record, write_record
 
 MIB = 2**20
-GROUPS = {  # accuracy, seconds a step, MiB of: base weights, adapter, gradients, optimizer state, activations
+GROUPS = {  # accuracy, seconds per step, MiB of (base weights, adapter, gradients, optimizer state, activations)
     "none": (0.90, 0.60, (90, 0, 90, 180, 200)),
     "lora": (0.89, 0.40, (90, 2, 2, 4, 190)),
     "qlora-nf4": (0.86, 0.50, (26, 2, 2, 4, 210)),
@@ -21,13 +21,13 @@ SPLIT = "base_weights", "adapter_weights", "gradients", "optimizer_state", "acti
 
 
 def write_runs(folder: Path, adapters: Mapping[str, str] | None = None, seeds: int = 3, steps: int = 200) -> Path:
-    """A folder of finished runs, and one that ran out of memory.
+    """Write finished runs, and one run that failed with out of memory.
 
     Args:
-        folder: to write into.
-        adapters: other names of the groups.
-        seeds: of each.
-        steps: of each; a tenth of them is logged.
+        folder: folder of the runs.
+        adapters: {group: adapter name to record instead}.
+        seeds: number of seeds per group.
+        steps: number of steps; every tenth is logged.
     """
     for name in GROUPS:
         shown = (adapters or {}).get(name, name)
@@ -40,7 +40,7 @@ def write_runs(folder: Path, adapters: Mapping[str, str] | None = None, seeds: i
 
 
 def write_run(folder: Path, adapter: str, like: str, seed: int, steps: int = 200, **more: Any) -> dict[str, Any]:
-    """One run; `more` is laid over its record."""
+    """Write one run and return its record; `more` replaces fields of the record."""
     folder.mkdir(parents=True)
     draw = random.Random(f"{like} {seed}")
     accuracy, seconds, split = GROUPS[like]
@@ -101,5 +101,5 @@ def write_run(folder: Path, adapter: str, like: str, seed: int, steps: int = 200
             writer.add_scalar("train_loss", 0.7 * 0.985 ** (step / 2) + 0.2 + draw.gauss(0, 0.03), step)
             writer.add_scalar("lr", 1e-3 * (1 - step / steps), step)
             writer.add_scalar("train_tokens_per_second", 1000 / seconds + draw.gauss(0, 50), step)
-        writer.add_scalar("train_tokens_per_second", 1.0, steps)  # what the record logs at the end is no curve
+        writer.add_scalar("train_tokens_per_second", 1.0, steps)  # the value logged at the end is not part of the curve
     return record

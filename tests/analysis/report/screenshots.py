@@ -1,4 +1,4 @@
-"""Pictures of a report as a browser shows it: `python -m tests.analysis.report.screenshots report.html FOLDER`."""
+"""Take screenshots of a report: `python -m tests.analysis.report.screenshots report.html FOLDER`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SIZES = {"desktop": (1280, 900, "light"), "dark": (1280, 900, "dark"), "phone": 
 
 
 def chromium() -> str | None:
-    """The system's own; playwright would download another."""
+    """Return the path of the installed chromium; playwright would download one."""
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -28,7 +28,7 @@ def browser() -> Iterator[Browser]:
 
 
 def offline_context(opened: Browser, size: str = "desktop", **more: object) -> BrowserContext:
-    """Without a network, in one of `SIZES`."""
+    """Return a browser context without network, in one of `SIZES`."""
     width, height, scheme = SIZES[size]
     viewport = {"width": width, "height": height}
     context = opened.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **more)
@@ -37,13 +37,13 @@ def offline_context(opened: Browser, size: str = "desktop", **more: object) -> B
 
 
 def open_report(page: Page, path: Path) -> None:
-    """Open it, and wait until the charts are drawn."""
+    """Open a report and wait until the charts are drawn."""
     page.goto(path.resolve().as_uri())
     page.wait_for_selector("html[data-drawn=yes]", timeout=60_000)
 
 
 def take(opened: Browser, path: Path, folder: Path) -> list[Path]:
-    """The page down to its first charts, on a desktop, light and dark, and on a phone."""
+    """Take pictures of the page down to its first charts: desktop, dark desktop, and phone."""
     folder.mkdir(parents=True, exist_ok=True)
     taken = []
     for size in SIZES:

@@ -1,4 +1,4 @@
-"""The page in a real browser that has no network: it draws, filters, changes its theme, and runs no foreign script."""
+"""The page in a browser without network: it draws, filters, changes its theme, and runs only its own scripts."""
 
 from __future__ import annotations
 
@@ -40,45 +40,45 @@ def opened() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(opened: Browser, report: Path) -> Iterator[Page]:
-    """The report on a desktop; at the end nothing may have gone wrong, and nothing but the file been asked for."""
+    """The report on a desktop; checks at the end that there were no errors and no requests except for the file."""
     context = offline_context(opened)
     page = context.new_page()
     wrong: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("dialog", lambda dialog: (wrong.append(f"dialog {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     open_report(page, report)
     yield page
     context.close()
     assert wrong == []
-    assert [url for url in asked if not url.startswith("blob:")] == [report.as_uri()]
+    assert [url for url in requested if not url.startswith("blob:")] == [report.as_uri()]
 
 
 def traces(page: Page, chart: str) -> set[str]:
     return set(page.evaluate(f"document.getElementById('{chart}').data.map(trace => trace.name)"))
 
 
-def test_every_chart_is_drawn_and_a_hostile_name_is_text(page: Page) -> None:
+def test_every_chart_is_drawn_and_a_hostile_name_stays_text(page: Page) -> None:
     plots = page.locator(".plot")
     assert plots.count() >= 12
     assert page.locator(".plot .main-svg").count() >= plots.count()
     assert page.locator("table.main tbody th", has_text=HOSTILE).count() == 1
     assert page.locator("main script, main img").count() == 0
-    assert page.locator("#memory-train").get_by_text("<script>ale").count() == 1  # cut, and still no tag
+    assert page.locator("#memory-train").get_by_text("<script>ale").count() == 1  # shortened, and still text
 
 
-def test_a_point_under_the_pointer_tells_its_figures(page: Page) -> None:
-    page.locator("#against-memory").scroll_into_view_if_needed()
-    box = page.locator("#against-memory .scatterlayer .trace .point").last.bounding_box()
+def test_hovering_over_a_point_shows_its_figures(page: Page) -> None:
+    page.locator("#quality-memory").scroll_into_view_if_needed()
+    box = page.locator("#quality-memory .scatterlayer .trace .point").last.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    hover = page.locator("#against-memory .hoverlayer .hovertext")
+    hover = page.locator("#quality-memory .hoverlayer .hovertext")
     hover.wait_for()
-    words = hover.text_content()
-    assert "val accuracy: " in words
-    assert "MiB" in words
-    assert "3 seeds" in words
+    text = hover.text_content()
+    assert "validation accuracy: " in text
+    assert "MiB" in text
+    assert "3 seeds" in text
 
 
 def test_groups_are_filtered_with_the_keyboard(page: Page) -> None:
@@ -89,36 +89,36 @@ def test_groups_are_filtered_with_the_keyboard(page: Page) -> None:
     for _ in range(number):
         page.keyboard.press("Tab")
     page.keyboard.press("Space")
-    for chart in ("against-memory", "curve-train_loss", "figure-train_tokens_per_second", "memory-peaks"):
+    for chart in ("quality-memory", "curve-train_loss", "figure-train_tokens_per_second", "memory-peaks"):
         assert "lora" not in traces(page, chart)
-        assert "none" in traces(page, chart)
+        assert "full" in traces(page, chart)
     assert "lora" not in page.evaluate("document.getElementById('memory-train').data[0].y")
     assert page.locator("table.main tbody tr:visible").count() == 2
     assert page.locator("details.run:visible").count() == 6
     assert page.locator("#found").text_content() == "6 of 10 runs"
     page.locator("#all").press("Enter")
-    assert "lora" in traces(page, "against-memory")
+    assert "lora" in traces(page, "quality-memory")
     assert page.locator("details.run:visible").count() == 10
 
 
-def test_runs_are_found_by_words(page: Page) -> None:
+def test_runs_are_found_by_text(page: Page) -> None:
     page.get_by_label("Show runs that contain").fill("out of memory")
     assert page.locator("details.run:visible").count() == 1
     assert "oom" in page.locator("details.run:visible summary").text_content()
 
 
-def test_the_keyboard_skips_to_the_answer_and_opens_a_run(page: Page) -> None:
+def test_the_keyboard_skips_to_the_result_and_opens_a_run(page: Page) -> None:
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "Skip to the answer"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the result"
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     page.locator("details.run summary").first.press("Enter")
-    assert page.get_by_text("Surroundings").first.is_visible()
+    assert page.get_by_text("Environment").first.is_visible()
 
 
 def test_the_theme_follows_the_system_and_the_button(page: Page) -> None:
     paper = "getComputedStyle(document.body).backgroundColor"
-    colour = "document.getElementById('against-memory').data.at(-1).marker.color"
+    colour = "document.getElementById('quality-memory').data.at(-1).marker.color"
     light = page.evaluate(f"[{paper}, {colour}]")
     page.get_by_role("button", name="Dark theme").press("Enter")
     dark = page.evaluate(f"[{paper}, {colour}]")
@@ -131,7 +131,7 @@ def test_the_theme_follows_the_system_and_the_button(page: Page) -> None:
     assert page.evaluate(f"[{paper}, {colour}]") == dark
 
 
-def test_a_foreign_script_would_not_run(opened: Browser, report: Path) -> None:
+def test_foreign_scripts_do_not_run(opened: Browser, report: Path) -> None:
     context = offline_context(opened)
     page = context.new_page()
     open_report(page, report)
@@ -141,11 +141,11 @@ def test_a_foreign_script_would_not_run(opened: Browser, report: Path) -> None:
     context.close()
 
 
-def test_nothing_overflows_a_phone(opened: Browser, report: Path) -> None:
+def test_nothing_is_wider_than_a_phone(opened: Browser, report: Path) -> None:
     context = offline_context(opened, "phone")
     page = context.new_page()
     open_report(page, report)
-    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    page.evaluate("for (const each of document.querySelectorAll('details')) each.open = true")
     assert page.evaluate("[document.documentElement.scrollWidth, innerWidth]") == [375, 375]
     assert (
         page.evaluate("Math.max(...[...document.querySelectorAll('.plot')].map(p => p.getBoundingClientRect().right))")

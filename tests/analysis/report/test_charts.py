@@ -1,4 +1,4 @@
-"""Charts carry the numbers of the runs, and plotly takes them as they are."""
+"""Charts have the numbers of the runs, and plotly accepts them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from litpeft.analysis.report.chart import Chart, literal
 from litpeft.analysis.report.page import parts
 from litpeft.analysis.report.style import DARK, INK, LIGHT, PARTS_DARK, PARTS_LIGHT, look, themes
 from litpeft.analysis.report.tradeoffs import pareto_front, tradeoff_charts
+from litpeft.runs.strategy_names import stored_name
 from tests.analysis.report.made_runs import GROUPS, write_runs
 
 MORE, LESS = (Figure("x", "x", better, "speed") for better in ("higher", "lower"))
-QUALITY = Figure("val_accuracy", "val accuracy, %", "higher", "quality")
+QUALITY = Figure("val_accuracy", "validation accuracy, %", "higher", "quality")
 
 
 @pytest.fixture(scope="module")
@@ -29,75 +30,78 @@ def charts(comparison: Comparison) -> dict[str, Chart]:
     return {chart.name: chart for part in parts(comparison) for chart in part.charts}
 
 
-def test_plotly_takes_every_figure(charts: dict[str, Chart]) -> None:
+def test_plotly_accepts_every_chart(charts: dict[str, Chart]) -> None:
     graph_objects = pytest.importorskip("plotly.graph_objects", reason="needs plotly (the extra `report`)")
     assert len(charts) >= 12
     for chart in charts.values():
-        graph_objects.Figure(chart.data, chart.layout)  # refuses what it does not know
+        graph_objects.Figure(chart.data, chart.layout)  # raises for unknown properties
         assert chart.caption.endswith(".")
         assert all(len(row) == len(chart.columns) for row in chart.rows), chart.name
 
 
 def test_quality_against_memory_has_means_and_intervals(comparison: Comparison, charts: dict[str, Chart]) -> None:
-    traces = {trace["name"]: trace for trace in charts["against-memory"].data}
+    traces = {trace["name"]: trace for trace in charts["quality-memory"].data}
     for group in comparison.groups:
         estimate, trace = group.estimates["val_accuracy"], traces[group.label]
         assert trace["y"] == [pytest.approx(100 * estimate.mean, rel=1e-5)]
         assert trace["error_y"]["array"] == [pytest.approx(100 * (estimate.high - estimate.mean), rel=1e-5)]
-        assert trace["x"] == [sum(GROUPS[group.label][2])]  # MiB of tensors
+        assert trace["x"] == [sum(GROUPS[stored_name(group.label)][2])]  # MiB of tensors
         assert comparison.groups[trace["meta"]["group"]] is group
 
 
-def test_quality_of_unknown_direction_is_on_no_front(tmp_path: Path) -> None:
+def test_quality_without_a_direction_has_no_tradeoff_chart(tmp_path: Path) -> None:
     write_runs(tmp_path)
     found = compare([tmp_path], figures=["val_loss", "peak_tensor_bytes"])
     found.figures.insert(0, Figure("val_charm", "val charm", None, "quality"))
     for group in found.groups:
         group.estimates["val_charm"] = group.estimates["val_loss"]
-    assert [chart.columns[2] for chart in tradeoff_charts(found)] == ["val loss"]
+    assert [chart.columns[2] for chart in tradeoff_charts(found)] == ["validation loss"]
 
 
-def test_the_front_has_whom_nobody_beats() -> None:
+def test_the_front_has_all_points_that_no_point_dominates() -> None:
     points = {0: (10.0, 0.9), 1: (5.0, 0.8), 2: (5.0, 0.7), 3: (12.0, 0.9), 4: (1.0, 0.1)}
     assert pareto_front(points, LESS, QUALITY) == [4, 1, 0]
     assert pareto_front(points, MORE, QUALITY) == [3]
-    assert pareto_front({0: (1.0, 1.0), 1: (1.0, 1.0)}, LESS, QUALITY) == [0, 1]  # neither beats its equal
+    assert pareto_front({0: (1.0, 1.0), 1: (1.0, 1.0)}, LESS, QUALITY) == [
+        0,
+        1,
+    ]  # equal points do not dominate each other
 
 
-def test_curves_have_a_line_a_seed_a_mean_and_a_band(comparison: Comparison, charts: dict[str, Chart]) -> None:
+def test_curves_have_a_line_per_seed_a_mean_and_a_band(comparison: Comparison, charts: dict[str, Chart]) -> None:
     for number, group in enumerate(comparison.groups):
-        own = [trace for trace in charts["curve-train_loss"].data if trace["meta"] == {"group": number}]
-        band, *seeds, mean = own
+        group_traces = [trace for trace in charts["curve-train_loss"].data if trace["meta"] == {"group": number}]
+        band, *seeds, mean = group_traces
         assert band["fill"] == "toself"
         assert len(seeds) == len(group.runs) + len(group.failed)
         finished = [trace["y"] for trace in seeds if "(oom)" not in trace["hovertemplate"]]
         at_first = [values[0] for values in finished]
         assert mean["y"][0] == pytest.approx(sum(at_first) / len(at_first), rel=1e-4)
         assert "mean of 3 seeds" in mean["hovertemplate"]
-    (lost,) = [t for t in charts["curve-train_loss"].data if "(oom)" in t.get("hovertemplate", "")]
-    assert lost["name"] == "lora"
-    assert charts["curve-train_tokens_per_second"].data[1]["x"][-1] == 200  # not the record's own figure
+    (unfinished,) = [t for t in charts["curve-train_loss"].data if "(oom)" in t.get("hovertemplate", "")]
+    assert unfinished["name"] == "lora"
+    assert charts["curve-train_tokens_per_second"].data[1]["x"][-1] == 200  # without the value logged at the end
 
 
-def test_bars_are_the_split_of_memory_and_have_one_scale(charts: dict[str, Chart]) -> None:
+def test_bars_show_memory_by_kind_on_one_scale(charts: dict[str, Chart]) -> None:
     train, load = charts["memory-train"], charts["memory-load"]
     labels = train.data[0]["y"]
     for trace, part in zip(train.data, range(5), strict=True):
-        assert trace["x"] == [GROUPS[label][2][part] for label in labels]
+        assert trace["x"] == [GROUPS[stored_name(label)][2][part] for label in labels]
     assert train.layout["xaxis"]["range"] == load.layout["xaxis"]["range"]
-    assert "memory-validate" not in charts  # its tensors were not followed
-    assert [row[-1] for row in train.rows] == [f"{sum(GROUPS[label][2])}.0 MiB" for label in labels]
+    assert "memory-validate" not in charts  # tensors were not tracked in this phase
+    assert [row[-1] for row in train.rows] == [f"{sum(GROUPS[stored_name(label)][2])}.0 MiB" for label in labels]
 
 
-def test_time_to_target_tells_who_missed_it(tmp_path: Path) -> None:
+def test_time_to_target_names_groups_that_never_reached_it(tmp_path: Path) -> None:
     folder = write_runs(tmp_path)
     chosen = compare([folder], baseline="none", targets=[("val_accuracy", 0.885)])
     (chart,) = [c for part in parts(chosen) for c in part.charts if c.title.startswith("Time to")]
     assert "not reached: qlora-nf4" in chart.caption
-    assert {trace["name"] for trace in chart.data} == {"none", "lora"}
+    assert {trace["name"] for trace in chart.data} == {"full", "lora"}
 
 
-def test_one_validation_is_a_dot_and_no_curve(tmp_path: Path) -> None:
+def test_a_single_validation_is_a_dot_instead_of_a_curve(tmp_path: Path) -> None:
     from tests.analysis.report.made_runs import write_run
 
     for seed in (0, 1):
@@ -113,7 +117,7 @@ def test_one_validation_is_a_dot_and_no_curve(tmp_path: Path) -> None:
     assert "figure-val_loss" in names
 
 
-def test_groups_look_different_and_the_same_everywhere(charts: dict[str, Chart]) -> None:
+def test_each_group_has_a_unique_look_in_all_charts(charts: dict[str, Chart]) -> None:
     seen = [(look(i).colour, look(i).marker, look(i).dash) for i in range(48)]
     assert len(set(seen)) == 48
     assert set(LIGHT + PARTS_LIGHT) < themes().keys()
@@ -146,14 +150,14 @@ def test_marks_and_text_have_contrast_with_the_page(theme: int) -> None:
 
 
 def as_deuteranope(colour: str) -> list[float]:
-    """Linear RGB as one without green cones sees it: Machado, Oliveira & Fernandes 2009, table 1, severity 1."""
+    """Simulate deuteranopia: Machado, Oliveira & Fernandes 2009, table 1, severity 1."""
     rows = (0.367322, 0.860646, -0.227968), (0.280085, 0.672501, 0.047413), (-0.011820, 0.042940, 0.968881)
     shares = [(int(colour[i : i + 2], 16) / 255) ** 2.2 for i in (1, 3, 5)]
     return [max(0.0, sum(w * s for w, s in zip(row, shares, strict=True))) ** (1 / 2.2) for row in rows]
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK])
-def test_the_colour_blind_tell_the_first_five_apart(colours: tuple[str, ...]) -> None:
+def test_colour_blind_readers_can_distinguish_the_first_five_groups(colours: tuple[str, ...]) -> None:
     seen = [as_deuteranope(colour) for colour in colours[:5]]
     nearest = min(
         sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5 for a, b in itertools.combinations(seen, 2)
@@ -162,5 +166,5 @@ def test_the_colour_blind_tell_the_first_five_apart(colours: tuple[str, ...]) ->
 
 
 @pytest.mark.parametrize("text", ["<b>x</b>", "a & b", "%{y}", "<a href='https://example.com'>x</a>"])
-def test_plotly_reads_no_names_as_its_own_signs(text: str) -> None:
+def test_names_are_escaped_for_plotly(text: str) -> None:
     assert not {"<", ">", "%{"} & {sign for sign in ("<", ">", "%{") if sign in literal(text)}

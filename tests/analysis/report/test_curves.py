@@ -1,4 +1,4 @@
-"""Curves are read from files that torch's own SummaryWriter wrote."""
+"""Curves are read from event files that torch's SummaryWriter wrote."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litpeft.runs.record import new_record
 
 
 def write_events(folder: Path, second: int, scalars: dict[str, dict[int, float]]) -> None:
-    """An event file of a process that began at this second."""
+    """Write an event file of a process started at this second."""
     folder.mkdir(exist_ok=True)
     before = set(folder.glob("events*"))
     with SummaryWriter(str(folder)) as writer:
@@ -29,7 +29,7 @@ def run(folder: Path, **record: object) -> Run:
     return Run(folder, new_record() | {"seed": 0} | record, {})
 
 
-def test_steps_count_from_one_and_the_records_own_figures_are_no_curve(tmp_path: Path) -> None:
+def test_steps_count_from_one_and_values_after_the_last_step_are_left_out(tmp_path: Path) -> None:
     write_events(
         tmp_path, 1, {"train_loss": {9: 0.5, 19: 0.25}, "train_tokens_per_second": {9: 100.0, 20: 7.0}, "x": {1: 1}}
     )
@@ -37,7 +37,7 @@ def test_steps_count_from_one_and_the_records_own_figures_are_no_curve(tmp_path:
     assert curves == {"train_loss": {10: 0.5, 20: 0.25}, "train_tokens_per_second": {10: 100.0}}
 
 
-def test_of_a_resumed_run_the_lost_steps_do_not_count(tmp_path: Path) -> None:
+def test_steps_lost_before_a_resume_do_not_count(tmp_path: Path) -> None:
     write_events(tmp_path, 9, {"train_loss": {0: 4.0, 9: 3.0, 19: 2.0, 29: 1.0}, "val_loss": {9: 3.5, 24: 9.9}})
     write_events(tmp_path, 10, {"train_loss": {19: 2.5, 39: 1.5}, "val_loss": {39: 1.25}})  # "10" sorts before "9"
     assert read_curves(run(tmp_path)) == {
@@ -46,26 +46,29 @@ def test_of_a_resumed_run_the_lost_steps_do_not_count(tmp_path: Path) -> None:
     }
 
 
-def test_validations_of_the_record_come_first(tmp_path: Path) -> None:
+def test_validations_come_from_the_record_if_it_has_them(tmp_path: Path) -> None:
     write_events(tmp_path, 1, {"val_loss": {4: 0.75}, "val_accuracy": {4: 0.5}})
-    told = [{"step": 6, "val_loss": 0.5}, {"step": 12, "val_loss": 0.25}]
-    assert read_curves(run(tmp_path, validations=told)) == {"val_loss": {6: 0.5, 12: 0.25}, "val_accuracy": {5: 0.5}}
+    validations = [{"step": 6, "val_loss": 0.5}, {"step": 12, "val_loss": 0.25}]
+    assert read_curves(run(tmp_path, validations=validations)) == {
+        "val_loss": {6: 0.5, 12: 0.25},
+        "val_accuracy": {5: 0.5},
+    }
 
 
-def test_a_file_that_was_cut_short_gives_what_it_has(tmp_path: Path) -> None:
+def test_a_truncated_file_is_read_up_to_its_end(tmp_path: Path) -> None:
     write_events(tmp_path, 1, {"train_loss": dict.fromkeys(range(20), 1.0)})
     (file,) = tmp_path.glob("events*")
     file.write_bytes(file.read_bytes()[:-10])
     assert list(read_curves(run(tmp_path))["train_loss"]) == list(range(1, 20))
 
 
-def test_what_is_not_finite_is_left_out_and_no_file_is_no_curve(tmp_path: Path) -> None:
+def test_nan_and_infinity_are_left_out(tmp_path: Path) -> None:
     assert read_curves(run(tmp_path)) == {}
     write_events(tmp_path, 1, {"train_loss": {0: 1.0, 1: float("nan"), 2: float("inf")}})
     assert read_curves(run(tmp_path)) == {"train_loss": {1: 1.0}}
 
 
-def test_the_band_is_where_all_have_a_point() -> None:
+def test_the_band_has_the_common_steps() -> None:
     found = band([{1: 1.0, 2: 2.0, 3: 9.0}, {1: 3.0, 2: 4.0}], lambda values: (min(values), max(values)))
     assert (found.steps, found.mean, found.low, found.high) == ([1, 2], [2.0, 3.0], [1.0, 2.0], [3.0, 4.0])
 
@@ -74,7 +77,7 @@ def test_the_band_is_where_all_have_a_point() -> None:
 def test_thinning_keeps_the_ends_and_every_spike(count: int) -> None:
     values = [float(i % 7) for i in range(count)]
     values[count // 3] = 99.0
-    kept = thinned(values)
-    assert len(kept) <= MOST_POINTS
-    assert kept == sorted(set(kept))
-    assert {0, count // 3, count - 1} <= set(kept)
+    drawn = thinned(values)
+    assert len(drawn) <= MOST_POINTS
+    assert drawn == sorted(set(drawn))
+    assert {0, count // 3, count - 1} <= set(drawn)

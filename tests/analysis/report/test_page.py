@@ -1,4 +1,4 @@
-"""The page as text: what is shown is escaped, nothing is asked of a network, and unknown is n/a."""
+"""The page as text: names are escaped, nothing is loaded from a network, and unknown values are n/a."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     comparison.warnings = [HOSTILE]
     comparison.published = {"source": HOSTILE, "note": HOSTILE, "rows": [{"label": HOSTILE, "val_accuracy": 0.5}]}
     text = page(comparison, HOSTILE)
-    assert text.count("<script") == text.count("</script>") == 3  # figures, plotly.js, the page's own
+    assert text.count("<script") == text.count("</script>") == 3  # figures, plotly.js, page.js
     assert "<img" not in text
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in text
     assert "{{ 7 * 7 }}" in text
@@ -36,8 +36,8 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_the_figures_can_be_read_back(tmp_path: Path) -> None:
     text = page(compare([write_runs(tmp_path, {"lora": HOSTILE})]), "litpeft report")
-    told = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
-    names = {trace["name"] for trace in told["figures"]["against-memory"]["data"]}
+    content = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])
+    names = {trace["name"] for trace in content["figures"]["quality-memory"]["data"]}
     assert any(name.startswith("&lt;/script&gt;") for name in names)
 
 
@@ -48,20 +48,20 @@ def test_nothing_is_loaded_from_elsewhere(tmp_path: Path) -> None:
     assert len(text) < 2_500_000
 
 
-def test_the_table_has_verdicts_in_words_and_marks_what_others_published(tmp_path: Path) -> None:
+def test_the_table_has_verdicts_and_marks_published_rows(tmp_path: Path) -> None:
     comparison = compare([write_runs(tmp_path)], baseline="none")
-    comparison.published = {"source": "a paper", "rows": [{"label": "LoRA of theirs", "val_accuracy": 0.875}]}
+    comparison.published = {"source": "a paper", "rows": [{"label": "LoRA of a paper", "val_accuracy": 0.875}]}
     text = page(comparison, "litpeft report")
-    row = re.search(r"<tr[^>]*>\s*<th scope=\"row\">[^<]*LoRA of theirs.*?</tr>", text, re.S)[0]
+    row = re.search(r"<tr[^>]*>\s*<th scope=\"row\">[^<]*LoRA of a paper.*?</tr>", text, re.S)[0]
     assert "published</span>" in row
     assert "87.5" in row
-    assert "n/a" in row  # they did not tell their memory
+    assert "n/a" in row  # the paper has no memory
     assert '<span aria-hidden="true">▼</span> worse' in text
     assert f"val_accuracy: {FIELDS['val_accuracy']}" in text
-    assert "1 that did not finish" in text
+    assert "1 unfinished" in text
 
 
-def test_old_records_without_newer_fields_do(tmp_path: Path) -> None:
+def test_old_records_without_newer_fields_are_shown(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_run(
             tmp_path / str(seed), "lora", "lora", seed, memory_phases=None, validations=None, machine=None, git=None
@@ -72,14 +72,14 @@ def test_old_records_without_newer_fields_do(tmp_path: Path) -> None:
         }
         file.write_text(json.dumps(record))
     text = page(compare([tmp_path]), "litpeft report")
-    assert "There is one group alone" in text
+    assert "There is only one group" in text
     assert 'id="memory"' not in text
 
 
-def test_differences_from_the_baselines_run_are_told(tmp_path: Path) -> None:
+def test_differences_from_the_baseline_run_are_listed(tmp_path: Path) -> None:
     text = page(compare([write_runs(tmp_path)], baseline="none"), "litpeft report")
     assert "<code>litpeft.lora</code></td><td><code>litpeft.none</code>" in text
-    assert "seed_everything</code></th>" not in text  # changes between seeds, not between groups
+    assert "seed_everything</code></th>" not in text  # differs between seeds, not between groups
 
 
 def test_a_missing_extra_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

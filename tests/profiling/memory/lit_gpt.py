@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from litpeft.adapters.linear4bit import bitsandbytes
 from litpeft.profiling.memory import MemoryTracker
 from litpeft.profiling.memory.allocator import replay
-from litpeft.profiling.memory.cuda import WORKSPACES, cuda_choices, leave_to_driver
-from litpeft.profiling.memory.meta_tensors import Dataless, pretending
+from litpeft.profiling.memory.cuda import WORKSPACES, cuda_choices, prepare_bitsandbytes
+from litpeft.profiling.memory.meta_tensors import MetaValues, meta_execution
 
 WIDTH, HEADS, INNER, LAYERS, VOCABULARY = 4096, 32, 11008, 32, 32000  # Llama 2 7B
 TOKENS = 1304  # Alpaca's longest example in Llama's tokens: tutorials/resource-tables.md
@@ -195,7 +195,7 @@ def peak(stack: Stack, stage: str = "first", layers: int = LAYERS) -> float:
             (`finetune/lora.py`, get_batch); or a `later` one that draws it again while gradients are accumulated.
         layers: of the model.
     """
-    with torch.device("meta"), pretending(Dataless()):
+    with torch.device("meta"), meta_execution(MetaValues()):
         model = Llama(stack, layers).bfloat16()
         for layer in (module for module in model.modules() if isinstance(module, FourBit)):
             layer.absmax = layer.absmax.float()
@@ -203,7 +203,7 @@ def peak(stack: Stack, stage: str = "first", layers: int = LAYERS) -> float:
     frozen = [t for t in (*model.parameters(), *model.buffers()) if not t.requires_grad]
     optimizer = optimizer_of(stack, trained)
     tracker = MemoryTracker(torch.device("meta"))
-    with cuda_choices(), pretending(Dataless()):
+    with cuda_choices(), meta_execution(MetaValues()):
         if stage == "later":
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter)
@@ -230,5 +230,5 @@ def optimizer_of(stack: Stack, trained: list[nn.Parameter]) -> torch.optim.Optim
     if not stack.four_bit:
         return torch.optim.AdamW(trained, lr=3e-4, weight_decay=0.01)
     optimizer = bitsandbytes().optim.PagedAdamW(trained, lr=3e-4, weight_decay=0.01)
-    leave_to_driver(optimizer)
+    prepare_bitsandbytes(optimizer)
     return optimizer

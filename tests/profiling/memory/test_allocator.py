@@ -29,72 +29,72 @@ KIB, MIB = 2**10, 2**20
 )
 def test_one_request(asked: int, allocated: int, reserved: int) -> None:
     allocator = CachingAllocator()
-    allocator.take(asked)
+    allocator.allocate(asked)
     assert (allocator.allocated, allocator.reserved) == (allocated, reserved)
 
 
 def test_small_and_large_do_not_share() -> None:
     allocator = CachingAllocator()
-    big = allocator.take(2 * MIB)
-    allocator.take(KIB)
+    big = allocator.allocate(2 * MIB)
+    allocator.allocate(KIB)
     assert allocator.reserved == 22 * MIB
-    allocator.give_back(big)  # 20 MiB are free
+    allocator.free(big)  # 20 MiB are free
     for _ in range(2047):  # 2 MiB of 1 KiB each, in the segment that is there
-        allocator.take(KIB)
+        allocator.allocate(KIB)
     assert allocator.reserved == 22 * MIB
-    allocator.take(KIB)
+    allocator.allocate(KIB)
     assert allocator.reserved == 24 * MIB
 
 
 def test_segments_are_filled_before_another_is_taken_and_kept_when_free() -> None:
     allocator = CachingAllocator()
-    blocks = [allocator.take(9 * MIB) for _ in range(2)]  # 2 MiB are left
+    blocks = [allocator.allocate(9 * MIB) for _ in range(2)]  # 2 MiB are left
     assert allocator.reserved == 20 * MIB
-    blocks.append(allocator.take(2 * MIB))
+    blocks.append(allocator.allocate(2 * MIB))
     assert (allocator.allocated, allocator.reserved) == (20 * MIB, 20 * MIB)
-    blocks.append(allocator.take(2 * MIB))
+    blocks.append(allocator.allocate(2 * MIB))
     assert (allocator.allocated, allocator.reserved) == (22 * MIB, 40 * MIB)
     for block in blocks:
-        allocator.give_back(block)
+        allocator.free(block)
     assert (allocator.allocated, allocator.reserved) == (0, 40 * MIB)
 
 
 def test_the_smallest_block_that_is_large_enough_is_taken() -> None:
     allocator = CachingAllocator()
-    blocks = [allocator.take(size * MIB) for size in (40, 16, 24)]
+    blocks = [allocator.allocate(size * MIB) for size in (40, 16, 24)]
     for block in blocks:
-        allocator.give_back(block)
-    allocator.take(31 * MIB // 2)  # the 16, whole: half a MiB is left
+        allocator.free(block)
+    allocator.allocate(31 * MIB // 2)  # the 16, whole: half a MiB is left
     assert allocator.allocated == 16 * MIB
-    allocator.take(16 * MIB)  # of the 24, 8 are left
-    allocator.take(8 * MIB)
-    allocator.take(40 * MIB)
+    allocator.allocate(16 * MIB)  # of the 24, 8 are left
+    allocator.allocate(8 * MIB)
+    allocator.allocate(40 * MIB)
     assert (allocator.allocated, allocator.reserved) == (80 * MIB, 80 * MIB)
 
 
 def test_of_equal_ones_the_first_is_taken() -> None:
     allocator = CachingAllocator()
-    blocks = [allocator.take(12 * MIB) for _ in range(3)]
+    blocks = [allocator.allocate(12 * MIB) for _ in range(3)]
     for place in (2, 0, 1):
-        allocator.give_back(blocks[place])
-    assert [allocator.take(12 * MIB).address for _ in range(3)] == [0, 12 * MIB, 24 * MIB]
+        allocator.free(blocks[place])
+    assert [allocator.allocate(12 * MIB).address for _ in range(3)] == [0, 12 * MIB, 24 * MIB]
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
 def test_neighbours_merge_whichever_goes_first(order: tuple[int, ...]) -> None:
     allocator = CachingAllocator()
-    blocks = [allocator.take(size * MIB) for size in (5, 6, 7)]  # of 20, 2 are left
+    blocks = [allocator.allocate(size * MIB) for size in (5, 6, 7)]  # of 20, 2 are left
     for place in order:
-        allocator.give_back(blocks[place])
-    allocator.take(20 * MIB)
+        allocator.free(blocks[place])
+    allocator.allocate(20 * MIB)
     assert (allocator.allocated, allocator.reserved) == (20 * MIB, 20 * MIB)
 
 
 def test_segments_do_not_merge() -> None:
     allocator = CachingAllocator()
-    for block in [allocator.take(10 * MIB) for _ in range(2)]:
-        allocator.give_back(block)
-    allocator.take(20 * MIB)
+    for block in [allocator.allocate(10 * MIB) for _ in range(2)]:
+        allocator.free(block)
+    allocator.allocate(20 * MIB)
     assert allocator.reserved == 40 * MIB
 
 
@@ -135,16 +135,16 @@ def test_whatever_comes_and_goes_nothing_overlaps_and_all_comes_back() -> None:
     alive: list = []
     for _ in range(3000):
         if alive and draw.random() < 0.48:
-            allocator.give_back(alive.pop(draw.randrange(len(alive))))
+            allocator.free(alive.pop(draw.randrange(len(alive))))
         else:
-            alive.append(allocator.take(int(2 ** draw.uniform(4, 26))))
+            alive.append(allocator.allocate(int(2 ** draw.uniform(4, 26))))
         if draw.random() < 0.05:
             spans = sorted((block.address, block.address + block.bytes) for block in alive)
             assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
             assert allocator.allocated == sum(end - begin for begin, end in spans)
     reserved = allocator.reserved
     for block in alive:
-        allocator.give_back(block)
+        allocator.free(block)
     assert (allocator.allocated, allocator.reserved) == (0, reserved)
     free = [entry for pool in allocator._pools.values() for entry in pool]
     assert sum(size for size, *_ in free) == reserved

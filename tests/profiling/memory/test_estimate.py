@@ -29,7 +29,7 @@ from litpeft.callbacks import MemoryRecorder
 from litpeft.ops.row_chunks import CHUNK
 from litpeft.profiling.memory.trace import Trace, trace
 from litpeft.tasks import CausalLM, FineTuner, Seq2SeqLM, SequenceClassification
-from litpeft.tasks.pretrained import draw_again, load_pretrained
+from litpeft.tasks.pretrained import initialise_new_parameters, load_pretrained
 from tests.conftest import QUIET
 from tests.peers.live_bytes import StepPeak, alive_bytes
 from tests.real_models import minilm, smollm2
@@ -41,11 +41,11 @@ class ImageClassification(FineTuner):
     def load(self, data: Any, dtype: torch.dtype, **options: Any) -> Any:
         auto = AutoModelForImageClassification
         model, new, _ = load_pretrained(auto, self.model_name, data, dtype, num_labels=2, **options)
-        draw_again(model, new)
+        initialise_new_parameters(model, new)
         return model, ["classifier"], new
 
     def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        with self.computing():
+        with self.autocast():
             images = batch["input_ids"]
             images = images if self.adapter.trains_base else images.to(torch.bfloat16)
             logits = self.backbone(pixel_values=images).logits

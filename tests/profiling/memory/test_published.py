@@ -28,7 +28,7 @@ from litpeft.adapters import Adapter, LoRA, QLoRA
 from litpeft.profiling.memory import MemoryTracker
 from litpeft.profiling.memory.allocator import replay
 from litpeft.profiling.memory.cuda import WORKSPACES, cuda_choices
-from litpeft.profiling.memory.meta_tensors import Dataless, pretending
+from litpeft.profiling.memory.meta_tensors import MetaValues, meta_execution
 from litpeft.profiling.memory.trace import trace
 from litpeft.tasks import CausalLM
 from tests.profiling.memory import lit_gpt
@@ -131,7 +131,7 @@ def llama_3b(run: dict[str, Any] | None) -> nn.Module:
     sizes = {"hidden_size": 3072, "intermediate_size": 8192, "head_dim": 128, "vocab_size": 128256}
     counts = {"num_hidden_layers": 28, "num_attention_heads": 24, "num_key_value_heads": 8}
     config = LlamaConfig(**sizes, **counts, max_position_embeddings=131072, tie_word_embeddings=True)
-    with torch.device("meta"), pretending(Dataless()):
+    with torch.device("meta"), meta_execution(MetaValues()):
         model: nn.Module = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
         if run is not None:
             model = get_peft_model(model, LoraConfig(**run, lora_alpha=64, task_type="CAUSAL_LM"))
@@ -141,11 +141,11 @@ def llama_3b(run: dict[str, Any] | None) -> nn.Module:
 def suite_step(run: dict[str, Any] | None, padded: bool) -> float:
     """GiB reserved by a step of PEFT's comparison, once the optimizer has its states."""
     model = llama_3b(run)
-    dataless = Dataless(answer=not padded)
+    values = MetaValues(answer=not padded)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.1)
     tracker = MemoryTracker(torch.device("meta"))
-    with cuda_choices(), pretending(dataless):
+    with cuda_choices(), meta_execution(values):
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
         optimizer.step()
@@ -174,7 +174,7 @@ def test_pefts_own_comparison(row: dict[str, Any]) -> None:
 
 
 def gpt2_large(dtype: torch.dtype) -> nn.Module:
-    with torch.device("meta"), pretending(Dataless()):
+    with torch.device("meta"), meta_execution(MetaValues()):
         return GPT2LMHeadModel._from_config(GPT2Config(n_embd=1280, n_layer=36, n_head=20), dtype=dtype)
 
 
@@ -184,7 +184,7 @@ def test_gpt2_larges_size(row: dict[str, Any]) -> None:
     if row["name"] == "qlora":
         model = gpt2_large(torch.bfloat16)  # fp16 in the study: as many bytes
         adapter = QLoRA(rank=8, alpha=4, targets=["c_attn"])
-        with torch.device("meta"), pretending(Dataless()):
+        with torch.device("meta"), meta_execution(MetaValues()):
             adapter.apply(model)
         constants = total({id(t): t for t in adapter.roles(model)["quantisation_constants"]}.values())
     found = total([*model.parameters(), *model.buffers()]) - constants

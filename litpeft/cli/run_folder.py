@@ -1,0 +1,48 @@
+"""The run folder of a command: locked for `fit`, and the checkpoint that a finished run is evaluated with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from litpeft.errors import UserError
+from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.lock import FolderInUse, lock
+from litpeft.runs.record import path_in_run_folder
+
+
+def lock_run_folder(run_dir: Path) -> FileLock:
+    """Lock a run folder for this process.
+
+    Raises:
+        UserError: another process trains into this folder, or the folder cannot be written to.
+    """
+    try:
+        return lock(run_dir)
+    except FolderInUse as error:
+        raise UserError(
+            f"--run_dir {run_dir} is in use by {error.holder}; wait until it ends, or give another folder."
+        ) from error
+    except FileExistsError as error:
+        raise UserError(f"--run_dir {run_dir} is a file; give a folder.") from error
+    except OSError as error:
+        raise UserError(f"--run_dir {run_dir}: {error.strerror or error}.") from error
+
+
+def selected_checkpoint(run_dir: Path, record: dict[str, Any]) -> Path:
+    """Return the checkpoint that a record names, or the newest one of a run that was killed.
+
+    Raises:
+        UserError: the best checkpoint is gone, or the run has no checkpoint.
+    """
+    named = path_in_run_folder(run_dir, record["checkpoint"]) if record["checkpoint"] else None
+    if named is not None and named.is_dir():
+        return named
+    if named is not None and record["selection"] != "last":
+        raise UserError(f"{named}, the {record['selection']} checkpoint of the run, is gone.")
+    newest = newest_checkpoint(run_dir)
+    if newest is None:
+        raise UserError(f"{run_dir} has no checkpoint: its run ended before one was written.")
+    return newest

@@ -1,0 +1,83 @@
+"""Locks of folders: one holder, free after a kill, and no need for POSIX-only modules."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from litpeft.runs.lock import FolderInUse, is_locked, lock, wait_until_free
+from litpeft.runs.record import read_record
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from litpeft.runs.lock import lock
+held = lock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """Return a process that holds the lock of a folder."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    return holder
+
+
+def test_a_second_process_is_refused_and_named_the_holder(tmp_path: Path) -> None:
+    holder = hold(tmp_path / "run", 60)
+    try:
+        with pytest.raises(FolderInUse) as refused:
+            lock(tmp_path / "run")
+        assert refused.value.holder.startswith(f"process {holder.pid} on ")
+        assert is_locked(tmp_path / "run")
+    finally:
+        holder.kill()
+        holder.wait()
+    assert not is_locked(tmp_path / "run")
+    lock(tmp_path / "run").release()
+
+
+def test_waiting_ends_with_the_holder(tmp_path: Path) -> None:
+    wait_until_free(tmp_path / "never locked")
+    holder = hold(tmp_path / "run", 1.0)
+    wait_until_free(tmp_path / "run")
+    assert holder.wait(timeout=60) == 0
+
+
+def test_the_lock_file_of_an_earlier_version_names_its_process(tmp_path: Path) -> None:
+    held = lock(tmp_path)
+    (tmp_path / ".lock").write_text("4711\n")  # litpeft 0.1.0
+    with pytest.raises(FolderInUse, match="in use by process 4711"):
+        lock(tmp_path)
+    held.release()
+
+
+def test_fit_needs_no_posix_module(tmp_path: Path, words: list[str]) -> None:
+    code = (
+        "import builtins, signal, sys\n"
+        "real = builtins.__import__\n"
+        "def limited(name, globals=None, *rest, **named):\n"
+        "    ours = str((globals or {}).get('__name__')).startswith('litpeft')\n"  # other libraries choose by platform
+        "    if ours and name in ('fcntl', 'resource', 'grp', 'pwd', 'termios'):\n"
+        "        raise ImportError(name)\n"
+        "    return real(name, globals, *rest, **named)\n"
+        "builtins.__import__ = limited\n"
+        "import lightning, torch\n"
+        "usr1 = signal.SIGUSR1\n"
+        "del signal.SIGUSR1\n"
+        "import litpeft.callbacks.stop_signals\n"
+        "signal.SIGUSR1 = usr1\n"  # Lightning asks for it on Linux
+        "from litpeft.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    command = [sys.executable, "-c", code, *words, "--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert read_record(tmp_path / "run")["status"] == "ok"

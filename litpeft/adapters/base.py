@@ -90,7 +90,7 @@ class Adapter:
                 "merge that adapter first, or load the model again."
             )
         head = tuple(head)
-        dtype = next(model.parameters()).dtype
+        dtype = _base_dtype(model, head)
         model.requires_grad_(False)
         for name in head:
             _train_in_full(model.get_submodule(name), dtype)
@@ -220,6 +220,15 @@ def _modules_to_save(suffixes: Sequence[str], model: nn.Module) -> list[str]:
                 "put it into model.adapter.targets instead."
             )
     return names
+
+
+def _base_dtype(model: nn.Module, head: Sequence[str]) -> torch.dtype:
+    """Return the dtype of the base: of its first floating-point parameter outside of the head.
+
+    The head may be the first module, and a newly initialised head may be fp32 in a bf16 model.
+    """
+    base = (p.dtype for name, p in model.named_parameters() if not any(name.startswith(f"{part}.") for part in head))
+    return next((dtype for dtype in base if dtype.is_floating_point), torch.float32)
 
 
 def _outermost(names: Sequence[str], others: Sequence[str]) -> list[str]:

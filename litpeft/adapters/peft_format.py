@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from litpeft.adapters.base import trainable
 from litpeft.adapters.layers import AdaptedConv1D, AdaptedConv2d, AdaptedEmbedding, AdaptedLayer, adapted_layers
+from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.targets import value_for_name
 from litpeft.errors import UserError
 
@@ -211,11 +212,18 @@ def _from_peft(layers: dict[str, AdaptedLayer], name: str, tensor: Tensor, folde
 
 
 def _modules_trained_in_full(model: nn.Module) -> list[str]:
-    """Return the largest modules whose parameters are all trained, without adapted layers: PEFT's `modules_to_save`."""
+    """Return the largest modules that are trained in full: PEFT's `modules_to_save`.
+
+    A module that contains an adapted or quantised layer is not trained in full, even if all its parameters are trained:
+    quantised weights are buffers.
+    """
     layers = adapted_layers(model)
+    quantised = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
     found: list[str] = []
     for name, module in model.named_modules():
         parameters = dict(module.named_parameters())
+        if any(part.startswith(f"{name}.") for part in [*layers, *quantised]):
+            continue
         inside = any(f"{name}.".startswith(f"{part}.") for part in [*found, *layers])
         only_biases = all(leaf.endswith("bias") for leaf in parameters)
         if name and not only_biases and all(p.requires_grad for p in parameters.values()) and not inside:

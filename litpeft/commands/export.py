@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
@@ -15,12 +13,6 @@ from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import whole_folder
 from litpeft.runs.strategy_names import shown_name
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from transformers import PreTrainedModel
-
-    from litpeft.tasks import FineTuner
 
 MARK = "litpeft_export.json"  # says which run was exported; a folder without this file is never replaced
 
@@ -78,6 +70,8 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.adapters.qlora import four_bit_layers
     from litpeft.cli.console import quieten
     from litpeft.cli.finished_run import FinishedRun
+    from litpeft.commands.export_check import check_adapter, check_merged, example_inputs, logits
+    from litpeft.commands.model_card import write_model_card
     from litpeft.hub.hub import local_or_hub
     from litpeft.tasks.base import DTYPES
 
@@ -93,11 +87,16 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     model = run.build(torch.device("cpu"))
+    data.tokenizer.save_pretrained(folder)
     if options.format == "adapter":
         base = local_or_hub(task.model_name, "model.model_name")
-        write_adapter(folder, model, adapter, str(Path(base).resolve()) if os.path.isdir(base) else base)
-        return f"PEFT adapter, {len(run.state)} tensors, {sum(t.nbytes for t in run.state.values()):,} bytes"
-    trained = _logits(model, task)
+        base = str(Path(base).resolve()) if os.path.isdir(base) else base
+        write_adapter(folder, model, adapter, base)
+        write_model_card(folder, run.record, base)
+        size = sum(tensor.nbytes for tensor in run.state.values())
+        return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"
+    inputs = example_inputs(run, model)
+    trained = logits(model, inputs, task)
     if options.base == "original":
         adapter.disable_quantisation("merged into the original base")
         model = run.build(torch.device("cpu"))
@@ -111,30 +110,4 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     if head is not None and embedding is not None and head.weight is not embedding.weight:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights
     model.to(dtype).save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
-    reloaded = type(model).from_pretrained(folder)
-    difference, largest = (_logits(reloaded) - trained).abs().max().item(), trained.abs().max().item()
-    if options.base != "original" and not difference < 0.5 * largest:
-        raise UserError(
-            f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."
-        )
-    return (
-        f"{type(model).__name__} in {str(reloaded.dtype).removeprefix('torch.')}; its logits differ from the trained "
-        f"model's by at most {difference:.2e}; the largest logit is {largest:.2f}"
-    )
-
-
-def _logits(model: PreTrainedModel, task: FineTuner | None = None) -> Tensor:
-    """Return the logits for four random rows of 16 tokens; the last token of each row ends the text."""
-    import torch
-
-    config = model.config
-    ids = torch.randint(config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(0))
-    special = [token for token in (config.pad_token_id, config.eos_token_id) if isinstance(token, int)]
-    for token in special:
-        ids[ids == token] = next(other for other in range(config.vocab_size) if other not in special)
-    if isinstance(config.eos_token_id, int):
-        ids[:, -1] = config.eos_token_id
-    decoder = {"decoder_input_ids": ids} if config.is_encoder_decoder else {}
-    with torch.inference_mode(), task.autocast() if task else nullcontext():
-        return model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids), **decoder).logits.float()
+    return check_merged(folder, type(model), trained, inputs, same_base=options.base != "original")

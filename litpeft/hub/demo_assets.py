@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -55,8 +54,11 @@ def asset(name: str, option: str, folder: Path | None = None) -> Path:
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             created = ASSETS[name](Path(scratch))
-            if not path.exists():  # another process may have been faster
-                shutil.move(created, path)
+            try:
+                created.rename(path)
+            except OSError:  # another process was first
+                if not path.exists():
+                    raise
     return path
 
 

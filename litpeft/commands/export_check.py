@@ -1,0 +1,166 @@
+"""Check an export: load the written folder with PEFT or transformers and compare its logits with the trained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from litpeft.adapters.lora import LoRA
+from litpeft.adapters.peft_format import load_adapter
+from litpeft.cli.finished_run import FinishedRun
+from litpeft.errors import UserError
+from litpeft.tasks import FineTuner
+
+ROWS = 4  # rows of the comparison
+FP32_PARAMETERS = 2 * 10**9  # larger models are compared in the dtype of the run, to save memory
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.05}  # largest difference, as a share of the largest logit
+
+
+@dataclass
+class Inputs:
+    """Rows to compare logits on.
+
+    Attributes:
+        tensors: arguments of the model's forward.
+        source: where the rows are from, for the message.
+    """
+
+    tensors: Mapping[str, Tensor]
+    source: str
+
+
+def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
+    """Return validation rows of the run, or random token ids if its data cannot be read here."""
+    try:
+        run.datamodule.prepare_data()
+        run.datamodule.setup("validate")
+        batch = next(iter(run.datamodule.val_dataloader()))
+    except (UserError, OSError):
+        batch = {}
+    if batch and "position_ids" not in batch:  # packed rows need an attention mask of their own
+        tensors = {name: batch[name][:ROWS] for name in ("input_ids", "attention_mask") if name in batch}
+        source = f"{len(tensors['input_ids'])} validation rows"
+    else:
+        ids = _random_ids(model.config)
+        tensors, source = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "random token ids"
+    if model.config.is_encoder_decoder:
+        tensors["decoder_input_ids"] = tensors["input_ids"]
+    return Inputs(tensors, source)
+
+
+def logits(model: nn.Module, inputs: Inputs, task: FineTuner | None = None) -> Tensor:
+    """Return the fp32 logits of a model, in the compute dtype of `task` if given; padded positions are left out."""
+    with torch.inference_mode(), task.autocast() if task else nullcontext():
+        out = model.eval()(**inputs.tensors).logits.float()
+    mask = inputs.tensors.get("attention_mask")
+    return out[mask.bool()] if mask is not None and out.dim() == 3 and out.shape[:2] == mask.shape else out
+
+
+def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
+    """Load an exported adapter with PEFT and compare its logits with those of the trained adapter.
+
+    Both adapters are on the same unquantised base. Without PEFT, the tensors in the folder are read back and compared.
+
+    Args:
+        folder: the exported folder.
+        run: the run.
+        base: hub id or folder of the base.
+
+    Returns:
+        The result as a phrase.
+
+    Raises:
+        UserError: PEFT cannot load the folder, or computes other logits.
+    """
+    task, adapter = run.model, run.model.adapter
+    try:
+        import peft
+    except ImportError:
+        _check_tensors(folder, task.backbone, adapter, run.state)
+        return "PEFT is not installed, so the tensors were read back and compared, and no logits"
+    if hasattr(adapter, "disable_quantisation"):
+        adapter.disable_quantisation("compared with PEFT on the unquantised base")
+    in_run_dtype = run.build(torch.device("cpu"))
+    inputs = example_inputs(run, in_run_dtype)
+    rounded = logits(in_run_dtype, inputs, task)
+    dtype = task.compute_dtype
+    if sum(parameter.numel() for parameter in in_run_dtype.parameters()) <= FP32_PARAMETERS:
+        dtype, task.dtype_name = torch.float32, "fp32"
+        model = run.build(torch.device("cpu"))
+    else:
+        model = in_run_dtype
+    ours, kind, config = logits(model, inputs, task), type(model), model.config
+    del model, in_run_dtype
+    task.backbone = None  # frees the memory for PEFT's model
+    try:
+        loaded = peft.PeftModel.from_pretrained(kind.from_pretrained(base, config=config, dtype=dtype), str(folder))
+    except Exception as error:  # PEFT raises errors of many kinds
+        reason = " ".join(str(error).split())
+        raise UserError(f"PEFT cannot load the adapter ({reason[:300]}); give --format merged.") from error
+    difference = (logits(loaded, inputs) - ours).abs().max().item()
+    if not difference <= ROUNDING[dtype] * max(ours.abs().max().item(), 1.0):
+        raise UserError(
+            f"PEFT computes other logits than the trained adapter (difference {difference:.2e} on {inputs.source}); "
+            "give --format merged."
+        )
+    rounding = (rounded - ours).abs().max().item()
+    beside = f" ({run.record['precision']} rounding of this model: {rounding:.1e})" if rounding else ""
+    return f"PEFT's logits differ by at most {difference:.1e} on {inputs.source}{beside}: rounding"
+
+
+def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inputs: Inputs, same_base: bool) -> str:
+    """Load a merged model with transformers and compare its logits with those of the trained model.
+
+    Args:
+        folder: the exported folder.
+        kind: class of the model.
+        trained: logits of the trained model.
+        inputs: rows that the logits are of.
+        same_base: the model was merged into the base that it was trained on.
+
+    Returns:
+        The result as a phrase.
+
+    Raises:
+        UserError: the logits differ by more than rounding, on the same base.
+    """
+    reloaded = kind.from_pretrained(folder)
+    difference, largest = (logits(reloaded, inputs) - trained).abs().max().item(), trained.abs().max().item()
+    if same_base and not difference < 0.5 * largest:
+        raise UserError(
+            f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."
+        )
+    return (
+        f"{kind.__name__} in {str(reloaded.dtype).removeprefix('torch.')}; its logits differ from the trained "
+        f"model's by at most {difference:.2e}; the largest logit is {largest:.2f} ({inputs.source})"
+    )
+
+
+def _check_tensors(folder: Path, model: nn.Module, adapter: LoRA, state: Mapping[str, Tensor]) -> None:
+    """Read an exported adapter into the model and compare every trained tensor with the checkpoint."""
+    parameters = {name: parameter for name, parameter in model.named_parameters() if name in state}
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.zero_()
+    load_adapter(folder, model, adapter)
+    if changed := [name for name, parameter in parameters.items() if not torch.equal(parameter, state[name])]:
+        raise UserError(f"the exported {changed[0]} differs from the checkpoint; give --format merged.")
+
+
+def _random_ids(config: object) -> Tensor:
+    """Return random token ids, (4, 16); the last token of each row ends the text, no other token is special."""
+    size = config.get_text_config().vocab_size
+    ids = torch.randint(size, (ROWS, 16), generator=torch.Generator().manual_seed(0))
+    pad, end = (getattr(config.get_text_config(), name, None) for name in ("pad_token_id", "eos_token_id"))
+    special = [token for token in (pad, end) if isinstance(token, int)]
+    for token in special:
+        ids[ids == token] = next(other for other in range(size) if other not in special)
+    if isinstance(end, int):
+        ids[:, -1] = end
+    return ids

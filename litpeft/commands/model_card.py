@@ -1,0 +1,36 @@
+"""The model card of an exported adapter: README.md with the metadata that the hub reads and the figures of the run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from litpeft.runs.strategy_names import shown_name
+from litpeft.runs.summary import summary
+
+
+def write_model_card(folder: Path, record: dict[str, Any], base: str) -> None:
+    """Write README.md: metadata in PEFT's form, the figures of the run, its adapter options and package versions.
+
+    Args:
+        folder: the exported folder.
+        record: the run record.
+        base: hub id or folder of the base model.
+    """
+    metadata = {"base_model": base, "library_name": "peft", "tags": [record["adapter"], "litpeft"]}
+    rows = [f"| {name.strip()} | {value} |" for name, value in summary(record)]
+    options = [f"| {name} | {value} |" for name, value in (record["adapter_options"] or {}).items()]
+    versions = [f"{name} {version}" for name, version in (record["packages"] or {}).items() if version]
+    text = [
+        *("---", yaml.safe_dump(metadata, sort_keys=False).strip(), "---", ""),
+        f"# {shown_name(record['adapter'])} adapter of {record['model_name']}",
+        "",
+        f"Trained by litpeft on {record['data']} ({record['task']}, random seed {record['seed']}). Load it with "
+        "`peft.PeftModel.from_pretrained(base_model, FOLDER)`.",
+        *("", "| figure | value |", "| --- | --- |", *rows),
+        *("", "| adapter option | value |", "| --- | --- |", *options),
+        *("", f"Versions: {', '.join(versions)}.", ""),
+    ]
+    (folder / "README.md").write_text("\n".join(text), encoding="utf-8")

@@ -17,7 +17,7 @@ from litpeft.adapters.base import Adapter, CastTo
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.peft_format import load_adapter
-from litpeft.adapters.targets import in_blocks, match_targets, suffix_regex, value_for_name
+from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
 from litpeft.errors import UserError
 
 
@@ -43,6 +43,7 @@ class LoRA(Adapter):
         modules_to_save: extra modules to train in full, matched by name suffix; they are saved with the adapter.
         lora_plus_ratio: learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354).
         init_from: folder of a PEFT adapter to start from; rank, alpha and targets must be those of that adapter.
+        exclude: layers not to adapt, in the form of `targets`: suffixes and presets, or one regular expression.
     """
 
     name = "lora"
@@ -63,6 +64,7 @@ class LoRA(Adapter):
         modules_to_save: list[str] | None = None,
         lora_plus_ratio: float = 1.0,
         init_from: str | None = None,
+        exclude: list[str] | str | None = None,
     ) -> None:
         for name, value in {"rank": rank, **{f"rank_pattern {k}": v for k, v in (rank_pattern or {}).items()}}.items():
             if value < 1:
@@ -81,7 +83,7 @@ class LoRA(Adapter):
         self.rslora, self.init, self.bias = rslora, init, bias
         self.rank_pattern, self.alpha_pattern = rank_pattern or {}, alpha_pattern or {}
         self.layers, self.modules_to_save = layers, modules_to_save or []
-        self.lora_plus_ratio, self.init_from = lora_plus_ratio, init_from
+        self.lora_plus_ratio, self.init_from, self.exclude = lora_plus_ratio, init_from, exclude
         self._checkpoint_follows = False  # True: a checkpoint will be loaded, so `init_from` is not read
 
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
@@ -94,7 +96,7 @@ class LoRA(Adapter):
         for name, layer in list(model.named_modules()):
             if type(layer).__module__ == "bitsandbytes.nn.modules" and type(layer).__name__ == "Linear4bit":
                 model.set_submodule(name, Linear4bit.from_bitsandbytes(layer))  # the user quantised the model
-        names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR)
+        names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR, self.exclude)
         names = names if self.layers is None else in_blocks(names, self.layers)
         for key in [*self.rank_pattern, *self.alpha_pattern]:
             if not any(_compile_pattern(key).fullmatch(name) for name in names):
@@ -104,7 +106,7 @@ class LoRA(Adapter):
         for name in names:
             base = model.get_submodule(name)
             _check_rank(name, base, self.options(name).rank)
-            model.set_submodule(name, ADAPTED[type(base)](base, self.options(name)))
+            model.set_submodule(name, ADAPTED[layer_type(base)](base, self.options(name)))
         if self.bias != "none":
             self._train_biases(model)
 

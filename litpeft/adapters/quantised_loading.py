@@ -16,7 +16,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from litpeft.adapters.linear4bit import Linear4bit
-from litpeft.adapters.targets import suffix_pattern
+from litpeft.adapters.targets import layer_type, suffix_pattern
 
 METHOD = "litpeft_4bit"
 
@@ -37,7 +37,7 @@ def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: S
     return [
         name
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, Conv1D)
+        if layer_type(module) in (nn.Linear, Conv1D)
         and not skipped.fullmatch(name)
         and not any(f".{part}." in f".{name}." for part in trained_in_full)
         and uses[id(module.weight)] == 1

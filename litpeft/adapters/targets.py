@@ -11,21 +11,32 @@ from torch import nn
 
 from litpeft.errors import UserError
 
-# One pattern per preset, matched at the end of a module's dotted name. They cover the names in BERT, RoBERTa and ViT;
-# DistilBERT; Llama, Mistral and Qwen; T5 (`q k v o wi wo`); and GPT-2, with query, key and value in one `c_attn`.
+# Layers that hold query, key and value in one matrix: GPT-2; Phi-3; ModernBERT; GPT-NeoX, Bloom and Falcon; DeBERTa v1.
+FUSED = r"c_attn|qkv_proj|Wqkv|query_key_value|self\.in_proj"
+# One pattern per preset, matched at the end of a module's dotted name. They cover BERT, RoBERTa, DeBERTa, ALBERT, ViT;
+# DistilBERT; MPNet; ModernBERT; Llama, Mistral, Qwen, Gemma, Phi-3 and GLM-4; OPT and BART; GPT-NeoX, Bloom and Falcon;
+# GPT-J; T5 (`q k v o wi wo`); and GPT-2.
 PRESETS = {
-    "query": r"query|query_proj|q_proj|q_lin|(SelfAttention|EncDecAttention|attention)\.q|c_attn",
-    "key": r"key|key_proj|k_proj|k_lin|(SelfAttention|EncDecAttention|attention)\.k|c_attn",
-    "value": r"value|value_proj|v_proj|v_lin|(SelfAttention|EncDecAttention|attention)\.v|c_attn",
-    "projection": r"attention\.output\.dense|o_proj|out_lin|(SelfAttention|EncDecAttention)\.o|attn\.c_proj",
-    "mlp": r"intermediate\.dense|\d+\.output\.dense|gate_proj|up_proj|down_proj|lin1|lin2|mlp\.fc1|mlp\.fc2"
-    r"|DenseReluDense\.w(i|o|i_0|i_1)|c_fc|mlp\.c_proj",
+    "query": r"query|query_proj|q_proj|q_lin|(SelfAttention|EncDecAttention|attention|attn)\.q|" + FUSED,
+    "key": r"key|key_proj|k_proj|k_lin|(SelfAttention|EncDecAttention|attention|attn)\.k|" + FUSED,
+    "value": r"value|value_proj|v_proj|v_lin|(SelfAttention|EncDecAttention|attention|attn)\.v|" + FUSED,
+    "projection": r"attention\.output\.dense|o_proj|out_lin|(SelfAttention|EncDecAttention|attn)\.o|attn\.c_proj"
+    r"|attn\.Wo|(self_attention|attention)\.dense|\w*attn\w*\.out_proj|attention\.out_proj",
+    "mlp": r"intermediate\.dense|\d+\.output\.dense|gate_proj|up_proj|gate_up_proj|down_proj|lin1|lin2|(mlp|\d+)\.fc1"
+    r"|(mlp|\d+)\.fc2|DenseReluDense\.w(i|o|i_0|i_1)|c_fc|mlp\.c_proj|dense_h_to_4h|dense_4h_to_h|mlp\.W[io]|fc_in|fc_out"
+    r"|ffn|ffn_output",
     "head": r"lm_head|score|classifier(\.\w+)*|pre_classifier|classification_head(\.\w+)*",
 }
 
+SAME_AS_LINEAR = ("FalconLinear",)  # sub-classes of nn.Linear with the same forward (Falcon writes x W^T + b itself)
+
 
 def match_targets(
-    model: nn.Module, targets: Sequence[str] | str, kinds: tuple[type, ...], linear: tuple[type, ...] | None = None
+    model: nn.Module,
+    targets: Sequence[str] | str,
+    kinds: tuple[type, ...],
+    linear: tuple[type, ...] | None = None,
+    exclude: Sequence[str] | str | None = None,
 ) -> list[str]:
     """Return the names of the modules that `targets` select, in the model's order, without modules trained in full.
 
@@ -36,9 +47,11 @@ def match_targets(
             one regular expression that matches full module names.
         kinds: the layer types that the adapter supports.
         linear: the layer types that `all-linear` selects; `kinds` if None.
+        exclude: layers to leave out of the selection, in the form of `targets` (without `all-linear`).
 
     Raises:
-        UserError: a target matches no layer, or a layer of a type that the adapter does not support.
+        UserError: a target matches no layer, or a layer of a type that the adapter does not support; or `exclude`
+            matches no selected layer, or all of them.
     """
     modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
     if isinstance(targets, str) and re.fullmatch(r"[\w-]+", targets) and targets not in modules:
@@ -47,21 +60,25 @@ def match_targets(
     for target in [targets] if isinstance(targets, str) else targets:
         if target == "all-linear":
             head = suffix_pattern(["head"])
-            found = {n for n, m in modules.items() if type(m) in (linear or kinds) and not head.fullmatch(n)}
+            found = {n for n, m in modules.items() if layer_type(m) in (linear or kinds) and not head.fullmatch(n)}
         else:
-            try:
-                pattern = re.compile(target) if isinstance(targets, str) else suffix_pattern([target])
-            except re.error as error:
-                raise UserError(f"model.adapter.targets {targets!r} is not a regular expression: {error}.") from error
+            pattern = _pattern(target, isinstance(targets, str), "targets")
             found = {n for n, m in modules.items() if pattern.fullmatch(n) and _holds_weights(m)}
         if not found:
             raise _no_match(target, model, modules, kinds)
         selected |= found
     if not selected:
         raise _no_match(targets, model, modules, kinds)
+    for excluded in [exclude] if isinstance(exclude, str) else exclude or ():
+        pattern = _pattern(excluded, isinstance(exclude, str) and not re.fullmatch(r"[\w-]+", excluded), "exclude")
+        if not any(pattern.fullmatch(name) for name in selected):
+            raise UserError(f"model.adapter.exclude {excluded!r} matches none of the selected layers.")
+        selected = {name for name in selected if not pattern.fullmatch(name)}
+    if not selected:
+        raise UserError("model.adapter.exclude leaves no layer of model.adapter.targets; exclude fewer layers.")
     names = [name for name in modules if name in selected]
     for name in names:
-        if type(modules[name]) not in kinds:  # not isinstance: a sub-class may compute something else
+        if layer_type(modules[name]) not in kinds:
             known = ", ".join(kind.__name__ for kind in kinds)
             raise UserError(
                 f"model.adapter.targets {targets!r} matches {name}, a {type(modules[name]).__name__}, "
@@ -70,10 +87,26 @@ def match_targets(
     return names
 
 
+def layer_type(module: nn.Module) -> type[nn.Module]:
+    """Return the type that decides how a layer is adapted: nn.Linear for SAME_AS_LINEAR, else the layer's class.
+
+    Other sub-classes are not treated like their parent, because they may compute something else.
+    """
+    return nn.Linear if type(module).__name__ in SAME_AS_LINEAR and isinstance(module, nn.Linear) else type(module)
+
+
+def _pattern(target: str, is_expression: bool, option: str) -> re.Pattern[str]:
+    """Compile a regular expression for full module names, or the pattern of a suffix or preset."""
+    try:
+        return re.compile(target) if is_expression else suffix_pattern([target])
+    except re.error as error:
+        raise UserError(f"model.adapter.{option} {target!r} is not a regular expression: {error}.") from error
+
+
 def _no_match(
     target: Sequence[str] | str, model: nn.Module, modules: dict[str, nn.Module], kinds: tuple[type, ...]
 ) -> UserError:
-    leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if type(m) in kinds)
+    leaves = Counter(re.sub(r"^.*?(\d+\.)(?!.*\d+\.)", "", n) for n, m in modules.items() if layer_type(m) in kinds)
     listed = ", ".join(f"{leaf} ({count})" if count > 1 else leaf for leaf, count in leaves.items())
     return UserError(
         f"model.adapter.targets {target!r} matches no layer of {type(model).__name__}; it has: {listed or 'none'}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,33 @@ def build_scheduler(
     if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau needs a metric, which validation gives
         options |= {"monitor": scheduler.monitor, "interval": "epoch", "strict": True}
     return options
+
+
+def fast_forward(scheduler: Any, optimizer: Optimizer, fresh: tuple[Optimizer, Any], steps: int) -> None:
+    """Move a scheduler and its optimizer to where a new scheduler is after `steps` steps.
+
+    For a run that is resumed with another number of steps: the checkpoint has the state of the shorter schedule.
+
+    Args:
+        scheduler: the scheduler of the run.
+        optimizer: the optimizer of the run; its state is kept, its hyper-parameters are replaced.
+        fresh: a new optimizer and its new scheduler, created with the new number of steps.
+        steps: optimizer steps so far.
+
+    Raises:
+        UserError: the new schedule is shorter than `steps`.
+    """
+    new_optimizer, new_scheduler = fresh
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")  # no optimizer steps are needed
+            for _ in range(steps):
+                new_scheduler.step()
+    except ValueError as error:
+        raise UserError(f"model.scheduler cannot continue after step {steps}: {error}.") from error
+    for group, new_group in zip(optimizer.param_groups, new_optimizer.param_groups, strict=True):
+        group.update({name: value for name, value in new_group.items() if name != "params"})
+    scheduler.load_state_dict(new_scheduler.state_dict())
 
 
 def optimizer_settings(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from that task:
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +28,9 @@ from litpeft.errors import UserError
 from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
-from litpeft.optim import build_optimizer, build_scheduler
+from litpeft.optim import build_optimizer, build_scheduler, fast_forward
 from litpeft.tasks.checkpoint_origin import check_origin, origin
+from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss
 from litpeft.training import processes
 from litpeft.training.sharding import full_tensors, reshard, shard_like
@@ -80,6 +80,7 @@ class FineTuner(L.LightningModule):
         self.new_tensors: list[str] = []  # names of the newly initialised parameters
         self.base: str | None = None  # fingerprint of the base weights
         self.train_loss = TrainLoss()
+        self._saved_total_steps: int | None = None  # length of the run in the checkpoint that is resumed
 
     def load(
         self, data: L.LightningDataModule, dtype: torch.dtype, **options: Any
@@ -138,7 +139,7 @@ class FineTuner(L.LightningModule):
             use_lean_dropout(model)
         self.new_tensors = new
         self.base = base_fingerprint(self.model_name) if weights else None
-        self._checkpoint_gradients(model)
+        enable_gradient_checkpointing(model, self.gradient_checkpointing)
         if self.compile_blocks:
             for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
                 for block in blocks:
@@ -146,32 +147,6 @@ class FineTuner(L.LightningModule):
         model.train()  # transformers returns eval mode and Lightning does not change it: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - start
-
-    def _checkpoint_gradients(self, model: nn.Module) -> None:
-        if self.gradient_checkpointing == "none":
-            return
-        if not getattr(model, "supports_gradient_checkpointing", False):
-            raise UserError(f"model.gradient_checkpointing: {type(model).__name__} does not support it; leave it out.")
-        reentrant = self.gradient_checkpointing == "reentrant"
-        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-        # the reentrant variant needs inputs with requires_grad, which frozen embeddings lack; the other does not
-        (model.enable_input_require_grads if reentrant else model.disable_input_require_grads)()
-
-    def _check_gradients(self) -> None:
-        """Raise a UserError if an added tensor has no gradient in any block: B would stay zero unnoticed.
-
-        One block with a gradient is enough, since a mixture of experts does not use every expert in each step.
-        """
-        no_gradient: dict[str, list[str]] = {}  # name with "#" for numbers -> tensors without gradient, "" for others
-        for name, parameter in self.adapter.added(self.backbone).items():
-            no_gradient.setdefault(re.sub(r"\d+", "#", name), []).append("" if parameter.grad is not None else name)
-        unused = [names for names in no_gradient.values() if all(names)]
-        if unused:
-            advice = "the model does not use these layers: take them out of model.adapter.targets"
-            if (kind := self.gradient_checkpointing) != "none":
-                advice = f"model.gradient_checkpointing {kind} may be the cause: try the other kind"
-            n = sum(map(len, unused))
-            raise UserError(f"{n} tensors of the adapter got no gradient ({unused[0][0]}, ...); {advice}.")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss, scaled so that the average over ranks is the mean over all ranks' rows."""
@@ -215,6 +190,15 @@ class FineTuner(L.LightningModule):
         scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps())
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
 
+    def _continue_schedule(self) -> None:
+        """Continue the schedule of a run resumed with another length as if it had had this length from the start."""
+        schedules, total = self.trainer.lr_scheduler_configs, self.total_steps()
+        if not schedules or schedules[0].interval != "step" or self._saved_total_steps in (None, total):
+            return
+        fresh = self.configure_optimizers()
+        pair = fresh["optimizer"], fresh["lr_scheduler"]["scheduler"]
+        fast_forward(schedules[0].scheduler, self.trainer.optimizers[0], pair, self.trainer.global_step)
+
     def total_steps(self) -> int | None:
         """Return the number of optimizer steps of the whole run; None if the run has no end."""
         # trainer.estimated_stepping_batches would build the loader before a resumed run restores it (Lightning #20550)
@@ -240,7 +224,7 @@ class FineTuner(L.LightningModule):
         if lr is not None:  # Adafactor may choose its own learning rate
             self.log("lr", lr, batch_size=1)
         if self.trainer.global_step == 0:
-            self._check_gradients()
+            check_gradients(self.adapter.added(self.backbone), self.gradient_checkpointing)
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             self._check_loss()
 
@@ -261,6 +245,7 @@ class FineTuner(L.LightningModule):
         """Give each rank its own dropout masks; until here all ranks share a seed, for equal initial weights."""
         if processes.rank():
             torch.manual_seed(torch.initial_seed() + processes.rank())
+        self._continue_schedule()
 
     def on_train_epoch_end(self) -> None:
         self.log("train_loss_epoch", self.train_loss.mean(), batch_size=1)
@@ -271,6 +256,7 @@ class FineTuner(L.LightningModule):
         if self.trainer.state.fn == "fit":
             self._check_loss()
         checkpoint |= {"origin": origin(self.base, self.adapter), "train_loss": self.train_loss.state_dict()}
+        checkpoint["total_steps"] = self.total_steps() if self.trainer.state.fn == "fit" else None
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a UserError that names the difference if the checkpoint has other base weights or another adapter."""
@@ -279,17 +265,26 @@ class FineTuner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
         self.train_loss.load_state_dict(checkpoint["train_loss"])
+        self._saved_total_steps = checkpoint.get("total_steps")  # absent in checkpoints of 0.1.0
 
     def on_train_batch_end(self, *_: Any) -> None:
         if self.trainer.global_step == self.trainer.max_steps:
             self.trainer.should_stop = True  # with this flag, Lightning validates the final weights before it stops
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return the trainable tensors only. Collective under FSDP2: every process must call it."""
-        if self.backbone is None:
-            return {}
-        reshard(self.backbone)
-        return full_tensors(self.adapter.state_dict(self.backbone))
+    def state_dict(
+        self, *, destination: dict[str, Tensor] | None = None, prefix: str = "", keep_vars: bool = False
+    ) -> dict[str, Tensor]:
+        """Return the trainable tensors only, as `torch.nn.Module.state_dict`; empty before the model is built.
+
+        Collective under FSDP2: every process must call it.
+        """
+        tensors: dict[str, Tensor] = {}
+        if self.backbone is not None:
+            reshard(self.backbone)
+            tensors = full_tensors(self.adapter.state_dict(self.backbone))
+        destination = {} if destination is None else destination
+        destination.update({prefix + name: tensor for name, tensor in tensors.items()})
+        return destination
 
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
         """Load the trainable tensors, always strictly (`strict` is ignored); see `Adapter.load_state_dict`."""

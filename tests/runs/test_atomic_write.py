@@ -54,7 +54,7 @@ def _step(run_dir: Path) -> int:
     return FolderCheckpointIO().load_checkpoint(newest)["step"]
 
 
-@pytest.mark.parametrize("step", [2, 1])  # 1: the same step again
+@pytest.mark.parametrize("step", [2, 1])  # 1: step 1 is saved again
 def test_a_kill_at_any_call_of_a_save_leaves_a_complete_checkpoint(in_memory: Path, step: int) -> None:
     first, call_list = in_memory / "first", in_memory / "call_list"
     FolderCheckpointIO().save_checkpoint(STATE, first / "checkpoints" / "step-000001")
@@ -88,8 +88,8 @@ def test_files_are_flushed_before_the_rename_and_the_rename_before_the_old_check
     flushed = [call for call in calls[:renamed] if call.startswith("fsync")]
     assert set(flushed) == {f"fsync {scratch}{end}" for end in ("", f"/{TENSORS}", f"/{LOOP}", f"/{SUMS}")}
     assert flushed[-1] == f"fsync {scratch}"
-    gone = next(i for i, call in enumerate(calls) if call.startswith("os.rename /step-000001"))
-    assert "fsync " in calls[renamed + 1 : gone]
+    removed = next(i for i, call in enumerate(calls) if call.startswith("os.rename /step-000001"))
+    assert "fsync " in calls[renamed + 1 : removed]
 
 
 def test_the_checksums_match_sha256sum(tmp_path: Path) -> None:

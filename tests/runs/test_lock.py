@@ -1,4 +1,4 @@
-"""Locks of folders: one holder, free after a kill, and no need for POSIX-only modules."""
+"""Folder locks: one holder, released after a kill, without POSIX-only modules."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hold(folder: Path, seconds: float) -> subprocess.Popen[str]:
     return holder
 
 
-def test_a_second_process_is_refused_and_named_the_holder(tmp_path: Path) -> None:
+def test_a_second_process_is_refused_with_the_name_of_the_holder(tmp_path: Path) -> None:
     holder = hold(tmp_path / "run", 60)
     try:
         with pytest.raises(FolderInUse) as refused:
@@ -51,7 +51,7 @@ def test_waiting_ends_with_the_holder(tmp_path: Path) -> None:
     assert holder.wait(timeout=60) == 0
 
 
-def test_the_lock_file_of_an_earlier_version_names_its_process(tmp_path: Path) -> None:
+def test_a_lock_file_of_version_0_1_0_still_names_its_process(tmp_path: Path) -> None:
     held = lock(tmp_path)
     (tmp_path / ".lock").write_text("4711\n")  # litpeft 0.1.0
     with pytest.raises(FolderInUse, match="in use by process 4711"):
@@ -59,12 +59,12 @@ def test_the_lock_file_of_an_earlier_version_names_its_process(tmp_path: Path) -
     held.release()
 
 
-def test_fit_needs_no_posix_module(tmp_path: Path, words: list[str]) -> None:
+def test_fit_needs_no_posix_module(tmp_path: Path, fit_arguments: list[str]) -> None:
     code = (
         "import builtins, signal, sys\n"
         "real = builtins.__import__\n"
         "def limited(name, globals=None, *rest, **named):\n"
-        "    ours = str((globals or {}).get('__name__')).startswith('litpeft')\n"  # other libraries choose by platform
+        "    ours = str((globals or {}).get('__name__')).startswith('litpeft')\n"  # other libraries may import them
         "    if ours and name in ('fcntl', 'resource', 'grp', 'pwd', 'termios'):\n"
         "        raise ImportError(name)\n"
         "    return real(name, globals, *rest, **named)\n"
@@ -77,7 +77,11 @@ def test_fit_needs_no_posix_module(tmp_path: Path, words: list[str]) -> None:
         "from litpeft.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
-    command = [sys.executable, "-c", code, *words, "--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "2"]
+    command = [
+        *(sys.executable, "-c", code),
+        *fit_arguments,
+        *("--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "2"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert read_record(tmp_path / "run")["status"] == "ok"

@@ -31,9 +31,9 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("kind", ["non_reentrant", "reentrant"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_gradient_checkpointing_trains_to_the_same_weights(
-    name: str, kind: str, words: list[str], tmp_path: Path
+    name: str, kind: str, fit_arguments: list[str], tmp_path: Path
 ) -> None:
-    same = [*words, "--model.adapter", *ADAPTERS[name], "--trainer.max_steps", "4"]
+    same = [*fit_arguments, "--model.adapter", *ADAPTERS[name], "--trainer.max_steps", "4"]
     assert main([*same, "--run_dir", str(tmp_path / "plain")]) == 0
     assert main([*same, "--model.gradient_checkpointing", kind, "--run_dir", str(tmp_path / "less")]) == 0
     plain, less = trained(tmp_path / "plain"), trained(tmp_path / "less")
@@ -44,7 +44,7 @@ def test_gradient_checkpointing_trains_to_the_same_weights(
 
 
 def test_added_tensors_without_gradients_stop_the_run(
-    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    fit_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the embeddings' output has no gradient, reentrant checkpointing trains only the head."""
     from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ def test_added_tensors_without_gradients_stop_the_run(
         "--run_dir",
         str(tmp_path / "r"),
     ]
-    assert main([*words, *options]) == 2
+    assert main([*fit_arguments, *options]) == 2
     message = capsys.readouterr().err
     assert "8 tensors of the adapter got no gradient (bert.encoder.layer.0." in message
     assert "model.gradient_checkpointing reentrant may be the cause: try the other kind" in message
@@ -68,12 +68,12 @@ def test_added_tensors_without_gradients_stop_the_run(
 @pytest.mark.parametrize("adapter", ["QLoRA", "QDoRA"])
 @pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
 def test_a_quantised_run_records_the_stored_bytes(
-    adapter: str, quant_type: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    adapter: str, quant_type: str, fit_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[FineTuner] = []
     monkeypatch.setattr(FineTuner, "build", _keeping(built, FineTuner.build))
     options = ["--model.adapter", adapter, "--model.adapter.quant_type", quant_type, "--model.dtype", "bf16"]
-    assert main([*words, *options, "--run_dir", str(tmp_path)]) == 0
+    assert main([*fit_arguments, *options, "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
     assert record["adapter"] == f"{adapter.lower()}-{quant_type}"
     summary = record["adapter_summary"]
@@ -90,17 +90,17 @@ def test_a_quantised_run_records_the_stored_bytes(
 
 
 def test_the_default_folder_is_named_by_the_quantisation(
-    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fit_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     options = ["--model.adapter", "QLoRA", "--model.adapter.quant_type", "fp4", "--trainer.max_steps", "1"]
-    assert main([*words, *options]) == 0
+    assert main([*fit_arguments, *options]) == 0
     (record,) = tmp_path.rglob("record.json")
     assert record.parent.parent.name.startswith("qlora-fp4,model_name=")
 
 
 def test_a_newly_initialised_weight_is_trained_and_not_quantised(
-    tiny_model: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model: str, fit_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import shutil
 
@@ -112,7 +112,7 @@ def test_a_newly_initialised_weight_is_trained_and_not_quantised(
     built: list[FineTuner] = []
     monkeypatch.setattr(FineTuner, "build", _keeping(built, FineTuner.build))
     options = ["--model.adapter", "QLoRA", "--model.model_name", str(folder), "--model.dtype", "bf16"]
-    assert main([*words, *options, "--run_dir", str(tmp_path / "run")]) == 0
+    assert main([*fit_arguments, *options, "--run_dir", str(tmp_path / "run")]) == 0
     pooler = built[0].backbone.bert.pooler.dense
     assert type(pooler) is torch.nn.Linear
     assert pooler.weight.requires_grad
@@ -120,7 +120,7 @@ def test_a_newly_initialised_weight_is_trained_and_not_quantised(
 
 
 def test_a_mismatched_shape_is_refused_when_quantising(
-    tiny_model: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+    tiny_model: str, fit_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     import shutil
 
@@ -128,7 +128,7 @@ def test_a_mismatched_shape_is_refused_when_quantising(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
     options = ["--model.adapter", "QLoRA", "--model.model_name", str(folder)]
-    assert main([*words, *options, "--run_dir", str(tmp_path / "run")]) == 2
+    assert main([*fit_arguments, *options, "--run_dir", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
     assert (
         "cannot be loaded: bert.encoder.layer.0.intermediate.dense.weight has the shape (64, 32) in the file" in message

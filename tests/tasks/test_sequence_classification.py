@@ -107,11 +107,11 @@ def test_loss_and_gradients_equal_transformers(tiny_model: str, sentences, tmp_p
 
 
 def test_predictions_and_metrics_agree_with_an_independent_count(
-    tmp_path: Path, words: list[str], sentences: dict[str, str]
+    tmp_path: Path, fit_arguments: list[str], sentences: dict[str, str]
 ) -> None:
     run_dir = tmp_path / "run"
     learn = ["--model.adapter", "Full", "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1.5e-3"]
-    assert main([*words, *learn, "--trainer.max_epochs", "3", "--run_dir", str(run_dir)]) == 0
+    assert main([*fit_arguments, *learn, "--trainer.max_epochs", "3", "--run_dir", str(run_dir)]) == 0
     out = tmp_path / "out" / "p.jsonl"
     assert (
         main(

@@ -1,0 +1,61 @@
+"""A run that is resumed with more epochs continues every schedule as a run of that length in one go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from litpeft.__main__ import main
+
+SCHEDULES = {
+    "OneCycleLR": ["OneCycleLR", "--model.scheduler.max_lr", "0.01"],
+    "CosineAnnealingLR": ["CosineAnnealingLR", "--model.scheduler.T_max", "-1"],
+    "WarmupLinear": ["WarmupLinear"],
+    "WarmupCosine": ["WarmupCosine", "--model.scheduler.floor", "0.1"],
+    "WarmupInverseSqrt": ["WarmupInverseSqrt", "--model.scheduler.warmup", "2"],
+    "PolynomialLR": ["PolynomialLR", "--model.scheduler.total_iters", "30"],
+    "LinearLR": ["LinearLR", "--model.scheduler.total_iters", "30"],
+    "CosineAnnealingWarmRestarts": ["CosineAnnealingWarmRestarts", "--model.scheduler.T_0", "10"],
+    "ExponentialLR": ["ExponentialLR", "--model.scheduler.gamma", "0.9"],
+}
+
+
+def rates(run_dir: Path) -> dict[int, float]:
+    """Return the learning rate at each logged step."""
+    return {event.step: event.value for event in EventAccumulator(str(run_dir)).Reload().Scalars("lr")}
+
+
+@pytest.mark.parametrize("adapter", [[], ["--model.adapter.lora_plus_ratio", "4"]], ids=["LoRA", "LoRA+"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_an_extended_run_continues_the_longer_schedule(
+    name: str, adapter: list[str], tmp_path: Path, fit_arguments: list[str]
+) -> None:
+    if name == "OneCycleLR" and adapter:
+        pytest.skip("OneCycleLR sets one learning rate for all groups and is refused with LoRA+")
+    common = [
+        *fit_arguments,
+        *("--model.adapter", "LoRA", *adapter, "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"),
+        *("--model.scheduler", *SCHEDULES[name], "--trainer.log_every_n_steps", "1"),
+    ]
+    assert main([*common, "--trainer.max_epochs", "3", "--run_dir", str(tmp_path / "whole")]) == 0
+    assert main([*common, "--trainer.max_epochs", "1", "--run_dir", str(tmp_path / "parts")]) == 0
+    assert main([*common, "--trainer.max_epochs", "3", "--run_dir", str(tmp_path / "parts"), "--resume"]) == 0
+    whole, parts = rates(tmp_path / "whole"), rates(tmp_path / "parts")
+    assert len(whole) == 36
+    for step in range(12, 36):
+        assert parts[step] == pytest.approx(whole[step], rel=1e-6), step
+
+
+def test_a_shorter_one_cycle_is_refused_in_a_sentence(
+    tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    schedule = [*SCHEDULES["OneCycleLR"], "--model.scheduler.total_steps", "14"]
+    common = [*fit_arguments, "--model.scheduler", *schedule, "--run_dir", str(tmp_path / "run")]
+    assert main([*common, "--trainer.max_epochs", "1"]) == 0
+    capsys.readouterr()
+    assert main([*common, "--trainer.max_epochs", "3", "--resume"]) != 0
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "total_steps" in error or "total steps" in error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -166,7 +168,19 @@ def check_values(options: Namespace) -> None:
         if group in options and not isinstance(options[group], Namespace):
             raise UserError(f"{group} must hold options by name, such as {group}.NAME, got {options[group]!r}.")
     for name, value in vars(options.as_flat()).items():
-        _check_value(name.replace(".init_args", ""), value)
+        if not (isinstance(value, float) and math.isinf(value) and _is_default(options, name, value)):
+            _check_value(name.replace(".init_args", ""), value)
+
+
+def _is_default(options: Namespace, name: str, value: Any) -> bool:
+    """Return whether an optimizer or schedule option has its class default, such as Prodigy's growth_rate: inf."""
+    owner, _, argument = name.rpartition(".init_args.")
+    path = options.get(f"{owner}.class_path") if owner else None
+    if not isinstance(path, str):
+        return False
+    module, _, kind = path.rpartition(".")
+    parameters = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+    return argument in parameters and parameters[argument].default == value
 
 
 def _check_value(name: str, value: Any) -> None:

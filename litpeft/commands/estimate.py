@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import copy
+import csv
+import json
 import re
+import sys
 import time
 from collections.abc import Callable
 from math import ceil
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
-from rich.console import Console
-from rich.table import Table
 
 from litpeft.adapters import Adapter
 from litpeft.cli.console import quieten
 from litpeft.cli.planned_run import PlannedRunCLI
+from litpeft.commands.estimate_output import GIB, figures, show_tables
 from litpeft.errors import UserError
-from litpeft.profiling.memory import CATEGORIES
-from litpeft.profiling.memory.cuda import context_bytes, workspaces
+from litpeft.profiling.memory.cuda import context_bytes
 from litpeft.profiling.memory.trace import Trace, trace
-from litpeft.runs.strategy_names import shown_name
 from litpeft.tasks import FineTuner
 
-MIB, GIB = 2**20, 2**30
 USABLE = 0.985  # share of a GPU's nominal memory that torch reports, on a 4090, A100 or H100
 UNIT = 16  # tokens; the longest row is searched in multiples of this
 MAX_TOKENS, MAX_ROWS = 1 << 17, 1 << 14  # limits of the search for the longest row and the largest batch
@@ -36,6 +35,9 @@ class EstimateCLI(PlannedRunCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
+        parser.add_argument(
+            "--format", type=Literal["table", "json", "csv"], default="table", help="tables, or raw numbers"
+        )
         parser.add_argument(
             "--device",
             type=str | int | None,
@@ -70,7 +72,7 @@ class Plan:
         self.context = context_bytes(self.capability)
         self.limit = None if usable is None else usable - self.context
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
-        self.adapters = cli.adapters()
+        self.adapters, self.format = cli.adapters(), options.format
         if self.task.compile_blocks:
             raise UserError("model.compile_blocks: the memory of compiled blocks cannot be estimated; leave it out.")
         self.classes_assumed = False
@@ -182,80 +184,18 @@ def main(arguments: list[str]) -> int:
     quieten()
     started = time.perf_counter()
     plan = Plan(arguments)
-    console = Console()
     traces = [plan.trace(adapter) for adapter in plan.adapters]
-    shape = f"batches of {plan.rows} x {plan.tokens} tokens ({plan.source})"
-    print(f"{type(plan.task).__name__}, {plan.task.model_name}, {plan.task.dtype_name}, {shape}")
-    if len(traces) == 1:
-        console.print(_split(plan, traces[0]))
-    console.print(_summary(plan, traces))
-    for line in _assumptions(plan):
-        print(f"- {line}")
-    print(f"estimated in {time.perf_counter() - started:.1f} s")
+    rows = figures(plan, traces)
+    if plan.format == "json":
+        print(json.dumps({"rows": plan.rows, "tokens": plan.tokens, "strategies": rows}, indent=2))
+    elif plan.format == "csv":
+        writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        show_tables(plan, traces, rows)
+        print(f"estimated in {time.perf_counter() - started:.1f} s")
     return 0
-
-
-def _split(plan: Plan, found: Trace) -> Table:
-    """Return a table of peak memory by purpose and phase."""
-    table = Table(title=f"peak memory of {shown_name(plan.adapters[0].name)}, MiB", title_justify="left")
-    table.add_column("")
-    for phase in found.phases:
-        table.add_column(phase.replace("_", " "), justify="right")
-    peaks = list(found.phases.values())
-    rows = {name.replace("_", " "): [p.tensors.split[name] for p in peaks] for name in CATEGORIES}
-    rows |= {"all tensors": [p.tensors.bytes for p in peaks]}
-    if plan.device == "cuda":
-        rows |= {"allocated": [p.allocated_bytes for p in peaks], "reserved so far": [p.reserved_bytes for p in peaks]}
-    for name, sizes in rows.items():
-        if any(sizes):
-            table.add_row(name, *(f"{size / MIB:,.1f}" for size in sizes))
-    return table
-
-
-def _summary(plan: Plan, found: list[Trace]) -> Table:
-    """Return a table with one row per adapter: trainable parameters, memory, and whether the run fits."""
-    table = Table()
-    columns = ["adapter", "trainable", "parameters", "checkpoint MiB", "model MiB", "peak tensors MiB"]
-    if plan.limit is not None:
-        columns += ["reserved MiB", "with context MiB", f"of {plan.card / GIB:,.1f} GiB"]
-        columns += [f"largest batch at {plan.tokens} tokens"]
-        columns += [f"longest row at batch {plan.rows}"] if len(found) == 1 else []
-    for column in columns:
-        table.add_column(column, justify="left" if column == "adapter" else "right")
-    for adapter, each in zip(plan.adapters, found, strict=True):
-        counts = each.counts
-        peak = max(phase.tensors.bytes for phase in each.phases.values())
-        cells = [shown_name(adapter.name), f"{counts['trainable_params']:,}", f"{counts['total_params']:,}"]
-        cells += [f"{size / MIB:,.1f}" for size in (counts["adapter_bytes"], counts["model_bytes"], peak)]
-        if plan.limit is not None:
-            needed = plan.needed(each)
-            cells += [f"{size / MIB:,.1f}" for size in (needed, needed + plan.context)]
-            cells += ["fits" if needed <= plan.limit else "does not fit"]
-            cells += [f"{plan.largest_batch(adapter, each):,}"]
-            cells += [f"{plan.longest_rows(adapter, each):,}"] if len(found) == 1 else []
-        table.add_row(*cells)
-    return table
-
-
-def _assumptions(plan: Plan) -> list[str]:
-    """Return the assumptions behind the figures, one sentence each."""
-    lines = ["traced: two optimizer steps and one validation batch of the code of fit, on meta tensors"]
-    lines += ["assumed: two classes, because --data.label_names is not given"] if plan.classes_assumed else []
-    if plan.device == "cpu":
-        return [*lines, "not counted: Python, the libraries, and temporary memory inside kernels"]
-    context, cublas = plan.context // MIB, sum(workspaces(plan.capability)) / MIB
-    lines += [
-        "4-bit weights are dequantised one layer at a time; logits are computed in chunks",
-        f"modelled: torch's caching allocator, and {cublas:.1f} MiB of cuBLAS workspaces",
-        f"assumed: a CUDA context of {context} MiB, flash attention for batches without padding",
-        "not modelled: fragmentation by batches of other shapes, which adds a few per cent to the reserved memory",
-    ]
-    if plan.limit is not None:
-        usable = (plan.limit + plan.context) / GIB
-        lines += [
-            f"fits: reserved memory and context within {usable:,.2f} GiB, the usable part of {plan.card / GIB:,.1f}"
-        ]
-    return lines
 
 
 def _device(given: str | int | None) -> tuple[str, int | None, int | None]:

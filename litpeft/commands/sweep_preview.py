@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from litpeft.commands.estimate import MIB, Plan
+from litpeft.commands.estimate import Plan
+from litpeft.commands.estimate_output import MIB
 from litpeft.errors import UserError
 from litpeft.sweeps.experiment import Experiment, Trial
 

@@ -1,7 +1,8 @@
-"""`litpeft estimate` as a user runs it: beside a run of the same configuration, and without weights or data."""
+"""`litpeft estimate`: compared with a run of the same configuration, and without weights or data."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import shutil
@@ -22,10 +23,10 @@ ADAPTERS = {
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_what_is_foretold_is_what_a_run_of_the_same_configuration_takes(
-    name: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_estimate_matches_a_run_of_the_same_configuration(
+    name: str, fit_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = [*words[1:], "--model.adapter", *ADAPTERS[name], "--trainer.gradient_clip_val", "1"]
+    options = [*fit_arguments[1:], "--model.adapter", *ADAPTERS[name], "--trainer.gradient_clip_val", "1"]
     assert main(["fit", *options, "--run_dir", str(tmp_path / "run")]) == 0
     record = read_record(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
@@ -37,38 +38,38 @@ def test_what_is_foretold_is_what_a_run_of_the_same_configuration_takes(
         )
     for kind in ("trainable_params", "total_params", "adapter_bytes", "model_bytes"):
         assert found.counts[kind] == record[kind]
-    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # and nothing is written
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]  # estimate writes nothing
 
 
 @pytest.fixture
 def config_alone(tiny_llama: str, tmp_path: Path) -> list[str]:
-    """Options of a model of which there is no more than its config.json."""
+    """Return options of a model folder that holds only config.json."""
     shutil.copy(Path(tiny_llama) / "config.json", tmp_path)
     return ["--config", "alpaca", "--model", "CausalLM", "--model.model_name", str(tmp_path), "--model.adapter", "LoRA"]
 
 
-def test_neither_weights_nor_data_nor_a_gpu_are_needed(
+def test_no_weights_data_or_gpu_are_needed(
     config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    card = "Some Card 0.6GB"  # little beside the context: the largest batch is looked for, and larger ones take longer
-    words = ["--tokens", "64", "--data.batch_size", "4", "--device", card, "--compare", "full, dora,qlora-fp4"]
-    assert main(["estimate", *config_alone, *words]) == 0
-    told = capsys.readouterr().out
-    rows = {name: re.search(rf"│ {name} .*", told)[0] for name in ("full", "dora", "qlora-fp4")}
+    card = "Some Card 0.6GB"  # little memory above the context, so that the search for the largest batch is short
+    arguments = ["--tokens", "64", "--data.batch_size", "4", "--device", card, "--compare", "full, dora,qlora-fp4"]
+    assert main(["estimate", *config_alone, *arguments]) == 0
+    output = capsys.readouterr().out
+    rows = {name: re.search(rf"│ {name} .*", output)[0] for name in ("full", "dora", "qlora-fp4")}
     assert all("fits" in row for row in rows.values())
     trained = {name: int(row.split("│")[2].replace(",", "")) for name, row in rows.items()}
     assert trained["full"] > trained["dora"] > trained["qlora-fp4"]
-    assert "a CUDA context of 500 MiB" in told
+    assert "a CUDA context of 500 MiB" in output
 
 
-def test_what_does_not_fit_is_said_to_and_what_would(
+def test_an_estimate_that_does_not_fit_names_the_batch_that_would(
     config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "250")
-    size = 500 * 2**20 + 60 * 2**20  # little beside the context
-    words = ["--tokens", "256", "--data.batch_size", "64", "--device", str(size)]
-    plan = Plan([*config_alone, *words])
+    size = 500 * 2**20 + 60 * 2**20  # little memory above the context
+    arguments = ["--tokens", "256", "--data.batch_size", "64", "--device", str(size)]
+    plan = Plan([*config_alone, *arguments])
     found = plan.trace(plan.task.adapter)
     rows, tokens = (find(plan.task.adapter, found) for find in (plan.largest_batch, plan.longest_rows))
     assert plan.needed(found) > plan.limit
@@ -81,12 +82,12 @@ def test_what_does_not_fit_is_said_to_and_what_would(
 
     assert needed(rows, 256) <= plan.limit < needed(rows + 1, 256)
     assert needed(64, tokens) <= plan.limit < needed(64, tokens + 16)
-    assert main(["estimate", *config_alone, *words]) == 0
+    assert main(["estimate", *config_alone, *arguments]) == 0
     assert "does not fit" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("words", "sentence"),
+    ("arguments", "sentence"),
     [
         (["--device", "A100"], "--device A100: give cpu, a GPU with its memory ('A100 40GB'), or bytes."),
         (["--compare", "lora,lorra"], "--compare: no adapter is named 'lorra'; known: "),
@@ -94,72 +95,101 @@ def test_what_does_not_fit_is_said_to_and_what_would(
         (["--tokens", "0"], "--tokens must be at least 1, got 0."),
         (["--tokens", "600"], "data.max_length 600 is more than the 512 positions of "),
         (["--data.train_file", "none.json", "--data.tokenizer", "gone/away"], "; or give --tokens to estimate without"),
-        (
-            ["--model.compile_blocks", "true"],
-            "model.compile_blocks: the memory of compiled blocks cannot be estimated",
-        ),
+        (["--model.compile_blocks", "true"], "model.compile_blocks: the memory of compiled blocks cannot be estimated"),
         (["--devise", "cpu"], "unknown option --devise (did you mean --device?)."),
     ],
 )
 def test_a_mistake_is_one_sentence(
-    words: list[str], sentence: str, config_alone: list[str], capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, config_alone: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = words if "--data.train_file" in words or "--tokens" in words else [*words, "--tokens", "32"]
-    assert main(["estimate", *config_alone, *words]) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.count("\n") == 1
+    arguments = (
+        arguments if "--data.train_file" in arguments or "--tokens" in arguments else [*arguments, "--tokens", "32"]
+    )
+    assert main(["estimate", *config_alone, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
 
 
-def test_the_largest_that_fits_is_found_whatever_the_growth() -> None:
+def test_the_largest_value_that_fits_is_found_for_any_growth() -> None:
     draw = random.Random(0)
     for _ in range(200):
-        slope, bend, most = draw.randint(1, 50), draw.randint(0, 3), draw.randint(1, 300)
-        always, known = draw.randint(0, 2000), draw.randint(1, 400)
+        slope, curvature, maximum = draw.randint(1, 50), draw.randint(0, 3), draw.randint(1, 300)
+        constant, known = draw.randint(0, 2000), draw.randint(1, 400)
         limit = draw.randint(0, 20_000)
-        asked: list[int] = []
+        tried: list[int] = []
 
-        def bytes_at(x: float, slope: int = slope, bend: int = bend, always: int = always, asked: list = asked) -> int:
-            asked.append(int(x))
-            return int(always + slope * x + bend * x * x // 8)
+        def bytes_at(
+            x: float, slope: int = slope, curvature: int = curvature, constant: int = constant, tried: list = tried
+        ) -> int:
+            tried.append(int(x))
+            return int(constant + slope * x + curvature * x * x // 8)
 
-        points = {0: always, known: bytes_at(known)}
-        asked.clear()
-        found = largest(bytes_at, limit, points, most)
-        assert found == max((x for x in range(1, most + 1) if bytes_at(x) <= limit), default=0)
+        points = {0: constant, known: bytes_at(known)}
+        tried.clear()
+        found = largest(bytes_at, limit, points, maximum)
+        assert found == max((x for x in range(1, maximum + 1) if bytes_at(x) <= limit), default=0)
 
 
-def test_what_is_far_too_large_is_not_looked_at() -> None:
-    """Where small batches fit and the line through them is all but level, a guess could be a thousand times too high."""
-    asked: list[int] = []
+def test_values_far_too_large_are_not_tried() -> None:
+    """A nearly flat line through small batches could lead to a guess that is a thousand times too large."""
+    tried: list[int] = []
 
     def bytes_at(x: int) -> int:
-        asked.append(x)
+        tried.append(x)
         return 100 + x // 4 + (1000 if x > 37 else 0)
 
     assert largest(bytes_at, 500, {0: 100, 1: 101, 5: 102}, 1 << 14) == 37
-    assert max(asked) <= 4 * 37
-    assert len(asked) < 16
+    assert max(tried) <= 4 * 37
+    assert len(tried) < 16
 
 
-def test_steps_of_an_allocator_do_not_make_the_search_long() -> None:
+def test_the_search_is_short_although_the_allocator_rounds_up() -> None:
     for block in (1, 2_000, 60_000, 10_000_000):
-        asked: list[int] = []
+        tried: list[int] = []
 
-        def bytes_at(x: float, block: int = block, asked: list = asked) -> int:
-            asked.append(int(x))
+        def bytes_at(x: float, block: int = block, tried: list = tried) -> int:
+            tried.append(int(x))
             return -(-int(3_000 + 700 * x) // block) * block
 
         found = largest(bytes_at, 30_000_000, {0: bytes_at(0), 4: bytes_at(4)}, 2**16)
         assert bytes_at(found) <= 30_000_000 < bytes_at(found + 1)
-        assert len(asked) < 8 + 2 * 16
+        assert len(tried) < 8 + 2 * 16
 
 
 @pytest.mark.parametrize(
     ("device", "workspaces"),
     [("A100 80GB", 16.2), ("H100 80GB", 64.0), ("NVIDIA GH200 96 GB", 64.0), ("L40S 48GB", 16.2)],
 )
-def test_hoppers_larger_workspaces_are_counted(config_alone: list[str], device: str, workspaces: float) -> None:
+def test_the_larger_workspaces_of_hopper_gpus_are_counted(
+    config_alone: list[str], device: str, workspaces: float
+) -> None:
     plan = Plan([*config_alone, "--tokens", "16", "--data.batch_size", "1", "--device", device])
     assert sum(cublas(plan.capability)) / 2**20 == pytest.approx(workspaces, abs=0.06)
     assert plan.context == (750 if workspaces == 64 else 500) * 2**20
+
+
+def test_a_narrow_terminal_gets_a_line_per_strategy_with_full_numbers(
+    config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    arguments = ["--tokens", "64", "--data.batch_size", "4", "--device", "A100 40GB", "--compare", "full,lora"]
+    assert main(["estimate", *config_alone, *arguments]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("full: ", "lora: "))]
+    assert len(lines) == 2
+    assert all(
+        re.search(r"trainable [\d,]+, parameters [\d,]+, .*, of 40.0 GiB fits, largest batch at 64", x) for x in lines
+    )
+    assert "…" not in "".join(lines)
+
+
+def test_raw_numbers_as_json_and_csv(config_alone: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--tokens", "64", "--data.batch_size", "4", "--device", "cpu", "--compare", "full,lora", "--format"]
+    assert main(["estimate", *config_alone, *arguments, "json"]) == 0
+    read = json.loads(capsys.readouterr().out)
+    assert (read["rows"], read["tokens"]) == (4, 64)
+    assert [row["adapter"] for row in read["strategies"]] == ["full", "lora"]
+    assert main(["estimate", *config_alone, *arguments, "csv"]) == 0
+    header, full, _ = capsys.readouterr().out.splitlines()
+    assert header == "adapter,trainable_params,total_params,adapter_bytes,model_bytes,peak_tensor_bytes"
+    assert int(full.split(",")[1]) == read["strategies"][0]["trainable_params"]

@@ -54,6 +54,8 @@ def match_targets(
             matches no selected layer, or all of them.
     """
     modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
+    text = _text_modules(model)
+    modules = {name: module for name, module in modules.items() if f"{name}.".startswith(text)}
     if isinstance(targets, str) and re.fullmatch(r"[\w-]+", targets) and targets not in modules:
         targets = [targets]  # one word is a suffix: as a regular expression it would match no full name
     selected: set[str] = set()
@@ -93,6 +95,20 @@ def layer_type(module: nn.Module) -> type[nn.Module]:
     Other sub-classes are not treated like their parent, because they may compute something else.
     """
     return nn.Linear if type(module).__name__ in SAME_AS_LINEAR and isinstance(module, nn.Linear) else type(module)
+
+
+def _text_modules(model: nn.Module) -> tuple[str, ...]:
+    """Return name prefixes of the text part of a multimodal model; ("",), which is every module, for other models.
+
+    litpeft trains on text only, so adapters in a vision tower would get no gradient.
+    """
+    config = getattr(model, "config", None)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if text is config:
+        return ("",)
+    parts = [name for name, module in model.named_modules() if getattr(module, "config", None) is text]
+    head = model.get_output_embeddings()
+    return tuple(f"{name}." for name in parts) + tuple(f"{n}." for n, m in model.named_modules() if m is head)
 
 
 def _pattern(target: str, is_expression: bool, option: str) -> re.Pattern[str]:

@@ -47,6 +47,6 @@ class CausalLM(LanguageModelling):
 @torch.no_grad()
 def _attends_to_later_tokens(model: nn.Module) -> bool:
     """Return whether the logits of the first tokens change with the last token."""
-    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.device) % model.config.vocab_size
+    ids = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 0]], device=model.device) % model.config.get_text_config().vocab_size
     one, two = model(input_ids=ids).logits[:, :-1].float()
     return not torch.allclose(one, two, rtol=1e-2, atol=1e-2 * float(one.abs().max()))

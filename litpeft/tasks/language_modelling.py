@@ -90,7 +90,8 @@ class LanguageModelling(FineTuner):
     def _summed(self, states: Tensor, labels: Tensor) -> Tensor:
         if self._needs_full_logits:
             return nn.functional.cross_entropy(states.float(), labels, reduction="sum")
-        return head_loss(states, labels, self.backbone.get_output_embeddings(), self.backbone.config.vocab_size)
+        vocabulary = self.backbone.config.get_text_config().vocab_size
+        return head_loss(states, labels, self.backbone.get_output_embeddings(), vocabulary)
 
     def loss(self, batch: Batch) -> Tensor:
         total, tokens = self.token_loss(batch)
@@ -186,7 +187,7 @@ class LanguageModelling(FineTuner):
     @torch.no_grad()
     def _logits_are_head_output(self, model: nn.Module) -> bool:
         """Return whether the logits are the unchanged output of the head; some models cap or scale the logits."""
-        ids = torch.arange(4, device=model.device)[None] % model.config.vocab_size
+        ids = torch.arange(4, device=model.device)[None] % model.config.get_text_config().vocab_size
         decoder = {"decoder_input_ids": ids} if self.encoder_decoder else {}
         outputs: list[Tensor] = []
         head = model.get_output_embeddings()

@@ -8,7 +8,15 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, FalconConfig, FalconForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    FalconConfig,
+    FalconForCausalLM,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+)
 
 from litpeft.adapters import LoRA, QLoRA
 from litpeft.adapters.layers import ADAPTED, LINEAR, adapted_layers
@@ -89,6 +97,18 @@ def test_excluded_layers_are_not_adapted() -> None:
 def test_a_useless_exclusion_is_refused(exclude: list[str] | str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         match_targets(build("qwen3"), ["q_proj"], tuple(ADAPTED), LINEAR, exclude)
+
+
+def test_the_vision_tower_of_a_multimodal_model_is_left_alone() -> None:
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = Gemma3Config(text_config=SIZES, vision_config=vision | {"image_size": 28, "patch_size": 14})
+    with torch.device("meta"):
+        model = Gemma3ForConditionalGeneration(config).requires_grad_(False)
+    assert [name for name, module in model.named_modules() if "vision" in name and type(module) is nn.Linear]
+    for targets in ("all-linear", ["query", "value"]):
+        names = match_targets(model, targets, tuple(ADAPTED), LINEAR)
+        assert all(name.startswith("model.language_model.") for name in names)
+        assert len(names) == (14 if targets == "all-linear" else 4)
 
 
 def falcon() -> nn.Module:

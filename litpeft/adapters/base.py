@@ -70,8 +70,8 @@ class Adapter:
         """
         raise NotImplementedError
 
-    def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
-        """Prepare a model for training, in place: freeze the base and add the adapter.
+    def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> nn.Module:
+        """Prepare a model for training, in place: freeze the base and add the adapter. Return the model.
 
         Afterwards only the parameters to train have `requires_grad`, and they are fp32 whatever the base's dtype.
 
@@ -112,6 +112,7 @@ class Adapter:
             parameter.data = parameter.data.float()
         if not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
+        return model
 
     def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters that this adapter has added, by name; each must get a gradient in training."""

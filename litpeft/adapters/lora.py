@@ -86,11 +86,12 @@ class LoRA(Adapter):
         self.lora_plus_ratio, self.init_from, self.exclude = lora_plus_ratio, init_from, exclude
         self._checkpoint_follows = False  # True: a checkpoint will be loaded, so `init_from` is not read
 
-    def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> None:
+    def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> nn.Module:
         head, new = tuple(head), tuple(new)
         super().apply(model, head, new)
         if self.init_from and not self._checkpoint_follows:
             load_adapter(Path(self.init_from), model, self)
+        return model
 
     def adapt(self, model: nn.Module) -> None:
         for name, layer in list(model.named_modules()):

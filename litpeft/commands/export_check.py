@@ -20,6 +20,7 @@ from litpeft.tasks import FineTuner
 ROWS = 4  # rows of the comparison
 FP32_PARAMETERS = 2 * 10**9  # larger models are compared in the dtype of the run, to save memory
 ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # largest difference, as a share of the largest logit
+MERGED_ROUNDING = {torch.float32: 0.05, torch.bfloat16: 0.2}  # of a merged model, beside a run that computes in bf16
 
 
 @dataclass
@@ -128,11 +129,17 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
         The result as a phrase.
 
     Raises:
-        UserError: the logits differ by more than rounding, on the same base.
+        UserError: the folder has tensors that the model lacks, or lacks tensors of the model (the adapter was not
+            merged); or the logits differ by more than rounding, on the same base.
     """
-    reloaded = kind.from_pretrained(folder)
+    reloaded, report = kind.from_pretrained(folder, output_loading_info=True)
+    if wrong := sorted([*report["unexpected_keys"], *report["missing_keys"]]):
+        raise UserError(
+            f"{wrong[0]} belongs to the adapter and not to {kind.__name__}, so the adapter cannot be merged; "
+            "give the adapter class a `merge` method."
+        )
     difference, largest = (logits(reloaded, inputs) - trained).abs().max().item(), trained.abs().max().item()
-    if same_base and not difference < 0.5 * largest:
+    if same_base and not difference <= MERGED_ROUNDING[reloaded.dtype] * max(largest, 0.1):
         raise UserError(
             f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."
         )

@@ -1,4 +1,4 @@
-"""`litpeft compare`: options, and every output format read back."""
+"""`litpeft compare`: its options, and every output format parsed again."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_csv_is_read_back_raw(grid: Path, capsys: pytest.CaptureFixture[str]) ->
     for row, group in zip(rows, comparison.groups, strict=True):
         estimate, difference = group.estimates["val_accuracy"], group.differences.get("val_accuracy")
         assert [float(row[f"val_accuracy_{key}"]) for key in ("mean", "low", "high", "count")] == [
-            *(estimate.mean, estimate.low, estimate.high, 4),
+            *(estimate.mean, estimate.low, estimate.high, 4)
         ]
         assert row["axis_adapter"] == group.label
         assert row["val_accuracy_verdict"] == (difference.verdict if difference else "")
@@ -224,7 +224,7 @@ def test_digits_match_the_interval(name: str, estimate: Estimate | None, shown: 
     assert format_estimate(name, estimate) == shown
 
 
-def test_small_things_are_not_rounded_away() -> None:
+def test_small_values_are_not_rounded_to_zero() -> None:
     assert format_value("val_loss", -0.0004, 0.002, signed=True) == f"{MINUS}0.0004"
     assert format_interval("val_accuracy", -0.01, 0.03) == f"{MINUS}1.0 to +3.0"
     assert [format_p(p) for p in (None, 0, 1e-9, 0.0312)] == ["—", "0", "< 0.001", "0.031"]

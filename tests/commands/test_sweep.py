@@ -1,4 +1,4 @@
-"""`litpeft sweep`: every run is made once, failures are reported and repeated, and a kill loses nothing."""
+"""`litpeft sweep`: each trial runs once, failures are reported and can be repeated, and an interrupted sweep resumes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Killed(Callback):
 
 class OutOfMemory(Callback):
     def on_train_batch_end(self, trainer, *args):
-        if os.environ.get("HURT") and trainer.global_step == 2:
+        if os.environ.get("FAIL") and trainer.global_step == 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 """
 
@@ -132,24 +132,23 @@ def test_errors_are_one_sentence_and_write_nothing(
 
 def test_failed_trials_are_reported_and_repeated_only_on_request(tmp_path: Path, write: Any) -> None:
     """A trial that runs out of memory leaves a record; the next trial runs normally."""
-    write({"way": {"hurt": {"trainer.callbacks": "mine.OutOfMemory"}, "well": {}}})
-    done = litpeft("sweep", "tiny.yaml", cwd=tmp_path, HURT="1")
+    write({"kind": {"fails": {"trainer.callbacks": "mine.OutOfMemory"}, "works": {}}})
+    done = litpeft("sweep", "tiny.yaml", cwd=tmp_path, FAIL="1")
     assert done.returncode == 1
-    assert statuses(tmp_path) == {"hurt/seed0": "oom", "well/seed0": "ok"}
-    assert "litpeft: hurt seed 0 oom: CUDA out of memory. Tried to allocate 2.00 GiB" in done.stderr
+    assert statuses(tmp_path) == {"fails/seed0": "oom", "works/seed0": "ok"}
+    assert "litpeft: fails seed 0 oom: CUDA out of memory. Tried to allocate 2.00 GiB" in done.stderr
     assert "rerun them with the same command and --retry" in done.stderr
-    started = read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"]
-    log = tmp_path / "runs" / "tiny" / "logs" / "hurt-seed0.log"
+    started = read_record(tmp_path / "runs" / "tiny" / "works" / "seed0")["started_at"]
+    log = tmp_path / "runs" / "tiny" / "logs" / "fails-seed0.log"
     assert log.read_text().startswith("$ litpeft fit --config ")
 
     again = litpeft("sweep", "tiny.yaml", cwd=tmp_path)
-    assert (again.returncode, statuses(tmp_path)["hurt/seed0"]) == (1, "oom")
+    assert (again.returncode, statuses(tmp_path)["fails/seed0"]) == (1, "oom")
     retried = litpeft("sweep", "tiny.yaml", "--retry", cwd=tmp_path)
     assert (retried.returncode, set(statuses(tmp_path).values())) == (0, {"ok"})
     assert "best so far" in retried.stdout
-    assert (
-        read_record(tmp_path / "runs" / "tiny" / "well" / "seed0")["started_at"] == started
-    )  # finished runs are not repeated
+    # finished runs are not repeated
+    assert read_record(tmp_path / "runs" / "tiny" / "works" / "seed0")["started_at"] == started
 
     changed = litpeft("sweep", "tiny.yaml", "--data.batch_size", "4", cwd=tmp_path)
     assert changed.returncode == 2

@@ -41,7 +41,7 @@ def load_pretrained(
         else:
             model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     positions = getattr(model.config, "max_position_embeddings", None)
-    if positions is not None and data.max_length > positions:
+    if positions is not None and 0 < positions < data.max_length:  # XLNet says -1: unlimited
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")
     rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
     highest = data.highest_token() if hasattr(data, "highest_token") else 0  # made-up batches have no token ids

@@ -31,6 +31,7 @@ def quieten() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")  # otherwise tokenizers warns at every fork of a worker
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)  # estimate reports its errors
     for message in (
         ".*args parameter is intended.*",
         ".*does not have many workers.*",

@@ -20,9 +20,10 @@ from litpeft.adapters import Adapter
 from litpeft.cli.console import quieten
 from litpeft.cli.planned_run import PlannedRunCLI
 from litpeft.commands.estimate_output import GIB, figures, show_tables
-from litpeft.errors import UserError
+from litpeft.errors import UserError, first_sentence
 from litpeft.profiling.memory.cuda import context_bytes
 from litpeft.profiling.memory.trace import Trace, trace
+from litpeft.runs.strategy_names import shown_name
 from litpeft.tasks import FineTuner
 
 USABLE = 0.985  # share of a GPU's nominal memory that torch reports, on a 4090, A100 or H100
@@ -118,7 +119,17 @@ class Plan:
         task = copy.copy(self.task)
         task.adapter = adapter
         batches = (self.batch, self.held_out) if batch is None else (batch, None)
-        return trace(task, self.data, *batches, self.device, self.accumulate, self.clip, first_step, self.capability)
+        options = self.device, self.accumulate, self.clip, first_step, self.capability
+        try:
+            return trace(task, self.data, *batches, *options)
+        except UserError:
+            raise
+        except Exception as error:  # operations whose result depends on values raise errors of many kinds
+            raise UserError(
+                f"model.model_name {task.model_name} with {shown_name(adapter.name)} cannot be estimated, because its "
+                f"forward pass does not run on meta tensors ({first_sentence(error)[:200]}); run `litpeft fit` with "
+                "--trainer.max_steps 3 and read the peaks in its record instead."
+            ) from error
 
     def needed(self, found: Trace) -> int:
         """Return the peak bytes of a run: of tensors on a CPU, reserved by the allocator on a GPU."""

@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from transformers import LongformerConfig
 
 from litpeft.__main__ import main
 from litpeft.commands.estimate import Plan, largest
@@ -193,3 +194,26 @@ def test_raw_numbers_as_json_and_csv(config_alone: list[str], capsys: pytest.Cap
     header, full, _ = capsys.readouterr().out.splitlines()
     assert header == "adapter,trainable_params,total_params,adapter_bytes,model_bytes,peak_tensor_bytes"
     assert int(full.split(",")[1]) == read["strategies"][0]["trainable_params"]
+
+
+def test_a_model_that_cannot_run_on_meta_tensors_is_refused_by_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Longformer reads the values of its attention mask."""
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    LongformerConfig(**sizes, vocab_size=50, attention_window=8).save_pretrained(tmp_path)
+    arguments = [
+        "estimate",
+        "--config",
+        "sst2",
+        "--model",
+        "SequenceClassification",
+        "--model.model_name",
+        str(tmp_path),
+    ]
+    arguments += ["--model.adapter", "LoRA", "--tokens", "16", "--data.batch_size", "2", "--device", "cpu"]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert f"model.model_name {tmp_path} with lora cannot be estimated" in error
+    assert "--trainer.max_steps 3" in error
+    assert error.count("\n") == 1

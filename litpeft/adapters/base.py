@@ -31,7 +31,7 @@ from litpeft.errors import UserError
 
 
 class Adapter:
-    """Base class of fine-tuning strategies. Sub-classes implement `adapt`, and `merge` if they add tensors.
+    """Base class of fine-tuning strategies. Sub-classes implement `adapt`, and `added` and `merge` if they add tensors.
 
     Attributes:
         name: the strategy's name in lists, tables and file names.

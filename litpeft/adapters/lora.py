@@ -31,19 +31,20 @@ class LoRA(Adapter):
         alpha: scale of the update; BA is multiplied by alpha / rank. Default: 2 * rank.
         dropout: dropout probability of the input of A during training. The input of W has no dropout.
         targets: layers to adapt. A list of module-name suffixes and presets (query, key, value, projection, mlp,
-            head; a preset hides a suffix of the same name); or `all-linear`; or one regular expression that matches
-            full module names.
+            head; a preset takes precedence over a suffix of the same name); or `all-linear`; or one regular expression
+            that matches full module names.
         rslora: scale by alpha / sqrt(rank) instead, which helps at high ranks (https://arxiv.org/abs/2312.03732).
         init: initialisation of A: `kaiming` (uniform, bound 1/sqrt(in)) or `gaussian` (standard deviation 1/rank). B
             starts at zero.
         bias: which biases of the base to train: `none`, `all`, or those of the adapted layers (`lora_only`).
         rank_pattern: ranks of single layers: regular expression for the end of the module name -> rank.
         alpha_pattern: alphas of single layers: regular expression for the end of the module name -> alpha.
-        layers: adapt only targets in these blocks: a list of block numbers, or a range such as `8-15` (inclusive).
+        layers: adapt only targets in these blocks: a list of block numbers, or a range such as
+            `8-15` (inclusive) or `8-` (to the last block).
         modules_to_save: extra modules to train in full, matched by name suffix; they are saved with the adapter.
         lora_plus_ratio: learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354).
         init_from: folder of a PEFT adapter to start from; rank, alpha and targets must be those of that adapter.
-        exclude: layers not to adapt, in the form of `targets`: suffixes and presets, or one regular expression.
+        exclude: layers not to adapt: a list of suffixes and presets, or one regular expression.
     """
 
     name = "lora"
@@ -169,7 +170,7 @@ class LoRA(Adapter):
         return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Return the base class's description and `adapted_layers`: layer name -> number of layers replaced."""
+        """Return the base class's description and `adapted_layers`: last part of the layer name -> number of layers."""
         counts = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
         return super().describe(model) | {"adapted_layers": dict(counts)}
 

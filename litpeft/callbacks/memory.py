@@ -40,9 +40,9 @@ class MemoryRecorder(Callback):
     can be split by purpose. Tracking takes time, so throughput figures exclude these steps.
 
     Args:
-        track_steps: optimizer steps to track, counted from 0 at the start or resume. Default: the first step, which has
-            the longest batch, and the step with the longest batch after it, when the optimizer state exists. Compiled
-            blocks and FSDP2 shards cannot be tracked.
+        track_steps: optimizer steps to track, counted from 0 at the start or resume. Default: the first step (at
+            the start of an epoch it has the longest batch), and the step with the longest batch after it, when the
+            optimizer state exists. Compiled blocks and FSDP2 shards cannot be tracked.
     """
 
     def __init__(self, track_steps: Sequence[int] | None = None) -> None:

@@ -30,6 +30,13 @@ CLASSES: dict[str, type] = {
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
 }
+COMMON = {  # names of other tools -> litpeft's options
+    "--seed": "--seed_everything",
+    "--lr": "--model.optimizer.lr",
+    "--learning_rate": "--model.optimizer.lr",
+    "--epochs": "--trainer.max_epochs",
+    "--batch_size": "--data.batch_size",
+}
 PARTS = ("adapter", "scheduler", "optimizer")  # options of a task that name a class
 OURS = ("data", "model.adapter", "model.scheduler")  # options whose classes litpeft provides
 # lines of jsonargparse messages that are not the reason: the alternatives it tried and the value it was given
@@ -68,7 +75,9 @@ def plain_message(message: str, options: Iterable[str] = ()) -> str:
         if match[2]:  # the option is in a file, without dashes
             known = [name.removeprefix("--") for name in known]
         word = (match[1] or match[2]).replace(".init_args", "")
-        return f"unknown option {word}{did_you_mean(word.split('=')[0], known)}."
+        word = word.split("=")[0]
+        guess = f" (did you mean {COMMON[word]}?)" if word in COMMON else did_you_mean(word, known)
+        return f"unknown option {word}{guess}."
     keys, reasons = [], []
     for line in message.splitlines():
         line = CALLABLE.sub("", line.strip().removeprefix("- "))

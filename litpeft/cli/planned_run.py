@@ -17,9 +17,11 @@ from litpeft.runs.strategy_names import shown_name, stored_name
 class _Planning(Trainer):
     """A trainer class with a method for each planning verb, because the parser looks verbs up as methods."""
 
-    def estimate(self, model: Any, datamodule: Any) -> None: ...
+    def estimate(self, model: Any, datamodule: Any) -> None:
+        """Estimate the memory of a run; its own options are at the end."""
 
-    def find_lr(self, model: Any, datamodule: Any) -> None: ...
+    def find_lr(self, model: Any, datamodule: Any) -> None:
+        """Find learning rates with a range test; its own options are at the end."""
 
 
 class PlannedRunCLI(LitPeftCLI):

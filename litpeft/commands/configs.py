@@ -25,8 +25,9 @@ def main(arguments: list[str]) -> int:
     elif options.name:
         print(files[options.name].read_text(encoding="utf-8"), end="")
     else:
-        width = max(map(len, files))
-        for name, path in files.items():
+        shown = {("none (or full)" if name == "none" else name): path for name, path in files.items()}
+        width = max(map(len, shown))
+        for name, path in shown.items():
             command = path.read_text(encoding="utf-8").splitlines()[0].removeprefix("#").strip()
             print(f"{name:{width}}  {command}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, did_you_mean
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -21,5 +21,14 @@ class CommandParser(argparse.ArgumentParser):
             prog=f"litpeft {verb}", allow_abbrev=False, formatter_class=argparse.RawTextHelpFormatter, **options
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._typed = [str(word).partition("=")[0] for word in args or () if str(word).startswith("--")]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
+        known = list(self._option_string_actions)
+        if unknown := next(
+            (word for word in self._typed if word not in known), None
+        ):  # more useful than what is missing
+            message = f"unknown option {unknown}{did_you_mean(unknown, known)}"
         raise UserError(f"{self.prog}: {message}; see {self.prog} --help.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.commands.parser import CommandParser
-from litpeft.errors import UserError
+from litpeft.errors import UserError, did_you_mean
 from litpeft.sweeps.experiment import Experiment, read_experiment
 from litpeft.sweeps.folder import Job, jobs_of, locked_sweep, write_sweep
 from litpeft.sweeps.launchers import LAUNCHERS
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
         help="sbatch option: partition=gpu, time=120 (minutes)",
     )
     options, others = parser.parse_known_args(arguments)
-    experiment = read_experiment(options.experiment, _settings(others))
+    experiment = read_experiment(options.experiment, _settings(others, list(parser._option_string_actions)))
     if options.jobs < 1 or options.trials < 1:
         raise UserError("--jobs and --trials must be at least 1.")
     from litpeft.cli.console import quieten
@@ -72,13 +72,15 @@ def main(arguments: list[str]) -> int:
         return _Sweep(root, experiment, options, jobs).run()
 
 
-def _settings(arguments: list[str]) -> dict[str, str]:
-    """Return the options for all trials, option -> value."""
+def _settings(arguments: list[str], known: list[str]) -> dict[str, str]:
+    """Return the options for all trials, option -> value; `known` are the options of sweep, for suggestions."""
     settings, rest = {}, iter(arguments)
     for word in rest:
         key, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             raise UserError(f"litpeft sweep: unknown argument {word!r}; see litpeft sweep --help.")
+        if "." not in key and (guess := did_you_mean(f"--{key}", known)):
+            raise UserError(f"litpeft sweep: unknown option --{key}{guess}.")
         settings[key] = value if equals else next(rest, "")
     return settings
 

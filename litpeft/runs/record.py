@@ -26,7 +26,8 @@ FIELDS = {
     # configuration
     "adapter": "name of the fine-tuning strategy: none (full fine-tuning), frozen, lora, ...",
     "adapter_options": "options of the adapter",
-    "adapter_summary": "names of the adapted layers; number of quantised layers, their parameters and bytes",
+    "adapter_summary": "number of adapted layers by the last part of their name; number of quantised layers, their "
+    "parameters and bytes",
     "task": "class of the task",
     "model_name": "model name or path, as given",
     "data": "class of the data set",
@@ -40,8 +41,8 @@ FIELDS = {
     "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes",
     "processes": "number of training processes, one per device. Losses, metrics, rows, tokens, operations and energy "
     "are totals or means over all processes; seconds are those of the first process. Null in old records",
-    "strategy": "distribution over devices: `one_device`, `ddp` (each process holds the model), `fsdp2` (each process "
-    "holds a shard)",
+    "strategy": "how training is distributed over devices: `one_device`, `ddp` (each process holds the model), `fsdp2` "
+    "(each process holds a shard)",
     # sizes
     "trainable_params": "number of trainable parameters, head included",
     "total_params": "number of parameters of the model, adapter included",
@@ -57,8 +58,8 @@ FIELDS = {
     "peaks_by_process": "peaks of each process, where several trained; the fields above have those of the process with "
     "the highest peak. Null for one process",
     "others_bytes": "GPU memory in use before the run, by other processes and the CUDA context; null on a CPU",
-    "tracked_steps": "training steps, since start or resume, in which tensors were tracked; all timings except "
-    "train_seconds leave these steps out",
+    "tracked_steps": "training steps, since start or resume, in which tensors were tracked; step times and rates "
+    "exclude these steps",
     "memory_phases": "for each phase (load, first_step, train, validate, save, benchmark): peak host, GPU and tensor "
     "memory, and tensor memory by kind of tensor at its peak (for load: at its end). With several processes, those of "
     "the first; an unknown value is null or missing",
@@ -70,8 +71,9 @@ FIELDS = {
     "wall_seconds": "seconds since start or resume, including loading, validation, checkpoints and benchmarks",
     "epochs": "passes over the training rows; a partial pass counts as a fraction",
     "steps": "number of optimizer steps",
-    "warmup_steps_left_out": "number of first steps since start or resume that the timings below leave out",
-    "step_seconds_p50": "median seconds per optimizer step; sampled steps are left out here and in the rates below",
+    "warmup_steps_left_out": "number of steps after start or resume that the step times and rates exclude",
+    "step_seconds_p50": "median seconds per optimizer step, without sampled steps, as all per-second rates except "
+    "model_flops_per_second",
     "step_seconds_p95": "95th percentile of the seconds per optimizer step",
     "train_samples_per_second": "training rows per second",
     "train_tokens_per_second": "tokens per second, without padding",
@@ -93,7 +95,7 @@ FIELDS = {
     "hardware count too",
     # quality
     "train_loss": "mean loss over the last finished epoch, in training mode (with dropout)",
-    "val_step": "optimizer step of the val_* metrics; the step of `checkpoint` if the run ended with validation",
+    "val_step": "optimizer step at which the val_* metrics were measured",
     "val_loss": "mean loss over the validation rows",
     "val_accuracy": "share of correctly classified validation rows",
     "val_f1": "macro F1 on the validation rows: mean of the F1 of each class",

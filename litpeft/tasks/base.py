@@ -102,7 +102,7 @@ class FineTuner(L.LightningModule):
         """Return a made-up batch (rows, tokens) with a label at each token, for memory estimates."""
         ids = torch.zeros(rows, tokens, dtype=torch.int64)
         mask = torch.ones_like(ids)
-        mask[-1, -1] = rows == 1  # one padding token: some models skip the mask when there is no padding
+        mask[-1, -1] = rows == 1  # several rows: one padding token, because models skip the mask without padding
         return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
@@ -218,7 +218,7 @@ class FineTuner(L.LightningModule):
         """Rescale the accumulated gradients before clipping. The default does nothing."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the learning rate and check for a NaN or infinite loss; on a GPU only when metrics are logged."""
+        """Scale gradients, log the learning rate, and check for a NaN loss (on a GPU only at logging steps)."""
         self.scale_gradients()
         lr = optimizer.param_groups[0]["lr"]
         if lr is not None:  # Adafactor may choose its own learning rate

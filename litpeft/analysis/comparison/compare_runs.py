@@ -29,13 +29,14 @@ def compare(
     targets: Iterable[tuple[str, float]] = (),
     examples: bool | None = None,
 ) -> Comparison:
-    """Compare the runs below these paths; reads run records only.
+    """Compare the runs below these paths; reads result files only, no checkpoints.
 
     Args:
         paths: run folders, folders of runs, or the folder of one sweep.
         by: axes that define the groups, as record fields or dotted config keys; default: the axes of the sweep, else
             the adapter.
-        baseline: label of the baseline group; default: the baseline of the sweep, else the first group.
+        baseline: label of the baseline group; default: the baseline of the sweep, else the first group
+            with a finished run.
         figures: names of the columns; default: quality, memory, speed and sizes that the records have.
         targets: (metric, value) pairs; each adds a column with the seconds of training until the metric reached value.
         examples: test over validation rows too, if runs kept their results; None: only if the files are small.

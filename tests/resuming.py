@@ -1,4 +1,4 @@
-"""Runs that are killed, in processes that start at once, and whether two runs ended alike."""
+"""Run command lines in quickly forked processes, kill them at a given system call, and compare two finished runs."""
 
 from __future__ import annotations
 
@@ -15,90 +15,94 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import tests.conftest  # noqa: F401 (its environment, before libraries of the hub are imported)
+import tests.conftest  # noqa: F401 (sets environment variables before the hub's libraries are imported)
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
-from litpeft.commands import training  # noqa: F401 (all that a run imports, once for all of them)
+from litpeft.commands import training  # noqa: F401 (imported once, before forking)
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 
-SERVER = multiprocessing.get_context("forkserver")  # a process that has imported this file and done nothing; it forks
+SERVER = multiprocessing.get_context("forkserver")  # forks from a process that has only imported this file
 SERVER.set_forkserver_preload(["tests.resuming"])
 WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
-TIMED = ("train_tokens_per_second", "step_seconds/", "model_flops_per_second")  # curves of what differs by the clock
+# curves of times, which differ between runs
+TIMED = ("train_tokens_per_second", "step_seconds/", "model_flops_per_second")
 SAME_CURVES = ("lr", "train_loss", "val_", "epoch")
 RECORDED = ("status", "steps", "epochs", "checkpoint", "selection", "train_loss", "val_step", "val_loss")
 RECORDED += ("val_accuracy", "val_f1", "other_metrics")
 
 
 def start(
-    words: list[str], log: Path, die_at: int | None = None, cache: Path | None = None, full_at: int | None = None
+    arguments: list[str], log: Path, die_at: int | None = None, cache: Path | None = None, full_at: int | None = None
 ) -> BaseProcess:
-    """A command line in a process of its own, whose output goes to `log`.
+    """Start a command line in a new process.
 
     Args:
-        words: of it.
-        log: a file; `log.calls` tells afterwards how many calls changed the run's folder.
-        die_at: SIGKILL before so many calls have changed it.
-        cache: for tables.
-        full_at: from so many such calls on the disk is full.
+        arguments: the arguments of `litpeft`, with `--run_dir`.
+        log: file for the output; `log.calls` then holds the number of calls that changed the run folder.
+        die_at: send SIGKILL before this call to change the run folder, counted from 1.
+        cache: the cache folder for tables.
+        full_at: from this call on, the disk is full.
     """
-    process = SERVER.Process(target=_run, args=(words, log, die_at, cache, full_at))
+    process = SERVER.Process(target=run_in_this_process, args=(arguments, log, die_at, cache, full_at))
     process.start()
     return process
 
 
 def run(
-    words: list[str], log: Path, die_at: int | None = None, cache: Path | None = None, full_at: int | None = None
+    arguments: list[str], log: Path, die_at: int | None = None, cache: Path | None = None, full_at: int | None = None
 ) -> int:
-    """The same to its end; its exit code, -9 if it was killed."""
-    process = start(words, log, die_at, cache, full_at)
+    """Like `start`, but wait for the end; return the exit code, -9 if the process was killed."""
+    process = start(arguments, log, die_at, cache, full_at)
     process.join()
     return process.exitcode
 
 
-def _run(words: list[str], log: Path, die_at: int | None, cache: Path | None, full_at: int | None) -> None:
+def run_in_this_process(
+    arguments: list[str], log: Path, die_at: int | None, cache: Path | None, full_at: int | None
+) -> None:
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs are told to ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # as elsewhere; it would be that of this process
+    # the default; otherwise dataloader workers would use the forkserver
+    multiprocessing.set_start_method("fork", force=True)
     if cache is not None:
         os.environ["LITPEFT_CACHE"] = str(cache)
-    calls = count_calls(Path(os.path.abspath(words[words.index("--run_dir") + 1])), die_at, full_at)
-    code = main(words)
+    calls = count_calls(Path(os.path.abspath(arguments[arguments.index("--run_dir") + 1])), die_at, full_at)
+    code = main(arguments)
     log.with_suffix(".calls").write_text(str(len(calls)))
     sys.exit(code)
 
 
 def count_calls(folder: Path, die_at: int | None = None, full_at: int | None = None) -> list[str]:
-    """From now on, each call of this process that changes a folder is noted in the list that is given back.
+    """Return a list that receives each later call of this process that changes a folder.
 
     Args:
-        folder: it.
-        die_at: SIGKILL before this call, counted from 1.
-        full_at: this call and those after it find the disk full, but for what makes room.
+        folder: the folder.
+        die_at: send SIGKILL before this call, counted from 1.
+        full_at: from this call on, calls that need disk space fail because the disk is full.
     """
     calls: list[str] = []
     process, root = os.getpid(), str(folder)
 
-    def note(call: str, makes_room: bool = False) -> None:
+    def note(call: str, frees_space: bool = False) -> None:
         if os.getpid() != process or root not in call:
             return
         calls.append(call)
         if len(calls) == die_at:
             os.kill(process, signal.SIGKILL)
-        if full_at is not None and len(calls) >= full_at and not makes_room:
+        if full_at is not None and len(calls) >= full_at and not frees_space:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), call.split()[1])
 
-    def hear(event: str, given: tuple[Any, ...]) -> None:
+    def audit(event: str, values: tuple[Any, ...]) -> None:
         if event == "os.rename":
-            note(f"{event} {given[0]} {given[1]}", makes_room=True)
+            note(f"{event} {values[0]} {values[1]}", frees_space=True)
         elif event in WRITES:
-            note(f"{event} {given[0]}", makes_room=event != "os.mkdir")
-        elif event == "open" and given[2] & (os.O_WRONLY | os.O_RDWR):
-            note(f"{event} {given[0]}")
+            note(f"{event} {values[0]}", frees_space=event != "os.mkdir")
+        elif event == "open" and values[2] & (os.O_WRONLY | os.O_RDWR):
+            note(f"{event} {values[0]}")
 
     flush = os.fsync
 
@@ -106,22 +110,22 @@ def count_calls(folder: Path, die_at: int | None = None, full_at: int | None = N
         note(f"fsync {os.readlink(f'/proc/self/fd/{file}')}")
         flush(file)
 
-    sys.addaudithook(hear)
+    sys.addaudithook(audit)
     os.fsync = fsync
     return calls
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """In what two runs ended differently: weights, optimizer, schedule, random state, record, curves."""
+    """Return where the final states of two runs differ: weights, optimizer, schedule, random state, record, curves."""
     a, b = (load_file(newest_checkpoint(run_dir) / TENSORS) for run_dir in (one, other))
-    found = [f"weights {name}" for name in a.keys() | b.keys() if not _same(a.get(name), b.get(name))]
+    found = [f"weights {name}" for name in a.keys() | b.keys() if not _equal(a.get(name), b.get(name))]
     a, b = (torch.load(newest_checkpoint(run_dir) / LOOP, "cpu", weights_only=True) for run_dir in (one, other))
     states = a.keys() - {"callbacks", "record", "metrics", "curves"}
-    found += [f"{key} {at}" for key in states for at in _unlike(a[key], b[key])]
-    mine = next(key for key in a["callbacks"] if key.startswith("Checkpoint"))
-    found += [f"checkpoint {at}" for at in _unlike(a["callbacks"][mine], b["callbacks"][mine])]
+    found += [f"{key} {at}" for key in states for at in _nested_differences(a[key], b[key])]
+    callback = next(key for key in a["callbacks"] if key.startswith("Checkpoint"))
+    found += [f"checkpoint {at}" for at in _nested_differences(a["callbacks"][callback], b["callbacks"][callback])]
     a, b = ({name: value for name, value in read["metrics"].items() if not name.startswith(TIMED)} for read in (a, b))
-    found += [f"metrics {at}" for at in _unlike(a, b)]
+    found += [f"metrics {at}" for at in _nested_differences(a, b)]
     a, b = read_record(one), read_record(other)
     found += [f"record {name}: {a[name]}, {b[name]}" for name in RECORDED if a[name] != b[name]]
     a, b = ([each | {"train_seconds": 0} for each in record["validations"]] for record in (a, b))
@@ -129,7 +133,7 @@ def differences(one: Path, other: Path) -> list[str]:
     a, b = _curves(one), _curves(other)
     for tag in sorted(a.keys() | b.keys()):
         steps = [step for step, _ in b.get(tag, [])]
-        if tag != "epoch" and len(set(steps)) < len(steps):  # Lightning's own stands beside each other curve's points
+        if tag != "epoch" and len(set(steps)) < len(steps):  # Lightning logs epoch again with each other curve
             found.append(f"curve {tag}: steps repeat: {steps}")
         if tag.startswith(SAME_CURVES) and a.get(tag) != b.get(tag):
             found.append(f"curve {tag}: {a.get(tag)}, {b.get(tag)}")
@@ -141,17 +145,19 @@ def _curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def _unlike(a: Any, b: Any, at: str = "") -> list[str]:
-    """Where two nests of containers, numbers and tensors differ."""
+def _nested_differences(a: Any, b: Any, at: str = "") -> list[str]:
+    """Return where two nested containers of numbers and tensors differ."""
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [key for key in a.keys() | b.keys() if "val_loop" not in str(key)]  # counts that nothing reads
-        return [found for key in keys for found in _unlike(a.get(key), b.get(key), f"{at}.{key}")]
+        keys = [key for key in a.keys() | b.keys() if "val_loop" not in str(key)]  # counters that nothing reads
+        return [found for key in keys for found in _nested_differences(a.get(key), b.get(key), f"{at}.{key}")]
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
-        return [found for i, pair in enumerate(zip(a, b, strict=True)) for found in _unlike(*pair, f"{at}.{i}")]
-    return [] if _same(a, b) else [f"{at}: {a}, {b}"[:200]]
+        return [
+            found for i, pair in enumerate(zip(a, b, strict=True)) for found in _nested_differences(*pair, f"{at}.{i}")
+        ]
+    return [] if _equal(a, b) else [f"{at}: {a}, {b}"[:200]]
 
 
-def _same(a: Any, b: Any) -> bool:
+def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
     return type(a) is type(b) and a == b

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel carries the configurations, and nothing of the tests is needed to import it."""
+"""The installed package: its imports need no developer packages, and the wheel contains the configurations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PIN = r"^([\w.-]+)==([^ ;\n]+)"
 DEV_ONLY = ("pytest", "hypothesis", "peft", "ruff", "hatchling", "accelerate", "statsmodels", "playwright")
 
 
-def test_every_module_imports_without_the_developers_packages() -> None:
+def test_every_module_imports_without_developer_packages() -> None:
     blocked = [*DEV_ONLY, "plotly", "kaleido", "ray", "submitit", "optuna", "lm_eval"]
     modules = [m.name for m in pkgutil.walk_packages(litpeft.__path__, "litpeft.") if not m.name.endswith("__main__")]
     assert len(modules) > 25
@@ -29,19 +29,19 @@ def test_every_module_imports_without_the_developers_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_the_lock_has_a_hash_of_each_package_of_the_tested_set() -> None:
+def test_the_lock_file_has_hashes_for_all_tested_packages() -> None:
     def pins(text: str) -> dict[str, str]:
         return {re.sub("[-_.]+", "-", name).lower(): version for name, version in re.findall(PIN, text, re.MULTILINE)}
 
     lock = (REPO / "requirements.lock").read_text()
     locked, tested = pins(lock), pins((REPO / "constraints.txt").read_text())
     assert len(tested) > 100
-    assert tested.items() - locked.items() == {("torch", tested["torch"])}  # whose build the machine decides
+    assert tested.items() - locked.items() == {("torch", tested["torch"])}  # its build depends on the machine
     assert len(re.findall(r" \\\n {4}--hash=sha256:[0-9a-f]{64}", lock)) >= len(locked)
 
 
 @pytest.mark.slow
-def test_the_wheel_carries_configs_and_experiments(tmp_path: Path) -> None:
+def test_the_wheel_contains_configs_and_experiments(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(REPO)]
     done = subprocess.run(build, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The README and the experiments' page: their commands parse, their links lead somewhere, their code runs."""
+"""README files: their commands parse, their links work, and their code is tested code."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGES = [REPO / "README.md", *sorted((REPO / "experiments").rglob("README.md"))]
 
 
 def commands() -> list[str]:
-    """Lines in code blocks that call litpeft, joined where they go on; comments and variables left out."""
+    """Return the litpeft commands in code blocks, with continued lines joined, without comments and variables."""
     found = []
     for page in PAGES:
         text = page.read_text().replace("\\\n", "")
@@ -35,18 +35,18 @@ def commands() -> list[str]:
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_parses(command: str, capsys: pytest.CaptureFixture) -> None:
-    verb, *words = shlex.split(command)[1:]
+    verb, *arguments = shlex.split(command)[1:]
     assert verb in TRAINER_VERBS | COMMANDS
     if verb == "estimate":
-        with pytest.raises(SystemExit) as done:  # as jsonargparse ends it
-            main([verb, *words, "--print_config"])
+        with pytest.raises(SystemExit) as done:  # jsonargparse exits after --print_config
+            main([verb, *arguments, "--print_config"])
         assert not done.value.code
-    if verb == "sweep" and not words[0].endswith(".yaml"):
-        read_experiment(words[0])  # what it comes to is tested with the shipped files
+    if verb == "sweep" and not arguments[0].endswith(".yaml"):
+        read_experiment(arguments[0])  # its trials are tested with the shipped files
     if verb in ("compare", "report"):
-        importlib.import_module(f"litpeft.commands.{verb}")._parser().parse_args(words)
-    if verb == "fit" and "--resume" not in words:
-        assert main([verb, *words, "--print_config"]) == 0, capsys.readouterr().err
+        importlib.import_module(f"litpeft.commands.{verb}")._parser().parse_args(arguments)
+    if verb == "fit" and "--resume" not in arguments:
+        assert main([verb, *arguments, "--print_config"]) == 0, capsys.readouterr().err
 
 
 def test_there_are_commands_to_check() -> None:
@@ -64,19 +64,19 @@ def test_the_yaml_parses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPO)))
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_work(page: Path) -> None:
     for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
         if not link.startswith("http"):
             assert (page.parent / link).exists(), link
 
 
-def test_the_adapter_in_the_readme_is_the_one_that_is_tested() -> None:
+def test_the_adapter_in_the_readme_is_the_tested_one() -> None:
     (block,) = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
     docstring = [line[4:] for line in base.__doc__.splitlines() if line.startswith("    ")]
     assert [line for line in block.splitlines() if line] == [line for line in docstring if line]
 
 
-def test_targets_of_make_have_help() -> None:
+def test_makefile_targets_have_help() -> None:
     makefile = (REPO / "Makefile").read_text()
     phony = re.search(r"\.PHONY: (.*)", makefile)[1].split()
     helped = re.findall(r"(?m)^([a-z-]+):.*## ", makefile)

@@ -1,4 +1,4 @@
-"""Tasks on small models, built as `litpeft evaluate` builds them."""
+"""Build tasks on small models as `litpeft evaluate` does, and evaluate them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from litpeft.tasks import CausalLM
 
 
 def causal(model: str, adapter: Adapter | None = None, dtype: str = "fp32", learned: bool = True, **data: Any) -> tuple:
-    """(task, data): a causal model with an adapter that does something."""
+    """Return (task, data) of a causal model; with `learned`, its LoRA weights are not zero."""
     options = {"train_rows": 8, "val_rows": 4, "max_length": 64} | data
     module = ArithmeticInstructions(tokenizer=model, **options)
     torch.manual_seed(0)
@@ -28,6 +28,7 @@ def causal(model: str, adapter: Adapter | None = None, dtype: str = "fp32", lear
 
 
 def evaluate(task: Any, module: Any, *tasks: str, shared: Path | None = None, **options: Any) -> Evaluation:
+    """Evaluate benchmark tasks, with the data files in `shared` if given."""
     if shared is not None:
         options["data_dir"] = str(shared / "data")
     return Suite(Options(tasks, **options), task, module).evaluate(task, module, lambda *_: None, lambda _: None)

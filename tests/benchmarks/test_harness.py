@@ -1,4 +1,4 @@
-"""Tasks of the harness on the live model: what is asked, what comes out, and what cannot be had."""
+"""lm-eval tasks on the live model: requests, scores and errors, compared with lm-eval itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOLDERS = [str(STOCK / name) for name in ("truthfulqa", "arithmetic", "blimp", "
 
 
 def stock(names: list[str], overrides: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The harness's own tasks, with local files in place of the hub's: members of an inline group take overrides."""
+    """Return lm-eval's own tasks, which read local files instead of the hub: members of an inline group take overrides."""
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False, include_path=FOLDERS)
@@ -37,7 +37,7 @@ def stock(names: list[str], overrides: dict[str, dict[str, Any]]) -> dict[str, A
 
 @pytest.fixture(scope="session")
 def stock_files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """Overrides of six of the harness's tasks, by which they read the files in ../shared/data."""
+    """Return overrides that make six lm-eval tasks read the files in ../shared/data."""
     folder = tmp_path_factory.mktemp("stock")
     data = shared / "data"
 
@@ -71,37 +71,40 @@ def stock_files(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 @pytest.mark.parametrize("shots", [None, 5])
-def test_our_tasks_ask_what_the_stock_tasks_ask(shared: Path, stock_files: dict[str, Any], shots: int | None) -> None:
-    """To the letter: prompts, examples before them, answers; and in the same order."""
+def test_our_tasks_make_the_same_requests_as_lm_evals(
+    shared: Path, stock_files: dict[str, Any], shots: int | None
+) -> None:
+    """Compare prompts, few-shot examples and answers exactly, in order."""
     names = list(stock_files)
-    theirs = stock(names, stock_files)
+    stock_tasks = stock(names, stock_files)
     ours, _ = find([f"litpeft_{name}" for name in names], Options(data_dir=str(shared / "data"), num_fewshot=shots))
     assert [task.name for task in ours] == [f"litpeft_{name}" for name in names]
-    for name, own in zip(names, ours, strict=True):
-        other = theirs[name]
+    for name, our in zip(names, ours, strict=True):
+        other = stock_tasks[name]
         if other.get_config("num_fewshot") is None or (shots is not None and "mmlu" in name):
             other.set_config("num_fewshot", shots if "mmlu" in name and shots else 0)
         other.set_fewshot_seed(1234)
-        for task in (own.task, other):
+        for task in (our.task, other):
             task.build_all_requests(limit=30)
-        asked, expected = ([each.args for each in task.instances] for task in (own.task, other))
-        assert asked == expected
-        assert len(asked) >= 30
-        assert own.task.OUTPUT_TYPE == other.OUTPUT_TYPE
+        requests, expected = ([instance.args for instance in task.instances] for task in (our.task, other))
+        assert requests == expected
+        assert len(requests) >= 30
+        assert our.task.OUTPUT_TYPE == other.OUTPUT_TYPE
 
 
-def test_every_set_of_blimp_and_every_subject_of_mmlu_is_there() -> None:
+def test_all_blimp_sets_and_all_mmlu_subjects_have_a_task() -> None:
     blimp = [yaml.safe_load(p.read_text()) for p in (STOCK / "blimp").glob("*.yaml") if p.name != "_blimp.yaml"]
     mmlu = [yaml.safe_load(p.read_text()) for p in (STOCK / "mmlu" / "default").glob("mmlu_*.yaml")]
-    for folder, key, theirs in (("blimp", "name", blimp), ("mmlu", "subject", mmlu)):
-        ours = {
-            told["task"]: told["dataset_kwargs"][key]
+    for folder, key, expected in (("blimp", "name", blimp), ("mmlu", "subject", mmlu)):
+        found = {
+            config["task"]: config["dataset_kwargs"][key]
             for path in (TASKS / folder).glob("*.yaml")
-            if "group" not in (told := yaml.safe_load(path.read_text().replace("!function", ""))) and "include" in told
+            if "group" not in (config := yaml.safe_load(path.read_text().replace("!function", "")))
+            and "include" in config
         }
-        assert ours == {f"litpeft_{told['task']}": told["dataset_name"] for told in theirs}
+        assert found == {f"litpeft_{config['task']}": config["dataset_name"] for config in expected}
         group = yaml.safe_load((TASKS / folder / f"{folder}.yaml").read_text())
-        assert sorted(group["task"]) == sorted(ours)
+        assert sorted(group["task"]) == sorted(found)
 
 
 @pytest.mark.parametrize(
@@ -109,10 +112,10 @@ def test_every_set_of_blimp_and_every_subject_of_mmlu_is_there() -> None:
     [(None, "fp32", 1e-4), (DoRA(rank=2), "fp32", 1e-4), (QLoRA(rank=2), "fp32", 1e-4), (None, "bf16", 0.5)],
     ids=["lora", "dora", "qlora", "bf16"],
 )
-def test_log_likelihoods_and_scores_are_the_harness_s_own(
+def test_log_likelihoods_and_scores_equal_those_of_lm_eval(
     byte_llama: str, shared: Path, stock_files: dict[str, Any], adapter: Any, dtype: str, tolerance: float
 ) -> None:
-    """Item by item, on the model with its adapter on, against lm-eval's HFLM. In bf16 the two round differently."""
+    """Compare each item of the model with its adapter with lm-eval's HFLM. In bf16 the two round differently."""
     from lm_eval.evaluator import evaluate as harness_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -125,33 +128,35 @@ def test_log_likelihoods_and_scores_are_the_harness_s_own(
         each.set_fewshot_seed(1234)
     task.backbone.eval()
     lm = HFLM(pretrained=task.backbone, tokenizer=data.tokenizer, batch_size=4)
-    theirs = harness_evaluate(lm, {"tasks": tasks}, limit=6, bootstrap_iters=10)
+    expected = harness_evaluate(lm, {"tasks": tasks}, limit=6, bootstrap_iters=10)
     ours, _ = find([f"litpeft_{name}" for name in stock_files], Options(data_dir=str(shared / "data")))
     for name in stock_files:
-        result, other = found.results[f"litpeft_{name}"], theirs["results"][name]
+        result, other = found.results[f"litpeft_{name}"], expected["results"][name]
         if dtype == "fp32":
             assert result.scores["acc"] == pytest.approx(other["acc,none"], abs=1e-5)
             assert result.standard_errors["acc"] == pytest.approx(other["acc_stderr,none"], abs=1e-5)
-            assert result.per_item["acc"] == pytest.approx([each["acc"] for each in theirs["samples"][name]], abs=1e-5)
+            assert result.per_item["acc"] == pytest.approx(
+                [each["acc"] for each in expected["samples"][name]], abs=1e-5
+            )
         assert result.items == 6
-    # the log-likelihoods themselves
+    # now the log-likelihoods
     from litpeft.benchmarks.base import Live
 
     live = Live(task, data, Options(), lambda *_: None)
     model = harness._live_model(live)
-    for own in ours:
-        own.task.build_all_requests(limit=6)
-        asked = own.task.instances
+    for our in ours:
+        our.task.build_all_requests(limit=6)
+        requests = our.task.instances
         with torch.no_grad():
-            pairs = zip(model.loglikelihood(asked), lm.loglikelihood(asked), strict=True)
+            pairs = zip(model.loglikelihood(requests), lm.loglikelihood(requests), strict=True)
         for (log, greedy), (other, other_greedy) in pairs:
             assert log == pytest.approx(other, abs=tolerance * (1 if dtype == "fp32" else max(1, abs(other) / 20)))
             assert dtype == "bf16" or greedy == other_greedy
 
 
-def test_truthfulqa_is_scored_as_its_authors_define_it(byte_llama: str, shared: Path) -> None:
-    """MC1: the likeliest answer is the true one. MC2: the share of true answers in the probability of all
-    (Lin et al. 2022, section 3.3). Worked out here from the file, the prompt and the model alone."""
+def test_truthfulqa_is_scored_by_its_published_definition(byte_llama: str, shared: Path) -> None:
+    """MC1: the most likely answer is true. MC2: the share of the true answers in the total probability (Lin et al.
+    2022, section 3.3). Both are computed here from the file, the prompt and the model."""
     task, data = causal(byte_llama)
     found = evaluate(task, data, "litpeft_truthfulqa_mc1", "litpeft_truthfulqa_mc2", shared=shared, limit=6)
     model, tokenizer = task.backbone.eval(), data.tokenizer
@@ -175,18 +180,18 @@ def test_truthfulqa_is_scored_as_its_authors_define_it(byte_llama: str, shared: 
     known = [place for place, share in enumerate(second) if not math.isnan(share)]
     assert known
     for place in known:
-        own = found.results["litpeft_truthfulqa_mc2"].per_item["acc"][place]
-        assert own == pytest.approx(second[place], abs=1e-4)
+        score = found.results["litpeft_truthfulqa_mc2"].per_item["acc"][place]
+        assert score == pytest.approx(second[place], abs=1e-4)
 
 
-def test_answers_too_unlikely_for_floats_are_still_weighed() -> None:
+def test_answers_with_probabilities_that_underflow_are_still_weighted() -> None:
     from litpeft.benchmarks.sources import share_of_true
 
     doc = {"mc2_targets": {"labels": [1, 0]}}
     assert share_of_true(doc, [(-1000.0, False), (-1000.0 + math.log(3), False)])["acc"] == pytest.approx(0.25)
 
 
-def test_generated_questions_are_right_none_stands_twice_and_none_was_trained_on() -> None:
+def test_generated_questions_are_right_unique_and_not_in_the_training_data() -> None:
     from litpeft.benchmarks.sources import generated
 
     counts = {}
@@ -212,11 +217,11 @@ def test_generated_questions_are_right_none_stands_twice_and_none_was_trained_on
 
 
 def write_task(folder: Path, **task: Any) -> str:
-    """A YAML of one's own, with three items; its path."""
+    """Write a user's task YAML with three items; return its path."""
     (folder / "items.jsonl").write_text(
         "\n".join(json.dumps({"q": f"the film {i}", "a": f" was {i}"}) for i in range(3))
     )
-    told = {
+    config = {
         **{
             "task": "mine",
             "dataset_path": "json",
@@ -227,25 +232,25 @@ def write_task(folder: Path, **task: Any) -> str:
         **{"output_type": "loglikelihood"},
     }
     path = folder / "mine.yaml"
-    path.write_text(yaml.safe_dump(told | task))
+    path.write_text(yaml.safe_dump(config | task))
     return str(path)
 
 
 @pytest.mark.parametrize(
-    ("told", "said"),
+    ("content", "message"),
     [
         ("task: [mine", "ParserError: while parsing"),
         ("task: mine\ndoc_to_text: !function nothing.here", "ImportError: Cannot import module 'nothing'"),
         ("task: mine\nnonsense: 1", "TypeError: .* unexpected keyword argument 'nonsense'"),
     ],
 )
-def test_mistakes_in_a_yaml_of_one_s_own_are_one_sentence(tmp_path: Path, told: str, said: str) -> None:
-    (tmp_path / "mine.yaml").write_text(told)
-    with pytest.raises(UserError, match=f"benchmarks.tasks .*mine.yaml cannot be loaded: {said}"):
+def test_mistakes_in_a_users_yaml_are_one_sentence(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "mine.yaml").write_text(content)
+    with pytest.raises(UserError, match=f"benchmarks.tasks .*mine.yaml cannot be loaded: {message}"):
         find([str(tmp_path / "mine.yaml")], Options())
 
 
-def test_a_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
+def test_a_unicode_line_separator_does_not_end_a_row(tmp_path: Path) -> None:
     row = {"sentence_good": "a\u2028b", "sentence_bad": "c"}
     (tmp_path / "causative.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n\n", encoding="utf-8")
     [task], _ = find(["litpeft_blimp_causative"], Options(data_dir=str(tmp_path)))
@@ -253,30 +258,33 @@ def test_a_separator_of_unicode_ends_no_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("letter", ["", "BC", "E"])
-def test_an_answer_that_is_no_letter_is_refused(tmp_path: Path, letter: str) -> None:
-    """And not taken for the letter that it begins with, or for A."""
+def test_an_answer_other_than_a_to_d_is_refused(tmp_path: Path, letter: str) -> None:
     for split, answer in (("dev", "A"), ("test", letter)):
         (tmp_path / f"virology_{split}.csv").write_text(f"which?,one,two,three,four,{answer}\n")
     with pytest.raises(UserError, match="virology_test.csv line 1 must be a question, four answers, and A, B, C or D"):
         find(["litpeft_mmlu_virology"], Options(data_dir=str(tmp_path)))
 
 
-def test_items_with_other_right_answers_are_other_items(byte_llama: str, tmp_path: Path) -> None:
-    """Though the model is asked the same."""
+def test_the_fingerprint_depends_on_the_right_answers(byte_llama: str, tmp_path: Path) -> None:
+    """The requests to the model are equal, only the right answers differ."""
     choice = {"output_type": "multiple_choice", "doc_to_choice": [" a", " b"]}
     task, data = causal(byte_llama)
     first, second, third = (
-        evaluate(task, data, write_task(tmp_path, **choice, doc_to_target=place)).results["mine"] for place in (0, 1, 1)
+        evaluate(task, data, write_task(tmp_path, **choice, doc_to_target=target)).results["mine"]
+        for target in (0, 1, 1)
     )
     assert first.scores["acc"] == 1 - second.scores["acc"]
     assert first.fingerprint != second.fingerprint == third.fingerprint
 
 
-def test_a_group_s_score_is_made_of_the_filter_that_it_names(byte_llama: str, tmp_path: Path) -> None:
-    """As mmlu_pro's of `custom-extract`."""
+def test_a_group_averages_the_filter_that_it_names(byte_llama: str, tmp_path: Path) -> None:
+    """As mmlu_pro averages `custom-extract`."""
     take = [{"function": "take_first"}]
     for name in ("one", "two"):
-        task = {"task": name, "filter_list": [{"name": only, "filter": take} for only in ("strict", "loose")]}
+        task = {
+            "task": name,
+            "filter_list": [{"name": filter_name, "filter": take} for filter_name in ("strict", "loose")],
+        }
         Path(write_task(tmp_path, **task)).rename(tmp_path / f"{name}.yaml")
     mean = {"metric": "acc", "weight_by_size": False, "filter_list": "strict"}
     group = {"group": "both", "task": ["one", "two"], "aggregate_metric_list": [mean]}
@@ -293,7 +301,7 @@ def test_a_group_s_score_is_made_of_the_filter_that_it_names(byte_llama: str, tm
     assert result.standard_errors["acc.strict"] == pytest.approx(0.1 / math.sqrt(2))
 
 
-def test_each_evaluation_draws_the_same_examples(byte_llama: str, tmp_path: Path) -> None:
+def test_each_evaluation_draws_the_same_few_shot_examples(byte_llama: str, tmp_path: Path) -> None:
     task, data = causal(byte_llama)
     suite = Suite(Options([write_task(tmp_path, num_fewshot=1)]), task, data)
     first, second = (suite.evaluate(task, data, lambda *_: None, print).results["mine"] for _ in range(2))
@@ -301,8 +309,8 @@ def test_each_evaluation_draws_the_same_examples(byte_llama: str, tmp_path: Path
     assert first == second
 
 
-def test_items_of_a_score_that_is_not_their_mean_are_not_kept(byte_llama: str, tmp_path: Path) -> None:
-    """As lambada's perplexity, whose items are log-likelihoods: of these, more is better."""
+def test_items_are_not_saved_for_a_score_that_is_not_their_mean(byte_llama: str, tmp_path: Path) -> None:
+    """As for the perplexity of lambada: its items are log-likelihoods, and for those, higher is better."""
     metrics = [
         {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
         {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
@@ -313,7 +321,7 @@ def test_items_of_a_score_that_is_not_their_mean_are_not_kept(byte_llama: str, t
     assert result.per_item == {"acc": [0.0] * 3}
 
 
-def test_a_task_that_writes_goes_the_harness_s_own_way(byte_llama: str, tmp_path: Path) -> None:
+def test_a_generation_task_runs_through_lm_eval(byte_llama: str, tmp_path: Path) -> None:
     path = write_task(
         tmp_path,
         output_type="generate_until",
@@ -323,15 +331,18 @@ def test_a_task_that_writes_goes_the_harness_s_own_way(byte_llama: str, tmp_path
     task, data = causal(byte_llama)
     model, tokenizer = task.backbone.eval(), data.tokenizer
     ids = tokenizer("the film 1", return_tensors="pt")["input_ids"]
-    said = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
-    rows = [{"q": "the film 1", "a": tokenizer.decode(said, skip_special_tokens=True)}, {"q": "the film 2", "a": "no"}]
+    generated = model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :]
+    rows = [
+        {"q": "the film 1", "a": tokenizer.decode(generated, skip_special_tokens=True)},
+        {"q": "the film 2", "a": "no"},
+    ]
     (tmp_path / "items.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = evaluate(task, data, path)
     assert found.results["mine"].scores == {"exact_match": 0.5}
     assert found.results["mine"].per_item["exact_match"] == [1.0, 0.0]
 
 
-def test_perplexity_of_the_harness_is_worked_out_our_way_too(byte_llama: str, tmp_path: Path) -> None:
+def test_rolling_perplexity_equals_that_of_lm_eval(byte_llama: str, tmp_path: Path) -> None:
     from lm_eval.evaluator import evaluate as harness_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -346,33 +357,33 @@ def test_perplexity_of_the_harness_is_worked_out_our_way_too(byte_llama: str, tm
     task, data = causal(byte_llama)
     found = evaluate(task, data, path)
     lm = HFLM(pretrained=task.backbone.eval(), tokenizer=data.tokenizer, batch_size=2)
-    theirs = harness_evaluate(lm, TaskManager(include_defaults=False).load([path]))["results"]["mine"]
+    expected = harness_evaluate(lm, TaskManager(include_defaults=False).load([path]))["results"]["mine"]
     for metric in ("byte_perplexity", "bits_per_byte"):
-        assert found.results["mine"].scores[metric] == pytest.approx(theirs[f"{metric},none"], rel=1e-5)
-    assert found.results["mine"].standard_errors == {}  # the harness knows none
+        assert found.results["mine"].scores[metric] == pytest.approx(expected[f"{metric},none"], rel=1e-5)
+    assert found.results["mine"].standard_errors == {}  # lm-eval has none
 
 
-def test_groups_have_scores_of_their_own(byte_llama: str, tmp_path: Path) -> None:
+def test_a_group_has_the_mean_score_of_its_tasks(byte_llama: str, tmp_path: Path) -> None:
     names = [p.stem for p in (TASKS / "blimp").glob("*.yaml")]
     sets = [yaml.safe_load((TASKS / "blimp" / f"{n}.yaml").read_text().replace("!function", "")) for n in names]
-    for told in sets:
-        if "dataset_kwargs" in told:
-            rows = [{"sentence_good": f"it was {i}", "sentence_bad": f"was it {told['task'][-i:]}"} for i in (1, 2)]
-            (tmp_path / f"{told['dataset_kwargs']['name']}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for config in sets:
+        if "dataset_kwargs" in config:
+            rows = [{"sentence_good": f"it was {i}", "sentence_bad": f"was it {config['task'][-i:]}"} for i in (1, 2)]
+            (tmp_path / f"{config['dataset_kwargs']['name']}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     task, data = causal(byte_llama)
     found = evaluate(task, data, "litpeft_blimp", data_dir=str(tmp_path))
     group = found.results["litpeft_blimp"]
     assert len(group.tasks) == 67
     assert group.items == 2 * 67
-    own = [found.results[name].scores["acc"] for name in group.tasks]
-    assert group.scores["acc"] == pytest.approx(sum(own) / 67)
+    scores = [found.results[name].scores["acc"] for name in group.tasks]
+    assert group.scores["acc"] == pytest.approx(sum(scores) / 67)
     some = evaluate(task, data, "litpeft_blimp_p*", data_dir=str(tmp_path), limit=1)
     assert "litpeft_blimp" not in some.results
     assert {name for name in some.results if name.startswith("litpeft_blimp_p")} == set(some.results)
     assert all(result.items == 1 for result in some.results.values())
 
 
-def test_an_encoder_decoder_goes_the_harness_s_own_way(tiny_model: str, tmp_path: Path) -> None:
+def test_an_encoder_decoder_runs_through_lm_eval(tiny_model: str, tmp_path: Path) -> None:
     from transformers import T5Config, T5ForConditionalGeneration
 
     from litpeft.adapters import LoRA
@@ -394,7 +405,9 @@ def test_an_encoder_decoder_goes_the_harness_s_own_way(tiny_model: str, tmp_path
     assert found.results["mine"].items == 3
 
 
-def test_what_cannot_be_had_is_one_sentence(byte_llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_tasks_files_and_packages_are_one_sentence(
+    byte_llama: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"lm-eval has no task 'litpeft_blimp_caustic' \(did you mean litpeft_blimp_ca"):
         find(["litpeft_blimp_caustic"], Options())
     with pytest.raises(UserError, match=r"litpeft_mmlu_anatomy: the hub cannot be reached, .* benchmarks.data_dir\.$"):
@@ -415,20 +428,20 @@ def test_what_cannot_be_had_is_one_sentence(byte_llama: str, monkeypatch: pytest
         find(["litpeft_generated_2ds"], Options())
 
 
-def test_a_classifier_has_no_use_for_them(tiny_model: str, sentences: dict[str, str]) -> None:
+def test_a_classifier_is_refused(tiny_model: str, sentences: dict[str, str]) -> None:
     task = SequenceClassification(tiny_model)
     data = TextClassification(train_file=sentences["train"], tokenizer=tiny_model)
     with pytest.raises(UserError, match="litpeft_generated_2ds needs a language model, not SequenceClassif"):
         evaluate(task, data, "litpeft_generated_2ds")
 
 
-def test_code_that_a_model_writes_is_not_run(byte_llama: str, tmp_path: Path) -> None:
+def test_a_task_that_runs_generated_code_is_refused(byte_llama: str, tmp_path: Path) -> None:
     task, data = causal(byte_llama)
     with pytest.raises(UserError, match="mine executes code from the model; run it with lm-eval"):
         evaluate(task, data, write_task(tmp_path, unsafe_code=True))
 
 
-def test_a_task_that_fails_costs_its_own_result_alone(byte_llama: str, tmp_path: Path) -> None:
+def test_a_failing_task_does_not_affect_other_tasks(byte_llama: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text("def score(doc, results):\n    raise ZeroDivisionError('by hand')\n")
     path = Path(write_task(tmp_path))
     path.write_text(f"{path.read_text()}process_results: !function broken.score\n")
@@ -439,7 +452,7 @@ def test_a_task_that_fails_costs_its_own_result_alone(byte_llama: str, tmp_path:
     assert task.backbone.training
 
 
-def test_the_model_and_the_tokenizer_are_left_as_they_were(byte_llama: str) -> None:
+def test_an_evaluation_does_not_change_the_model_or_the_tokenizer(byte_llama: str) -> None:
     task, data = causal(byte_llama)
     task.backbone.model.layers[0].eval()
     before = {name: tensor.clone() for name, tensor in task.backbone.state_dict().items()}
@@ -455,7 +468,7 @@ def test_the_model_and_the_tokenizer_are_left_as_they_were(byte_llama: str) -> N
     assert "tie_weights" not in vars(task.backbone)
 
 
-def test_an_embedding_that_an_adapter_has_parted_from_the_head_stays_so(byte_llama: str) -> None:
+def test_an_adapted_embedding_stays_untied_from_the_head(byte_llama: str) -> None:
     from litpeft.adapters import LoRA
 
     task, data = causal(byte_llama, LoRA(rank=2, targets=["embed_tokens"]))

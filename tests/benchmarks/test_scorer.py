@@ -1,4 +1,4 @@
-"""Log-likelihoods by common beginnings, against each row computed by itself."""
+"""Log-likelihoods with shared prefixes computed once, compared with each row computed alone."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CONFIGS = {
     "gpt2": GPT2Config(vocab_size=40, n_embd=32, n_layer=2, n_head=4, n_positions=256),
     "qwen2": Qwen2Config(**SIZES, intermediate_size=64, num_key_value_heads=2),
     "mistral": MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=None),
-    "gemma2": Gemma2Config(  # caps its logits, and looks back in turns
+    "gemma2": Gemma2Config(  # caps its logits; every second layer has a sliding window
         **SIZES, intermediate_size=64, num_key_value_heads=2, head_dim=8, sliding_window=64, final_logit_softcapping=2.0
     ),
     "opt": OPTConfig(**SIZES, ffn_dim=64, word_embed_proj_dim=32),
@@ -45,7 +45,7 @@ def build(config: Any, attention: str | None = None) -> PreTrainedModel:
     model = Auto.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.normal_(std=0.3)  # so that tokens are told apart
+            parameter.normal_(std=0.3)  # large weights, so that tokens have different scores
     return model
 
 
@@ -54,7 +54,7 @@ def llama() -> PreTrainedModel:
     return build(LLAMA)
 
 
-def rows_with_beginnings(count: int, seed: int = 0) -> list[Row]:
+def rows_with_prefixes(count: int, seed: int = 0) -> list[Row]:
     draw = random.Random(seed)
     prompt = [draw.randrange(40) for _ in range(20)]
     rows = []
@@ -65,24 +65,29 @@ def rows_with_beginnings(count: int, seed: int = 0) -> list[Row]:
     return rows
 
 
-def assert_as_alone(scorer: PrefixScorer, rows: list[Row], tolerance: float = 1e-4) -> None:
-    for (own, greedy), (alone, alone_greedy) in zip(
+def assert_equals_single(scorer: PrefixScorer, rows: list[Row], tolerance: float = 1e-4) -> None:
+    for (score, greedy), (alone, alone_greedy) in zip(
         scorer.score(rows), [scorer.score_single(*row) for row in rows], strict=True
     ):
-        assert own == pytest.approx(alone, abs=tolerance)
+        assert score == pytest.approx(alone, abs=tolerance)
         assert greedy == alone_greedy
 
 
 @pytest.mark.parametrize(
     ("name", "attention"),
-    [(name, way) for name in CONFIGS for way in ("sdpa", "eager") if name != "gemma2" or way == "eager"],
+    [
+        (name, attention)
+        for name in CONFIGS
+        for attention in ("sdpa", "eager")
+        if name != "gemma2" or attention == "eager"
+    ],
 )
-def test_scores_are_those_of_each_row_alone(name: str, attention: str) -> None:
+def test_scores_equal_those_of_each_row_alone(name: str, attention: str) -> None:
     model = build(CONFIGS[name], attention)
-    rows = rows_with_beginnings(8)
+    rows = rows_with_prefixes(8)
     scorer = PrefixScorer(model)
     assert scorer.agrees(rows)
-    assert_as_alone(scorer, rows)
+    assert_equals_single(scorer, rows)
 
 
 @settings(max_examples=60, deadline=None)
@@ -96,13 +101,13 @@ def test_scores_are_those_of_each_row_alone(name: str, attention: str) -> None:
     ),
     tokens=st.integers(1, 40),
 )
-def test_any_rows_in_pieces_of_any_size(llama: PreTrainedModel, rows: list[Row], tokens: int) -> None:
-    """Of three tokens: rows that repeat, and that are each other's beginnings, are the rule."""
-    assert_as_alone(PrefixScorer(llama, tokens=tokens), rows)
+def test_any_rows_are_scored_right_in_batches_of_any_size(llama: PreTrainedModel, rows: list[Row], tokens: int) -> None:
+    """With a vocabulary of three tokens, rows often repeat or are prefixes of each other."""
+    assert_equals_single(PrefixScorer(llama, tokens=tokens), rows)
 
 
-def test_a_token_that_rows_share_is_computed_once(llama: PreTrainedModel) -> None:
-    rows = rows_with_beginnings(30)
+def test_a_shared_prefix_is_computed_once(llama: PreTrainedModel) -> None:
+    rows = rows_with_prefixes(30)
     distinct = {tuple([*context, *answer[:-1]][: end + 1]) for context, answer in rows for end in range(64)}
     computed = 0
 
@@ -115,14 +120,14 @@ def test_a_token_that_rows_share_is_computed_once(llama: PreTrainedModel) -> Non
         PrefixScorer(llama, tokens=10_000).score(rows)
         assert computed == len(distinct)
         computed = 0
-        PrefixScorer(llama, tokens=40).score(rows)  # in pieces, what stands before a border is met again
+        PrefixScorer(llama, tokens=40).score(rows)  # across batches, a prefix is computed again
         assert computed < 1.2 * len(distinct)
     finally:
         handle.remove()
 
 
-def test_the_head_is_asked_only_where_something_is_foretold(llama: PreTrainedModel) -> None:
-    rows = [([1] * 30 + [2], [answer]) for answer in range(4)]  # four answers of one token: one place
+def test_the_head_is_computed_only_for_scored_positions(llama: PreTrainedModel) -> None:
+    rows = [([1] * 30 + [2], [answer]) for answer in range(4)]  # four answers of one token share one position
     seen: list[torch.Size] = []
     handle = llama.lm_head.register_forward_hook(lambda _, arguments, output: seen.append(output.shape))
     try:
@@ -135,16 +140,18 @@ def test_the_head_is_asked_only_where_something_is_foretold(llama: PreTrainedMod
 @pytest.mark.parametrize(
     "config",
     [
-        BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4),  # ALiBi: knows its own masks alone
-        MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=4),  # a state runs through the rows
+        BloomConfig(vocab_size=40, hidden_size=32, n_layer=2, n_head=4),  # ALiBi accepts only its own masks
+        MambaConfig(
+            vocab_size=40, hidden_size=32, num_hidden_layers=2, state_size=4
+        ),  # its state runs across packed rows
     ],
     ids=["bloom", "mamba"],
 )
-def test_a_model_of_another_kind_is_found_out(config: Any) -> None:
-    assert not PrefixScorer(build(config)).agrees(rows_with_beginnings(4))
+def test_an_unsupported_architecture_is_detected(config: Any) -> None:
+    assert not PrefixScorer(build(config)).agrees(rows_with_prefixes(4))
 
 
-def test_a_model_that_leaves_a_mask_aside_is_found_out(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_ignores_the_mask_is_detected(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = PrefixScorer(llama)
     logits = PrefixScorer.logits
     monkeypatch.setattr(
@@ -152,76 +159,78 @@ def test_a_model_that_leaves_a_mask_aside_is_found_out(llama: PreTrainedModel, m
         "logits",
         lambda self, ids, positions, mask, *rest: logits(self, ids, positions, mask | True, *rest),
     )
-    assert not scorer.agrees(rows_with_beginnings(4))
+    assert not scorer.agrees(rows_with_prefixes(4))
 
 
-def test_rows_beyond_what_layers_look_back_on_are_left_to_others() -> None:
+def test_rows_longer_than_the_sliding_window_are_rejected() -> None:
     def takes(name: str, tokens: int) -> bool:
         return PrefixScorer(build(CONFIGS[name])).takes(([1] * (tokens - 1), [2]))
 
     assert takes("gemma2", 64)
     assert not takes("gemma2", 65)
     assert takes("mistral", 5000)
-    assert takes("qwen2", 5000)  # it has a window, and does not use it
+    assert takes("qwen2", 5000)  # qwen2 has a window but does not use it
 
 
-def test_of_such_a_model_a_benchmark_has_long_rows_scored_alone() -> None:
+def test_rows_longer_than_the_sliding_window_are_scored_alone() -> None:
     model = build(MistralConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, sliding_window=22))
-    rows = rows_with_beginnings(20)  # of 22 to 29 tokens
-    told: list[int] = []
-    live = Live(SimpleNamespace(backbone=model), None, Options(), lambda done, total: told.append(done))
-    for row, (own, _) in zip(rows, live.score(rows), strict=True):
-        assert own == pytest.approx(PrefixScorer(model).score_single(*row)[0], abs=1e-4)
-    assert told == sorted(told)
-    assert told[-1] == len(rows)
+    rows = rows_with_prefixes(20)  # of 22 to 29 tokens
+    progress: list[int] = []
+    live = Live(SimpleNamespace(backbone=model), None, Options(), lambda done, total: progress.append(done))
+    for row, (score, _) in zip(rows, live.score(rows), strict=True):
+        assert score == pytest.approx(PrefixScorer(model).score_single(*row)[0], abs=1e-4)
+    assert progress == sorted(progress)
+    assert progress[-1] == len(rows)
 
 
-def test_where_memory_runs_out_pieces_become_smaller(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_with_beginnings(20)
+def test_batches_become_smaller_when_memory_runs_out(llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = rows_with_prefixes(20)
     expected = PrefixScorer(llama).score(rows)
     logits = PrefixScorer.logits
 
     def short_of_memory(self: PrefixScorer, ids: torch.Tensor, *rest: Any) -> torch.Tensor:
         if len(ids) > 16:
-            raise torch.OutOfMemoryError("no more")
+            raise torch.OutOfMemoryError("out of memory")
         return logits(self, ids, *rest)
 
     monkeypatch.setattr(PrefixScorer, "logits", short_of_memory)
     scorer = PrefixScorer(llama, tokens=100)
-    for (own, _), (whole, _) in zip(scorer.score(rows), expected, strict=True):
-        assert own == pytest.approx(whole, abs=1e-4)
+    for (score, _), (full, _) in zip(scorer.score(rows), expected, strict=True):
+        assert score == pytest.approx(full, abs=1e-4)
     assert scorer.tokens == 12
 
-    monkeypatch.setattr(PrefixScorer, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("none at all")))
+    monkeypatch.setattr(
+        PrefixScorer, "logits", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("out of memory"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         scorer.score(rows)
 
 
-def test_what_was_read_before_memory_ran_out_is_not_added_again(
+def test_scores_from_before_memory_ran_out_are_not_added_twice(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_with_beginnings(40)
+    rows = rows_with_prefixes(40)
     expected = PrefixScorer(llama).score(rows)
     log_softmax, calls = torch.Tensor.log_softmax, iter(range(1000))
 
     def short_of_memory(self: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if next(calls) == 2:  # in the third slice of the first piece
-            raise torch.OutOfMemoryError("no more")
+        if next(calls) == 2:  # in the third slice of the first batch
+            raise torch.OutOfMemoryError("out of memory")
         return log_softmax(self, *rest)
 
     monkeypatch.setattr("litpeft.benchmarks.scorer.SLICE", 4)
     monkeypatch.setattr(torch.Tensor, "log_softmax", short_of_memory)
-    for (own, _), (whole, _) in zip(PrefixScorer(llama, tokens=100).score(rows), expected, strict=True):
-        assert own == pytest.approx(whole, abs=1e-4)
+    for (score, _), (full, _) in zip(PrefixScorer(llama, tokens=100).score(rows), expected, strict=True):
+        assert score == pytest.approx(full, abs=1e-4)
 
 
-def test_progress_is_told_in_rows_and_may_end_it(llama: PreTrainedModel) -> None:
-    rows = rows_with_beginnings(20)
-    told: list[int] = []
-    PrefixScorer(llama, tokens=30, tick=told.append).score(rows)
-    assert told == sorted(told)
-    assert told[-1] == len(rows)
-    assert len(told) > 2
+def test_progress_counts_rows_and_may_stop_the_scoring(llama: PreTrainedModel) -> None:
+    rows = rows_with_prefixes(20)
+    progress: list[int] = []
+    PrefixScorer(llama, tokens=30, tick=progress.append).score(rows)
+    assert progress == sorted(progress)
+    assert progress[-1] == len(rows)
+    assert len(progress) > 2
 
     def stop(done: int) -> None:
         raise TimeoutError
@@ -230,15 +239,15 @@ def test_progress_is_told_in_rows_and_may_end_it(llama: PreTrainedModel) -> None
         PrefixScorer(llama, tokens=30, tick=stop).score(rows)
 
 
-def test_pieces_cover_all_rows_and_keep_to_their_size() -> None:
-    tree = _Tree(rows_with_beginnings(40))
-    for most in (1, 7, 50, 100_000):
-        first = pieces = 0
+def test_batches_cover_all_rows_and_respect_their_size() -> None:
+    tree = _Tree(rows_with_prefixes(40))
+    for max_nodes in (1, 7, 50, 100_000):
+        first = batches = 0
         while first < len(tree.paths):
-            last = tree.piece(first, most)
+            last = tree.piece(first, max_nodes)
             begin = min(tree.shared[first + 1 : last], default=len(tree.paths[first]))
             nodes = {node for path in tree.paths[first:last] for node in path[begin:].tolist()}
             assert last > first
-            assert len(nodes) <= most
-            first, pieces = last, pieces + 1
-        assert most < 100_000 or pieces == 1
+            assert len(nodes) <= max_nodes
+            first, batches = last, batches + 1
+        assert max_nodes < 100_000 or batches == 1

@@ -1,4 +1,4 @@
-"""Benchmarks in the middle of training: they change nothing, are told where they belong, and are not repeated."""
+"""Benchmarks during training: they do not change the training, are recorded, and are not repeated on resume."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ STRATEGIES = {
 
 
 @pytest.fixture
-def learning(byte_llama: str) -> list[str]:
-    """A command line that trains a small causal model for six steps."""
+def causal_fit_arguments(byte_llama: str) -> list[str]:
+    """Return the arguments of `litpeft` that train a small causal model for six steps."""
     return [
         *("fit", "--model", "CausalLM", "--model.model_name", byte_llama, "--model.dtype", "fp32"),
         *("--data", "ArithmeticInstructions", "--data.train_rows", "24", "--data.val_rows", "8"),
@@ -42,12 +42,12 @@ BENCHMARKS = ["--benchmarks.tasks", "[litpeft_generated_2ds,litpeft_generated_1d
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_training_with_benchmarks_is_bit_identical_to_training_without(
-    tmp_path: Path, learning: list[str], strategy: str
+    tmp_path: Path, causal_fit_arguments: list[str], strategy: str
 ) -> None:
-    same = [*learning, *STRATEGIES[strategy]]
+    same = [*causal_fit_arguments, *STRATEGIES[strategy]]
     assert main([*same, "--run_dir", str(tmp_path / "plain")]) == 0
-    asked = [*BENCHMARKS, "--benchmarks.every_n_steps", "2"]
-    assert main([*same, *asked, "--run_dir", str(tmp_path / "measured")]) == 0
+    options = [*BENCHMARKS, "--benchmarks.every_n_steps", "2"]
+    assert main([*same, *options, "--run_dir", str(tmp_path / "measured")]) == 0
     plain, measured = (newest_checkpoint(tmp_path / name) for name in ("plain", "measured"))
     tensors = load_file(plain / "trainable.safetensors"), load_file(measured / "trainable.safetensors")
     assert tensors[0].keys() == tensors[1].keys()
@@ -66,17 +66,14 @@ def test_training_with_benchmarks_is_bit_identical_to_training_without(
     assert one["benchmarks"] is None
 
 
-def test_scores_are_in_the_record_in_tensorboard_and_item_by_item(tmp_path: Path, learning: list[str]) -> None:
-    asked = [
+def test_scores_are_in_the_record_in_tensorboard_and_in_the_item_files(
+    tmp_path: Path, causal_fit_arguments: list[str]
+) -> None:
+    options = [
         *BENCHMARKS,
-        "--benchmarks.keep_items",
-        "true",
-        "--model.adapter",
-        "LoRA",
-        "--model.optimizer",
-        "torch.optim.Adam",
+        *("--benchmarks.keep_items", "true", "--model.adapter", "LoRA", "--model.optimizer", "torch.optim.Adam"),
     ]
-    assert main([*learning, *asked, "--model.optimizer.lr", "0.05", "--run_dir", str(tmp_path)]) == 0
+    assert main([*causal_fit_arguments, *options, "--model.optimizer.lr", "0.05", "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
     before, after = record["benchmarks"]
     assert (before["step"], after["step"]) == (0, 6)
@@ -84,45 +81,46 @@ def test_scores_are_in_the_record_in_tensorboard_and_item_by_item(tmp_path: Path
     assert record["memory_phases"]["benchmark"]["peak_rss_bytes"]
     curves = EventAccumulator(str(tmp_path)).Reload()
     for evaluation in (before, after):
-        kept = json.loads((tmp_path / "benchmark_items" / f"step-{evaluation['step']:06d}.json").read_text())
+        saved = json.loads((tmp_path / "benchmark_items" / f"step-{evaluation['step']:06d}.json").read_text())
         for name, result in evaluation["results"].items():
             assert result["items"] == 5
             assert result["num_fewshot"] == 0
-            assert kept[name]["fingerprint"] == result["fingerprint"]
-            each = kept[name]["acc"]
-            assert np.mean(each) == pytest.approx(result["scores"]["acc"])
-            assert np.std(each, ddof=1) / math.sqrt(5) == pytest.approx(result["standard_errors"]["acc"])
+            assert saved[name]["fingerprint"] == result["fingerprint"]
+            items = saved[name]["acc"]
+            assert np.mean(items) == pytest.approx(result["scores"]["acc"])
+            assert np.std(items, ddof=1) / math.sqrt(5) == pytest.approx(result["standard_errors"]["acc"])
             points = {point.step: point.value for point in curves.Scalars(f"benchmark/{name}_acc")}
             assert points[evaluation["step"]] == pytest.approx(result["scores"]["acc"])
     assert "benchmark_stderr/litpeft_generated_2ds_acc" in curves.Tags()["scalars"]
-    assert "litpeft_generated_2ds_acc" in curves.Tags()["scalars"]  # for the HParams tab, by the name of the figure
+    assert "litpeft_generated_2ds_acc" in curves.Tags()["scalars"]  # for the HParams tab
     prints = [evaluation["results"]["litpeft_generated_2ds"]["fingerprint"] for evaluation in (before, after)]
     assert prints[0] == prints[1]
 
 
-def test_a_resumed_run_does_not_evaluate_twice(tmp_path: Path, learning: list[str]) -> None:
-    same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "1"]
+def test_a_resumed_run_does_not_repeat_benchmarks(tmp_path: Path, causal_fit_arguments: list[str]) -> None:
+    same = [*causal_fit_arguments, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "1"]
     same += ["--checkpoint.every_n_steps", "2"]
-    assert main([*same, "--run_dir", str(tmp_path / "whole")]) == 0
+    assert main([*same, "--run_dir", str(tmp_path / "uninterrupted")]) == 0
     killed = litpeft(*same, "--run_dir", "killed", *write_killer(tmp_path, 4), cwd=tmp_path)
     assert killed.returncode == -9, killed.stderr
     earlier = read_record(tmp_path / "killed")["benchmarks"]
     assert [each["step"] for each in earlier] == [0, 1, 2, 3]
-    assert newest_checkpoint(tmp_path / "killed").name == "step-000002"  # step 3 is trained again, and not measured
+    # step 3 is trained again, but not evaluated again
+    assert newest_checkpoint(tmp_path / "killed").name == "step-000002"
     assert main([*same, "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
-    resumed, whole = (read_record(tmp_path / name)["benchmarks"] for name in ("killed", "whole"))
+    resumed, uninterrupted = (read_record(tmp_path / name)["benchmarks"] for name in ("killed", "uninterrupted"))
     assert resumed[:4] == earlier
     assert [each["step"] for each in resumed] == [0, 1, 2, 3, 4, 5, 6]
-    assert [each["results"] for each in resumed] == [each["results"] for each in whole]
-    for run in ("whole", "killed"):
+    assert [each["results"] for each in resumed] == [each["results"] for each in uninterrupted]
+    for run in ("uninterrupted", "killed"):
         points = EventAccumulator(str(tmp_path / run)).Reload().Scalars("benchmark/litpeft_generated_2ds_acc")
         assert [point.step for point in points] == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_an_evaluation_that_was_cut_short_is_made_up_for(
-    tmp_path: Path, learning: list[str], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupted_benchmark_is_run_after_a_resume(
+    tmp_path: Path, causal_fit_arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "2"]
+    same = [*causal_fit_arguments, "--model.adapter", "LoRA", *BENCHMARKS, "--benchmarks.every_n_steps", "2"]
     same += ["--checkpoint.every_n_steps", "1", "--run_dir", str(tmp_path)]
     same += ["--trainer.accumulate_grad_batches", "1", "--data.train_rows", "12"]
     run = HarnessTask.run
@@ -141,11 +139,11 @@ def test_an_evaluation_that_was_cut_short_is_made_up_for(
     assert [each["step"] for each in read_record(tmp_path)["benchmarks"]] == [0, 2, 4, 6]
 
 
-def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_it_is_resumed(
-    tmp_path: Path, learning: list[str]
+def test_a_run_killed_in_its_last_benchmark_finishes_it_after_a_resume(
+    tmp_path: Path, causal_fit_arguments: list[str]
 ) -> None:
-    same = [*learning, "--model.adapter", "LoRA", *BENCHMARKS]
-    assert main([*same, "--run_dir", str(tmp_path / "whole")]) == 0
+    same = [*causal_fit_arguments, "--model.adapter", "LoRA", *BENCHMARKS]
+    assert main([*same, "--run_dir", str(tmp_path / "uninterrupted")]) == 0
     (tmp_path / "ending.py").write_text(
         "import os, signal\n"
         "from lightning import Callback\n"
@@ -158,26 +156,31 @@ def test_a_run_that_was_killed_in_its_last_evaluation_makes_it_when_it_is_resume
     assert killed.returncode == -9, killed.stderr
     assert newest_checkpoint(tmp_path / "killed").name == "step-000006"
     assert main([*same, "--run_dir", str(tmp_path / "killed"), "--resume"]) == 0
-    resumed, whole = (read_record(tmp_path / name) for name in ("killed", "whole"))
-    assert [each["results"] for each in resumed["benchmarks"]] == [each["results"] for each in whole["benchmarks"]]
+    resumed, uninterrupted = (read_record(tmp_path / name) for name in ("killed", "uninterrupted"))
+    assert [each["results"] for each in resumed["benchmarks"]] == [
+        each["results"] for each in uninterrupted["benchmarks"]
+    ]
     for name in ("status", "val_loss", "train_loss", "steps", "validations"):
-        told = [record[name] for record in (resumed, whole)]
+        values = [record[name] for record in (resumed, uninterrupted)]
         if name == "validations":
-            told = [[{k: v for k, v in each.items() if k != "train_seconds"} for each in one] for one in told]
-        assert told[0] == told[1], name
+            values = [[{k: v for k, v in each.items() if k != "train_seconds"} for each in one] for one in values]
+        assert values[0] == values[1], name
     points = EventAccumulator(str(tmp_path / "killed")).Reload().Scalars("benchmark/litpeft_generated_2ds_acc")
     assert [point.step for point in points] == [0, 6]
 
 
-def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, learning: list[str]) -> None:
-    """With a rate that ruins the model after the first validation."""
+def test_with_keep_best_the_best_weights_are_evaluated(tmp_path: Path, causal_fit_arguments: list[str]) -> None:
+    """The learning rate ruins the model after the first validation."""
     (tmp_path / "mine.txt").write_text("the film was a story\n\nand the plot of it")
-    spoilt = ["--model.adapter", "LoRA", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "1e-3"]
-    spoilt += ["--model.scheduler", "StepLR", "--model.scheduler.step_size", "2", "--model.scheduler.gamma", "1e4"]
-    asked = ["--benchmarks.tasks", "[perplexity]", "--benchmarks.text_file", str(tmp_path / "mine.txt")]
+    ruin = ["--model.adapter", "LoRA", "--model.optimizer", "torch.optim.Adam", "--model.optimizer.lr", "1e-3"]
+    ruin += ["--model.scheduler", "StepLR", "--model.scheduler.step_size", "2", "--model.scheduler.gamma", "1e4"]
+    options = ["--benchmarks.tasks", "[perplexity]", "--benchmarks.text_file", str(tmp_path / "mine.txt")]
     each = ["--trainer.val_check_interval", "2", "--checkpoint.keep", "best", "--trainer.max_epochs", "1"]
     run = tmp_path / "run"
-    assert main([*learning, *spoilt, *asked, *each, "--run_dir", str(run), "--benchmarks.before", "false"]) == 0
+    assert (
+        main([*causal_fit_arguments, *ruin, *options, *each, "--run_dir", str(run), "--benchmarks.before", "false"])
+        == 0
+    )
     record = read_record(run)
     [evaluation] = record["benchmarks"]
     assert evaluation["step"] == record["val_step"] < record["steps"]
@@ -186,24 +189,24 @@ def test_of_the_best_checkpoint_the_best_weights_are_measured(tmp_path: Path, le
     assert again["results"]["perplexity"]["scores"] == pytest.approx(evaluation["results"]["perplexity"]["scores"])
 
 
-def test_a_budget_of_time_says_what_it_skipped(
-    tmp_path: Path, learning: list[str], capsys: pytest.CaptureFixture
+def test_benchmarks_skipped_by_the_time_limit_are_reported(
+    tmp_path: Path, causal_fit_arguments: list[str], capsys: pytest.CaptureFixture
 ) -> None:
-    asked = [*BENCHMARKS, "--benchmarks.max_seconds", "1e-6", "--model.adapter", "LoRA"]
-    assert main([*learning, *asked, "--run_dir", str(tmp_path)]) == 0
+    options = [*BENCHMARKS, "--benchmarks.max_seconds", "1e-6", "--model.adapter", "LoRA"]
+    assert main([*causal_fit_arguments, *options, "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
     assert record["status"] == "ok"
     for evaluation in record["benchmarks"]:
         assert evaluation["results"] == {}
         assert list(evaluation["skipped"]) == ["litpeft_generated_2ds", "litpeft_generated_1da"]
-    told = (
+    message = (
         "benchmark litpeft_generated_2ds has no result: the time limit of 1e-06 s (benchmarks.max_seconds) was reached."
     )
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--benchmarks.tasks", "[litpeft_nothing]"], "benchmarks.tasks: lm-eval has no task 'litpeft_nothing'"),
         (["--benchmarks.tasks", "litpeft_generated_2ds,litpeft_no"], "lm-eval has no task 'litpeft_no'"),
@@ -215,20 +218,20 @@ def test_a_budget_of_time_says_what_it_skipped(
         (["--benchmarks.max_seconds", "0"], "benchmarks.max_seconds must be above 0, got 0"),
     ],
 )
-def test_mistakes_are_told_before_anything_is_trained(
-    tmp_path: Path, learning: list[str], capsys: pytest.CaptureFixture, options: list[str], said: str
+def test_mistakes_are_reported_before_training(
+    tmp_path: Path, causal_fit_arguments: list[str], capsys: pytest.CaptureFixture, options: list[str], message: str
 ) -> None:
     run = tmp_path / "run"
-    assert main([*learning, "--model.adapter", "LoRA", *options, "--run_dir", str(run)]) == 2
+    assert main([*causal_fit_arguments, "--model.adapter", "LoRA", *options, "--run_dir", str(run)]) == 2
     errors = capsys.readouterr().err
-    assert said in errors
+    assert message in errors
     assert "Traceback" not in errors
     assert not list(run.glob("checkpoints/*"))
 
 
-def test_a_classifier_by_class_and_how_sure_it_is(tmp_path: Path, words: list[str]) -> None:
-    """Against accuracy and calibration worked out here from `litpeft predict`."""
-    asked = [
+def test_a_classifier_is_scored_by_class_and_calibration(tmp_path: Path, fit_arguments: list[str]) -> None:
+    """Compare with accuracy and calibration error computed here from `litpeft predict`."""
+    options = [
         "--benchmarks.tasks",
         "[held_out]",
         "--benchmarks.keep_items",
@@ -236,10 +239,10 @@ def test_a_classifier_by_class_and_how_sure_it_is(tmp_path: Path, words: list[st
         "--model.optimizer",
         "torch.optim.AdamW",
     ]
-    assert main([*words, *asked, "--model.optimizer.lr", "5e-3", "--run_dir", str(tmp_path)]) == 0
+    assert main([*fit_arguments, *options, "--model.optimizer.lr", "5e-3", "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
     result = record["benchmarks"][-1]["results"]["held_out"]
-    table = Path(words[words.index("--data.val_file") + 1])
+    table = Path(fit_arguments[fit_arguments.index("--data.val_file") + 1])
     assert main(["predict", "--run_dir", str(tmp_path), "--data.predict_file", str(table)]) == 0
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
     names = record["data_summary"]["label_names"]
@@ -247,23 +250,27 @@ def test_a_classifier_by_class_and_how_sure_it_is(tmp_path: Path, words: list[st
     right = [line["label"] == label for line, label in zip(lines, truth, strict=True)]
     assert result["scores"]["accuracy"] == pytest.approx(np.mean(right)) == pytest.approx(record["val_accuracy"])
     for name in names:
-        own = [hit for hit, label in zip(right, truth, strict=True) if label == name]
-        assert result["scores"][f"accuracy_{name}"] == pytest.approx(np.mean(own))
-    sure = [max(line["probabilities"].values()) for line in lines]
+        hits = [hit for hit, label in zip(right, truth, strict=True) if label == name]
+        assert result["scores"][f"accuracy_{name}"] == pytest.approx(np.mean(hits))
+    confidences = [max(line["probabilities"].values()) for line in lines]
     bins: dict[int, list[int]] = {}
-    for place, confidence in enumerate(sure):
+    for place, confidence in enumerate(confidences):
         bins.setdefault(min(14, math.ceil(confidence * 15) - 1), []).append(place)
     gaps = [
-        len(own) / len(sure) * abs(np.mean([right[i] for i in own]) - np.mean([sure[i] for i in own]))
-        for own in bins.values()
+        len(members)
+        / len(confidences)
+        * abs(np.mean([right[i] for i in members]) - np.mean([confidences[i] for i in members]))
+        for members in bins.values()
     ]
     assert result["scores"]["ece"] == pytest.approx(sum(gaps), abs=1e-5)
-    kept = json.loads((tmp_path / "benchmark_items" / f"step-{record['steps']:06d}.json").read_text())
-    assert kept["held_out"]["accuracy"] == [float(hit) for hit in right]
+    saved = json.loads((tmp_path / "benchmark_items" / f"step-{record['steps']:06d}.json").read_text())
+    assert saved["held_out"]["accuracy"] == [float(hit) for hit in right]
 
 
-def test_perplexity_is_that_of_the_text_and_its_error_that_of_paragraphs(tmp_path: Path, learning: list[str]) -> None:
-    """Against each window by itself; errors against a bootstrap of paragraphs."""
+def test_perplexity_and_its_standard_error_over_paragraphs_are_right(
+    tmp_path: Path, causal_fit_arguments: list[str]
+) -> None:
+    """Compare with each window computed alone, and the standard error with a bootstrap over paragraphs."""
     from tests.benchmarks.build import causal, evaluate
 
     draw = np.random.default_rng(0)
@@ -272,8 +279,8 @@ def test_perplexity_is_that_of_the_text_and_its_error_that_of_paragraphs(tmp_pat
     ]
     text = tmp_path / "text.txt"
     text.write_text("\n\n".join(paragraphs), encoding="utf-8")
-    task, data = causal(learning[learning.index("--model.model_name") + 1])
-    found = evaluate(task, data, "perplexity", text_file=str(text)).results["perplexity"]
+    task, data = causal(causal_fit_arguments[causal_fit_arguments.index("--model.model_name") + 1])
+    result = evaluate(task, data, "perplexity", text_file=str(text)).results["perplexity"]
     sums, counts = [], []
     task.backbone.eval()
     for paragraph in paragraphs:
@@ -286,17 +293,16 @@ def test_perplexity_is_that_of_the_text_and_its_error_that_of_paragraphs(tmp_pat
             nats -= float(logs.gather(1, window[0, 1:, None]).sum())
         sums.append(nats)
         counts.append(len(ids))
-    assert found.items == 40
-    assert found.scores["per_token"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-4)
-    assert found.scores["bits_per_byte"] == pytest.approx(
-        sum(sums) / math.log(2) / sum(counts), rel=1e-5
-    )  # a byte a token
+    assert result.items == 40
+    assert result.scores["per_token"] == pytest.approx(math.exp(sum(sums) / sum(counts)), rel=1e-4)
+    # each token is a byte
+    assert result.scores["bits_per_byte"] == pytest.approx(sum(sums) / math.log(2) / sum(counts), rel=1e-5)
     picks = draw.integers(0, 40, size=(20_000, 40))
     spread = (np.array(sums)[picks].sum(1) / np.array(counts)[picks].sum(1)).std() / math.log(2)
-    assert found.standard_errors["bits_per_byte"] == pytest.approx(spread, rel=0.15)
+    assert result.standard_errors["bits_per_byte"] == pytest.approx(spread, rel=0.15)
 
 
-def test_the_example_of_the_base_class_runs(tiny_llama: str) -> None:
+def test_the_example_in_the_base_class_docstring_runs(tiny_llama: str) -> None:
     class Confidence(Benchmark):
         name = "confidence"
 
@@ -308,25 +314,25 @@ def test_the_example_of_the_base_class_runs(tiny_llama: str) -> None:
     from tests.benchmarks.build import causal, evaluate
 
     task, data = causal(tiny_llama)
-    found = evaluate(task, data, "confidence")
-    assert found.results["confidence"].scores["log_likelihood"] < 0
+    evaluation = evaluate(task, data, "confidence")
+    assert evaluation.results["confidence"].scores["log_likelihood"] < 0
 
 
-def test_other_callbacks_are_told(tmp_path: Path, learning: list[str]) -> None:
+def test_other_callbacks_are_notified(tmp_path: Path, causal_fit_arguments: list[str]) -> None:
     (tmp_path / "listening.py").write_text(
         "from lightning import Callback\n"
-        "class Ear(Callback):\n"
+        "class Listener(Callback):\n"
         "    def on_benchmark_start(self, trainer, pl_module): print('begins', trainer.global_step)\n"
         "    def on_benchmark_progress(self, trainer, name, done, total): print(name, done, total)\n"
         "    def on_benchmark_end(self, trainer, pl_module, step, results): print('ended', step, sorted(results))\n"
     )
-    told = litpeft(
-        *learning, *BENCHMARKS, "--model.adapter", "LoRA", "--trainer.callbacks", "listening.Ear", "--run_dir", "run",
+    done = litpeft(
+        *causal_fit_arguments, *BENCHMARKS, "--model.adapter", "LoRA", "--trainer.callbacks", "listening.Listener", "--run_dir", "run",
         cwd=tmp_path,
     )  # fmt: skip
-    assert told.returncode == 0, told.stderr
-    assert "begins 0" in told.stdout
-    assert "litpeft_generated_2ds 5 5" in told.stdout
-    assert "ended 6 ['litpeft_generated_1da', 'litpeft_generated_2ds']" in told.stdout
-    assert "generated 2ds acc" in told.stdout
-    assert "Running loglikelihood" not in told.stderr
+    assert done.returncode == 0, done.stderr
+    assert "begins 0" in done.stdout
+    assert "litpeft_generated_2ds 5 5" in done.stdout
+    assert "ended 6 ['litpeft_generated_1da', 'litpeft_generated_2ds']" in done.stdout
+    assert "generated 2ds acc" in done.stdout
+    assert "Running loglikelihood" not in done.stderr

@@ -1,4 +1,4 @@
-"""Checkpoints hold what is trained, and a run that was stopped ends as one that was not."""
+"""Checkpoints hold the trainable tensors, and a resumed run ends like an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Torture:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_that_is_killed_twice_ends_bit_identical_to_one_that_was_never_stopped(work: Torture, case: str) -> None:
-    """Weights, optimizer, schedule, random state, record and curves; `make torture` kills at random points."""
-    work.leave_alone(case, times=1)
-    (calls, _), run_dir = work.whole[case], work.place(case, "killed")
+def test_a_run_killed_twice_resumes_bit_identically(work: Torture, case: str) -> None:
+    """Compare weights, optimizer, schedule, random state, record and curves; `make torture` kills at random points."""
+    work.run_reference(case, times=1)
+    (calls, _), run_dir = work.references[case], work.folder_of(case, "killed")
     log, cache = work.folder / "log", work.folder / "cache"
-    assert run(work.words(case, run_dir), log, int(0.55 * calls), cache) == -9, log.read_text()
+    assert run(work.arguments(case, run_dir), log, int(0.55 * calls), cache) == -9, log.read_text()
     assert read_record(run_dir)["status"] == "interrupted"
     assert newest_checkpoint(run_dir) is not None
-    again = work.words(case, run_dir, "--resume")
+    again = work.arguments(case, run_dir, "--resume")
     assert run(again, log, int(0.3 * calls), cache) == -9, log.read_text()
     assert run(again, log, cache=cache) == 0, log.read_text()
-    assert differences(work.place(case, "whole"), run_dir) == []
+    assert differences(work.folder_of(case, "reference"), run_dir) == []
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
-    """A finished run with LoRA; to be copied before it is changed."""
+def finished(tmp_path_factory: pytest.TempPathFactory, fit_arguments: list[str]) -> Path:
+    """Return a finished LoRA run; tests copy it before they change it."""
     run_dir = tmp_path_factory.mktemp("finished") / "run"
-    assert main([*words, *LORA, "--run_dir", str(run_dir)]) == 0
+    assert main([*fit_arguments, *LORA, "--run_dir", str(run_dir)]) == 0
     return run_dir
 
 
-def test_a_checkpoint_holds_the_trainable_tensors_and_no_others(finished: Path) -> None:
+def test_a_checkpoint_holds_only_the_trainable_tensors(finished: Path) -> None:
     record = read_record(finished)
     tensors = weights(finished)
     assert sum(t.numel() for t in tensors.values()) == record["trainable_params"]
@@ -74,7 +74,7 @@ def test_test_and_predict_use_the_checkpoint(finished: Path, tmp_path: Path, sen
     assert record["test_loss"] == pytest.approx(record["val_loss"], rel=1e-5)
 
 
-def test_figures_of_other_weights_do_not_go_into_the_record(finished: Path, tmp_path: Path, sentences) -> None:
+def test_testing_another_checkpoint_does_not_change_the_record(finished: Path, tmp_path: Path, sentences) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
     before = read_record(run_dir)
     other = str(finished / before["checkpoint"])
@@ -82,7 +82,7 @@ def test_figures_of_other_weights_do_not_go_into_the_record(finished: Path, tmp_
     assert read_record(run_dir) == before
 
 
-def test_predicting_does_not_spoil_the_same_rows_for_testing(finished: Path, tmp_path: Path) -> None:
+def test_a_file_can_be_tested_after_it_was_predicted(finished: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
     rows = ["--run_dir", str(run_dir), "--data.test_file", write_sentences(tmp_path / "new.tsv", 12, seed=5)]
     assert main(["predict", *rows]) == 0
@@ -90,47 +90,49 @@ def test_predicting_does_not_spoil_the_same_rows_for_testing(finished: Path, tmp
     assert len((run_dir / "predictions.jsonl").read_text().splitlines()) == 12
 
 
-def test_folders_of_the_users_own_beside_checkpoints_stay(tmp_path: Path, words: list[str]) -> None:
+def test_user_folders_among_the_checkpoints_are_kept(tmp_path: Path, fit_arguments: list[str]) -> None:
     run_dir = ["--run_dir", str(tmp_path / "run")]
-    assert main([*words, *LORA, *run_dir]) == 0
+    assert main([*fit_arguments, *LORA, *run_dir]) == 0
     first = newest_checkpoint(tmp_path / "run")
     for name in ("my-good-one", "step-000012.bak"):
         shutil.copytree(first, first.with_name(name))
-    assert main([*words, *LORA, *run_dir, "--resume", "--trainer.max_epochs", "2"]) == 0
+    assert main([*fit_arguments, *LORA, *run_dir, "--resume", "--trainer.max_epochs", "2"]) == 0
     assert {path.name for path in first.parent.iterdir()} == {"my-good-one", "step-000012.bak", "step-000024"}
 
 
 def test_a_checkpoint_of_another_rank_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
-    words = ["validate", "--run_dir", str(run_dir), "--model.adapter.rank", "2"]
-    assert main(words) == 2
+    arguments = ["validate", "--run_dir", str(run_dir), "--model.adapter.rank", "2"]
+    assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "model.adapter.rank is 2, but the checkpoint was trained with 4; give the value of the checkpoint." in error
     assert error.count("\n") == 1
 
 
-def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_offered(work: Torture, capsys) -> None:
+def test_a_damaged_checkpoint_is_refused_and_the_previous_one_named(work: Torture, capsys) -> None:
     case = next(iter(CASES))
-    run_dir, log, cache = work.place(case, "damaged"), work.folder / "log", work.folder / "cache"
-    words = work.words(case, run_dir)
-    assert run([*words, "--trainer.callbacks", "tests.faults.Signal", "--trainer.callbacks.number", "9",
+    run_dir, log, cache = work.folder_of(case, "damaged"), work.folder / "log", work.folder / "cache"
+    arguments = work.arguments(case, run_dir)
+    assert run([*arguments, "--trainer.callbacks", "tests.faults.Signal", "--trainer.callbacks.number", "9",
                 "--trainer.callbacks.batch", "8"], log, cache=cache) == -9  # fmt: skip
     assert [path.name for path in checkpoints(run_dir)] == ["step-000003", "step-000006"]
     newest = newest_checkpoint(run_dir)
     (newest / LOOP).write_bytes((newest / LOOP).read_bytes()[:-100])
-    assert main([*words, "--resume"]) == 2
+    assert main([*arguments, "--resume"]) == 2
     error = capsys.readouterr().err
     assert error == (
         f"litpeft: error: the checkpoint {newest} cannot be used: {LOOP} is damaged: its checksum differs from SHA256SUMS; "
         "remove that folder to use step-000003, the checkpoint before it.\n"
     )
     shutil.rmtree(newest)
-    assert run([*words, "--resume"], log, cache=cache) == 0, log.read_text()
-    work.leave_alone(case, times=1)
-    assert differences(work.place(case, "whole"), run_dir) == []
+    assert run([*arguments, "--resume"], log, cache=cache) == 0, log.read_text()
+    work.run_reference(case, times=1)
+    assert differences(work.folder_of(case, "reference"), run_dir) == []
 
 
-def test_what_is_no_checkpoint_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_path_that_is_not_a_checkpoint_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
     file = newest_checkpoint(run_dir) / TENSORS
     file.unlink()
@@ -141,10 +143,12 @@ def test_what_is_no_checkpoint_is_refused(finished: Path, tmp_path: Path, capsys
         assert f"it lacks SHA256SUMS; a litpeft checkpoint is a folder with {TENSORS}" in capsys.readouterr().err
 
 
-def test_other_base_weights_and_other_adapters_are_refused(tmp_path: Path, words: list[str], tiny_model: str, capsys):
+def test_changed_base_weights_and_adapter_options_are_refused(
+    tmp_path: Path, fit_arguments: list[str], tiny_model: str, capsys
+):
     base = Path(shutil.copytree(tiny_model, tmp_path / "base"))
     run_dir, options = ["--run_dir", str(tmp_path / "run")], ["--model.model_name", str(base)]
-    assert main([*words, *LORA, *options, *run_dir, "--trainer.max_steps", "5"]) == 0
+    assert main([*fit_arguments, *LORA, *options, *run_dir, "--trainer.max_steps", "5"]) == 0
     longer = ["fit", *run_dir, "--resume", "--trainer.max_steps", "9"]
     file = base / "model.safetensors"
     tensors = load_file(file)
@@ -161,10 +165,10 @@ def test_other_base_weights_and_other_adapters_are_refused(tmp_path: Path, words
     assert main(longer) == 0
 
 
-def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Path, words: list[str]) -> None:
-    best_words = [*words, *FULL, "--checkpoint.keep", "best", "--trainer.max_epochs", "5", "--model.optimizer"]
-    # four epochs learn; then a learning rate of 3 spoils everything
-    best_words += ["torch.optim.AdamW", "--model.optimizer.lr", "0.003", "--model.scheduler", "spoil.Spoil"]
+def test_the_best_weights_are_kept_on_request_and_recorded(tmp_path: Path, fit_arguments: list[str]) -> None:
+    arguments = [*fit_arguments, *FULL, "--checkpoint.keep", "best", "--trainer.max_epochs", "5", "--model.optimizer"]
+    # four epochs learn; then a learning rate of 3 ruins the weights
+    arguments += ["torch.optim.AdamW", "--model.optimizer.lr", "0.003", "--model.scheduler", "spoil.Spoil"]
     (tmp_path / "spoil.py").write_text(
         "from torch.optim import Optimizer\n"
         "from torch.optim.lr_scheduler import LambdaLR\n"
@@ -172,14 +176,14 @@ def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Pat
         "    def __init__(self, optimizer: Optimizer):\n"
         "        super().__init__(optimizer, lambda step: 1 if step < 48 else 1000)\n"
     )
-    done = litpeft(*best_words, "--run_dir", "run", cwd=tmp_path)
+    done = litpeft(*arguments, "--run_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     record = read_record(tmp_path / "run")
     assert record["selection"] == "best val_accuracy"
     assert record["val_accuracy"] > 0.8
     assert record["checkpoint"] != "checkpoints/step-000060"
-    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert kept == {Path(record["checkpoint"]).name, "step-000060"}
+    saved = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert saved == {Path(record["checkpoint"]).name, "step-000060"}
     again = litpeft("validate", "--run_dir", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"{record['val_accuracy']:.2%}" in again.stdout
@@ -187,7 +191,7 @@ def test_the_best_weights_are_kept_if_asked_and_the_record_says_so(tmp_path: Pat
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:
     run_dir = shutil.copytree(finished, tmp_path / "run")
-    whole = newest_checkpoint(run_dir)
-    whole.rename(whole.with_name(f".{whole.name}.old"))
-    assert newest_checkpoint(run_dir) == whole
-    assert (whole / TENSORS).is_file()
+    newest = newest_checkpoint(run_dir)
+    newest.rename(newest.with_name(f".{newest.name}.old"))
+    assert newest_checkpoint(run_dir) == newest
+    assert (newest / TENSORS).is_file()

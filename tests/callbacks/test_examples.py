@@ -1,4 +1,4 @@
-"""What validation rows gave: against `litpeft predict`'s probabilities, against rows by themselves, and in order."""
+"""Losses per validation row: compared with `litpeft predict`, and with each row computed alone."""
 
 from __future__ import annotations
 
@@ -15,68 +15,67 @@ from litpeft.tasks import CausalLM
 from tests.conftest import GOOD
 
 
-def test_a_classifiers_rows_are_those_of_its_predictions(tmp_path: Path, words: list[str]) -> None:
-    kept, plain = tmp_path / "kept", tmp_path / "plain"
-    for folder, asked in ((kept, "true"), (plain, "false")):
-        options = ["--record.predictions", asked, "--run_dir", str(folder), "--model.optimizer.lr", "5e-3"]
-        assert main([*words, "--model.optimizer", "torch.optim.AdamW", *options, "--trainer.max_epochs", "2"]) == 0
-    record, without = read_record(kept), read_record(plain)
+def test_a_classifiers_row_losses_match_its_predictions(tmp_path: Path, fit_arguments: list[str]) -> None:
+    saved, plain = tmp_path / "saved", tmp_path / "plain"
+    for folder, predictions in ((saved, "true"), (plain, "false")):
+        options = ["--record.predictions", predictions, "--run_dir", str(folder), "--model.optimizer.lr", "5e-3"]
+        assert (
+            main([*fit_arguments, "--model.optimizer", "torch.optim.AdamW", *options, "--trainer.max_epochs", "2"]) == 0
+        )
+    record, without = read_record(saved), read_record(plain)
     assert without["val_examples"] is None
     assert not (plain / "val_examples.json").exists()
     assert (record["val_loss"], record["val_accuracy"]) == (without["val_loss"], without["val_accuracy"])
-    told = json.loads((kept / record["val_examples"]).read_text())
-    assert told["step"] == record["steps"]
-    table = Path(words[words.index("--data.val_file") + 1])
-    assert main(["predict", "--run_dir", str(kept), "--data.predict_file", str(table)]) == 0
-    lines = [json.loads(line) for line in (kept / "predictions.jsonl").read_text().splitlines()]
+    examples = json.loads((saved / record["val_examples"]).read_text())
+    assert examples["step"] == record["steps"]
+    table = Path(fit_arguments[fit_arguments.index("--data.val_file") + 1])
+    assert main(["predict", "--run_dir", str(saved), "--data.predict_file", str(table)]) == 0
+    lines = [json.loads(line) for line in (saved / "predictions.jsonl").read_text().splitlines()]
     names = record["data_summary"]["label_names"]
-    wanted = [names[int(line.rpartition("\t")[2])] for line in table.read_text().splitlines()[1:]]
-    assert told["correct"] == [int(line["label"] == label) for line, label in zip(lines, wanted, strict=True)]
-    assert told["loss"] == pytest.approx(
-        [-math.log(line["probabilities"][label]) for line, label in zip(lines, wanted, strict=True)], rel=1e-4
+    truth = [names[int(line.rpartition("\t")[2])] for line in table.read_text().splitlines()[1:]]
+    assert examples["correct"] == [int(line["label"] == label) for line, label in zip(lines, truth, strict=True)]
+    assert examples["loss"] == pytest.approx(
+        [-math.log(line["probabilities"][label]) for line, label in zip(lines, truth, strict=True)], rel=1e-4
     )
-    assert sum(told["correct"]) / len(wanted) == pytest.approx(record["val_accuracy"])
+    assert sum(examples["correct"]) / len(truth) == pytest.approx(record["val_accuracy"])
 
 
 @pytest.mark.parametrize("whole_logits", [False, True])
-def test_a_language_models_rows_sum_to_its_loss(tmp_path: Path, tiny_llama: str, whole_logits: bool) -> None:
+def test_a_language_models_row_losses_agree_with_its_validation_loss(
+    tmp_path: Path, tiny_llama: str, whole_logits: bool
+) -> None:
     rows = [
         {"instruction": "a story", "input": "", "output": " ".join(["the", GOOD[i % 5], "film"][: 1 + i % 3])}
         for i in range(40)
     ]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    words = [
-        "fit",
-        "--model",
-        "CausalLM",
-        "--model.model_name",
-        tiny_llama,
-        "--model.dtype",
-        "fp32",
-        "--data",
-        "Alpaca",
+    arguments = [
+        *("fit", "--model", "CausalLM", "--model.model_name", tiny_llama, "--model.dtype", "fp32"),
+        *("--data", "Alpaca"),
     ]
-    words += ["--data.train_file", str(tmp_path / "rows.json"), "--data.val_samples", "11", "--data.batch_size", "4"]
-    words += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
+    arguments += [
+        *("--data.train_file", str(tmp_path / "rows.json"), "--data.val_samples", "11", "--data.batch_size", "4")
+    ]
+    arguments += ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(CausalLM, "_logits_are_head_output", lambda self, model: not whole_logits)
-        assert main([*words, "--record.predictions", "true", "--trainer.enable_progress_bar", "false"]) == 0
-    told = json.loads((tmp_path / "run" / "val_examples.json").read_text())
-    assert len(told["loss"]) == 11
-    assert "correct" not in told
-    assert torch.tensor(told["loss"]).std() > 0
-    # each row has between two and four tokens of response: the mean over tokens lies between the rows' means
-    assert min(told["loss"]) <= read_record(tmp_path / "run")["val_loss"] <= max(told["loss"])
+        assert main([*arguments, "--record.predictions", "true", "--trainer.enable_progress_bar", "false"]) == 0
+    examples = json.loads((tmp_path / "run" / "val_examples.json").read_text())
+    assert len(examples["loss"]) == 11
+    assert "correct" not in examples
+    assert torch.tensor(examples["loss"]).std() > 0
+    # the mean over all tokens lies between the lowest and the highest mean of a row
+    assert min(examples["loss"]) <= read_record(tmp_path / "run")["val_loss"] <= max(examples["loss"])
 
 
-def test_the_loss_of_a_row_is_that_of_the_row_alone(tiny_llama: str) -> None:
+def test_the_loss_of_a_row_does_not_depend_on_its_batch(tiny_llama: str) -> None:
     task = CausalLM(tiny_llama, dtype="fp32")
     task.build(type("Data", (), {"tokenizer": None, "max_length": 16})(), torch.device("cpu"))
     task.eval()
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(4, 20, (3, 9), generator=draw)
     labels = ids.masked_fill(torch.rand(3, 9, generator=draw) < 0.5, -100)
-    labels[1] = -100  # a row that nothing was left of
+    labels[1] = -100  # a row without labels
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
     with torch.no_grad():
         sums, tokens = task.row_losses(batch)

@@ -1,4 +1,4 @@
-"""Peaks by phase: on a CPU what the host tells, and the borders of phases with a CUDA that is played."""
+"""Peak memory by phase: real on the host, with a fake CUDA device for the GPU peaks."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ from litpeft.callbacks import MemoryRecorder
 before = MemoryRecorder().measured()["peak_rss_bytes"]
 held = bytearray(b"x" * 400_000_000)
 del held
-told = MemoryRecorder().measured()
-print(told["peak_rss_bytes"] - before, told["peak_allocated_bytes"], told["peak_reserved_bytes"], told["memory_phases"])
+after = MemoryRecorder().measured()
+print(after["peak_rss_bytes"] - before, *(after[f"peak_{name}_bytes"] for name in ("allocated", "reserved")), after["memory_phases"])
 """
 
 
-def test_on_a_cpu_the_hosts_peak_is_known_and_cudas_is_null() -> None:
-    here = bytearray(b"x" * 900_000_000)  # what the process that starts a run has held must not count
+def test_on_a_cpu_the_host_peak_is_measured_and_the_cuda_peak_is_null() -> None:
+    parent = bytearray(b"x" * 900_000_000)  # memory of the parent process must not count
     done = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True, check=True)
-    del here
+    del parent
     grown, *cuda = done.stdout.split()
-    assert 350_000_000 < int(grown) < 850_000_000  # the bytes, perhaps twice while they are copied
+    assert 350_000_000 < int(grown) < 850_000_000  # the bytes, possibly twice during a copy
     assert cuda == ["None"] * 3
 
 
-def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is played, since CI has none; `tests/gpu` has the real one."""
+def test_each_cuda_peak_is_recorded_in_its_phase(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is a fake, because CI has none; `tests/gpu` uses a real one."""
     peak = {"allocated": 0, "reserved": 0, "retries": 3}
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
 
     def stats(device: torch.device) -> dict[str, int]:
-        peaks = {f"{name}_bytes.all.peak": peak[name] for name in ("allocated", "reserved")}
-        return peaks | {"active_bytes.all.peak": peak["allocated"], "num_alloc_retries": peak["retries"]}
+        values = {f"{name}_bytes.all.peak": peak[name] for name in ("allocated", "reserved")}
+        return values | {"active_bytes.all.peak": peak["allocated"], "num_alloc_retries": peak["retries"]}
 
     monkeypatch.setattr(torch.cuda, "memory_stats", stats)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(allocated=1, reserved=2))
@@ -55,13 +55,13 @@ def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None
         peak.update(allocated=max(peak["allocated"], amount), reserved=max(peak["reserved"], 2 * amount))
 
     recorder.setup(trainer, module, "fit")
-    recorder._retries = 3  # of an earlier run in this process
+    recorder._retries = 3  # from an earlier run in this process
     use(100)  # loading
     recorder.on_sanity_check_start(trainer, module)
     use(30)
     recorder.on_train_start(trainer, module)
     use(70)
-    recorder.on_train_batch_end(trainer, module)  # accumulating: no optimizer step yet
+    recorder.on_train_batch_end(trainer, module)  # gradient accumulation: no optimizer step yet
     use(90)
     trainer.global_step = 1
     recorder.on_train_batch_end(trainer, module)
@@ -73,18 +73,18 @@ def test_each_peak_falls_into_its_phase(monkeypatch: pytest.MonkeyPatch) -> None
     use(65)
     peak["retries"] = 5
     recorder.on_train_end(trainer, module)
-    phases = {name: told["peak_allocated_bytes"] for name, told in recorder.phases.items()}
+    phases = {name: peaks["peak_allocated_bytes"] for name, peaks in recorder.phases.items()}
     assert phases == {"load": 100, "validate": 40, "first_step": 90, "train": 65}
-    retries = {name: told["allocator_retries"] for name, told in recorder.phases.items()}
+    retries = {name: peaks["allocator_retries"] for name, peaks in recorder.phases.items()}
     assert retries == {"load": 0, "validate": 0, "first_step": 0, "train": 2}
-    told = recorder.measured()
-    assert (told["peak_allocated_bytes"], told["peak_reserved_bytes"]) == (100, 200)
+    total = recorder.measured()
+    assert (total["peak_allocated_bytes"], total["peak_reserved_bytes"]) == (100, 200)
 
 
 HOST = SimpleNamespace(device=torch.device("cpu"), backbone=None)
 
 
-def test_the_hosts_peak_falls_into_its_phase() -> None:
+def test_each_host_peak_is_recorded_in_its_phase() -> None:
     trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")
@@ -96,14 +96,16 @@ def test_the_hosts_peak_falls_into_its_phase() -> None:
     recorder.on_train_end(trainer, HOST)
     load, train = (recorder.phases[name]["peak_rss_bytes"] for name in ("load", "train"))
     if load is None:
-        pytest.skip("the kernel's mark cannot be set back here")
+        pytest.skip("the kernel does not allow a reset of the peak")
     assert load - train > 400_000_000
     assert recorder.measured()["peak_rss_bytes"] >= load
 
 
-def test_where_the_mark_cannot_be_set_back_the_phases_are_null(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_host_peaks_by_phase_are_null_if_the_peak_cannot_be_reset(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     (tmp_path / "status").write_text("VmHWM:\t    2000 kB\n")
-    (tmp_path / "clear_refs").mkdir()  # not to be written to
+    (tmp_path / "clear_refs").mkdir()  # cannot be written to
     monkeypatch.setattr(memory, "PROC", tmp_path)
     trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
     recorder = MemoryRecorder(track_steps=[])
@@ -119,10 +121,10 @@ def test_a_negative_step_is_refused() -> None:
         MemoryRecorder(track_steps=[-1])
 
 
-def test_what_others_hold_on_a_gpu_is_noted_and_much_of_it_is_told(
+def test_memory_used_by_others_on_the_gpu_is_recorded_and_warned_about(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The device is played."""
+    """The device is a fake."""
     gib = 2**30
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: gib)
     recorder, gpu = MemoryRecorder(), torch.device("cuda:0")
@@ -137,7 +139,7 @@ def test_what_others_hold_on_a_gpu_is_noted_and_much_of_it_is_told(
 
 
 class Widths(Callback):
-    """The longest row of each step's batches."""
+    """Record the sequence length of the longest batch of each step."""
 
     seen: dict[int, int] = {}
 
@@ -147,20 +149,20 @@ class Widths(Callback):
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_the_longest_batch_that_meets_the_optimizers_states_is_followed(
-    tmp_path: Path, words: list[str], accumulate: int
+def test_memory_is_tracked_at_the_longest_batch_after_the_first_step(
+    tmp_path: Path, fit_arguments: list[str], accumulate: int
 ) -> None:
     options = ["--trainer.callbacks", f"{__name__}.Widths", "--data.batch_size", "4"]
     options += ["--trainer.accumulate_grad_batches", str(accumulate), "--run_dir", str(tmp_path / "run")]
     Widths.seen = {}
-    assert main([*words, *options, "--trainer.max_steps", "5", "--seed_everything", "3"]) == 0
+    assert main([*fit_arguments, *options, "--trainer.max_steps", "5", "--seed_everything", "3"]) == 0
     record = read_record(tmp_path / "run")
     first, second = record["tracked_steps"]
     later = {step: width for step, width in Widths.seen.items() if step}
     assert (first, later[second]) == (0, max(later.values()))
     assert min(later.values()) < max(later.values())
 
-    Widths.seen = {}  # a run that goes on follows the longest of what is left of its epoch
+    Widths.seen = {}  # a resumed run tracks the longest batch of the rest of its epoch
     assert main(["fit", *options, "--resume", "--trainer.max_steps", "8"]) == 0
     first, second = read_record(tmp_path / "run")["tracked_steps"]
     later = {step - 5: width for step, width in Widths.seen.items() if step > 5}
@@ -168,13 +170,13 @@ def test_the_longest_batch_that_meets_the_optimizers_states_is_followed(
     assert read_record(tmp_path / "run")["peak_tensor_bytes"] >= record["peak_tensor_bytes"]
 
 
-def test_peaks_before_a_resume_count(tmp_path: Path, words: list[str]) -> None:
-    """What is left of a run may have the shortest batches alone, and needs less."""
+def test_peaks_before_a_resume_are_kept(tmp_path: Path, fit_arguments: list[str]) -> None:
+    """The rest of a run may have shorter batches and need less memory."""
     options = ["--data.batch_size", "8", "--run_dir", str(tmp_path / "run"), "--checkpoint.every_n_steps", "4"]
-    assert main([*words, *options, "--trainer.max_steps", "4"]) == 0
+    assert main([*fit_arguments, *options, "--trainer.max_steps", "4"]) == 0
     before = read_record(tmp_path / "run")
-    most = before["memory_phases"]["train"]["peak_tensor_bytes"]
+    highest = before["memory_phases"]["train"]["peak_tensor_bytes"]
     assert main(["fit", *options, "--resume", "--trainer.max_steps", "5", "--memory.track_steps", "[]"]) == 0
     record = read_record(tmp_path / "run")
-    assert record["memory_phases"]["train"]["peak_tensor_bytes"] == most
+    assert record["memory_phases"]["train"]["peak_tensor_bytes"] == highest
     assert record["peak_tensor_bytes"] == before["peak_tensor_bytes"]

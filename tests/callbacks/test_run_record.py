@@ -1,9 +1,10 @@
-"""The record of runs that end well and of runs that do not, and what TensorBoard shows of them."""
+"""The records of finished, failed and interrupted runs, and their curves in TensorBoard."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -27,39 +28,35 @@ LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, words: list[str]) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, fit_arguments: list[str]) -> Path:
     run_dir = tmp_path_factory.mktemp("record") / "run"
     options = [
-        "--model.optimizer",
-        "torch.optim.AdamW",
-        "--model.optimizer.lr",
-        "1e-3",
-        "--model.scheduler",
-        "WarmupCosine",
+        *("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"),
+        *("--model.scheduler", "WarmupCosine"),
     ]
-    assert main([*words, *LORA, *options, "--trainer.max_epochs", "2", "--run_dir", str(run_dir)]) == 0
+    assert main([*fit_arguments, *LORA, *options, "--trainer.max_epochs", "2", "--run_dir", str(run_dir)]) == 0
     return run_dir
 
 
-def test_tensorboard_shows_the_split_of_memory_as_a_picture(finished: Path) -> None:
+def test_tensorboard_shows_peak_memory_by_category_as_an_image(finished: Path) -> None:
     events = EventAccumulator(str(finished))
     events.Reload()
     (shown,) = events.Images("memory")
     image = np.asarray(Image.open(io.BytesIO(shown.encoded_image_string)).convert("RGB"))
     record = read_record(finished)
-    phases = {name: told for name, told in record["memory_phases"].items() if "tensor_bytes" in told}
-    for row, told in enumerate(phases.values()):
+    phases = {name: peak for name, peak in record["memory_phases"].items() if "tensor_bytes" in peak}
+    for row, peak in enumerate(phases.values()):
         bar = image[10 + row * ROW + 2, LEFT : LEFT + BAR]
         for name, colour in COLOURS.items():
             width = int((bar == ImageColor.getrgb(colour)).all(-1).sum())
-            assert abs(width - BAR * told["tensor_bytes"][name] / record["peak_tensor_bytes"]) <= 1
+            assert abs(width - BAR * peak["tensor_bytes"][name] / record["peak_tensor_bytes"]) <= 1
 
 
-def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
+def test_a_record_has_all_defined_fields(finished: Path) -> None:
     record = read_record(finished)
     assert list(record) == list(FIELDS)
     unknown = {name for name, value in record.items() if value is None}
-    assert unknown - {"git", "energy_joules"} == {  # these two as the machine has it
+    assert unknown - {"git", "energy_joules"} == {  # these two depend on the machine
         *(
             "error",
             "peak_allocated_bytes",
@@ -78,8 +75,8 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
         name: record[name] for name in ("val_loss", "val_accuracy")
     }
     assert (record["adapter"], record["data"], record["task"]) == ("lora", "SST2", "SequenceClassification")
-    told = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
-    assert record["adapter_options"].items() >= told.items()
+    options = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
+    assert record["adapter_options"].items() >= options.items()
     assert record["adapter_summary"] == {"adapted_layers": {"query": 2, "value": 2}}
     assert record["trainable_params"] == 4 * 2 * 4 * 32 + 2 * 32 + 2
     assert (record["steps"], record["epochs"], record["effective_batch_size"]) == (24, 2, 8)
@@ -89,12 +86,12 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     assert len(record["tracked_steps"]) == 2
     assert set(record["memory_phases"]) == {"load", "first_step", "train", "validate", "save"}
     for phase in ("first_step", "train", "validate"):
-        told = record["memory_phases"][phase]
-        assert sum(told["tensor_bytes"].values()) == told["peak_tensor_bytes"] <= record["peak_tensor_bytes"]
-        assert told["tensor_bytes"]["adapter_weights"] == record["adapter_bytes"]
-        assert told["tensor_bytes"]["base_weights"] == record["model_bytes"] - record["adapter_bytes"]
+        peak = record["memory_phases"][phase]
+        assert sum(peak["tensor_bytes"].values()) == peak["peak_tensor_bytes"] <= record["peak_tensor_bytes"]
+        assert peak["tensor_bytes"]["adapter_weights"] == record["adapter_bytes"]
+        assert peak["tensor_bytes"]["base_weights"] == record["model_bytes"] - record["adapter_bytes"]
     train = record["memory_phases"]["train"]["tensor_bytes"]
-    states = 2 * record["adapter_bytes"]  # two moments a number, and a count of steps a tensor
+    states = 2 * record["adapter_bytes"]  # two moments per parameter, and a step count per tensor
     assert states < train["optimizer_state"] <= states + 4 * 10
     assert record["memory_phases"]["first_step"]["tensor_bytes"]["optimizer_state"] in (0, train["optimizer_state"])
     assert record["memory_phases"]["validate"]["tensor_bytes"]["activations"] == 0
@@ -106,7 +103,7 @@ def test_a_record_holds_what_is_defined_and_is_complete(finished: Path) -> None:
     assert (finished / record["checkpoint"]).is_dir()
 
 
-def test_the_saved_configuration_makes_the_same_run(finished: Path, tmp_path: Path) -> None:
+def test_the_saved_configuration_reproduces_the_run(finished: Path, tmp_path: Path) -> None:
     saved = yaml.safe_load((finished / "config.yaml").read_text())
     assert saved == read_record(finished)["config"]
     assert main(["fit", "--config", str(finished / "config.yaml"), "--run_dir", str(tmp_path / "again")]) == 0
@@ -128,7 +125,8 @@ def test_tensorboard_holds_the_curves_and_the_hparams_with_final_metrics(finishe
         "lr",
         "train_tokens_per_second",
     } <= scalars
-    assert [event.step for event in events.Scalars("val_accuracy")] == [11, 23, 24]  # the last is the HParams tab's
+    # the last point is for the HParams tab
+    assert [event.step for event in events.Scalars("val_accuracy")] == [11, 23, 24]
     assert events.Scalars("val_accuracy")[-1].value == pytest.approx(record["val_accuracy"])
     assert events.Scalars("trainable_params")[-1].value == record["trainable_params"]
     contents = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
@@ -143,23 +141,21 @@ def test_tensorboard_holds_the_curves_and_the_hparams_with_final_metrics(finishe
     assert {"val_accuracy", "val_loss", "peak_rss_bytes", "train_tokens_per_second"} <= shown
 
 
-def test_the_learning_rate_in_the_curve_is_that_of_the_step(finished: Path) -> None:
+def test_the_curve_shows_the_learning_rate_used_in_each_step(finished: Path) -> None:
     events = EventAccumulator(str(finished)).Reload()
     rates = {event.step: event.value for event in events.Scalars("lr")}
-    assert rates[9] == pytest.approx(
-        1e-3 * (1 + __import__("math").cos(__import__("math").pi * (9 - 1) / (24 - 1))) / 2, rel=1e-5
-    )
+    assert rates[9] == pytest.approx(1e-3 * (1 + math.cos(math.pi * (9 - 1) / (24 - 1))) / 2, rel=1e-5)
 
 
-def test_last_weights_are_validated_where_max_steps_ends_the_run(tmp_path: Path, words: list[str]) -> None:
-    assert main([*words, *LORA, "--trainer.max_steps", "7", "--run_dir", str(tmp_path)]) == 0
+def test_the_last_weights_are_validated_when_max_steps_ends_the_run(tmp_path: Path, fit_arguments: list[str]) -> None:
+    assert main([*fit_arguments, *LORA, "--trainer.max_steps", "7", "--run_dir", str(tmp_path)]) == 0
     record = read_record(tmp_path)
     assert (record["steps"], record["checkpoint"]) == (7, "checkpoints/step-000007")
     assert record["val_accuracy"] is not None
     assert read_record(tmp_path)["train_loss"] is not None
 
 
-def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path, words: list[str]) -> None:
+def test_a_failed_run_is_recorded_as_failed(tmp_path: Path, fit_arguments: list[str]) -> None:
     (tmp_path / "failing.py").write_text(
         "from lightning import Callback\n"
         "class Fail(Callback):\n"
@@ -171,7 +167,7 @@ def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path, words: list[str]
         "        if trainer.global_step == 8:\n"
         "            raise RuntimeError('[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: not enough memory')\n"
     )
-    failed = litpeft(*words, *LORA, "--trainer.callbacks", "failing.Fail", "--run_dir", "failed", cwd=tmp_path)
+    failed = litpeft(*fit_arguments, *LORA, "--trainer.callbacks", "failing.Fail", "--run_dir", "failed", cwd=tmp_path)
     assert failed.returncode == 1
     record = read_record(tmp_path / "failed")
     assert (record["status"], record["error"], record["steps"]) == ("failed", "something broke", 8)
@@ -179,7 +175,7 @@ def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path, words: list[str]
     assert "litpeft: error: the run failed: something broke (traceback: failed/traceback.txt)" in failed.stderr
     assert "in on_train_batch_end" in (tmp_path / "failed" / "traceback.txt").read_text()
     assert record["train_tokens_per_second"] > 0
-    full = litpeft(*words, *LORA, "--trainer.callbacks", "failing.Full", "--run_dir", "full", cwd=tmp_path)
+    full = litpeft(*fit_arguments, *LORA, "--trainer.callbacks", "failing.Full", "--run_dir", "full", cwd=tmp_path)
     assert full.returncode == 1
     assert "out of memory; try a smaller --data.batch_size" in full.stderr
     assert "Traceback" not in full.stderr
@@ -187,10 +183,17 @@ def test_a_run_that_fails_says_so_in_its_record(tmp_path: Path, words: list[str]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_says_so_in_its_record(tmp_path: Path, words: list[str], number: int, code: int) -> None:
-    command = [sys.executable, "-m", "litpeft", *words, *LORA, "--trainer.max_epochs", "2000", "--run_dir", "run"]
-    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs would ignore it
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+def test_an_interrupted_run_is_recorded_as_interrupted(
+    tmp_path: Path, fit_arguments: list[str], number: int, code: int
+) -> None:
+    command = [
+        *(sys.executable, "-m", "litpeft"),
+        *fit_arguments,
+        *LORA,
+        *("--trainer.max_epochs", "2000", "--run_dir", "run"),
+    ]
+    reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore SIGINT
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
     deadline = time.time() + 120
     while not list(tmp_path.glob("run/checkpoints/step-*")) and time.time() < deadline:
         time.sleep(0.2)
@@ -205,18 +208,13 @@ def test_an_interrupted_run_says_so_in_its_record(tmp_path: Path, words: list[st
     assert record["steps"] > 0
 
 
-def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_rate(
-    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture
+def test_a_nan_loss_stops_the_run_and_is_reported_with_step_and_learning_rate(
+    tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture
 ) -> None:
     options = [
-        "--model.optimizer",
-        "torch.optim.SGD",
-        "--model.optimizer.lr",
-        "1e14",
-        "--run_dir",
-        str(tmp_path / "run"),
+        *("--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e14", "--run_dir", str(tmp_path / "run"))
     ]
-    assert main([*words, *LORA, *options]) == 2
+    assert main([*fit_arguments, *LORA, *options]) == 2
     error = capsys.readouterr().err
     assert "the training loss is nan at step" in error
     assert "learning rate 100000000000000.0" in error
@@ -225,36 +223,42 @@ def test_a_loss_that_is_no_number_stops_the_run_with_its_step_and_rate(
     assert json.loads((tmp_path / "run" / "record.json").read_text())["train_loss"] is None
 
 
-def test_a_mistake_before_the_first_step_does_not_use_up_the_folder(tmp_path: Path, words: list[str], capsys) -> None:
+def test_a_folder_can_be_used_again_after_a_mistake_before_the_first_step(
+    tmp_path: Path, fit_arguments: list[str], capsys
+) -> None:
     run_dir = ["--run_dir", str(tmp_path / "run")]
-    assert main([*words, "--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]", *run_dir]) == 2
+    assert main([*fit_arguments, "--model.adapter", "LoRA", "--model.adapter.targets", "[nothing]", *run_dir]) == 2
     assert read_record(tmp_path / "run")["status"] == "failed"
-    assert main([*words, *LORA, *run_dir]) == 0
+    assert main([*fit_arguments, *LORA, *run_dir]) == 0
     assert read_record(tmp_path / "run")["status"] == "ok"
     capsys.readouterr()
-    assert main([*words, *LORA, *run_dir]) == 2
+    assert main([*fit_arguments, *LORA, *run_dir]) == 2
     assert "already holds a run; give --resume, --overwrite, or another --run_dir" in capsys.readouterr().err
-    assert main([*words, *LORA, *run_dir, "--data.batch_size", "4"]) == 2
+    assert main([*fit_arguments, *LORA, *run_dir, "--data.batch_size", "4"]) == 2
     assert "already holds a run (with a different data.init_args.batch_size); give" in capsys.readouterr().err
 
 
-def test_a_mistake_with_overwrite_leaves_the_earlier_run_as_it_was(tmp_path: Path, words: list[str], capsys) -> None:
+def test_a_mistake_with_overwrite_does_not_change_the_earlier_run(
+    tmp_path: Path, fit_arguments: list[str], capsys
+) -> None:
     run_dir = ["--run_dir", str(tmp_path / "run"), "--overwrite"]
-    assert main([*words, *LORA, *run_dir]) == 0
+    assert main([*fit_arguments, *LORA, *run_dir]) == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     for mistake in (
         ["--data.text_column", "nothing"],
         ["--model.adapter.targets", "[nothing]"],
         ["--model.adapter.rank", "0"],
     ):
-        assert main([*words, *LORA, *run_dir, *mistake]) == 2
+        assert main([*fit_arguments, *LORA, *run_dir, *mistake]) == 2
         assert {path: path.read_bytes() for path in before} == before
-    assert main([*words, "--model.adapter", "Frozen", *run_dir]) == 0
+    assert main([*fit_arguments, "--model.adapter", "Frozen", *run_dir]) == 0
     assert read_record(tmp_path / "run")["adapter"] == "frozen"
     assert len(list((tmp_path / "run").glob("events.*"))) == 1
 
 
-def test_a_metric_of_another_name_does_not_cost_the_record(tmp_path: Path, words: list[str]) -> None:
+def test_a_metric_with_an_unknown_name_is_recorded_under_other_metrics(
+    tmp_path: Path, fit_arguments: list[str]
+) -> None:
     (tmp_path / "mine.py").write_text(
         "from litpeft.tasks import SequenceClassification\n"
         "class Mine(SequenceClassification):\n"
@@ -262,18 +266,18 @@ def test_a_metric_of_another_name_does_not_cost_the_record(tmp_path: Path, words
         "        super().validation_step(batch, batch_idx)\n"
         "        self.log('val_other', 0.5)\n"
     )
-    done = litpeft(*words, "--model", "mine.Mine", "--run_dir", "run", cwd=tmp_path)
+    done = litpeft(*fit_arguments, "--model", "mine.Mine", "--run_dir", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_record(tmp_path / "run")["other_metrics"] == {"val_other": 0.5}
     assert read_record(tmp_path / "run")["val_accuracy"] is not None
 
 
-def test_a_killed_run_leaves_what_was_known_at_its_last_validation(tmp_path: Path, words: list[str]) -> None:
+def test_the_record_of_a_killed_run_holds_its_last_validation(tmp_path: Path, fit_arguments: list[str]) -> None:
     options = ["--trainer.max_epochs", "3", *write_killer(tmp_path, 30), "--run_dir", "run"]
-    assert litpeft(*words, *LORA, *options, cwd=tmp_path).returncode == -9
+    assert litpeft(*fit_arguments, *LORA, *options, cwd=tmp_path).returncode == -9
     record = read_record(tmp_path / "run")
     assert (record["status"], record["steps"], record["epochs"]) == ("interrupted", 24, 2.0)
     assert (record["val_step"], record["checkpoint"]) == (24, "checkpoints/step-000024")
     assert (tmp_path / "run" / record["checkpoint"]).is_dir()
     assert record["val_accuracy"] is not None
-    assert litpeft("validate", "--run_dir", "run", cwd=tmp_path).returncode == 0  # from the checkpoint that there is
+    assert litpeft("validate", "--run_dir", "run", cwd=tmp_path).returncode == 0

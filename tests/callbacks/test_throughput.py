@@ -1,4 +1,4 @@
-"""Rates by a fake clock: what is counted, to the digit, and what is left out."""
+"""Throughput with a fake clock: exact rates, and the times that are excluded."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.conftest import QUIET
 
 COUNTED = {"samples": 4, "tokens": 1, "padded": 1, "trained": 1}
 
-# seconds: waiting for a batch, the parts of a step, all that lies between steps
+# seconds: waiting for a batch, the parts of a step, work between steps
 WAIT, FORWARD, BACKWARD, OPTIMIZER, OTHER = 0.25, 1.0, 2.0, 0.5, 100.0
 BATCH = WAIT + FORWARD + BACKWARD
-SLOW = 3.0  # more in the forward of the eighth step
-FLOPS = 2 * 2 * 5 * 2  # of Linear(5, 1) on two rows: forward and the weight's gradient, the input asks for none
+SLOW = 3.0  # extra seconds in the forward pass of the eighth step
+FLOPS = 2 * 2 * 5 * 2  # of Linear(5, 1) on two rows: forward and weight gradient; the input needs no gradient
 
 
 class Clock:
@@ -42,7 +42,7 @@ class Clock:
 
 
 class Loader:
-    """Gives batches, and says when one was asked for, as ResumableLoader does."""
+    """Yields batches, and records the time of each request, like ResumableLoader."""
 
     def __init__(self, clock: Clock, batches: int) -> None:
         self.clock, self.batches, self.requested_at = clock, batches, 0.0
@@ -58,7 +58,7 @@ class Loader:
 
 
 class Optimizer(torch.optim.SGD):
-    """Takes time, beside that of the closure with forward and backward in it."""
+    """Takes time for the optimizer step after the closure with forward and backward."""
 
     clock: Clock
 
@@ -95,13 +95,13 @@ class Module(L.LightningModule):
 
 
 class Slow(L.Callback):
-    """Another callback that works after each batch, an evaluation or a checkpoint say."""
+    """Another callback that takes time after each batch, for example to save a checkpoint."""
 
     def on_train_batch_end(self, trainer, module, *args) -> None:
         module.clock.spend(OTHER)
 
 
-def fitted(tmp_path: Path, recorder: ThroughputRecorder, batches: int, accumulate: int = 1, **options) -> dict:
+def fit(tmp_path: Path, recorder: ThroughputRecorder, batches: int, accumulate: int = 1, **options) -> dict:
     recorder.clock = clock = Clock()
     module = Module(clock)
     for name, value in options.items():
@@ -115,42 +115,42 @@ def fitted(tmp_path: Path, recorder: ThroughputRecorder, batches: int, accumulat
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_steps_are_counted_exactly_and_nothing_else_is(tmp_path: Path, accumulate: int) -> None:
-    told = fitted(tmp_path, ThroughputRecorder(warmup_steps=2, sample_every=0), 6 * accumulate, accumulate)
+def test_only_training_steps_are_timed(tmp_path: Path, accumulate: int) -> None:
+    measured = fit(tmp_path, ThroughputRecorder(warmup_steps=2, sample_every=0), 6 * accumulate, accumulate)
     step = accumulate * BATCH + OPTIMIZER
-    assert told["train_seconds"] == pytest.approx(6 * step + 7 * WAIT)  # the first batch was slow to come
-    assert told["step_seconds_p50"] == told["step_seconds_p95"] == pytest.approx(step)
-    assert told["train_samples_per_second"] == pytest.approx(2 * accumulate / step)
-    assert told["train_tokens_per_second"] == pytest.approx(7 * accumulate / step)
-    assert told["padded_tokens_per_second"] == pytest.approx(10 * accumulate / step)
-    assert told["trained_tokens_per_second"] == pytest.approx(3 * accumulate / step)
-    assert told["warmup_steps_left_out"] == 2
-    assert told["sampled_steps"] == 0
+    assert measured["train_seconds"] == pytest.approx(6 * step + 7 * WAIT)  # the first batch came late
+    assert measured["step_seconds_p50"] == measured["step_seconds_p95"] == pytest.approx(step)
+    assert measured["train_samples_per_second"] == pytest.approx(2 * accumulate / step)
+    assert measured["train_tokens_per_second"] == pytest.approx(7 * accumulate / step)
+    assert measured["padded_tokens_per_second"] == pytest.approx(10 * accumulate / step)
+    assert measured["trained_tokens_per_second"] == pytest.approx(3 * accumulate / step)
+    assert measured["warmup_steps_left_out"] == 2
+    assert measured["sampled_steps"] == 0
     sampled = ("step_split_seconds_p50", "step_split_seconds_p95", "model_flops_per_step", "model_flops_per_second")
-    assert {told[name] for name in sampled} == {None}
+    assert {measured[name] for name in sampled} == {None}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_sampled_steps_are_split_and_stand_by_themselves(tmp_path: Path, accumulate: int) -> None:
-    """Of ten steps, the two of warm-up are left out, and the fourth, sixth, eighth and tenth sampled."""
+def test_sampled_steps_are_split_into_parts_and_excluded_from_step_seconds(tmp_path: Path, accumulate: int) -> None:
+    """Of ten steps, the two of warm-up are excluded, and the fourth, sixth, eighth and tenth are sampled."""
     recorder = ThroughputRecorder(warmup_steps=2, sample_every=2, peak_flops=100.0)
-    told = fitted(tmp_path, recorder, 10 * accumulate, accumulate)
+    measured = fit(tmp_path, recorder, 10 * accumulate, accumulate)
     step = accumulate * BATCH + OPTIMIZER
     assert [i for i, step in enumerate(recorder.steps) if step.parts is not None] == [3, 5, 7, 9]
     assert all(sum(step.parts.values()) == pytest.approx(step.seconds) for step in recorder.steps if step.parts)
-    assert told["sampled_steps"] == 4
-    assert told["step_seconds_p95"] == pytest.approx(step)  # the slow eighth is not among the others
+    assert measured["sampled_steps"] == 4
+    assert measured["step_seconds_p95"] == pytest.approx(step)  # excludes the slow eighth step, which is sampled
     parts = {"data_wait": accumulate * WAIT, "forward": accumulate * FORWARD, "backward": accumulate * BACKWARD}
     parts["optimizer"] = OPTIMIZER
-    assert told["step_split_seconds_p50"] == pytest.approx(parts)
-    # 95 % of the way from the first to the last of four is 0.85 from the third to it
+    assert measured["step_split_seconds_p50"] == pytest.approx(parts)
+    # the 95th percentile of four values lies at 0.85 between the third and the fourth
     parts["forward"] += 0.85 * accumulate * SLOW
-    assert told["step_split_seconds_p95"] == pytest.approx(parts)
-    assert told["model_flops_per_step"] == accumulate * FLOPS
+    assert measured["step_split_seconds_p95"] == pytest.approx(parts)
+    assert measured["model_flops_per_step"] == accumulate * FLOPS
     rate = 4 * accumulate * FLOPS / (4 * step + accumulate * SLOW)
-    assert told["model_flops_per_second"] == pytest.approx(rate)
-    assert told["peak_flops_per_second"] == 100.0
-    assert told["flops_utilisation"] == pytest.approx(rate / 100)
+    assert measured["model_flops_per_second"] == pytest.approx(rate)
+    assert measured["peak_flops_per_second"] == 100.0
+    assert measured["flops_utilisation"] == pytest.approx(rate / 100)
     rows = [row for row in csv.DictReader((tmp_path / "metrics.csv").open()) if row["step_seconds/forward"]]
     assert [int(row["step"]) for row in rows] == [3, 5, 7, 9]
     assert float(rows[2]["step_seconds/forward"]) == pytest.approx(accumulate * (FORWARD + SLOW))
@@ -158,23 +158,29 @@ def test_sampled_steps_are_split_and_stand_by_themselves(tmp_path: Path, accumul
 
 
 @pytest.mark.parametrize("options", [{"compile_blocks": True}, {"gradient_checkpointing": "reentrant"}])
-def test_what_cannot_be_counted_is_null(tmp_path: Path, options: dict) -> None:
-    told = fitted(tmp_path, ThroughputRecorder(warmup_steps=0, sample_every=2, peak_flops=1.0), 4, **options)
-    assert told["step_split_seconds_p50"]["forward"] == pytest.approx(FORWARD)
-    assert {told[name] for name in ("model_flops_per_step", "model_flops_per_second", "flops_utilisation")} == {None}
+def test_flops_are_null_when_they_cannot_be_counted(tmp_path: Path, options: dict) -> None:
+    measured = fit(tmp_path, ThroughputRecorder(warmup_steps=0, sample_every=2, peak_flops=1.0), 4, **options)
+    assert measured["step_split_seconds_p50"]["forward"] == pytest.approx(FORWARD)
+    assert {measured[name] for name in ("model_flops_per_step", "model_flops_per_second", "flops_utilisation")} == {
+        None
+    }
 
 
-def test_steps_in_which_memory_is_followed_are_in_no_figure() -> None:
+def test_steps_with_memory_tracking_are_excluded_from_all_figures() -> None:
     recorder = ThroughputRecorder(warmup_steps=0)
     split = dict.fromkeys(PARTS, 1.0)
     recorder.steps = [Step(2.0, COUNTED), Step(8.0, COUNTED, slowed=True)]
     recorder.steps += [Step(4.0, COUNTED, split, 12), Step(99.0, COUNTED, split, 12, slowed=True)]
-    told = recorder.measured()
-    assert (told["step_seconds_p95"], told["sampled_steps"], told["model_flops_per_second"]) == (2.0, 1, 3.0)
+    measured = recorder.measured()
+    assert (measured["step_seconds_p95"], measured["sampled_steps"], measured["model_flops_per_second"]) == (
+        2.0,
+        1,
+        3.0,
+    )
 
 
-def test_a_device_is_waited_for_at_the_borders_of_sampled_steps_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is played: what it is asked for is done when it is waited for."""
+def test_the_device_is_synchronised_only_in_sampled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device is a fake: queued work takes its time at the next synchronisation."""
     clock, queue = Clock(), []
 
     def synchronise(device: torch.device) -> None:
@@ -204,49 +210,45 @@ def test_a_device_is_waited_for_at_the_borders_of_sampled_steps_only(monkeypatch
     assert second.parts == {"data_wait": 0, "forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMIZER}
 
 
-def test_a_run_that_fails_leaves_no_counter_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_run_leaves_no_flop_counter_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Module, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         raise RuntimeError("out of luck")
 
     monkeypatch.setattr(Module, "training_step", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
-        fitted(tmp_path, recorder := ThroughputRecorder(warmup_steps=0, sample_every=2), 4)
+        fit(tmp_path, recorder := ThroughputRecorder(warmup_steps=0, sample_every=2), 4)
     recorder.steps = [Step()]
     with pytest.raises(RuntimeError, match="out of luck"):
-        fitted(tmp_path / "sampled", recorder, 4)
+        fit(tmp_path / "sampled", recorder, 4)
     assert torch._C._len_torch_function_stack() == 0
 
 
 @pytest.mark.parametrize("kind", ["none", "non_reentrant"])
-def test_checkpointed_gradients_are_the_same_operations(kind: str, words: list[str], tmp_path: Path) -> None:
-    """Of a real run, by hand; below the first layer's query, key and value nothing trains."""
+def test_gradient_checkpointing_does_not_change_the_flops_per_step(
+    kind: str, fit_arguments: list[str], tmp_path: Path
+) -> None:
+    """Compare a real run with a formula; below query, key and value of the first layer, no gradient is needed."""
     options = [
-        "--model.adapter",
-        "LoRA",
-        "--model.adapter.rank",
-        "2",
-        "--trainer.max_steps",
-        "3",
-        "--data.batch_size",
-        "96",
+        *("--model.adapter", "LoRA", "--model.adapter.rank", "2", "--trainer.max_steps", "3"),
+        *("--data.batch_size", "96"),
     ]
     options += ["--throughput.warmup_steps", "0", "--throughput.sample_every", "2", "--throughput.measure_peak", "true"]
     options += ["--memory.track_steps", "[]", "--model.gradient_checkpointing", kind, "--run_dir", str(tmp_path / kind)]
-    assert main([*words, *options]) == 0
-    told = read_record(tmp_path / kind)
+    assert main([*fit_arguments, *options]) == 0
+    record = read_record(tmp_path / kind)
     rows, length, width, inner, layers = 96, 15, 32, 64, 2
     positions, scores = rows * length, rows * length * length * width
-    low = 2 * positions * 2 * width  # A or B once
+    low = 2 * positions * 2 * width  # one product with A or B
     first = 2 * (2 * positions * width * width + low * 2 + low * 3) + 2 * positions * width * width + 2 * scores * 5
     other = 2 * (4 * positions * width * width + low * 3 + low * 3) + 4 * positions * width * width + 2 * scores * 6
     rest = 4 * positions * (width * width + 2 * width * inner)
     head = 4 * rows * width * width + 6 * rows * width * 2  # pooler, classifier
-    assert told["model_flops_per_step"] == first + other + layers * rest + head
-    assert told["flops_utilisation"] == told["model_flops_per_second"] / told["peak_flops_per_second"]
+    assert record["model_flops_per_step"] == first + other + layers * rest + head
+    assert record["flops_utilisation"] == record["model_flops_per_second"] / record["peak_flops_per_second"]
 
 
-def test_sampling_and_the_peak_change_no_bit(words: list[str], tmp_path: Path) -> None:
-    same = [*words, "--model.adapter", "DoRA", "--model.adapter.dropout", "0.2", "--trainer.max_steps", "6"]
+def test_sampling_and_measuring_the_peak_do_not_change_the_weights(fit_arguments: list[str], tmp_path: Path) -> None:
+    same = [*fit_arguments, "--model.adapter", "DoRA", "--model.adapter.dropout", "0.2", "--trainer.max_steps", "6"]
     sampling = ["--throughput.warmup_steps", "0", "--throughput.sample_every", "2", "--throughput.measure_peak", "true"]
     assert main([*same, "--throughput.sample_every", "0", "--run_dir", str(tmp_path / "plain")]) == 0
     assert main([*same, *sampling, "--run_dir", str(tmp_path / "sampled")]) == 0
@@ -260,18 +262,18 @@ def test_sampling_and_the_peak_change_no_bit(words: list[str], tmp_path: Path) -
 def test_a_run_shorter_than_its_warm_up_has_no_rates() -> None:
     recorder = ThroughputRecorder(warmup_steps=5)
     recorder.steps = [Step(1.0, COUNTED)] * 5
-    told = recorder.measured()
-    assert told["train_seconds"] == 5.0
-    assert told["step_seconds_p50"] is told["train_tokens_per_second"] is None
+    measured = recorder.measured()
+    assert measured["train_seconds"] == 5.0
+    assert measured["step_seconds_p50"] is measured["train_tokens_per_second"] is None
 
 
-def test_percentiles_are_numpys() -> None:
+def test_percentiles_match_numpy() -> None:
     recorder = ThroughputRecorder(warmup_steps=1)
     recorder.steps = [Step(seconds, COUNTED) for seconds in (99.0, *map(float, range(1, 21)))]
-    told = recorder.measured()
-    assert told["step_seconds_p50"] == 10.5
-    assert told["step_seconds_p95"] == pytest.approx(19.05)
-    assert told["train_samples_per_second"] == pytest.approx(80 / 210)
+    measured = recorder.measured()
+    assert measured["step_seconds_p50"] == 10.5
+    assert measured["step_seconds_p95"] == pytest.approx(19.05)
+    assert measured["train_samples_per_second"] == pytest.approx(80 / 210)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +289,6 @@ def test_percentiles_are_numpys() -> None:
         ),
     ],
 )
-def test_mistakes_are_told_in_one_sentence(options: dict, sentence: str) -> None:
+def test_wrong_options_are_refused_in_one_sentence(options: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         ThroughputRecorder(**options)

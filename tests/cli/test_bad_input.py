@@ -1,4 +1,4 @@
-"""Odd files and options that no fuzzer would hit upon: each either trains as it should or is refused in one sentence."""
+"""Unusual files and options that fuzzing rarely generates: each either trains or is refused in one sentence."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ def table(rows: list[tuple[str, str]], end: str = "\n", last: bool = True) -> st
 
 
 @pytest.fixture
-def run(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture) -> Run:
-    """Trains one step on a table; its exit code, and what it said."""
+def run(tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture) -> Run:
+    """Return a function that trains one step on a table, and returns the exit code and the error output."""
 
     def run(
         train: str | bytes, *more: str, val: str = table(ROWS), name: str = "train", folder: str = "run"
     ) -> tuple[int, str]:
         for path, text in {f"{name}.tsv": train, "val.tsv": val}.items():
             (tmp_path / path).write_bytes(text if isinstance(text, bytes) else text.encode())
-        given = ["--data.train_file", str(tmp_path / f"{name}.tsv"), "--data.val_file", str(tmp_path / "val.tsv")]
-        own = [word.replace("SST2", "TextClassification") for word in words] + ["--data.text_column", "sentence"]
-        code = main([*own, *given, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / folder), *more])
+        files = ["--data.train_file", str(tmp_path / f"{name}.tsv"), "--data.val_file", str(tmp_path / "val.tsv")]
+        base = [word.replace("SST2", "TextClassification") for word in fit_arguments]
+        code = main(
+            [
+                *base,
+                *("--data.text_column", "sentence"),
+                *files,
+                *("--trainer.max_steps", "1", "--run_dir", str(tmp_path / folder)),
+                *more,
+            ]
+        )
         return code, capsys.readouterr().err
 
     return run
@@ -50,12 +58,12 @@ RUNS: dict[str, tuple[str | bytes, list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", RUNS)
-def test_what_is_odd_but_right_trains(run: Run, tmp_path: Path, what: str) -> None:
-    train, more = RUNS[what]
+@pytest.mark.parametrize("kind", RUNS)
+def test_unusual_but_valid_files_train(run: Run, tmp_path: Path, kind: str) -> None:
+    train, more = RUNS[kind]
     val = table([("a", "日本"), ("b", "größer als")]) if more == ["names"] else table(ROWS)
-    code, said = run(train, *(more if more != ["names"] else []), val=val)
-    assert code == 0, said
+    code, error = run(train, *(more if more != ["names"] else []), val=val)
+    assert code == 0, error
     assert read_record(tmp_path / "run")["steps"] == 1
 
 
@@ -71,72 +79,66 @@ REFUSED: dict[str, tuple[str | bytes, list[str], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_what_cannot_be_trained_on_is_told(run: Run, tmp_path: Path, what: str) -> None:
-    train, more, told = REFUSED[what]
-    code, said = run(train, *more)
-    assert code == 2, said
-    assert said.count("\n") == 1
-    assert told in said
+@pytest.mark.parametrize("kind", REFUSED)
+def test_unusable_files_and_options_are_refused(run: Run, tmp_path: Path, kind: str) -> None:
+    train, more, message = REFUSED[kind]
+    code, error = run(train, *more)
+    assert code == 2, error
+    assert error.count("\n") == 1
+    assert message in error
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_label_that_only_validation_has_is_told(run: Run) -> None:
-    code, said = run(table(ROWS), val=table([*ROWS, ("new", "2")]))
+def test_a_label_found_only_in_validation_rows_is_refused(run: Run) -> None:
+    code, error = run(table(ROWS), val=table([*ROWS, ("new", "2")]))
     assert code == 2
-    assert "val.tsv line 10: label '2' is not one of 0, 1" in said
+    assert "val.tsv line 10: label '2' is not one of 0, 1" in error
 
 
-def test_a_nul_byte_is_text_in_a_table_and_none_in_an_option(run: Run, tmp_path: Path) -> None:
-    code, said = run(table([("a\0b", "1"), *ROWS]))
-    assert code in (0, 2), said
+def test_a_nul_byte_is_refused_in_an_option_but_not_in_a_table(run: Run, tmp_path: Path) -> None:
+    code, error = run(table([("a\0b", "1"), *ROWS]))
+    assert code in (0, 2), error
     (tmp_path / "nul.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"cache_dir": "a\0b"}}}))
-    code, said = run(table(ROWS), "--config", str(tmp_path / "nul.yaml"), folder="other")
+    code, error = run(table(ROWS), "--config", str(tmp_path / "nul.yaml"), folder="other")
     assert code == 2
-    assert "data.cache_dir holds a NUL" in said
+    assert "data.cache_dir holds a NUL" in error
 
 
-def test_names_of_files_and_folders_of_all_scripts(run: Run, tmp_path: Path) -> None:
-    code, said = run(
-        table(ROWS),
-        name="Größe 日本",
-        folder="läufe \U0001f600/é",
-    )
-    assert code == 0, said
+def test_names_of_files_and_folders_may_use_any_script(run: Run, tmp_path: Path) -> None:
+    code, error = run(table(ROWS), name="Größe 日本", folder="läufe \U0001f600/é")
+    assert code == 0, error
     assert read_record(tmp_path / "läufe \U0001f600" / "é")["config"]["data"]["init_args"]["train_file"].endswith(
         "日本.tsv"
     )
 
 
-def test_a_name_that_is_not_utf8_is_told(run: Run) -> None:
-    code, said = run(table(ROWS), "--experiment", "a\udcff")
+def test_an_experiment_name_that_is_not_utf8_is_refused(run: Run) -> None:
+    code, error = run(table(ROWS), "--experiment", "a\udcff")
     assert code == 2
-    assert "--experiment 'a\\udcff' is not UTF-8" in said
+    assert "--experiment 'a\\udcff' is not UTF-8" in error
 
 
-def test_an_output_that_is_not_utf8_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_an_output_path_that_is_not_utf8_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_run(tmp_path / "lora")
-    for words in (["--output", f"{tmp_path}/\udcff"], [f"--output={tmp_path}/\udcff"]):
-        assert main(["compare", str(tmp_path), *words]) == 2
+    for arguments in (["--output", f"{tmp_path}/\udcff"], [f"--output={tmp_path}/\udcff"]):
+        assert main(["compare", str(tmp_path), *arguments]) == 2
         assert "\\udcff' is not UTF-8" in capsys.readouterr().err
 
 
-def test_a_tokenizer_with_more_tokens_than_the_model_has_rows_is_told(
-    run: Run, tmp_path: Path, tiny_model: str
-) -> None:
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_refused(run: Run, tmp_path: Path, tiny_model: str) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
     tokenizer = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"]["beyond"] = 25
     (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    code, said = run(table([("beyond good", "1"), *ROWS]), "--model.model_name", str(tmp_path / "model"))
-    assert code == 2, said
-    assert "has token ids up to 25" in said
-    assert "has only 25 embeddings" in said
+    code, error = run(table([("beyond good", "1"), *ROWS]), "--model.model_name", str(tmp_path / "model"))
+    assert code == 2, error
+    assert "has token ids up to 25" in error
+    assert "has only 25 embeddings" in error
 
 
 def test_a_rank_as_large_as_a_layer_trains(run: Run, tmp_path: Path) -> None:
-    code, said = run(table(ROWS), "--model.adapter", "LoRA", "--model.adapter.rank", "32")
-    assert code == 0, said
+    code, error = run(table(ROWS), "--model.adapter", "LoRA", "--model.adapter.rank", "32")
+    assert code == 0, error
 
 
 VALUES = {
@@ -165,15 +167,15 @@ VALUES = {
 
 
 @pytest.mark.parametrize("options", VALUES)
-def test_a_value_that_nothing_can_take_is_told(run: Run, options: str) -> None:
-    code, said = run(table(ROWS), *options.split())
-    assert code == 2, said
-    assert said.count("\n") == 1
-    assert VALUES[options] in said
+def test_an_invalid_value_is_refused(run: Run, options: str) -> None:
+    code, error = run(table(ROWS), *options.split())
+    assert code == 2, error
+    assert error.count("\n") == 1
+    assert VALUES[options] in error
 
 
 @pytest.mark.parametrize(
-    ("option", "word", "told"),
+    ("option", "value", "message"),
     [
         ("--overwrite", "", "unknown argument '' after --overwrite, which takes no value."),
         ("--data.max_length", "&a [*a]", "data.max_length: it contains itself, or more than 1,000,000 values."),
@@ -181,34 +183,35 @@ def test_a_value_that_nothing_can_take_is_told(run: Run, options: str) -> None:
     ],
     ids=["empty", "itself", "digits"],
 )
-def test_a_word_that_is_hardly_one_is_told(run: Run, option: str, word: str, told: str) -> None:
-    code, said = run(table(ROWS), option, word)
-    assert (code, said) == (2, f"litpeft: error: {told}\n")
+def test_an_extreme_argument_is_refused(run: Run, option: str, value: str, message: str) -> None:
+    code, error = run(table(ROWS), option, value)
+    assert (code, error) == (2, f"litpeft: error: {message}\n")
 
 
-def test_what_is_wrong_in_the_files_of_a_finished_run_is_told_with_the_file(
+def test_a_mistake_in_a_file_of_a_finished_run_is_reported_with_the_file(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run(table(ROWS))[0] == 0
-    verb = [str(tmp_path / "run"), "--data.test_file", str(tmp_path / "val.tsv")]
+    run_dir = str(tmp_path / "run")
+    options = [run_dir, "--data.test_file", str(tmp_path / "val.tsv")]
     config, record = tmp_path / "run" / "config.yaml", tmp_path / "run" / "record.json"
-    kept = config.read_text()
-    for changed, told in {
+    original = config.read_text()
+    for changed, message in {
         "digits: 3\n": "unknown option digits",
         "throughput: 3\n": "throughput must hold options by name",
         "benchmarks: {keep_items: [1]}\n": "benchmarks.keep_items must be bool, got [1].",
     }.items():
-        config.write_text(yaml.safe_dump(yaml.safe_load(kept) | yaml.safe_load(changed)))
-        assert main(["test", "--run_dir", *verb]) == 2
-        assert f"error: {config}: {told}" in capsys.readouterr().err
-    config.write_text(kept)
+        config.write_text(yaml.safe_dump(yaml.safe_load(original) | yaml.safe_load(changed)))
+        assert main(["test", "--run_dir", *options]) == 2
+        assert f"error: {config}: {message}" in capsys.readouterr().err
+    config.write_text(original)
     record.write_text(record.read_text().replace('"memory_phases"', '"meemory_phases"'))
     before = record.read_bytes()
-    for words in (["test", "--run_dir", *verb], ["evaluate", verb[0], "--tasks", "held_out"]):
-        assert main(words) == 2
+    for arguments in (["test", "--run_dir", *options], ["evaluate", run_dir, "--tasks", "held_out"]):
+        assert main(arguments) == 2
         assert f"{record} holds 'meemory_phases', which is not a field of this version" in capsys.readouterr().err
     assert record.read_bytes() == before
-    assert main(["validate", "--run_dir", verb[0]]) == 0  # which writes nothing
+    assert main(["validate", "--run_dir", run_dir]) == 0  # validate writes no record
 
 
 YAMLS = {
@@ -225,31 +228,31 @@ YAMLS = {
 
 
 @pytest.mark.parametrize("text", YAMLS, ids=range(len(YAMLS)))
-def test_yaml_that_no_one_should_write_is_told(run: Run, tmp_path: Path, text: str) -> None:
+def test_invalid_yaml_is_refused(run: Run, tmp_path: Path, text: str) -> None:
     (tmp_path / "odd.yaml").write_text(text)
-    code, said = run(table(ROWS), "--config", str(tmp_path / "odd.yaml"))
+    code, error = run(table(ROWS), "--config", str(tmp_path / "odd.yaml"))
     assert code == 2
-    assert said.count("\n") == 1
-    assert YAMLS[text] in said
+    assert error.count("\n") == 1
+    assert YAMLS[text] in error
 
 
-def test_a_run_that_is_refused_while_it_loads_leaves_an_earlier_one_as_it_was(run: Run, tmp_path: Path) -> None:
+def test_a_run_refused_while_loading_does_not_change_the_earlier_run(run: Run, tmp_path: Path) -> None:
     assert run(table(ROWS))[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    code, said = run(table(ROWS), "--model.adapter", "LoRA", "--model.adapter.targets", "[foo]", "--overwrite")
-    assert code == 2, said
+    code, error = run(table(ROWS), "--model.adapter", "LoRA", "--model.adapter.targets", "[foo]", "--overwrite")
+    assert code == 2, error
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert {path.name for path in before} == {path.name for path in after}
     assert all(after[path] == before[path] for path in before if path.name != ".lock")
 
 
-def test_a_sentence_is_one_line_whatever_it_quotes() -> None:
+def test_an_error_message_is_one_printable_line() -> None:
     assert one_line("a\n  b\x1b[31m\u202e \udcff é") == "a b\\x1b[31m\\u202e \\udcff é"
     assert len(one_line("x" * 10_000_000)) < 1000
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"steps": "3"}, "steps must be a whole number, not str"),
         ({"memory_phases": {"train": 3}}, "memory_phases.train must be a mapping"),
@@ -262,8 +265,8 @@ def test_a_sentence_is_one_line_whatever_it_quotes() -> None:
         ({"train_loss": float("inf")}, "train_loss must be a number, but is too large"),
     ],
 )  # fmt: skip
-def test_a_record_that_was_changed_by_hand_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, told: str
+def test_a_record_with_an_invalid_value_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
 ) -> None:
     for adapter in ("lora", "dora"):
         write_run(tmp_path / adapter, adapter)
@@ -271,7 +274,7 @@ def test_a_record_that_was_changed_by_hand_is_told(
     (tmp_path / "lora" / "record.json").write_text(json.dumps(record | change))
     for verb in (["compare"], ["report", "-o", str(tmp_path / "page.html")]):
         assert main([verb[0], str(tmp_path), *verb[1:]]) == 2
-        assert f"lora/record.json is not a valid run record: {told}." in capsys.readouterr().err
+        assert f"lora/record.json is not a valid run record: {message}." in capsys.readouterr().err
 
 
 def test_a_record_of_an_earlier_version_is_read(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -287,36 +290,36 @@ def test_a_record_of_an_earlier_version_is_read(tmp_path: Path, capsys: pytest.C
     assert main(["report", str(tmp_path), "-o", str(tmp_path / "page.html")]) == 0
 
 
-def test_a_data_seed_of_any_kind_is_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    for seed, own in ((0, [1]), (1, None)):
-        write_run(tmp_path / "lora" / str(seed), "lora", seed, options={"data.init_args.seed": own})
+def test_data_seeds_of_any_type_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for seed, data_seed in ((0, [1]), (1, None)):
+        write_run(tmp_path / "lora" / str(seed), "lora", seed, options={"data.init_args.seed": data_seed})
     assert main(["compare", str(tmp_path)]) == 2
     assert "data.seed is [1] or none" in capsys.readouterr().err
 
 
-def test_a_row_that_gave_no_number_is_left_out_of_the_tests_over_examples(
+def test_a_row_with_a_nan_loss_is_excluded_from_tests_over_examples(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     for adapter in ("lora", "dora"):
         for seed in (0, 1):
-            kept = {"loss": [0.1, None if adapter == "dora" else 0.2], "correct": [1, 0]}
-            write_run(tmp_path / adapter / str(seed), adapter, seed, 0.8, None, kept)
+            examples = {"loss": [0.1, None if adapter == "dora" else 0.2], "correct": [1, 0]}
+            write_run(tmp_path / adapter / str(seed), adapter, seed, 0.8, None, examples)
     assert main(["compare", str(tmp_path), "--examples", "--figures", "val_loss", "--format", "markdown"]) == 0
     assert "val_loss of a row is NaN or infinite" in " ".join(capsys.readouterr().out.replace("\\", "").split())
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"question": {"a": 1}}, "question must be text, not dict"),
         ({"trials": [None]}, "trials[0] must be a mapping"),
         ({"published": {"source": [1], "rows": []}}, "published.source must be text, not list"),
     ],
 )
-def test_a_description_of_a_sweep_that_is_none_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, told: str
+def test_an_invalid_sweep_description_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: dict, message: str
 ) -> None:
     sweep = {"experiment": "e", "axes": ["adapter"], "trials": [{"name": "lora", "label": "lora"}], "seeds": [0]}
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep | change))
     assert main(["compare", str(tmp_path)]) == 2
-    assert f"sweep.yaml is not a valid sweep description: {told}." in capsys.readouterr().err
+    assert f"sweep.yaml is not a valid sweep description: {message}." in capsys.readouterr().err

@@ -1,9 +1,10 @@
-"""The command line: what it refuses and how it says so, names of folders, start-up."""
+"""The command line: error messages, run folders, configurations, and start-up."""
 
 from __future__ import annotations
 
 import math
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -74,9 +75,9 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_sentence_and_exit_code_2(
-    tmp_path: Path, words: list[str], mistake: str, capsys: pytest.CaptureFixture
+    tmp_path: Path, fit_arguments: list[str], mistake: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert main([*words, *mistake.split(), "--run_dir", str(tmp_path / "run")]) == 2
+    assert main([*fit_arguments, *mistake.split(), "--run_dir", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err
     assert error.startswith("litpeft: error: ")
     assert error.count("\n") == 1, error
@@ -84,7 +85,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("fitt", "no verb 'fitt' (did you mean fit?); `litpeft --help` lists them."),
         ("fit", "required: --data, --model."),
@@ -94,14 +95,16 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
         ("configs nope", "--config nope: no such file"),
     ],
 )
-def test_a_line_that_lacks_something_says_what(line: str, said: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_missing_argument_is_named(line: str, message: str, capsys: pytest.CaptureFixture) -> None:
     assert main(line.split()) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, words: list[str], capsys) -> None:
+def test_mistakes_in_yaml_are_reported_like_those_on_the_command_line(
+    tmp_path: Path, fit_arguments: list[str], capsys
+) -> None:
     wrong = tmp_path / "wrong.yaml"
-    for content, said in {
+    for content, message in {
         "model:\n  adaptor: LoRA\n": "adaptor",
         "trainer:\n  max_epoch: 3\n": "wrong.yaml: unknown option trainer.max_epoch (did you mean trainer.max_epochs?).",
         "data: {init_args: {max_length: 0}}\n": "wrong.yaml: data.max_length must be at least 1, got 0.",
@@ -111,33 +114,35 @@ def test_yaml_mistakes_are_told_like_those_of_the_command_line(tmp_path: Path, w
         "": "wrong.yaml: it must be a mapping from option names to values",
     }.items():
         wrong.write_text(content)
-        assert main([*words, "--config", str(wrong)]) == 2
+        assert main([*fit_arguments, "--config", str(wrong)]) == 2
         error = capsys.readouterr().err
-        assert said in error
+        assert message in error
         assert error.count("\n") == 1
 
 
-def test_what_was_typed_last_is_not_told_of_a_file(tmp_path: Path, words: list[str], capsys) -> None:
+def test_an_error_names_the_file_only_if_the_value_comes_from_it(
+    tmp_path: Path, fit_arguments: list[str], capsys
+) -> None:
     (tmp_path / "a.yaml").write_text("data: {init_args: {batch_size: -1}}\n")
     (tmp_path / "b.yaml").write_text("data: {init_args: {batch_size: -2}}\n")
     config, typed = [f"--config={tmp_path}/a.yaml", "--config", f"{tmp_path}/b.yaml"], ["--data.batch_size", "0"]
-    assert main([*words, *config, *typed]) == 2
+    assert main([*fit_arguments, *config, *typed]) == 2
     assert "error: data.batch_size must be at least 1, got 0." in capsys.readouterr().err
-    assert main([*words, *typed, *config]) == 2
+    assert main([*fit_arguments, *typed, *config]) == 2
     assert "b.yaml: data.batch_size must be at least 1, got -2." in capsys.readouterr().err
 
 
-def test_help_and_version_answer_without_torch() -> None:
+def test_help_and_version_do_not_import_torch() -> None:
     for word, shown in {"--help": "usage: litpeft VERB", "--version": __version__, "configs": "lora"}.items():
         done = litpeft(word)
         assert done.returncode == 0
         assert shown in done.stdout
     code = "import sys; from litpeft.__main__ import main; main(['--help']); main(['configs']); import litpeft; "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'lightning', 'transformers', 'yaml')))"
-    assert __import__("subprocess").run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
-def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
+def test_the_help_of_a_verb_explains_litpefts_options() -> None:
     done = litpeft("fit", "--help")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
@@ -147,16 +152,16 @@ def test_the_help_of_a_verb_shows_our_options_with_their_meaning() -> None:
     assert "dtype of the frozen weights, and compute dtype" in " ".join(lora.stdout.split())
 
 
-# --- one optimizer's settings never reach the next (jsonargparse #460)
+# --- settings of one optimizer are not passed on to the next (jsonargparse #460)
 
 SGD = {"lr": 0.1, "momentum": 0.0, "weight_decay": 0.0}
-ROUTES = ("flag after flag", "flag after file", "file after flag", "file after file", "whole value")
+ROUTES = ("flag after flag", "flag after file", "file after flag", "file after file", "complete value")
 ROUTES = (*ROUTES, "set to null between")
 SGD_YAML = "model:\n  init_args:\n    optimizer:\n      class_path: torch.optim.SGD\n      init_args: {lr: 0.1}\n"
 
 
 @pytest.mark.parametrize("route", [*ROUTES, "flag", "yaml", "shipped overlays"])
-def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, words: list[str], route: str) -> None:
+def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, fit_arguments: list[str], route: str) -> None:
     (tmp_path / "sgd.yaml").write_text(SGD_YAML)
     (tmp_path / "adamw.yaml").write_text(
         SGD_YAML.replace("SGD", "AdamW").replace("lr: 0.1", "lr: 1.0, weight_decay: 0.3")
@@ -169,12 +174,12 @@ def test_settings_of_adamw_do_not_leak_into_sgd(tmp_path: Path, words: list[str]
         "flag after file": ["--config", str(tmp_path / "adamw.yaml"), *sgd],
         "file after flag": [*adamw, "--config", str(tmp_path / "sgd.yaml")],
         "file after file": [f"--config={tmp_path / 'adamw.yaml'}", f"--config={tmp_path / 'sgd.yaml'}"],
-        "whole value": [*adamw, '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}'],
+        "complete value": [*adamw, '--model.optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}'],
         "set to null between": [*adamw, "--model.optimizer", "null", *sgd],
         "yaml": ["--config", str(tmp_path / "sgd.yaml")],
         "shipped overlays": ["--config", "adamw", "--config", "sgd", "--model.optimizer.momentum", "0"],
     }[route]
-    assert main([*words, *options, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "run")]) == 0
+    assert main([*fit_arguments, *options, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "run")]) == 0
     record = read_record(tmp_path / "run")
     assert record["optimizer"] == "torch.optim.sgd.SGD"
     for group in record["optimizer_settings"]:
@@ -187,18 +192,18 @@ OTHERS = ("AdamW8bit", "PagedAdamW", "PagedAdamW8bit", "Lion")
 @pytest.mark.parametrize(
     "name", [*(f"bitsandbytes.optim.{name}" for name in OTHERS), "transformers.optimization.Adafactor"]
 )
-def test_optimizers_of_other_packages_train(tmp_path: Path, words: list[str], name: str) -> None:
+def test_optimizers_of_other_packages_train(tmp_path: Path, fit_arguments: list[str], name: str) -> None:
     options = ["--model.optimizer", name, "--trainer.max_steps", "2", "--run_dir", str(tmp_path / "run")]
-    assert main([*words, *options]) == 0
-    # short names stay clear although bitsandbytes is imported now and has an AdamW of its own
-    assert main([*words, *ADAMW, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "again")]) == 0
+    assert main([*fit_arguments, *options]) == 0
+    # torch's AdamW is still found by its short name after bitsandbytes, which has an AdamW too, is imported
+    assert main([*fit_arguments, *ADAMW, "--trainer.max_steps", "1", "--run_dir", str(tmp_path / "again")]) == 0
 
 
 def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences: dict[str, str], capsys) -> None:
-    given = ["--model.model_name", tiny_model, "--data.train_file", sentences["train"], "--print_config"]
+    options = ["--model.model_name", tiny_model, "--data.train_file", sentences["train"], "--print_config"]
     seen = []
     for order in (["base", "sst2", "lora", "adamw"], ["adamw", "lora", "base", "sst2"]):
-        assert main(["fit", *(word for name in order for word in ("--config", name)), *given]) == 0
+        assert main(["fit", *(word for name in order for word in ("--config", name)), *options]) == 0
         seen.append(yaml.safe_load(capsys.readouterr().out))
     assert seen[0] == seen[1]
     assert seen[0]["model"]["init_args"]["adapter"]["init_args"]["rank"] == 8
@@ -224,46 +229,40 @@ def test_configs_compose_in_any_order(tmp_path: Path, tiny_model: str, sentences
         ("--data SST2 --model.adapter.targets [query,value]", ("sst2", "lora,targets=_query,value_")),
     ],
 )
-def test_a_runs_name_says_what_varies(line: str, expected: tuple[str, str]) -> None:
+def test_a_run_name_lists_the_options_given(line: str, expected: tuple[str, str]) -> None:
     assert run_names(typed_options(line.split()), "lora", "SST2") == expected
 
 
-def test_long_names_that_differ_stay_different() -> None:
+def test_different_long_names_stay_different_when_shortened() -> None:
     one, two = (run_names([("trainer.note", "x" * 200 + end)], "lora", "SST2")[1] for end in "ab")
     assert one != two
     assert len(one) == len(two) == 120
 
 
-def test_a_runs_own_configuration_keeps_its_experiment(tmp_path: Path) -> None:
+def test_the_configuration_of_a_run_keeps_its_experiment_name(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("data: {class_path: SST2}\n")
     write_record(tmp_path, new_record() | {"experiment": "mine"})
     assert run_names([("config", str(tmp_path / "config.yaml"))], "lora", "SST2") == ("mine", "lora")
 
 
-def test_the_default_folder(tmp_path: Path, words: list[str]) -> None:
+def test_the_default_run_folder(tmp_path: Path, fit_arguments: list[str]) -> None:
     options = [
-        "--model.adapter",
-        "LoRA",
-        "--model.adapter.rank",
-        "2",
-        "--seed_everything",
-        "5",
-        "--trainer.max_steps",
-        "1",
+        *("--model.adapter", "LoRA", "--model.adapter.rank", "2", "--seed_everything", "5"),
+        *("--trainer.max_steps", "1"),
     ]
-    done = litpeft(*words, *options, "--experiment", "tiny", cwd=tmp_path)
+    done = litpeft(*fit_arguments, *options, "--experiment", "tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.rglob("record.json")
     assert re.fullmatch(r"runs/tiny/lora,.*rank=2.*/seed5/record.json", str(record.relative_to(tmp_path)))
     assert read_record(record.parent)["experiment"] == "tiny"
 
 
-def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_a_run_or_other_files_is_refused(tmp_path: Path) -> None:
     assert check_run_folder(tmp_path / "new", {}, resume=False, overwrite=False) == []
     write_record(tmp_path, new_record() | {"status": "failed", "steps": 0})
     assert check_run_folder(tmp_path, {}, resume=False, overwrite=False) == [tmp_path / "record.json"]
-    for kept in ({"status": "failed", "steps": 3}, {"status": "interrupted"}, {"status": "ok", "steps": 5}):
-        write_record(tmp_path, new_record() | kept)
+    for state in ({"status": "failed", "steps": 3}, {"status": "interrupted"}, {"status": "ok", "steps": 5}):
+        write_record(tmp_path, new_record() | state)
         with pytest.raises(UserError, match="already holds a run"):
             check_run_folder(tmp_path, {}, resume=False, overwrite=False)
     (tmp_path / "mine.txt").touch()
@@ -273,7 +272,7 @@ def test_a_folder_that_holds_anything_worth_keeping_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite: bool) -> None:
+def test_a_folder_without_a_record_is_not_a_run_folder(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "config.yaml").write_text("# mine\n")
     with pytest.raises(
         UserError, match="holds config.yaml but no record.json: it is not a run folder; give another folder"
@@ -281,11 +280,11 @@ def test_files_of_other_origin_are_not_taken_for_a_run(tmp_path: Path, overwrite
         check_run_folder(tmp_path, {}, resume=False, overwrite=overwrite)
 
 
-def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
-    tmp_path: Path, words: list[str], sentences: dict[str, str], capsys
+def test_resuming_can_extend_a_run_but_not_change_other_options(
+    tmp_path: Path, fit_arguments: list[str], sentences: dict[str, str], capsys
 ) -> None:
     run_dir = ["--run_dir", str(tmp_path / "run")]
-    same = [*words, "--model.adapter", "LoRA", "--model.scheduler", "WarmupLinear"]
+    same = [*fit_arguments, "--model.adapter", "LoRA", "--model.scheduler", "WarmupLinear"]
     assert main([*same, *run_dir]) == 0
     first = read_record(tmp_path / "run")
     capsys.readouterr()
@@ -310,10 +309,8 @@ def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
     record = read_record(tmp_path / "run")
     for name in ("started_at", "experiment", "run_name"):
         assert record[name] == first[name]
-    assert (record["steps"], record["test_accuracy"]) == (
-        36,
-        None,
-    )  # those of the weights that were tested are no longer true
+    # the test results of the earlier weights are removed
+    assert (record["steps"], record["test_accuracy"]) == (36, None)
     assert record["train_seconds"] > first["train_seconds"]
     rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("lr")
     expected = {19: 1 - (19 - 2) / 34, 29: 1 - (29 - 2) / 34}  # two steps of warm-up, of 36
@@ -323,9 +320,11 @@ def test_resuming_goes_on_longer_or_is_refused_by_the_options_name(
             assert event.value == pytest.approx(3e-4 * expected[event.step], rel=1e-4)
 
 
-def test_resuming_on_another_text_is_refused(tmp_path: Path, words: list[str], tiny_model: str, capsys) -> None:
+def test_resuming_with_changed_data_files_is_refused(
+    tmp_path: Path, fit_arguments: list[str], tiny_model: str, capsys
+) -> None:
     file = write_sentences(tmp_path / "train.tsv", 40)
-    same = [*words, "--data.train_file", file, "--run_dir", str(tmp_path / "run")]
+    same = [*fit_arguments, "--data.train_file", file, "--run_dir", str(tmp_path / "run")]
     assert main(same) == 0
     write_sentences(tmp_path / "train.tsv", 48)
     capsys.readouterr()
@@ -334,34 +333,28 @@ def test_resuming_on_another_text_is_refused(tmp_path: Path, words: list[str], t
     assert read_record(tmp_path / "run")["status"] == "ok"
 
 
-def test_a_class_of_ones_own_in_the_working_folder_is_found(tmp_path: Path, words: list[str]) -> None:
+def test_a_user_class_in_the_working_directory_is_found(tmp_path: Path, fit_arguments: list[str]) -> None:
     (tmp_path / "mine.py").write_text(
         re.search(r"(?ms)^```python\n(.*?)^```", (Path(__file__).parents[2] / "README.md").read_text())[1]
     )
-    script = str(Path(sys.executable).parent / "litpeft")  # a console script has no working folder on its path
+    # the working directory is not on the path of a console script
+    script = str(Path(sys.executable).parent / "litpeft")
     command = [
         script,
-        *words,
-        "--model.dtype",
-        "bf16",
-        "--model.adapter",
-        "mine.BitFit",
-        "--trainer.max_steps",
-        "1",
-        "--run_dir",
-        "run",
+        *fit_arguments,
+        *("--model.dtype", "bf16", "--model.adapter", "mine.BitFit", "--trainer.max_steps", "1", "--run_dir", "run"),
     ]
-    done = __import__("subprocess").run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert read_record(tmp_path / "run")["adapter"] == "bitfit"
 
 
-def test_a_class_by_its_bare_name_is_told_from_another_and_from_itself() -> None:
-    """Of words alone: once bitsandbytes is imported, as by a test before, bare names are of two classes."""
-    full, bare = "--model.optimizer=torch.optim.AdamW", "--model.optimizer=AdamW"
-    assert with_configs("fit", [full, bare, "--model.optimizer.lr=1"]) == [full, bare, "--model.optimizer.lr=1"]
+def test_a_changed_class_resets_its_options_whether_given_by_short_or_full_name() -> None:
+    """Only `with_configs` is tested: once bitsandbytes is imported, the short name AdamW is ambiguous."""
+    full, short = "--model.optimizer=torch.optim.AdamW", "--model.optimizer=AdamW"
+    assert with_configs("fit", [full, short, "--model.optimizer.lr=1"]) == [full, short, "--model.optimizer.lr=1"]
     assert with_configs("fit", [full, "--model.optimizer", "SGD"]) == [
-        *(full, "--model.optimizer=null", "--model.optimizer", "SGD"),
+        *(full, "--model.optimizer=null", "--model.optimizer", "SGD")
     ]
     other = "--model.optimizer=bitsandbytes.optim.AdamW"
     assert with_configs("fit", [full, other]) == [full, "--model.optimizer=null", other]
@@ -377,12 +370,12 @@ SCHEDULES = {
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedules_of_torch_and_ours_go_by_the_step_to_the_runs_end(
-    tmp_path: Path, words: list[str], name: str
+def test_schedules_step_once_per_optimizer_step_until_the_end(
+    tmp_path: Path, fit_arguments: list[str], name: str
 ) -> None:
     options = [*ADAMW, "--model.optimizer.lr", "1e-3", "--model.scheduler", *SCHEDULES[name]]
     options += ["--trainer.max_epochs", "2", "--trainer.log_every_n_steps", "1", "--run_dir", str(tmp_path / "run")]
-    assert main([*words, *options]) == 0
+    assert main([*fit_arguments, *options]) == 0
     assert read_record(tmp_path / "run")["scheduler"] == name
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
@@ -391,7 +384,7 @@ def test_schedules_of_torch_and_ours_go_by_the_step_to_the_runs_end(
     if name == "OneCycleLR":
         assert 0.02 > rates[0] < max(rates) > 1000 * rates[-1]
         assert max(rates) == pytest.approx(0.1, rel=0.02)
-    if name == "CosineAnnealingLR":  # ends one step before zero
+    if name == "CosineAnnealingLR":  # the last step is one before zero
         assert rates == pytest.approx([1e-3 * (1 + math.cos(math.pi * step / 24)) / 2 for step in range(24)], rel=1e-4)
     if name in ("Constant", "ReduceLROnPlateau"):
         assert rates[-1] == pytest.approx(1e-3)

@@ -1,4 +1,4 @@
-"""Every shipped YAML: its first line is a command that parses, and that trains a step on a tiny model."""
+"""Shipped YAML files: the command in the first line of each parses, and trains one step on a tiny model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def first_line(path: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A file that every shipped data set can read: it has the columns of all of them."""
+    """Return a file that every shipped data set can read, because it has all their columns."""
     path = tmp_path_factory.mktemp("table") / "table.csv"
     rows = [f"the {GOOD[i % 5]} film,the {GOOD[i % 5]} film,{i % 2}" for i in range(40)]
     path.write_text("\n".join(["text,sentence,label", *rows]) + "\n")
@@ -46,7 +46,7 @@ EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.par
 
 
 @pytest.mark.parametrize("name", sorted(EXPERIMENTS))
-def test_every_trial_of_each_experiment_is_a_whole_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_line(FILES[name])[:2] == ["sweep", name]
     monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")
     experiment = read_experiment(name)
@@ -54,56 +54,44 @@ def test_every_trial_of_each_experiment_is_a_whole_configuration(name: str, monk
     configs = resolve(experiment.trials)
     assert len(experiment.trials) == 1 or varying(configs.values())
     for trial in experiment.trials:
-        assert configs[trial.name]["model"]["init_args"]["optimizer"], trial.label  # none is left to a default
+        assert configs[trial.name]["model"]["init_args"]["optimizer"], trial.label  # every trial names its optimizer
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in EXPERIMENTS])
 def test_the_command_of_each_file_trains_a_step(
     name: str, tmp_path: Path, tiny_model: str, tiny_llama: str, table: str
 ) -> None:
-    words = first_line(FILES[name])
-    if words == ["demo"]:
-        words = ["fit", "--config", "demo"]
-    assert name in words
-    if "CausalLM" in words:
+    arguments = first_line(FILES[name])
+    if arguments == ["demo"]:
+        arguments = ["fit", "--config", "demo"]
+    assert name in arguments
+    if "CausalLM" in arguments:
         rows = [{"instruction": "a story", "input": "", "output": f"the {GOOD[i % 5]} film"} for i in range(40)]
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         tiny_model, table = tiny_llama, str(tmp_path / "rows.json")
-    files = [] if name == "arithmetic" else ["--data.train_file", table]  # it makes its rows itself
-    tiny = [
-        "--model.model_name",
-        tiny_model,
-        *files,
-        "--data.val_samples",
-        "8",
-        "--trainer.max_steps",
-        "1",
-    ]
+    files = [] if name == "arithmetic" else ["--data.train_file", table]  # this data set generates its rows
+    tiny = [*("--model.model_name", tiny_model), *files, *("--data.val_samples", "8", "--trainer.max_steps", "1")]
     tiny += [
-        "--trainer.enable_progress_bar",
-        "false",
-        "--trainer.accelerator",
-        "cpu",
-        "--run_dir",
-        str(tmp_path / "run"),
+        *("--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
+        *("--run_dir", str(tmp_path / "run")),
     ]
-    assert main([*words, *tiny]) == 0
+    assert main([*arguments, *tiny]) == 0
     assert read_record(tmp_path / "run")["steps"] == 1
 
 
 @pytest.mark.parametrize("path", sorted((REPO / "configs" / "optim").glob("*.yaml")), ids=lambda path: path.stem)
-def test_optimizers_name_all_their_arguments(path: Path) -> None:
-    """One that is left out could be taken over from a config before (jsonargparse #460)."""
+def test_optimizer_configs_name_all_arguments(path: Path) -> None:
+    """A missing argument could be taken from an earlier config (jsonargparse #460)."""
     import inspect
 
     import torch
 
-    told = yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]
-    cls = getattr(torch.optim, told["class_path"].rpartition(".")[2])
-    assert set(told["init_args"]) == set(inspect.signature(cls).parameters) - {"params"}
+    optimizer = yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]
+    cls = getattr(torch.optim, optimizer["class_path"].rpartition(".")[2])
+    assert set(optimizer["init_args"]) == set(inspect.signature(cls).parameters) - {"params"}
 
 
-def test_the_command_lists_prints_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_configs_command_lists_prints_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert configs.main([]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in FILES)

@@ -105,7 +105,7 @@ def test_a_dry_run_shows_trials_and_memory_and_writes_nothing(
         (["none.yaml"], "litpeft sweep none.yaml: no such file and no packaged configuration of that name"),
         (["tiny.yaml", "--jobs", "0"], "--jobs and --trials must be at least 1."),
         (["tiny.yaml", "lora"], "litpeft sweep: unknown argument 'lora'"),
-        (["tiny.yaml", "--job", "2"], "litpeft sweep: 'job' is not an option of litpeft fit"),
+        (["tiny.yaml", "--job", "2"], "litpeft sweep: unknown option --job (did you mean --jobs?)."),
         (["tiny.yaml", "--model.rank", "2"], "trial lora: model has no option 'rank'"),
         (
             ["tiny.yaml", "--seed_everything", "2"],

@@ -1,4 +1,4 @@
-"""Command lines and files that were right before one or two things in them were changed."""
+"""Hypothesis strategies for cases: valid command lines and files with one or two changes."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from litpeft.cli import lightning_cli
 from litpeft.cli.parser import CLASSES, _arguments
 from litpeft.runs.record import FIELDS
 from litpeft.sweeps.experiment import KEYS
-from tests.fuzz.values import ON_A_LINE, TREES
+from tests.fuzz.values import ARGUMENTS, TREES
 from tests.fuzz.watch import Case
 from tests.fuzz.world import EXPERIMENT, LINES, LORA, QLORA, nested
 
 Draw = Callable[[st.SearchStrategy], Any]
 CLASS_OPTIONS = ("model", "data", "model.adapter", "model.optimizer", "model.scheduler")
-# what takes a process, a network or minutes is built but not trained with
+# cases with these options, which need a process, a network or minutes, are built but not trained
 NOT_TRAINED = (
     "num_workers",
     "compile_blocks",
@@ -39,20 +39,20 @@ HELP = ("help", "print_config", "config")
 
 
 def known_options() -> list[str]:
-    """Every option of `fit`, those of its classes included."""
+    """Return every option of `fit`, including those of its classes."""
     found: list[str] = []
 
-    class Asked(lightning_cli.LitPeftCLI):
+    class OptionCollector(lightning_cli.LitPeftCLI):
         def setup_parser(self, *arguments: Any) -> None:
             super().setup_parser(*arguments)
             found.extend(action.dest for action in self._subcommand_parsers["fit"]._actions)
             raise SystemExit
 
     with suppress(SystemExit):
-        Asked("fit", [])
-    own = [name for name in found if name.rpartition(".")[2] not in HELP]
+        OptionCollector("fit", [])
+    options = [name for name in found if name.rpartition(".")[2] not in HELP]
     kinds = {path: kind for path, kind in CLASSES.items() if path in CLASS_OPTIONS}
-    return own + [f"{path}.{name}" for path, kind in kinds.items() for name in sorted(_arguments(kind))]
+    return options + [f"{path}.{name}" for path, kind in kinds.items() for name in sorted(_arguments(kind))]
 
 
 OPTIONS = known_options()
@@ -71,12 +71,13 @@ def _typo(draw: Draw, name: str) -> str:
 
 
 def _last(option: str) -> str:
+    """Return the last part of an option name."""
     return option.rpartition(".")[2]
 
 
 @st.composite
 def lines(draw: Draw, verb: str = "fit") -> Case:
-    """Options typed one after another."""
+    """Return a command line with one or two changed options."""
     pairs = list(draw(st.sampled_from(LINES)).items())
     named: list[str] = []
     for _ in range(draw(st.sampled_from([1, 1, 1, 2]))):
@@ -86,10 +87,10 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
         )
         option, value = pairs[place] if pairs else ("data", "SST2")
         if kind == "value":
-            value = draw(ON_A_LINE)
+            value = draw(ARGUMENTS)
             pairs[place : place + 1] = [(option, value)]
         elif kind == "extra":
-            option, value = draw(st.sampled_from(OPTIONS)), draw(ON_A_LINE)
+            option, value = draw(st.sampled_from(OPTIONS)), draw(ARGUMENTS)
             pairs.append((option, value))
             named += ["trainer.devices"] if option == "trainer.num_nodes" else []
         elif kind == "typo":
@@ -97,45 +98,47 @@ def lines(draw: Draw, verb: str = "fit") -> Case:
         elif kind == "drop":
             del pairs[place : place + 1]
         elif kind == "again":
-            pairs.append((option, draw(ON_A_LINE)))
+            pairs.append((option, draw(ARGUMENTS)))
         elif kind == "order":
             pairs = draw(st.permutations(pairs))
         else:
             option, value = draw(st.sampled_from(sorted((LORA | QLORA).items())))
             pairs.append((option, value))
         named += [option, *(name for name, _ in pairs)] if option in CLASS_OPTIONS or kind == "order" else [option]
-        named += ["data.tokenizer"] if option == "model.model_name" else []  # which it stands for
-        named += ["--data"] if value == "--data" else []  # taken for an option
-        # an option of a class that nobody has named is told with the option that names it
+        named += ["data.tokenizer"] if option == "model.model_name" else []  # its default is the model name
+        named += ["--data"] if value == "--data" else []  # parsed as an option
+        # the message for an option of an unnamed class names the option that takes the class
         named += [
-            f"{above}{told}"
+            f"{above}{end}"
             for above in CLASS_OPTIONS[2:]
             if option.startswith(f"{above}.") and above not in dict(pairs)
-            for told in (": ", " names no class")
+            for end in (": ", " names no class")
         ]
-        # the file that an option names is told with what is wrong in it
-        named += (
-            [value] if option.endswith("_file") and os.path.isfile(value) else []
-        )  # False of what no file can be named
+        # messages about the content of a file name the file
+        # isfile is False for invalid file names
+        named += [value] if option.endswith("_file") and os.path.isfile(value) else []
         if kind == "typo":
             named += [pairs[place][0]]
     return _fit(draw, verb, pairs, named)
 
 
 def _fit(draw: Draw, verb: str, pairs: list[tuple[str, str]], named: list[str]) -> Case:
-    place = draw(st.sampled_from(["out", "kept", "kept", "kept overwritten"])) if verb == "fit" else ""
-    words = [
+    place = draw(st.sampled_from(["out", "existing", "existing", "existing overwritten"])) if verb == "fit" else ""
+    arguments = [
         word
         for option, value in pairs
         for word in ([f"--{option}={value}"] if draw(st.booleans()) else [f"--{option}", value])
     ]
     if place:
-        words += ["--run_dir", place.split()[0], *(["--overwrite"] if "over" in place else [])]
-        named = [*named, *(["kept"] if place == "kept" else [])]
-    heavy = any(word.startswith("--") and any(name in word for name in NOT_TRAINED) for word in words)
-    trained = place != "kept" and not heavy and draw(st.integers(0, 4)) == 0
+        arguments += ["--run_dir", place.split()[0], *(["--overwrite"] if "over" in place else [])]
+        named = [*named, *(["existing"] if place == "existing" else [])]
+    heavy = any(word.startswith("--") and any(name in word for name in NOT_TRAINED) for word in arguments)
+    trained = place != "existing" and not heavy and draw(st.integers(0, 4)) == 0
     return Case(
-        [verb, *words], {}, sorted({_last(name) for name in named if name} | {name for name in named if name}), trained
+        [verb, *arguments],
+        {},
+        sorted({_last(name) for name in named if name} | {name for name in named if name}),
+        trained,
     )
 
 
@@ -152,7 +155,7 @@ def _nodes(tree: Any, at: Path_ = ()) -> list[Path_]:
 
 
 def _changed_tree(draw: Draw, tree: Any, extra: list[str]) -> tuple[Any, list[str]]:
-    """A copy in which one node is something else; names that a sentence about it can have."""
+    """Return a copy with one changed node, and the names that a message about the change may contain."""
     tree = copy.deepcopy(tree)
     *above, last = draw(st.sampled_from(_nodes(tree)))
     branch = tree
@@ -178,24 +181,15 @@ def _changed_tree(draw: Draw, tree: Any, extra: list[str]) -> tuple[Any, list[st
 
 
 def _changed_text(draw: Draw, text: str) -> str:
-    """As bytes in Latin-1, of which some are others."""
+    """Return the UTF-8 bytes as Latin-1 text, with a change."""
     raw = text.encode("utf-8", "surrogatepass").decode("latin-1")
     place = draw(st.integers(0, len(raw)))
     kind = draw(
         st.sampled_from(["insert", "insert", "cut", "replace", "binary", "empty", "mark", "twice", "long", "utf16"])
     )
     bits = [
-        "\0",
-        "\t",
-        "\xff",
-        "\xfe\xff",
-        "&a ",
-        "*a ",
-        "<<: *a\n",
-        "!!python/name:os.system ",
-        "---\n",
-        "...\n",
-        "- ",
+        *("\0", "\t", "\xff", "\xfe\xff", "&a ", "*a ", "<<: *a\n", "!!python/name:os.system "),
+        *("---\n", "...\n", "- "),
     ]
     bits += [
         ": ",
@@ -220,9 +214,9 @@ def _changed_text(draw: Draw, text: str) -> str:
         return raw[:place] + draw(st.binary(max_size=6)).decode("latin-1") + raw[place + draw(st.integers(0, 8)) :]
     if kind == "binary":
         return draw(st.binary(max_size=40)).decode("latin-1")
-    other = {"cut": raw[:place], "empty": "", "mark": "\xef\xbb\xbf" + raw, "twice": raw + raw}
-    other |= {"long": raw + "#" + "x" * 1_000_000, "utf16": text.encode("utf-16", "replace").decode("latin-1")}
-    return other[kind]
+    changed = {"cut": raw[:place], "empty": "", "mark": "\xef\xbb\xbf" + raw, "twice": raw + raw}
+    changed |= {"long": raw + "#" + "x" * 1_000_000, "utf16": text.encode("utf-16", "replace").decode("latin-1")}
+    return changed[kind]
 
 
 def _dumped(tree: Any) -> str:
@@ -231,7 +225,7 @@ def _dumped(tree: Any) -> str:
 
 @st.composite
 def files(draw: Draw, verb: str = "fit") -> Case:
-    """A configuration's file, its tree or its text changed."""
+    """Return a `fit` with a configuration file whose tree or text is changed."""
     pairs = draw(st.sampled_from(LINES))
     tree = nested(pairs)
     extra = [_last(option) for option in OPTIONS] + ["class_path", "init_args", "fit", "dict_kwargs", "__path__"]
@@ -252,19 +246,19 @@ def files(draw: Draw, verb: str = "fit") -> Case:
 
 @st.composite
 def sweeps(draw: Draw) -> Case:
-    """An experiment's file, read and laid out no further than its trials are known."""
+    """Return a `sweep` with a changed experiment file; the sweep stops before its trials run."""
     if draw(st.integers(0, 2)):
         tree, named = _changed_tree(draw, EXPERIMENT, [*KEYS, "model", *OPTIONS[::7]])
         content = _dumped(tree).encode("utf-8", "surrogatepass").decode("latin-1")
     else:
         content, named = _changed_text(draw, _dumped(EXPERIMENT)), []
-    typed = []
+    options = []
     if not draw(st.integers(0, 5)):
-        typed = [f"--{draw(st.sampled_from(OPTIONS))}={draw(ON_A_LINE)}"]
-        named.append(typed[0].partition("=")[0].removeprefix("--"))
+        options = [f"--{draw(st.sampled_from(OPTIONS))}={draw(ARGUMENTS)}"]
+        named.append(options[0].partition("=")[0].removeprefix("--"))
     names = ["case.yaml", *named, *(_last(name) for name in named)]
     return Case(
-        ["sweep", "case/case.yaml", "--dir", "out", *typed],
+        ["sweep", "case/case.yaml", "--dir", "out", *options],
         {"case/case.yaml": content},
         [n for n in names if n],
         not draw(st.integers(0, 39)),
@@ -273,32 +267,24 @@ def sweeps(draw: Draw) -> Case:
 
 @st.composite
 def comparisons(draw: Draw) -> Case:
-    """`compare` and `report` over runs of which one file, or the command line, is changed."""
+    """Return a `compare` or `report` with one changed file of a run, or a changed command line."""
     verb = draw(st.sampled_from(["compare", "compare", "compare", "report"]))
-    words, given, named = [verb, "runs"], {}, ["runs"]
-    kind = draw(st.sampled_from(["record", "record", "record", "examples", "items", "sweep", "words", "words"]))
+    arguments, written, named = [verb, "runs"], {}, ["runs"]
+    kind = draw(st.sampled_from(["record", "record", "record", "examples", "items", "sweep", "arguments", "arguments"]))
     run = "runs/lora/seed0"
-    if kind == "words":
+    if kind == "arguments":
         option = draw(
             st.sampled_from(
                 [
-                    "--by",
-                    "--baseline",
-                    "--figures",
-                    "--target",
-                    "--format",
-                    "--examples",
-                    "--output",
-                    "-o",
-                    "--x",
-                    "--bye",
+                    *("--by", "--baseline", "--figures", "--target", "--format", "--examples", "--output", "-o"),
+                    *("--x", "--bye"),
                 ]
             )
         )
-        value = draw(ON_A_LINE.filter(lambda text: text not in ("..", ".") and "kept" not in text))
+        value = draw(ARGUMENTS.filter(lambda text: text not in ("..", ".") and "existing" not in text))
         if option in ("-o", "--output"):
             value = f"out/{value}"
-        words += [f"{option}={value}"] if option.startswith("--") and draw(st.booleans()) else [option, value]
+        arguments += [f"{option}={value}"] if option.startswith("--") and draw(st.booleans()) else [option, value]
         named = [option, "-o", "arguments", "no such folder", "--bye", "argument"]
     else:
         name = {"record": "record.json", "examples": "val_examples.json", "items": "benchmark_items/step-000100.json"}
@@ -311,29 +297,29 @@ def comparisons(draw: Draw) -> Case:
             content = dump(tree).encode("utf-8", "surrogatepass").decode("latin-1")
         else:
             content = _changed_text(draw, text)
-        given = {place.replace("runs/", "case/runs/", 1): content}
-        if kind != "sweep":  # with all runs that it belongs to
+        written = {place.replace("runs/", "case/runs/", 1): content}
+        if kind != "sweep":  # with all files of all runs
             for other in ("lora/seed0", "lora/seed1", "dora/seed0", "dora/seed1"):
                 for file in ("record.json", "val_examples.json", "benchmark_items/step-000100.json"):
-                    told = Path(f"runs/{other}/{file}").read_text("utf-8")
-                    given.setdefault(f"case/runs/{other}/{file}", told)
+                    content = Path(f"runs/{other}/{file}").read_text("utf-8")
+                    written.setdefault(f"case/runs/{other}/{file}", content)
         else:
             for adapter in ("lora", "dora"):
-                given[f"case/runs/{adapter}/seed0/record.json"] = Path(f"runs/{adapter}/seed0/record.json").read_text(
+                written[f"case/runs/{adapter}/seed0/record.json"] = Path(f"runs/{adapter}/seed0/record.json").read_text(
                     "utf-8"
                 )
-        words[1] = "case/runs"
+        arguments[1] = "case/runs"
         named = ["case/runs", "seed0", "lora", "dora", "val_accuracy", "--by"]
         if draw(st.booleans()) and verb == "compare":
-            words += ["--format", draw(st.sampled_from(["json", "csv", "markdown", "latex"]))]
-    if verb == "report" and not any(word.startswith(("-o", "--output")) for word in words):
-        words += ["-o", "out/report.html"]
-    return Case(words, given, named)
+            arguments += ["--format", draw(st.sampled_from(["json", "csv", "markdown", "latex"]))]
+    if verb == "report" and not any(word.startswith(("-o", "--output")) for word in arguments):
+        arguments += ["-o", "out/report.html"]
+    return Case(arguments, written, named)
 
 
 @st.composite
 def finished(draw: Draw) -> Case:
-    """What is done with a finished run whose record, configuration or checkpoint is changed."""
+    """Return a verb on a finished run whose record, configuration or checkpoint is changed."""
     verb = draw(st.sampled_from(["validate", "test", "predict", "evaluate", "export", "fit"]))
     name = draw(st.sampled_from(["record.json", "record.json", "config.yaml", "config.yaml", "checkpoint"]))
     if name == "checkpoint":
@@ -349,42 +335,43 @@ def finished(draw: Draw) -> Case:
             content = dump(tree).encode("utf-8", "surrogatepass").decode("latin-1")
         else:
             content = _changed_text(draw, text)
-    words = {
-        "evaluate": ["evaluate", "kept", "--tasks", "held_out", "--accelerator", "cpu"],
-        "export": ["export", "kept", "out/model", "--format", "merged"],
-        "test": ["test", "--run_dir", "kept", "--data.test_file", "val.tsv"],
-        "fit": ["fit", "--run_dir", "kept", "--resume", "--trainer.max_steps", "2"],
-    }.get(verb, [verb, "--run_dir", "kept"])
-    named = ["kept", "checkpoint", "model", "data", "trainer", "--", "seed_everything", "required"]
-    return Case(words, {f"kept/{name}": content}, named, trained=True)
+    arguments = {
+        "evaluate": ["evaluate", "existing", "--tasks", "held_out", "--accelerator", "cpu"],
+        "export": ["export", "existing", "out/model", "--format", "merged"],
+        "test": ["test", "--run_dir", "existing", "--data.test_file", "val.tsv"],
+        "fit": ["fit", "--run_dir", "existing", "--resume", "--trainer.max_steps", "2"],
+    }.get(verb, [verb, "--run_dir", "existing"])
+    named = ["existing", "checkpoint", "model", "data", "trainer", "--", "seed_everything", "required"]
+    return Case(arguments, {f"existing/{name}": content}, named, trained=True)
 
 
 @st.composite
 def plans(draw: Draw) -> Case:
-    """`estimate` and `find_lr`."""
+    """Return an `estimate` or `find_lr` with changed options."""
     verb = draw(st.sampled_from(["estimate", "estimate", "find_lr"]))
     case = draw(lines(verb))
-    own = {
+    verb_options = {
         "estimate": ["--device", "--tokens", "--compare"],
         "find_lr": ["--steps", "--lowest", "--highest", "--compare"],
     }
     if draw(st.booleans()):
-        option, value = draw(st.sampled_from(own[verb])), draw(ON_A_LINE)
-        case.words += [option, value]
+        option, value = draw(st.sampled_from(verb_options[verb])), draw(ARGUMENTS)
+        case.arguments += [option, value]
         case.named += [option, option.strip("-")]
     if verb == "find_lr":
-        case.words[1:1] = ["--steps", "2"]  # less than the least: what is right else is refused for it, and not trained
+        # below the minimum, so that an otherwise valid case is refused and does not train
+        case.arguments[1:1] = ["--steps", "2"]
         case.named += ["--steps"]
     if verb == "estimate":
         case.named += ["--tokens"]
     return case
 
 
-EVERY = {  # what -> (how it is drawn, of how many cases it is)
-    "fit, typed": (lines, 26),
+EVERY = {  # kind of case -> (strategy, weight)
+    "fit, command line": (lines, 26),
     "fit, YAML": (files, 20),
     "sweep": (sweeps, 26),
     "compare and report": (comparisons, 22),
-    "finished runs": (finished, 2),  # these take a second
+    "finished runs": (finished, 2),  # each case takes a second
     "estimate and find_lr": (plans, 4),
 }

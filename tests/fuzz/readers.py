@@ -1,7 +1,7 @@
-"""Files of any bytes: each reader gives what they say or one sentence that names the file: `python -m tests.fuzz.readers`.
+"""Fuzz the file readers: each reads a file or refuses it with a message that names it: `python -m tests.fuzz.readers`.
 
-With atheris (`pip install atheris`) the bytes are chosen by which lines of the readers they reach; without it, or with
-`--random`, they are valid files with some bytes changed.
+With atheris (`pip install atheris`) the bytes are guided by code coverage; without atheris, or with `--random`, they
+are valid files with some bytes changed at random.
 """
 
 from __future__ import annotations
@@ -59,22 +59,22 @@ def _record(path: Path) -> None:
 
 
 def _checkpoint(path: Path) -> None:
-    """One with sums that fit: what is read is not only refused for them."""
+    """Load a checkpoint with matching checksums, so that its content is parsed."""
     if path.name != SUMS:
         sums = "".join(f"{file_hash(path.parent / name)}  {name}\n" for name in (LOOP, TENSORS))
         (path.parent / SUMS).write_text(sums)
     FolderCheckpointIO().load_checkpoint(path.parent)
 
 
-def _pickled() -> bytes:
+def _torch_bytes() -> bytes:
     file = Path(tempfile.mkstemp()[1])
     torch.save({"epoch": 1, "state": torch.zeros(2)}, file)
-    told = file.read_bytes()
+    content = file.read_bytes()
     file.unlink()
-    return told
+    return content
 
 
-READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (file, a valid one, reader)
+READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (file name, valid content, reader)
     "tsv": ("t.tsv", "text\tlabel\nça va\t1\nno\t0\n".encode(), _rows),
     "csv": ("t.csv", b'text,label\n"a ""b"", c",1\nd,0\n', _rows),
     "jsonl": ("t.jsonl", b'{"text": "a", "label": 1}\n{"text": "b\\u00e9", "label": 0}\n', _rows),
@@ -89,7 +89,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
     "items": (
         "benchmark_items/step-000001.json",
         b'{"a": {"fingerprint": "f", "acc": [0, 1]}}',
-        lambda path: benchmarks.items(Run(path.parent.parent, RECORD, {}), "a_acc"),
+        lambda path: benchmarks.item_scores(Run(path.parent.parent, RECORD, {}), "a_acc"),
     ),
     "sweep": ("sweep.yaml", yaml.safe_dump(SWEEP).encode(), lambda path: read_sweep(path.parent)),
     "experiment": ("e.yaml", b"axes:\n  adapter: [lora, dora]\nseeds: [0, 1]\n", lambda path: read_experiment(str(path))),
@@ -104,7 +104,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
     ),
     "sums": (SUMS, b"0" * 64 + b"  loop.pt\n", lambda path: damage(path.parent)),
     "tensors": (TENSORS, save({"a": torch.zeros(2)}), _checkpoint),
-    "loop": (LOOP, _pickled(), _checkpoint),
+    "loop": (LOOP, _torch_bytes(), _checkpoint),
 }  # fmt: skip
 
 
@@ -113,11 +113,11 @@ INSTRUMENTED += (experiment, sweep_folder, row_tests, benchmarks)
 
 
 class Reader:
-    """One of them in a folder of its own.
+    """A reader with its file.
 
     Args:
-        name: of it.
-        folder: empty.
+        name: the key in READERS.
+        folder: an empty folder.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -131,19 +131,19 @@ class Reader:
         if name == "mmlu":
             (folder / "math_dev.csv").write_bytes(self.valid)
 
-    def one(self, content: bytes) -> bool:
-        """Whether bytes are read; False where they are refused in a sentence.
+    def accepts(self, content: bytes) -> bool:
+        """Return whether the file with these bytes is read; False if it is refused with a UserError.
 
         Raises:
-            Exception: neither.
+            Exception: the reader failed in another way.
         """
         self.path.write_bytes(content)
         benchmarks._read_items.cache_clear()
         try:
             self.read(self.path)
         except UserError as error:
-            told = one_line(str(error))
-            assert self.path.name in told or self.path.parent.name in told, f"names no file: {told}"
+            message = one_line(str(error))
+            assert self.path.name in message or self.path.parent.name in message, f"names no file: {message}"
             return False
         return True
 
@@ -182,7 +182,7 @@ BITS += (b"true", b"{}", b"\xe2\x80\xa8", b"x" * 100_000, b"- ", b"? ", b"../../
 
 
 def changed(draw: random.Random, valid: bytes) -> bytes:
-    """A valid file in which a few places are others."""
+    """Return the content of a valid file with a few changes."""
     for _ in range(draw.randint(1, 3)):
         at, end = sorted((draw.randint(0, len(valid)), draw.randint(0, len(valid))))
         kind = draw.randrange(5)
@@ -193,10 +193,10 @@ def changed(draw: random.Random, valid: bytes) -> bytes:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=100_000, help="of all readers together")
+    parser.add_argument("--cases", type=int, default=100_000, help="number of cases, over all readers")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reader", action="append", choices=list(READERS))
-    parser.add_argument("--random", action="store_true", help="without atheris")
+    parser.add_argument("--random", action="store_true", help="change bytes at random although atheris is installed")
     options = parser.parse_args()
     names = options.reader or list(READERS)
     try:
@@ -207,13 +207,13 @@ def main() -> int:
         print("" if options.random else "atheris is not installed: bytes are changed at random instead")
         return _at_random(names, options.cases // len(names), options.seed)
     wrong = 0
-    for place, name in enumerate(names):  # each in a process of its own: atheris ends it
-        begun = time.monotonic()
+    for place, name in enumerate(names):  # each in its own process, because atheris exits the process
+        started = time.monotonic()
         if not (child := os.fork()):
             _by_coverage(atheris, name, options.cases // len(names), options.seed + place)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         print(
-            f"{name:12} {options.cases // len(names):7} cases, exit code {code}, {time.monotonic() - begun:.0f} s",
+            f"{name:12} {options.cases // len(names):7} cases, exit code {code}, {time.monotonic() - started:.0f} s",
             flush=True,
         )
         wrong += code != 0
@@ -227,9 +227,9 @@ def _by_coverage(atheris: Any, name: str, cases: int, seed: int) -> None:
     (folder / "corpus" / "valid").write_bytes(reader.valid)
     os.chdir(folder)
     for module in INSTRUMENTED:
-        own = [each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__]
-        methods = [each for kind in own if isinstance(kind, type) for each in vars(kind).values()]
-        for each in (*own, *methods):
+        local = [each for each in vars(module).values() if getattr(each, "__module__", "") == module.__name__]
+        methods = [each for kind in local if isinstance(kind, type) for each in vars(kind).values()]
+        for each in (*local, *methods):
             if hasattr(each, "__code__"):
                 atheris.instrument_func(each)
     with open(folder / "log", "w") as log:
@@ -244,7 +244,7 @@ def _by_coverage(atheris: Any, name: str, cases: int, seed: int) -> None:
                 "-timeout=30",
                 "corpus",
             ],
-            lambda content: reader.one(content) and None,
+            lambda content: reader.accepts(content) and None,
         )
         atheris.Fuzz()
 
@@ -253,7 +253,7 @@ def _at_random(names: list[str], cases: int, seed: int) -> int:
     print(f"{'':12} {'cases':>7} {'read':>7} {'refused':>8} {'wrong':>6} {'seconds':>8}")
     wrong = 0
     for name in names:
-        folder, draw, begun, read, bad = (
+        folder, draw, started, read, bad = (
             Path(tempfile.mkdtemp(prefix="readers-")),
             random.Random(f"{seed} {name}"),
             time.monotonic(),
@@ -264,13 +264,13 @@ def _at_random(names: list[str], cases: int, seed: int) -> int:
         for _ in range(cases):
             content = changed(draw, reader.valid)
             try:
-                read += reader.one(content)
+                read += reader.accepts(content)
             except Exception as error:
                 bad += 1
                 print(f"{name}: {type(error).__name__}: {str(error)[:200]}: {content[:200]!r}") if bad < 4 else None
         shutil.rmtree(folder)
         print(
-            f"{name:12} {cases:7} {read:7} {cases - read - bad:8} {bad:6} {time.monotonic() - begun:8.0f}", flush=True
+            f"{name:12} {cases:7} {read:7} {cases - read - bad:8} {bad:6} {time.monotonic() - started:8.0f}", flush=True
         )
         wrong += bad
     return 1 if wrong else 0

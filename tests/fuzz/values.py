@@ -1,4 +1,4 @@
-"""What nobody should write where an option's value stands, and does."""
+"""Unusual and invalid values of options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ WORDS = [
     *("[]", "[1,2]", "[null]", "[[[[", "}", "{}", "{a: b}", "{1: 2}", "[a,b]", "[a", "a: b: c", "{a: {b: [c]}}", "? x"),
     *("LoRA", "QLoRA", "Full", "SST2", "CausalLM", "torch.optim.SGD", "AdamW", "os.system", "litpeft.adapters.LoRA"),
     *("torch.nn.Linear", "torch.optim", "litpeft", "a.b.c", "..", ".", "./", "a/b", "~nobody", "nowhere", "train.tsv"),
-    *("bert", "llama", "one.yaml", "template.yaml", "kept", "kept/record.json", "package:torch", "demo:none", "demo:"),
+    *(
+        "bert",
+        "llama",
+        "one.yaml",
+        "template.yaml",
+        "existing",
+        "existing/record.json",
+        "package:torch",
+        "demo:none",
+        "demo:",
+    ),
     *('{"class_path": "LoRA", "init_args": {"rank": 0}}', '{"class_path": "os.system", "init_args": {"command": "x"}}'),
     *('{"class_path": 3}', '{"class_path": null}', '{"class_path": "LoRA", "init_args": 3}', '{"init_args": {}}'),
     *(
@@ -54,30 +64,17 @@ WORDS = [
         '"',
     ),
     *(
-        "--data",
-        "-",
-        "--",
-        "=",
-        "a=b",
-        "@x",
-        "%",
-        "val_accuracy",
-        "val_accuracy=",
-        "=1",
-        "val_loss=x",
-        "lora",
-        "seed,lr",
+        *("--data", "-"),
+        *("--", "=", "a=b", "@x", "%", "val_accuracy", "val_accuracy=", "=1", "val_loss=x", "lora", "seed,lr"),
     ),
 ]
-# never a path that leads out of the folder
+# no value may be a path that leads out of the folder
 NUMBERS = st.one_of(
-    st.integers(-(10**20), 10**20),
-    st.integers(-3, 300),
-    st.floats(allow_nan=True, allow_infinity=True),
+    st.integers(-(10**20), 10**20), st.integers(-3, 300), st.floats(allow_nan=True, allow_infinity=True)
 )
 TEXTS = st.text(max_size=12).filter(lambda text: "/" not in text and "~" not in text and "\0" not in text)
 STRINGS = st.one_of(st.sampled_from(WORDS), st.sampled_from(WORDS), NUMBERS.map(str), TEXTS)
-ON_A_LINE = STRINGS.filter(lambda text: "\0" not in text)  # which no process can be given
+ARGUMENTS = STRINGS.filter(lambda text: "\0" not in text)  # a process argument cannot contain NUL
 
 TREES = st.recursive(
     st.one_of(st.none(), st.booleans(), NUMBERS, STRINGS, st.sampled_from(["nul\0byte", "\0"])),

@@ -1,4 +1,4 @@
-"""Run one fuzzed command line in this process, and see whether it ran or was refused as it should be."""
+"""Run a fuzzed command line in this process, and check that it runs or is refused correctly."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from litpeft.sweeps import resolve
 from litpeft.sweeps.experiment import Trial
 from tests.fuzz.world import World
 
-SECONDS = 30  # no case takes nearly as long: one that does hangs
-LONGEST = 1000  # letters of a sentence
-SAID = "litpeft: error: "
+SECONDS = 30  # a case that takes longer hangs
+LONGEST = 1000  # letters of an error message
+PREFIX = "litpeft: error: "
 
 
 @dataclass
@@ -36,13 +36,13 @@ class Case:
     """A command line.
 
     Attributes:
-        words: of it.
-        files: written before it runs, by name: bytes as Latin-1.
-        named: a refusal names one of these.
-        trained: whether it is to train, and not only to be built.
+        arguments: the arguments of `litpeft`.
+        files: files written before the run, path -> bytes as Latin-1 text.
+        named: an error message must contain one of these.
+        trained: train three steps instead of only building the run.
     """
 
-    words: list[str]
+    arguments: list[str]
     files: dict[str, str] = field(default_factory=dict)
     named: list[str] = field(default_factory=list)
     trained: bool = False
@@ -52,57 +52,57 @@ class Case:
 
 
 class Hung(BaseException):
-    """Not an Exception: nothing is to catch it."""
+    """Raised by the alarm; not an Exception, so that nothing catches it."""
 
 
 class _Short(lightning_cli.LitPeftCLI):
-    """Reads all lines of a verb by one parser, since building it takes most of a second; builds a run, or trains three steps."""
+    """Reuses one parser per verb, which takes most of a second to build; builds a run, or trains three steps."""
 
     trains = False
-    made: dict[tuple[type, str], dict[str, Any]] = {}
+    parsers: dict[tuple[type, str], dict[str, Any]] = {}
 
     def setup_parser(self, *arguments: Any) -> None:
         parts = ("parser", "_subcommand_parsers", "_subcommand_method_arguments")
-        known = self.made.get((type(self), self.verb))
-        if known is None:
+        cached = self.parsers.get((type(self), self.verb))
+        if cached is None:
             super().setup_parser(*arguments)
-            known = self.made[type(self), self.verb] = {name: vars(self)[name] for name in parts}
-        vars(self).update(known)
+            cached = self.parsers[type(self), self.verb] = {name: vars(self)[name] for name in parts}
+        vars(self).update(cached)
 
     def _run_subcommand(self, verb: str) -> None:
         if self.trains or verb != "fit":
             super()._run_subcommand(verb)
             return
-        stage = SimpleNamespace(fn=SimpleNamespace(value="fit"))
-        place = SimpleNamespace(root_device=torch.device("cpu"))
+        state = SimpleNamespace(fn=SimpleNamespace(value="fit"))
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
         self.datamodule.trainer = SimpleNamespace(
-            lightning_module=self.model, global_rank=0, world_size=1, state=stage, strategy=place
+            lightning_module=self.model, global_rank=0, world_size=1, state=state, strategy=strategy
         )
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")
-        self.model.build(self.datamodule, place.root_device)
+        self.model.build(self.datamodule, strategy.root_device)
 
     def instantiate_trainer(self, **options: Any) -> Any:
-        made = super().instantiate_trainer(**options)
-        made.fit_loop.epoch_loop.max_steps = min(3, made.max_steps) if made.max_steps > 0 else 3
-        return made
+        trainer = super().instantiate_trainer(**options)
+        trainer.fit_loop.epoch_loop.max_steps = min(3, trainer.max_steps) if trainer.max_steps > 0 else 3
+        return trainer
 
 
 @contextlib.contextmanager
-def shortened() -> Iterator[type[_Short]]:
-    """Within, runs are built, or trained three steps where the class that is yielded says so, and no sweep runs any."""
-    whole, run, every = training.LitPeftCLI, sweep._Sweep.run, resolve.resolve
+def shortened_cli() -> Iterator[type[_Short]]:
+    """While active, `fit` only builds its run, or trains three steps if the yielded class says so; sweeps run no trial."""
+    cli, run, resolve_all = training.LitPeftCLI, sweep._Sweep.run, resolve.resolve
 
     def first(trials: list[Trial]) -> dict[str, dict[str, Any]]:
-        """The others are read by the same code."""
-        own = every(trials[:1])[trials[0].name] if _Short.trains else {"seed_everything": 0}
-        return {trial.name: own for trial in trials}
+        """Resolve only the first trial; the other trials use the same code."""
+        config = resolve_all(trials[:1])[trials[0].name] if _Short.trains else {"seed_everything": 0}
+        return {trial.name: config for trial in trials}
 
-    def write_sweep(*given: Any) -> None:
+    def write_sweep(*arguments: Any) -> None:
         if _Short.trains:
-            written(*given)
+            write(*arguments)
 
-    written = sweep.write_sweep
+    write = sweep.write_sweep
     training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.write_sweep = (
         _Short,
         lambda self: 0,
@@ -110,11 +110,11 @@ def shortened() -> Iterator[type[_Short]]:
         write_sweep,
     )
     gc.collect()
-    gc.freeze()  # all that torch and its like have made is not looked through again with each case
+    gc.freeze()  # keeps the garbage collector from scanning the objects of imported libraries in each case
     try:
         yield _Short
     finally:
-        training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.write_sweep = whole, run, every, written
+        training.LitPeftCLI, sweep._Sweep.run, resolve.resolve, sweep.write_sweep = cli, run, resolve_all, write
         gc.unfreeze()
 
 
@@ -122,18 +122,18 @@ def _hang(*_: Any) -> None:
     raise Hung
 
 
-def run_case(world: World, how: type[_Short], case: Case) -> tuple[str, str]:
-    """("ran" or "refused", its sentence), or ("wrong", what is).
+def run_case(world: World, cli: type[_Short], case: Case) -> tuple[str, str]:
+    """Run a case; return ("ran", ""), ("refused", its error message) or ("wrong", the failure).
 
     Args:
-        world: where; it is put back as it was.
-        how: of `shortened`.
-        case: what.
+        world: the folder to run in, which is restored afterwards.
+        cli: the class yielded by `shortened_cli`.
+        case: the case.
     """
     for name, text in case.files.items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(text.encode("latin-1"))
-    before, how.trains = world.state(), case.trained
+    before, cli.trains = world.state(), case.trained
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     environment, paths, handlers = dict(os.environ), list(sys.path), {}
     for each in (signal.SIGINT, signal.SIGTERM):
@@ -145,7 +145,7 @@ def run_case(world: World, how: type[_Short], case: Case) -> tuple[str, str]:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
-                code = main(list(case.words))
+                code = main(list(case.arguments))
             except SystemExit as stop:
                 code = stop.code or 0
             except Hung:
@@ -164,9 +164,9 @@ def run_case(world: World, how: type[_Short], case: Case) -> tuple[str, str]:
         os.chdir(world.folder)
     out.flush()
     err.flush()
-    said = err.buffer.getvalue().decode("utf-8")
-    verdict = _judged(case, code, crash, said, before, world.state())
-    if world.state() != before or any(name.startswith("kept") for name in case.files):
+    output = err.buffer.getvalue().decode("utf-8")
+    verdict = _judged(case, code, crash, output, before, world.state())
+    if world.state() != before or any(name.startswith("existing") for name in case.files):
         world.restore()
     else:
         world.clear()
@@ -174,25 +174,25 @@ def run_case(world: World, how: type[_Short], case: Case) -> tuple[str, str]:
 
 
 def _judged(
-    case: Case, code: int | None, crash: str, said: str, before: dict[str, Any], after: dict[str, Any]
+    case: Case, code: int | None, crash: str, output: str, before: dict[str, Any], after: dict[str, Any]
 ) -> tuple[str, str]:
     if crash:
         return "wrong", crash
-    sentences = re.findall(rf"(?m)^{SAID}(.*)$", said)
-    if "Traceback" in said:
-        return "wrong", f"a traceback: {said[-2000:]}"
-    if code == 0:  # what else it says is a warning
+    messages = re.findall(rf"(?m)^{PREFIX}(.*)$", output)
+    if "Traceback" in output:
+        return "wrong", f"a traceback: {output[-2000:]}"
+    if code == 0:  # other output may be warnings
         return "ran", ""
     if code != 2:
-        return "wrong", f"exit code {code}: {said[-1000:]}"
-    if len(sentences) != 1 or not said.rstrip("\n").endswith(sentences[0]) or "\r" in sentences[0]:
-        return "wrong", f"not one sentence: {said[-1000:]!r}"
-    if len(sentences[0]) > LONGEST:
-        return "wrong", f"a sentence of {len(sentences[0])} letters: {sentences[0][:300]}"
-    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in sentences[0]):
-        return "wrong", f"control characters: {sentences[0]!r}"
+        return "wrong", f"exit code {code}: {output[-1000:]}"
+    if len(messages) != 1 or not output.rstrip("\n").endswith(messages[0]) or "\r" in messages[0]:
+        return "wrong", f"not one message: {output[-1000:]!r}"
+    if len(messages[0]) > LONGEST:
+        return "wrong", f"a message of {len(messages[0])} letters: {messages[0][:300]}"
+    if any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in messages[0]):
+        return "wrong", f"control characters: {messages[0]!r}"
     if changed := {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}:
-        return "wrong", f"refused, but changed {sorted(changed)[:5]}: {sentences[0]}"
-    if not any(name in sentences[0] for name in case.named):
-        return "wrong", f"names none of {case.named}: {sentences[0]}"
-    return "refused", sentences[0]
+        return "wrong", f"refused, but changed {sorted(changed)[:5]}: {messages[0]}"
+    if not any(name in messages[0] for name in case.named):
+        return "wrong", f"contains none of {case.named}: {messages[0]}"
+    return "refused", messages[0]

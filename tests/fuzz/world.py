@@ -1,4 +1,4 @@
-"""The folder that fuzzed command lines are run in: tiny models, tables, a finished run, runs to compare, a sweep's file."""
+"""The folder in which fuzzed command lines run: tiny models, tables, a finished run, runs to compare, an experiment."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LORA = {"model.adapter": "LoRA", "model.adapter.rank": "2", "model.adapter.dropo
 QLORA = {"model.adapter": "QLoRA", "model.adapter.quant_type": "fp4", "model.adapter.targets": "[query,value]"}
 ADAMW = {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": "1e-3", "model.optimizer.weight_decay": "0.1"}
 COSINE = {"model.scheduler": "WarmupCosine", "model.scheduler.warmup": "0.1"}
-LINES = [  # each runs as it is
+LINES = [  # each is valid
     CLASSIFY,
     CLASSIFY | LORA,
     CLASSIFY | LORA | ADAMW | COSINE,
@@ -70,7 +70,7 @@ BENCHMARKS = [
 
 
 def nested(pairs: dict[str, str]) -> dict:
-    """Options of a command line as the YAML of a configuration, numbers as numbers."""
+    """Return the options of a command line as the nested mapping of a configuration file."""
     tree: dict = {}
     for option, text in pairs.items():
         value = yaml.safe_load(text)
@@ -88,10 +88,10 @@ def nested(pairs: dict[str, str]) -> dict:
 
 
 class World:
-    """It.
+    """The files of the folder.
 
     Args:
-        folder: empty.
+        folder: an empty folder, which becomes the working directory.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -111,33 +111,33 @@ class World:
         Path("experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))
         line = [f"--{option}={value}" for option, value in (CLASSIFY | LORA).items()]
         if main(["fit", *line, "--run_dir", "finished", "--record.predictions", "true"]):
-            raise SystemExit("the run that is fuzzed with does not run itself")
+            raise SystemExit("the unchanged run of the fuzzer failed")
         for adapter in ("lora", "dora"):
             for seed in (0, 1):
-                kept = {"loss": [0.1, 0.2 + seed], "correct": [1, seed]}
-                own = {"benchmarks": BENCHMARKS, "checkpoint": "checkpoints/step-000100"}
+                examples = {"loss": [0.1, 0.2 + seed], "correct": [1, seed]}
+                fields = {"benchmarks": BENCHMARKS, "checkpoint": "checkpoints/step-000100"}
                 folder = write_run(
-                    Path(f"runs/{adapter}/seed{seed}"), adapter, seed, 0.8 + seed / 10, None, kept, **own
+                    Path(f"runs/{adapter}/seed{seed}"), adapter, seed, 0.8 + seed / 10, None, examples, **fields
                 )
                 (folder / "benchmark_items").mkdir(exist_ok=True)
                 items = {"litpeft_blimp_causative": {"fingerprint": "f", "acc": [0.0, 1.0]}}
                 (folder / "benchmark_items" / "step-000100.json").write_text(json.dumps(items))
-        told = {
+        sweep = {
             **{"experiment": "made_up", "axes": ["adapter"], "question": "?", "baseline": "lora", "metric": None},
             **{"target": None, "published": None, "varies": ["model.init_args.adapter.class_path"], "seeds": [0, 1]},
             "trials": [{"name": name, "label": name, "axes": {"adapter": name}} for name in ("lora", "dora")],
         }
-        Path("runs/sweep.yaml").write_text(yaml.safe_dump(told))
+        Path("runs/sweep.yaml").write_text(yaml.safe_dump(sweep))
         self.restore()
 
     def restore(self) -> None:
-        """What a case may have changed is as before: `kept` and `case` are copies, `out` is not there."""
+        """Undo the changes of a case: `existing` is a new copy of `finished`, `out` and `case` are removed."""
         self.clear()
-        shutil.rmtree("kept", ignore_errors=True)
-        shutil.copytree("finished", "kept")
+        shutil.rmtree("existing", ignore_errors=True)
+        shutil.copytree("finished", "existing")
 
     def clear(self) -> None:
-        """`out`, a folder or a file, and what a case was given are not there."""
+        """Remove `out`, a folder or a file, and the files of the case."""
         for path in (Path("out"), Path("case")):
             if path.is_file() or path.is_symlink():
                 path.unlink()
@@ -147,13 +147,13 @@ class World:
         os.chdir(self.before)
 
     def state(self) -> dict[str, tuple[int, int, int]]:
-        """Every file here but the run folder that a case may make, the cache and locks: when it was written, its size."""
+        """Return time, size and inode of each file, except new run folders, the cache and locks."""
         found = {}
         for folder, below, files in os.walk("."):
             if folder == ".":
                 below[:] = [name for name in below if name not in ("out", "cache")]
             for name in files:
                 if name != ".lock":
-                    told = os.lstat(path := os.path.join(folder, name))
-                    found[path] = (told.st_mtime_ns, told.st_size, told.st_ino)
+                    status = os.lstat(path := os.path.join(folder, name))
+                    found[path] = (status.st_mtime_ns, status.st_size, status.st_ino)
         return found

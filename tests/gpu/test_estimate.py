@@ -1,4 +1,4 @@
-"""What `litpeft estimate` says of a GPU without one, against a run on one; `pytest -s` prints both."""
+"""Estimates of GPU memory, made without a GPU, compared with runs on one; `pytest -s` prints both."""
 
 from __future__ import annotations
 
@@ -16,40 +16,42 @@ from litpeft.callbacks import MemoryRecorder
 from litpeft.profiling.memory.trace import PhasePeak, trace
 from litpeft.tasks import CausalLM, FineTuner, SequenceClassification
 from tests.conftest import QUIET
-from tests.profiling.memory.test_estimate import ADAPTERS, OPTIMIZERS, Same
+from tests.profiling.memory.test_estimate import ADAPTERS, OPTIMIZERS, OneBatch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Folders of a BERT and of a Llama with random weights, large enough for their tensors to count."""
+    """Return folders of a BERT and a Llama with random weights, large enough to dominate the memory."""
     torch.manual_seed(0)
     bert = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
     llama = {"hidden_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 16, "intermediate_size": 2816}
-    made = {
+    built = {
         "bert": BertForSequenceClassification(BertConfig(**bert)),
         "llama": LlamaForCausalLM(LlamaConfig(**llama, num_key_value_heads=4, vocab_size=32000)),
     }
-    folders = {name: tmp_path_factory.mktemp(name) for name in made}
-    for name, model in made.items():
+    folders = {name: tmp_path_factory.mktemp(name) for name in built}
+    for name, model in built.items():
         model.save_pretrained(folders[name])
     return {name: str(folder) for name, folder in folders.items()}
 
 
 @pytest.fixture(autouse=True)
-def _nothing_held() -> Iterator[None]:
+def _free_memory() -> Iterator[None]:
     yield
     gc.collect()
     torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
 
 
-def both(make: Callable[[], FineTuner], rows: int, tokens: int) -> tuple[dict[str, PhasePeak], dict[str, Any]]:
-    """The estimate's phases, and those of a run of two steps and a validation."""
+def estimated_and_measured(
+    make: Callable[[], FineTuner], rows: int, tokens: int
+) -> tuple[dict[str, PhasePeak], dict[str, Any]]:
+    """Return the phases of the estimate, and those of a run of two steps and a validation."""
     task = make()
     batch = task.example(rows, tokens)
-    data = Same(batch, tokens)
+    data = OneBatch(batch, tokens)
     capability = torch.cuda.get_device_capability()[0]
     estimate = trace(task, data, batch, batch, "cuda", clip=1.0, capability=capability)
     recorder = MemoryRecorder()
@@ -75,21 +77,21 @@ CASES = [
 
 
 @pytest.mark.parametrize(("kind", "adapter", "optimizer", "dtype", "checkpointing"), CASES)
-def test_peaks_of_a_run(
+def test_estimated_peaks_match_a_run(
     models: dict[str, str], kind: str, adapter: str, optimizer: str, dtype: str, checkpointing: str
 ) -> None:
     task = SequenceClassification if kind == "bert" else CausalLM
     options = {"dtype": dtype, "gradient_checkpointing": checkpointing}
     make = partial(task, models[kind], adapter=ADAPTERS[adapter](), optimizer=OPTIMIZERS[optimizer], **options)
-    estimated, seen = both(make, 8, 256)
-    off = {}
+    estimated, measured = estimated_and_measured(make, 8, 256)
+    errors = {}
     for phase, peak in estimated.items():
         found = {"tensor": peak.tensors.bytes, "allocated": peak.allocated_bytes, "reserved": peak.reserved_bytes}
-        true = {name: seen[phase][f"peak_{name}_bytes"] for name in found}
-        off[phase] = {name: found[name] / true[name] - 1 for name in found}
-        told = ", ".join(f"{name} {found[name]:,} / {true[name]:,} ({off[phase][name]:+.2%})" for name in found)
-        print(f"{kind} {adapter} {optimizer} {dtype} {checkpointing} {phase}: {told}")
-    assert max(abs(of["tensor"]) for of in off.values()) < 0.01
-    # a sum over many rows takes scratch of its own, such as that of the gradient of DoRA's magnitude
-    assert max(abs(of["allocated"]) for of in off.values()) < (0.1 if adapter == "dora" else 0.02)
-    assert max(abs(of["reserved"]) for of in off.values()) < 0.12
+        true = {name: measured[phase][f"peak_{name}_bytes"] for name in found}
+        errors[phase] = {name: found[name] / true[name] - 1 for name in found}
+        line = ", ".join(f"{name} {found[name]:,} / {true[name]:,} ({errors[phase][name]:+.2%})" for name in found)
+        print(f"{kind} {adapter} {optimizer} {dtype} {checkpointing} {phase}: {line}")
+    assert max(abs(error["tensor"]) for error in errors.values()) < 0.01
+    # sums over many rows need scratch memory, for example the gradient of DoRA's magnitude
+    assert max(abs(error["allocated"]) for error in errors.values()) < (0.1 if adapter == "dora" else 0.02)
+    assert max(abs(error["reserved"]) for error in errors.values()) < 0.12

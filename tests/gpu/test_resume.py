@@ -1,4 +1,4 @@
-"""A run on a GPU that is killed and resumed ends as one that was left alone, to the last bit."""
+"""A killed run on a GPU resumes bit-identically."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 
 
 @pytest.mark.parametrize("case", ["lora, dropout, two workers", "qlora-nf4, AdamW8bit"])
-def test_a_killed_run_ends_as_if_it_had_not_been(case: str, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_bit_identically(case: str, tmp_path: Path) -> None:
     assert torture(tmp_path / "runs", 2, 0, [case], "cuda")

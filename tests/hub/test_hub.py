@@ -90,7 +90,7 @@ def test_an_unreachable_hub_costs_one_short_request(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
 @pytest.mark.parametrize("asked", ["model.model_name", "data.dataset"])
 def test_a_hub_that_never_answers_is_one_sentence(
-    tmp_path: Path, words: list[str], tiny_model: str, answer: bytes, asked: str
+    tmp_path: Path, fit_arguments: list[str], tiny_model: str, answer: bytes, asked: str
 ) -> None:
     """Only one request is sent; the libraries would retry many times."""
     taken = []
@@ -104,11 +104,11 @@ def test_a_hub_that_never_answers_is_one_sentence(
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=serve, daemon=True).start()
         if asked == "model.model_name":
-            words = ["other/model" if word == tiny_model else word for word in words]
+            fit_arguments = ["other/model" if word == tiny_model else word for word in fit_arguments]
         else:
-            words = words[: words.index("--data.train_file")]
+            fit_arguments = fit_arguments[: fit_arguments.index("--data.train_file")]
         done = litpeft(
-            *words, "--run_dir", str(tmp_path / "run"), cwd=tmp_path, HF_HUB_OFFLINE="0",
+            *fit_arguments, "--run_dir", str(tmp_path / "run"), cwd=tmp_path, HF_HUB_OFFLINE="0",
             HF_ENDPOINT=f"http://127.0.0.1:{server.getsockname()[1]}", HF_HOME=str(tmp_path / "home"),
         )  # fmt: skip
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -1,8 +1,8 @@
-"""`make bench-adapters`: what an adapter costs beside the frozen layer that it sits on, for ours and PEFT's in one process.
+"""`make bench-adapters`: time and memory of one adapted layer, for litpeft's and PEFT's adapters in one process.
 
-One layer, forward and backward, with an input that needs a gradient. The *tax* is the step's time over that of the same
-step with the frozen layer alone (plain or 4-bit), the median over rounds in which all are timed in turn; the *bytes* are
-the most that PyTorch's CPU allocator has handed out at once during the step, parameters and input not counted.
+A step is forward and backward of one layer whose input needs a gradient. The *tax* is the time of a step divided by that
+of a step with the frozen layer alone (plain or 4-bit): the median over rounds that time each variant in turn. *peak MiB*
+is the peak of PyTorch's CPU allocator during a step, without parameters and input.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 RANK = 8
 
 
-class One(nn.Module):
+class OneLayer(nn.Module):
     """A model of one layer."""
 
     def __init__(self, layer: nn.Module) -> None:
@@ -37,7 +37,7 @@ class One(nn.Module):
 
 
 def models(width: int, dtype: torch.dtype, quantised: bool, dropout: float) -> dict[str, nn.Module]:
-    """The frozen layer, and it with each adapter."""
+    """Return the frozen layer, and the layer with each adapter of litpeft and PEFT."""
     torch.manual_seed(0)
     base = nn.Linear(width, width, dtype=dtype)
 
@@ -46,11 +46,11 @@ def models(width: int, dtype: torch.dtype, quantised: bool, dropout: float) -> d
         layer.load_state_dict(base.state_dict())
         return Linear4bit.from_linear(layer) if quantised else layer.requires_grad_(False)
 
-    def theirs(dora: bool) -> nn.Module:
+    def peft_model(dora: bool) -> nn.Module:
         config = peft.LoraConfig(r=RANK, lora_alpha=16, target_modules=["layer"], use_dora=dora, lora_dropout=dropout)
         layer = nn.Linear(width, width, dtype=dtype)
         layer.load_state_dict(base.state_dict())
-        model = One(layer)
+        model = OneLayer(layer)
         if quantised:
             bnb = bitsandbytes()
             model.layer = bnb.nn.Linear4bit(width, width, compute_dtype=dtype, quant_type="nf4")
@@ -59,65 +59,65 @@ def models(width: int, dtype: torch.dtype, quantised: bool, dropout: float) -> d
             model.is_loaded_in_4bit = True
         return peft.get_peft_model(model, config)
 
-    def ours(adapter: LoRA) -> nn.Module:
-        model = One(frozen())
+    def litpeft_model(adapter: LoRA) -> nn.Module:
+        model = OneLayer(frozen())
         adapter.apply(model)
         return model
 
     options = {"rank": RANK, "alpha": 16, "targets": ["layer"], "dropout": dropout}
     return {
-        "frozen": One(frozen()),
-        "lora": ours(LoRA(**options)),
-        "lora peft": theirs(dora=False),
-        "dora": ours(DoRA(**options)),
-        "dora peft": theirs(dora=True),
+        "frozen": OneLayer(frozen()),
+        "lora": litpeft_model(LoRA(**options)),
+        "lora peft": peft_model(dora=False),
+        "dora": litpeft_model(DoRA(**options)),
+        "dora peft": peft_model(dora=True),
     }
 
 
 def step_of(model: nn.Module, x: torch.Tensor, upstream: torch.Tensor) -> Callable[[], None]:
-    """Forward and backward; the norm of DoRA is worked out anew, as after an optimizer step."""
-    kept = [p for p in model.parameters() if p.requires_grad]
+    """Return a function that runs a step; an optimizer step follows, so that DoRA computes its norm again."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     model.train()
-    nothing = torch.optim.SGD(kept, lr=0.0) if kept else None
+    optimizer = torch.optim.SGD(trained, lr=0.0) if trained else None
 
     def step() -> None:
         model(x).backward(upstream)
         x.grad = None
-        for p in kept:
+        for p in trained:
             p.grad = None
-        if nothing:
-            nothing.step()
+        if optimizer:
+            optimizer.step()
 
     return step
 
 
 def peak_bytes(step: Callable[[], None]) -> int:
-    """Most that is allocated at once during a step, by the allocator's own events."""
+    """Return the peak of allocated bytes during a step, from the events of the allocator."""
     gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-    now = most = 0
+    now = peak = 0
     for event in profile.profiler.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
-            most = max(most, now)
-    return most
+            peak = max(peak, now)
+    return peak
 
 
 def bench(width: int, dtype: str, quantised: bool, tokens: int, rounds: int, dropout: float) -> str:
-    made = models(width, DTYPES[dtype], quantised, dropout)
+    variants = models(width, DTYPES[dtype], quantised, dropout)
     x = torch.randn(tokens, width, dtype=DTYPES[dtype], requires_grad=True)
     upstream = torch.randn(tokens, width, dtype=DTYPES[dtype])
-    steps = {name: step_of(model, x, upstream) for name, model in made.items()}
+    steps = {name: step_of(model, x, upstream) for name, model in variants.items()}
     for step in steps.values():
         step()
     peaks = {name: peak_bytes(step) for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
-            begun = time.perf_counter()
+            started = time.perf_counter()
             step()
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(time.perf_counter() - started)
     taxes = {
         name: statistics.median(t / f for t, f in zip(times[name], times["frozen"], strict=True)) for name in steps
     }
@@ -126,9 +126,8 @@ def bench(width: int, dtype: str, quantised: bool, tokens: int, rounds: int, dro
         f"{statistics.median(times['frozen']) * 1e3:9.2f} ms",
     ]
     for name in ("lora", "dora"):
-        mine, other = taxes[name], taxes[f"{name} peft"]
-        held, theirs = peaks[name] / 2**20, peaks[f"{name} peft"] / 2**20
-        cells.append(f"{mine:6.2f} {other:6.2f} {held:8.1f} {theirs:8.1f}")
+        names = (name, f"{name} peft")
+        cells.append(" ".join([*(f"{taxes[n]:6.2f}" for n in names), *(f"{peaks[n] / 2**20:8.1f}" for n in names)]))
     return " | ".join(cells)
 
 
@@ -137,7 +136,7 @@ def main() -> None:
     parser.add_argument("--widths", type=int, nargs="+", default=[384, 768, 2048, 4096])
     parser.add_argument("--dtypes", choices=list(DTYPES), nargs="+", default=list(DTYPES))
     parser.add_argument("--layers", choices=["linear", "nf4"], nargs="+", default=["linear", "nf4"])
-    parser.add_argument("--tokens", type=int, default=2048, help="at width 4096, 512 are taken")
+    parser.add_argument("--tokens", type=int, default=2048, help="number of tokens; at most 512 for width 4096")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--threads", type=int, default=1)
@@ -145,10 +144,10 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(options.threads)
     print(
-        f"rank {RANK}, dropout {options.dropout:g}, {options.threads} thread(s); tax: step over the frozen layer's step"
+        f"rank {RANK}, dropout {options.dropout:g}, {options.threads} thread(s); tax: time of a step / time with the frozen layer alone"
     )
     print(
-        "width tokens dtype layer   |     frozen   |  LoRA tax: ours, PEFT; peak MiB  |  DoRA tax: ours, PEFT; peak MiB"
+        "width tokens dtype layer   |     frozen   |  LoRA tax: litpeft, PEFT; peak MiB | DoRA tax: litpeft, PEFT; peak MiB"
     )
     for width in options.widths:
         for dtype in options.dtypes:

@@ -1,7 +1,7 @@
-"""The peer: Hugging Face Trainer + PEFT, set up as well as we know how.
+"""The peer of `make bench-peers`: train with Hugging Face Trainer + PEFT, in their fastest fair setup.
 
-Base weights in bf16 (or fp32, or four bits) with fp32 adapters, batches grouped by length, dynamic padding, prompts
-masked, fused AdamW, no evaluation and no saving. Prints one JSON line by the names of litpeft's record.
+Base weights in bf16, fp32 or 4-bit with fp32 adapters, batches grouped by length, dynamic padding, masked prompts, fused
+AdamW, no evaluation and no saving. Prints one JSON line with the field names of litpeft's record.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.peers.step_peak import STEPS
 
 
 class Clock(transformers.TrainerCallback):
-    """When each step ended, the losses that were logged, and the peak in the first ones."""
+    """Record the end time of each step, the logged losses, and peak memory in the first steps."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -50,7 +50,7 @@ class Clock(transformers.TrainerCallback):
 
 
 def labelled(rows: list[dict[str, str]], tokenizer: Any, length: int) -> list[dict[str, Any]]:
-    """Texts with a class each."""
+    """Return tokenised texts with their class."""
     names = sorted({row["label"] for row in rows})
     encoded = tokenizer([row["text"] for row in rows], truncation=True, max_length=length)
     return [
@@ -60,16 +60,16 @@ def labelled(rows: list[dict[str, str]], tokenizer: Any, length: int) -> list[di
 
 
 def instructed(rows: list[dict[str, str]], tokenizer: Any, length: int) -> list[dict[str, Any]]:
-    """Prompts and responses in one row, the prompt without loss."""
-    made = []
+    """Return prompts with responses; prompt tokens have no loss."""
+    encoded = []
     for row in rows:
         text = ALPACA["prompt_input" if row.get("input") else "prompt_no_input"]
         prompt = tokenizer(text.format(**{"input": "", **row}))["input_ids"]
         response = tokenizer(row["output"], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
         ids, labels = (prompt + response)[:length], ([IGNORED] * len(prompt) + response)[:length]
         if any(label != IGNORED for label in labels):
-            made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
-    return made
+            encoded.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
+    return encoded
 
 
 def main() -> None:
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--max_length", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--dropout", type=float, required=True)
-    parser.add_argument("--warmup_steps", type=int, required=True, help="first steps that the rates leave out")
+    parser.add_argument("--warmup_steps", type=int, required=True, help="first steps that the rates exclude")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     torch.manual_seed(0)
@@ -101,7 +101,7 @@ def main() -> None:
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
-            # what is named replaces the defaults; PEFT cannot train a head of four bits
+            # replaces the defaults; PEFT cannot train a 4-bit head
             llm_int8_skip_modules=["classifier"] if classify else None,
         )
     if classify:
@@ -114,8 +114,8 @@ def main() -> None:
         collate = transformers.DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     model = auto.from_pretrained(options.model, **settings)
     if options.adapter != "none":
-        how = {"lora_dropout": options.dropout, "use_dora": options.adapter == "dora"}
-        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type=task, **how)
+        extra = {"lora_dropout": options.dropout, "use_dora": options.adapter == "dora"}
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type=task, **extra)
         model = get_peft_model(model, config)
     clock = Clock()
     with tempfile.TemporaryDirectory() as scratch:
@@ -144,8 +144,9 @@ def main() -> None:
         trainer.train()
     skipped = options.warmup_steps
     seconds = np.diff(clock.ends)[skipped - 1 :]
-    share = len(seconds) / len(clock.ends)  # lengths are grouped at random, so the tokens of a share of steps follow it
-    told = {
+    # lengths are shuffled, so a share of the steps has about the same share of the tokens
+    share = len(seconds) / len(clock.ends)
+    results = {
         "train_tokens_per_second": sum(len(row["input_ids"]) for row in encoded) * share / float(seconds.sum()),
         "step_seconds_p50": float(np.median(seconds)),
         "peak_tensor_bytes": clock.peak.bytes,
@@ -153,7 +154,7 @@ def main() -> None:
         "trainable_params": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "losses": clock.losses,
     }
-    print(json.dumps(told))
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

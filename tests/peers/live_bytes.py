@@ -1,4 +1,4 @@
-"""The most bytes of tensors that are alive at once during training steps, measured alike on both sides."""
+"""Measure the peak memory of live tensors during training steps, in the same way on both sides."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 
 
 class StepPeak:
-    """Between `start` and `stop` lie steps; `bytes` is the peak in them, with all that was alive when they began.
+    """Measures the peak of the steps between `start` and `stop` in `bytes`, including tensors alive before.
 
-    By the events of PyTorch's own CPU allocator, or on a GPU by what CUDA's keeps; a file that is mapped counts as what
-    of it is held. It costs time, so they are left out of the rates.
+    Uses the events of PyTorch's CPU allocator, or the statistics of CUDA's; memory-mapped tensors count in full. The
+    measurement slows the steps down, so the rates exclude them.
     """
 
     bytes: int | None = None
@@ -32,25 +32,25 @@ class StepPeak:
             self.bytes = torch.cuda.max_memory_allocated()
             return
         self._profile.__exit__(None, None, None)
-        now = most = 0
+        now = peak = 0
         for event in self._profile.profiler.kineto_results.events():
             if event.name() == "[memory]":
                 now += event.nbytes()
-                most = max(most, now)
-        self.bytes = self._before + most
+                peak = max(peak, now)
+        self.bytes = self._before + peak
         del self._profile
 
 
 def alive_bytes() -> int:
-    """Of all tensors in the process, on the host."""
+    """Return the bytes of all live CPU tensors of the process."""
     found: dict[int, int] = {}
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for thing in gc.get_objects():
+        for candidate in gc.get_objects():
             try:
-                if isinstance(thing, torch.Tensor) and thing.device.type == "cpu":
-                    storage = thing.untyped_storage()
+                if isinstance(candidate, torch.Tensor) and candidate.device.type == "cpu":
+                    storage = candidate.untyped_storage()
                     found[storage.data_ptr()] = storage.nbytes()
             except (ReferenceError, RuntimeError):  # dead proxies, and tensors without storage
                 continue

@@ -1,4 +1,4 @@
-"""The floor of a training step: the time of the products with its frozen weights, and of nothing else."""
+"""Measure a lower bound of a training step's time: its matrix products with the frozen weights alone."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
-THIN = 16  # a product with a side no wider than this is an adapter's, or a classifier's
+THIN = 16  # a product with a side up to this width belongs to an adapter or a classifier
 
 
 class Products(TorchDispatchMode):
-    """Counts the products of two matrices that are made within it, by shape, layout and dtype."""
+    """While active, count matrix products by shape, layout and dtype."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def seconds(self) -> float:
-        """What the same products take by themselves: the quicker of two rounds of all."""
+        """Return the time of the counted products alone: the faster of two rounds."""
         rounds = []
         for _ in range(2):
             spent = 0.0
@@ -38,10 +38,10 @@ class Products(TorchDispatchMode):
                 b = torch.empty_strided(b_shape, b_stride, dtype=dtype, device=device).normal_()
                 torch.mm(a, b)
                 wait()
-                begun = time.perf_counter()
+                started = time.perf_counter()
                 for _ in range(count):
                     torch.mm(a, b)
                 wait()
-                spent += time.perf_counter() - begun
+                spent += time.perf_counter() - started
             rounds.append(spent)
         return min(rounds)

@@ -1,4 +1,4 @@
-"""The callback that measures litpeft's side of `make bench-peers`; its figure goes into the run folder."""
+"""The callback that measures litpeft's side of `make bench-peers`, and writes the results to the run folder."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from lightning import Callback, LightningModule, Trainer
 from tests.peers.live_bytes import StepPeak
 from tests.peers.products import Products
 
-STEPS = 3  # the longest batch comes first on both sides, and states of the optimizer are there from the second on
+STEPS = 3  # the longest batch is the first on both sides, and the optimizer states exist from the second step
 
 
 class Measure(Callback):
-    """Writes `peak.json`: peak of live tensor bytes in the first steps, floor of the next a token, all losses."""
+    """Write `peak.json`: peak of live tensors in the first steps, lower bound of seconds per token, and all losses."""
 
     def __init__(self) -> None:
         self.peak = StepPeak()
         self.products = Products()
-        self.padded = 0  # tokens of the step whose products are counted
+        self.padded = 0  # padded tokens of the step whose products are counted
         self.losses: list[float] = []
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, _: int) -> None:
@@ -39,5 +39,5 @@ class Measure(Callback):
 
     def on_train_end(self, trainer: Trainer, *_: Any) -> None:
         floor = self.products.seconds() / self.padded
-        told = {"peak_tensor_bytes": self.peak.bytes, "losses": self.losses, "floor_seconds_per_token": floor}
-        (Path(trainer.default_root_dir) / "peak.json").write_text(json.dumps(told))
+        results = {"peak_tensor_bytes": self.peak.bytes, "losses": self.losses, "floor_seconds_per_token": floor}
+        (Path(trainer.default_root_dir) / "peak.json").write_text(json.dumps(results))

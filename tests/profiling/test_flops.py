@@ -1,4 +1,4 @@
-"""Operations by two oracles: formulas by hand, and those that torch's counter sees executed where nothing is repeated."""
+"""Counted FLOPs, compared with formulas and with torch's counter of executed operations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def llama() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SIZES))
 
 
-def prepared(make: Callable[[], PreTrainedModel], adapter: Adapter, attention: str = "") -> PreTrainedModel:
+def prepare(make: Callable[[], PreTrainedModel], adapter: Adapter, attention: str = "") -> PreTrainedModel:
     torch.manual_seed(0)
     model = make()
     if not adapter.trains_base:
@@ -67,38 +67,38 @@ def loss_of(model: PreTrainedModel) -> torch.Tensor:
     return model(input_ids=ids, labels=labels).loss
 
 
-def counted(model: PreTrainedModel) -> int:
+def count_flops(model: PreTrainedModel) -> int:
     with FlopCounter() as counter:
         loss_of(model)
     return counter.flops
 
 
 def linear(rows: int, fan_in: int, fan_out: int, products: int) -> int:
-    """`products` is 1 for forward, and 1 for each of the two gradients that are needed."""
+    """Return the FLOPs of a linear layer; `products` is 1 for forward, plus 1 for each gradient needed (input, weight)."""
     return 2 * rows * fan_in * fan_out * products
 
 
 def adapted(fan_in: int, fan_out: int, below: bool) -> int:
-    """A frozen layer, A and B, where what is below trains or not."""
+    """Return the FLOPs of a frozen layer with LoRA; `below`: its input needs a gradient."""
     frozen = linear(POSITIONS, fan_in, fan_out, 1 + below)
     return frozen + linear(POSITIONS, fan_in, RANK, 2 + below) + linear(POSITIONS, RANK, fan_out, 3)
 
 
 def llama_expected(name: str) -> int:
-    """All linear layers but the output layer have an adapter, or everything trains."""
+    """Return the FLOPs with an adapter on all linear layers except the head, or with full fine-tuning."""
     shapes = [*[(WIDTH, WIDTH)] * 4, *[(WIDTH, INNER)] * 2, (INNER, WIDTH)]
     attention = LAYERS * 2 * 2 * SCORES * 3
     if name == "full":
         body = LAYERS * sum(linear(POSITIONS, *shape, 3) for shape in shapes)
         return body + attention + linear(POSITIONS, WIDTH, VOCABULARY, 3)
     body = LAYERS * sum(adapted(*shape, below=True) for shape in shapes)
-    # nothing that trains lies below q, k and v of the first layer
+    # the input of q, k and v of the first layer needs no gradient
     body -= 3 * (adapted(WIDTH, WIDTH, below=True) - adapted(WIDTH, WIDTH, below=False))
     return body + attention + linear(POSITIONS, WIDTH, VOCABULARY, 2)
 
 
 def bert_expected(name: str) -> int:
-    """Query and value have an adapter, or everything trains, or only the classifier does."""
+    """Return the FLOPs with an adapter on query and value, with full fine-tuning, or with only the classifier trained."""
     rest = [(WIDTH, WIDTH), (WIDTH, INNER), (INNER, WIDTH)]
     if name in ("full", "frozen"):
         times = 3 if name == "full" else 1
@@ -106,7 +106,7 @@ def bert_expected(name: str) -> int:
         body += LAYERS * 2 * 2 * SCORES * times + linear(ROWS, WIDTH, WIDTH, times)  # attention, pooler
         return body + linear(ROWS, WIDTH, 2, 3 if name == "full" else 2)
     first = 2 * adapted(WIDTH, WIDTH, below=False) + linear(POSITIONS, WIDTH, WIDTH, 1)
-    first += 2 * SCORES * 2 + 2 * SCORES * 3  # the first key needs no gradient: 2 and not 3 of its products
+    first += 2 * SCORES * 2 + 2 * SCORES * 3  # the first key needs no gradient: 2 of 3 products
     others = 2 * adapted(WIDTH, WIDTH, below=True) + linear(POSITIONS, WIDTH, WIDTH, 2) + 2 * 2 * SCORES * 3
     body = first + (LAYERS - 1) * others + LAYERS * sum(linear(POSITIONS, *shape, 2) for shape in rest)
     return body + linear(ROWS, WIDTH, WIDTH, 2) + linear(ROWS, WIDTH, 2, 3)
@@ -116,23 +116,23 @@ ADAPTERS: dict[str, type[Adapter]] = {"full": Full, "lora": LoRA, "dora": DoRA, 
 
 
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_llama_by_hand(name: str) -> None:
+def test_llama_matches_the_formula(name: str) -> None:
     adapter = Full() if name == "full" else ADAPTERS[name](rank=RANK, targets="all-linear", dropout=0.1)
-    assert counted(prepared(llama, adapter)) == llama_expected(name)
+    assert count_flops(prepare(llama, adapter)) == llama_expected(name)
 
 
 @pytest.mark.parametrize("name", ["frozen", *ADAPTERS])
-def test_bert_by_hand(name: str) -> None:
+def test_bert_matches_the_formula(name: str) -> None:
     adapter = {"full": Full, "frozen": Frozen}[name]() if name in ("full", "frozen") else ADAPTERS[name](rank=RANK)
-    assert counted(prepared(bert, adapter)) == bert_expected(name)
+    assert count_flops(prepare(bert, adapter)) == bert_expected(name)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa", NAME])
-def test_it_does_not_matter_how_attention_is_computed(attention: str) -> None:
-    assert counted(prepared(bert, LoRA(rank=RANK), attention)) == bert_expected("lora")
+def test_the_attention_implementation_does_not_change_the_count(attention: str) -> None:
+    assert count_flops(prepare(bert, LoRA(rank=RANK), attention)) == bert_expected("lora")
 
 
-# torch's counter knows the other kind only
+# torch's counter knows addmm, but not addmm_
 IN_PLACE = {torch.ops.aten.addmm_: lambda _, left, right, **__: 2 * left[0] * left[1] * right[1]}
 MODELS: dict[str, Callable[[], PreTrainedModel]] = {
     "bert": bert,
@@ -146,29 +146,29 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }  # fmt: skip
 
 
-class Above(Adapter):
-    """Only the layers from the second on train: no gradient goes below them."""
+class UpperLayer(Adapter):
+    """Train only the second layer, so that no gradient flows below it."""
 
-    name, trains_base = "above", True
+    name, trains_base = "upper_layer", True
 
     def adapt(self, model: nn.Module) -> None:
         for name, parameter in model.named_parameters():
             parameter.requires_grad = ".1." in name and "decoder.block" not in name
 
 
-@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=RANK, targets="all-linear"), Above()], ids=lambda a: a.name)
+@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=RANK, targets="all-linear"), UpperLayer()], ids=lambda a: a.name)
 @pytest.mark.parametrize("name", MODELS)
-def test_what_torch_sees_executed(name: str, adapter: Adapter) -> None:
-    """In eager attention no product is repeated, and autograd makes none whose gradient nobody needs."""
-    model = prepared(MODELS[name], adapter, "eager")
+def test_the_count_equals_the_operations_that_torch_executes(name: str, adapter: Adapter) -> None:
+    """Eager attention repeats no product, and autograd computes only the gradients needed."""
+    model = prepare(MODELS[name], adapter, "eager")
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as executed:
         loss_of(model).backward()
-    assert counted(model) == executed.get_total_flops() > 0
+    assert count_flops(model) == executed.get_total_flops() > 0
 
 
 @pytest.mark.parametrize("adapter", [Full(), LoRA(rank=RANK, targets=["projection", "query"])], ids=lambda a: a.name)
-def test_convolutions(adapter: Adapter) -> None:
-    """The patches of a vision transformer; its pixels need no gradient."""
+def test_convolutions_are_counted(adapter: Adapter) -> None:
+    """Use the patch embedding of a vision transformer; its pixels need no gradient."""
     sizes = {name: value for name, value in SIZES.items() if name != "vocab_size"}
     model = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=4))
     adapter.apply(model, ["classifier"])
@@ -182,17 +182,17 @@ def test_convolutions(adapter: Adapter) -> None:
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_the_output_layer_is_charged_where_a_label_is(trained: bool) -> None:
-    """Its gradients are worked out in forward, a chunk at a time."""
+def test_the_head_is_counted_only_for_rows_with_a_label(trained: bool) -> None:
+    """The gradients of the head are computed in the forward pass, chunk by chunk."""
     head = nn.Linear(WIDTH, VOCABULARY, bias=False).requires_grad_(trained)
     hidden = torch.rand(POSITIONS, WIDTH, requires_grad=True)
-    carrying = torch.arange(POSITIONS) % 3 == 0
+    labelled = torch.arange(POSITIONS) % 3 == 0
     with FlopCounter() as counter:
-        head_loss(hidden[carrying], torch.zeros(int(carrying.sum()), dtype=torch.long), head, VOCABULARY)
-    assert counter.flops == linear(int(carrying.sum()), WIDTH, VOCABULARY, 2 + trained)
+        head_loss(hidden[labelled], torch.zeros(int(labelled.sum()), dtype=torch.long), head, VOCABULARY)
+    assert counter.flops == linear(int(labelled.sum()), WIDTH, VOCABULARY, 2 + trained)
 
 
-def test_heads_that_share_keys_and_einsum() -> None:
+def test_grouped_query_attention_and_einsum_are_counted() -> None:
     query = torch.rand(2, 4, 5, 8, requires_grad=True)
     key, value = torch.rand(2, 2, 2, 7, 8)
     with FlopCounter() as counter:
@@ -203,7 +203,7 @@ def test_heads_that_share_keys_and_einsum() -> None:
     assert counter.flops == 2 * (2 * 4 * 5 * 7 * 8) * 3
 
 
-def test_nothing_is_counted_where_no_gradient_is_kept_or_the_mode_is_off() -> None:
+def test_nothing_is_counted_under_no_grad_or_outside_the_counter() -> None:
     x, w = torch.rand(2, 3, requires_grad=True), torch.rand(3, 4)
     with FlopCounter() as counter, torch.no_grad():
         x @ w
@@ -211,18 +211,18 @@ def test_nothing_is_counted_where_no_gradient_is_kept_or_the_mode_is_off() -> No
     assert counter.flops == 0
 
 
-def test_the_peak_is_the_best_rate_of_ever_larger_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a device that is played: it makes 1000 operations a second, and takes 1 s to start a product."""
+def test_the_peak_is_the_best_rate_of_growing_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake device does 1000 operations per second, and takes 1 s to start a product."""
     monkeypatch.setattr(flops, "MIN_WIDTH", 4)
     monkeypatch.setattr(flops, "LONG_ENOUGH", 40.0)
     now, widths, multiply = [0.0], [], torch.mm
 
-    def played(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    def fake_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         widths.append(len(left))
         now[0] += 1 + 2 * len(left) ** 3 / 1000 + (5 if widths.count(len(left)) == 1 else 0)  # the first one is slow
         return multiply(left, right, out=out)
 
-    monkeypatch.setattr(torch, "mm", played)
+    monkeypatch.setattr(torch, "mm", fake_mm)
     state = torch.get_rng_state()
     peak = measured_peak(torch.device("cpu"), torch.bfloat16, lambda: now[0])
     assert sorted(set(widths)) == [4, 8, 16, 32]

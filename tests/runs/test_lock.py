@@ -11,27 +11,11 @@ import pytest
 
 from litpeft.runs.lock import FolderInUse, is_locked, lock, wait_until_free
 from litpeft.runs.record import read_record
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from litpeft.runs.lock import lock
-held = lock(Path(sys.argv[1]))
-print("locked", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
-
-
-def hold(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """Return a process that holds the lock of a folder."""
-    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "locked\n"
-    return holder
+from tests.conftest import hold_lock
 
 
 def test_a_second_process_is_refused_with_the_name_of_the_holder(tmp_path: Path) -> None:
-    holder = hold(tmp_path / "run", 60)
+    holder = hold_lock(tmp_path / "run", 60)
     try:
         with pytest.raises(FolderInUse) as refused:
             lock(tmp_path / "run")
@@ -46,7 +30,7 @@ def test_a_second_process_is_refused_with_the_name_of_the_holder(tmp_path: Path)
 
 def test_waiting_ends_with_the_holder(tmp_path: Path) -> None:
     wait_until_free(tmp_path / "never locked")
-    holder = hold(tmp_path / "run", 1.0)
+    holder = hold_lock(tmp_path / "run", 1.0)
     wait_until_free(tmp_path / "run")
     assert holder.wait(timeout=60) == 0
 

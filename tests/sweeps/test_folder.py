@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from litpeft.errors import UserError
 from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of, locked_sweep, write_sweep
+from tests.conftest import hold_lock
 
 TRIAL = Trial("lora,lr=1", "lora,lr=1", {"adapter": "lora", "lr": "1"}, ())
 OTHER = Trial("dora", "dora", {"adapter": "dora", "lr": "1"}, ())
@@ -91,26 +90,8 @@ def test_a_started_trial_must_not_change(tmp_path: Path) -> None:
     assert "lr: 3" not in (tmp_path / "trials" / "dora.yaml").read_text()
 
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from litpeft.runs.lock import lock
-held = lock(Path(sys.argv[1]))
-print("in", flush=True)
-time.sleep(float(sys.argv[2]))
-"""
-
-
-def holding(folder: Path, seconds: float) -> subprocess.Popen[str]:
-    """Return a process that holds the lock of a folder for a number of seconds."""
-    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
-    holder = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert holder.stdout.readline() == "in\n"
-    return holder
-
-
 def test_a_second_sweep_is_refused(tmp_path: Path) -> None:
-    holder = holding(tmp_path, 60)
+    holder = hold_lock(tmp_path, 60)
     try:
         message = rf"another sweep is running in this folder \(process {holder.pid} on "
         with pytest.raises(UserError, match=message), locked_sweep(tmp_path, []):
@@ -126,7 +107,7 @@ def test_trials_of_a_killed_sweep_are_waited_for(tmp_path: Path, capsys: pytest.
     jobs = jobs_of(tmp_path, EXPERIMENT)
     with locked_sweep(tmp_path, jobs):
         assert not capsys.readouterr().out  # nothing to wait for
-    trial = holding(jobs[1].run_dir, 1.5)
+    trial = hold_lock(jobs[1].run_dir, 1.5)
     with locked_sweep(tmp_path, jobs):
         assert "waiting for the trials of a killed sweep" in capsys.readouterr().out
         assert trial.wait(timeout=60) == 0

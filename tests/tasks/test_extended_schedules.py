@@ -36,7 +36,15 @@ def test_an_extended_run_continues_the_longer_schedule(
         pytest.skip("OneCycleLR sets one learning rate for all groups and is refused with LoRA+")
     common = [
         *fit_arguments,
-        *("--model.adapter", "LoRA", *adapter, "--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"),
+        *(
+            "--model.adapter",
+            "LoRA",
+            *adapter,
+            "--model.optimizer",
+            "torch.optim.AdamW",
+            "--model.optimizer.lr",
+            "1e-3",
+        ),
         *("--model.scheduler", *SCHEDULES[name], "--trainer.log_every_n_steps", "1"),
     ]
     assert main([*common, "--trainer.max_epochs", "3", "--run_dir", str(tmp_path / "whole")]) == 0

@@ -7,8 +7,7 @@ import socket
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from tests.resuming import SERVER
-from tests.resuming import _run as run_arguments
+from tests.resuming import SERVER, run_in_this_process
 
 RUN = "litpeft-tests"
 TIMEOUT = 30  # seconds for the other processes to end after one has failed
@@ -46,4 +45,4 @@ def output_file(log: Path, rank: int) -> Path:
 
 def _run(arguments: list[str], log: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
-    run_arguments(arguments, log, None, None, None)
+    run_in_this_process(arguments, log, None, None, None)

@@ -1,4 +1,4 @@
-"""The caching allocator, against what its rules give by hand."""
+"""The simulated caching allocator, compared with values computed by hand from its rules."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ KIB, MIB = 2**10, 2**20
 
 
 @pytest.mark.parametrize(
-    ("asked", "allocated", "reserved"),
+    ("requested", "allocated", "reserved"),
     [
         (1, 512, 2 * MIB),  # rounded up to 512
         (512, 512, 2 * MIB),
         (513, 1024, 2 * MIB),
-        (MIB, MIB, 2 * MIB),  # the largest of the small ones
-        (MIB + 1, MIB + 512, 20 * MIB),  # the smallest of those that share 20 MiB
+        (MIB, MIB, 2 * MIB),  # the largest small block
+        (MIB + 1, MIB + 512, 20 * MIB),  # the smallest block in a shared segment of 20 MiB
         (10 * MIB - 512, 10 * MIB - 512, 20 * MIB),
-        (10 * MIB, 10 * MIB, 10 * MIB),  # one of its own
-        (10 * MIB + 1, 10 * MIB + 512, 12 * MIB),  # in multiples of 2 MiB; what is left is split off
-        (11 * MIB, 12 * MIB, 12 * MIB),  # just 1 MiB is left: not split
-        (11 * MIB - 512, 11 * MIB - 512, 12 * MIB),  # 512 bytes more are
+        (10 * MIB, 10 * MIB, 10 * MIB),  # in its own segment
+        (10 * MIB + 1, 10 * MIB + 512, 12 * MIB),  # segments are multiples of 2 MiB; the rest is split off
+        (11 * MIB, 12 * MIB, 12 * MIB),  # a rest of exactly 1 MiB is not split off
+        (11 * MIB - 512, 11 * MIB - 512, 12 * MIB),  # a rest of 1 MiB + 512 is split off
     ],
 )
-def test_one_request(asked: int, allocated: int, reserved: int) -> None:
+def test_bytes_allocated_and_reserved_by_one_request(requested: int, allocated: int, reserved: int) -> None:
     allocator = CachingAllocator()
-    allocator.allocate(asked)
+    allocator.allocate(requested)
     assert (allocator.allocated, allocator.reserved) == (allocated, reserved)
 
 
-def test_small_and_large_do_not_share() -> None:
+def test_small_and_large_blocks_use_different_segments() -> None:
     allocator = CachingAllocator()
     big = allocator.allocate(2 * MIB)
     allocator.allocate(KIB)
     assert allocator.reserved == 22 * MIB
     allocator.free(big)  # 20 MiB are free
-    for _ in range(2047):  # 2 MiB of 1 KiB each, in the segment that is there
+    for _ in range(2047):  # together 2 MiB, in the existing segment
         allocator.allocate(KIB)
     assert allocator.reserved == 22 * MIB
     allocator.allocate(KIB)
     assert allocator.reserved == 24 * MIB
 
 
-def test_segments_are_filled_before_another_is_taken_and_kept_when_free() -> None:
+def test_segments_are_filled_before_new_ones_and_kept_when_free() -> None:
     allocator = CachingAllocator()
     blocks = [allocator.allocate(9 * MIB) for _ in range(2)]  # 2 MiB are left
     assert allocator.reserved == 20 * MIB
@@ -59,20 +59,20 @@ def test_segments_are_filled_before_another_is_taken_and_kept_when_free() -> Non
     assert (allocator.allocated, allocator.reserved) == (0, 40 * MIB)
 
 
-def test_the_smallest_block_that_is_large_enough_is_taken() -> None:
+def test_the_smallest_sufficient_block_is_used() -> None:
     allocator = CachingAllocator()
     blocks = [allocator.allocate(size * MIB) for size in (40, 16, 24)]
     for block in blocks:
         allocator.free(block)
-    allocator.allocate(31 * MIB // 2)  # the 16, whole: half a MiB is left
+    allocator.allocate(31 * MIB // 2)  # takes all of the 16: the rest of half a MiB is not split off
     assert allocator.allocated == 16 * MIB
-    allocator.allocate(16 * MIB)  # of the 24, 8 are left
+    allocator.allocate(16 * MIB)  # leaves 8 of the 24
     allocator.allocate(8 * MIB)
     allocator.allocate(40 * MIB)
     assert (allocator.allocated, allocator.reserved) == (80 * MIB, 80 * MIB)
 
 
-def test_of_equal_ones_the_first_is_taken() -> None:
+def test_of_equal_blocks_the_first_is_used() -> None:
     allocator = CachingAllocator()
     blocks = [allocator.allocate(12 * MIB) for _ in range(3)]
     for place in (2, 0, 1):
@@ -81,9 +81,9 @@ def test_of_equal_ones_the_first_is_taken() -> None:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)])
-def test_neighbours_merge_whichever_goes_first(order: tuple[int, ...]) -> None:
+def test_free_neighbours_merge_in_any_order(order: tuple[int, ...]) -> None:
     allocator = CachingAllocator()
-    blocks = [allocator.allocate(size * MIB) for size in (5, 6, 7)]  # of 20, 2 are left
+    blocks = [allocator.allocate(size * MIB) for size in (5, 6, 7)]  # 2 of 20 MiB are left
     for place in order:
         allocator.free(blocks[place])
     allocator.allocate(20 * MIB)
@@ -98,26 +98,26 @@ def test_segments_do_not_merge() -> None:
     assert allocator.reserved == 40 * MIB
 
 
-def test_a_hole_cannot_hold_what_is_larger() -> None:
-    """Why a run reserves more than it allocates: one small tensor in the middle of what was a large one."""
+def test_a_small_tensor_in_a_large_free_block_forces_a_new_segment() -> None:
+    """This fragmentation is why a run reserves more than it allocates."""
     events = [
         (1, 0, 100 * MIB),
-        (2, 0, 100 * MIB),  # gone
-        (3, 1, 2 * MIB),  # cut from it
-        (4, 2, 100 * MIB),  # 98 are not enough
+        (2, 0, 100 * MIB),  # freed
+        (3, 1, 2 * MIB),  # split from that block
+        (4, 2, 100 * MIB),  # the remaining 98 MiB are too small
         (5, 1, 2 * MIB),
-        (6, 3, 100 * MIB),  # whole again
+        (6, 3, 100 * MIB),  # fits in the merged block
     ]
     levels = replay(events)
     assert (levels.allocated / MIB).tolist() == [0, 100, 100, 2, 102, 102, 200]
     assert (levels.reserved / MIB).tolist() == [0, 100, 100, 100, 200, 200, 200]
 
 
-def test_an_operations_level_is_its_highest_and_what_is_held_was_there_before() -> None:
+def test_a_level_is_the_highest_of_its_operation_and_held_bytes_count_from_the_start() -> None:
     events = [(2, 0, 4 * MIB), (2, 1, 6 * MIB), (2, 0, 4 * MIB), (5, 2, 0), (5, 3, 100)]
     levels = replay(events, held=[8 * MIB, 100])
     held = 8 * MIB + 512
-    # the 20 MiB of the first hold 8 + 4 + 6 and the 2 that are left
+    # the first segment of 20 MiB holds 8 + 4 + 6 and a rest of 2
     assert levels.allocated.tolist() == [
         held,
         held,
@@ -129,7 +129,7 @@ def test_an_operations_level_is_its_highest_and_what_is_held_was_there_before() 
     assert levels.reserved.tolist() == [22 * MIB] * 6
 
 
-def test_whatever_comes_and_goes_nothing_overlaps_and_all_comes_back() -> None:
+def test_random_allocations_never_overlap_and_are_fully_freed() -> None:
     draw = random.Random(0)
     allocator = CachingAllocator()
     alive: list = []
@@ -148,4 +148,4 @@ def test_whatever_comes_and_goes_nothing_overlaps_and_all_comes_back() -> None:
     assert (allocator.allocated, allocator.reserved) == (0, reserved)
     free = [entry for pool in allocator._pools.values() for entry in pool]
     assert sum(size for size, *_ in free) == reserved
-    assert all(block.before is None and block.after is None for *_, block in free)  # whole segments
+    assert all(block.before is None and block.after is None for *_, block in free)  # complete segments

@@ -1,4 +1,4 @@
-"""CUDA's choices, made for tensors without numbers: what they keep, against shapes and against a CPU's own autocast."""
+"""CUDA's kernels and autocast simulated on meta tensors: their memory, compared with shapes and with the CPU's autocast."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from litpeft.profiling.memory.cuda import cuda_choices
 HEADS, TOKENS, HEAD = 4, 512, 64
 
 
-def kept(dtype: torch.dtype, groups: int, mask: Tensor | None = None) -> int:
-    """Bytes that attention keeps for backward beside its arguments."""
+def saved_bytes(dtype: torch.dtype, groups: int, mask: Tensor | None = None) -> int:
+    """Return the bytes that attention saves for backward, without its arguments."""
     query, key = (torch.empty(1, n, TOKENS, HEAD, dtype=dtype, device="meta") for n in (HEADS, groups))
     query.requires_grad_()
     tracker = MemoryTracker(torch.device("meta"))
@@ -30,17 +30,17 @@ def kept(dtype: torch.dtype, groups: int, mask: Tensor | None = None) -> int:
     return tracker.peak(tracker.operations).split["activations"]
 
 
-def test_attention_in_bf16_or_with_all_heads_keeps_no_square() -> None:
+def test_attention_in_bf16_or_without_grouped_heads_saves_no_scores() -> None:
     out = HEADS * TOKENS * HEAD
     for groups in (HEADS, 1):
-        assert 2 * out < kept(torch.bfloat16, groups) < 2.2 * out  # its result, and a number a row
-    assert 4 * out < kept(torch.float32, HEADS) < 4.2 * out
+        assert 2 * out < saved_bytes(torch.bfloat16, groups) < 2.2 * out  # the output, and one number per row
+    assert 4 * out < saved_bytes(torch.float32, HEADS) < 4.2 * out
 
 
-def test_attention_of_grouped_heads_in_fp32_keeps_the_square_of_the_tokens() -> None:
-    """Neither the flash kernel nor the memory-efficient one takes it: docs of scaled_dot_product_attention, GQA."""
+def test_grouped_query_attention_in_fp32_saves_the_scores() -> None:
+    """Neither the flash nor the memory-efficient kernel supports it: docs of scaled_dot_product_attention, GQA."""
     square = 4 * HEADS * TOKENS**2
-    assert square < kept(torch.float32, 1) < 1.6 * square
+    assert square < saved_bytes(torch.float32, 1) < 1.6 * square
 
 
 A = torch.empty(16, 16, device="meta")
@@ -54,7 +54,7 @@ PRODUCTS: dict[str, Callable[[Tensor], Tensor]] = {
     "conv2d": lambda a: F.conv2d(a[None, :, :, None], a[..., None, None]),
     "attention": lambda a: F.scaled_dot_product_attention(a[None, None], a[None, None], a[None, None]),
 }
-WIDE: dict[str, Callable[[Tensor], Tensor]] = {
+IN_FP32: dict[str, Callable[[Tensor], Tensor]] = {
     "pow": lambda a: torch.pow(a, 3.0),
     "rsqrt": lambda a: a.rsqrt(),
     "softmax": lambda a: a.softmax(-1),
@@ -63,33 +63,33 @@ WIDE: dict[str, Callable[[Tensor], Tensor]] = {
     "mse_loss": lambda a: F.mse_loss(a, a),
     "cross_entropy": lambda a: F.cross_entropy(a, torch.zeros(16, dtype=torch.int64, device="meta")),
 }
-ALIKE: dict[str, Callable[[Tensor], Tensor]] = {"add": lambda a: a + a, "silu": F.silu, "mean": lambda a: a.mean()}
+UNCHANGED: dict[str, Callable[[Tensor], Tensor]] = {"add": lambda a: a + a, "silu": F.silu, "mean": lambda a: a.mean()}
 
 
-@pytest.mark.parametrize("name", [*PRODUCTS, *WIDE, *ALIKE])
-def test_autocast_is_that_of_cuda(name: str) -> None:
-    operation = (PRODUCTS | WIDE | ALIKE)[name]
-    for given in (torch.float32, torch.bfloat16):
-        expected = torch.bfloat16 if name in PRODUCTS else torch.float32 if name in WIDE else given
+@pytest.mark.parametrize("name", [*PRODUCTS, *IN_FP32, *UNCHANGED])
+def test_autocast_uses_the_dtypes_of_cuda(name: str) -> None:
+    operation = (PRODUCTS | IN_FP32 | UNCHANGED)[name]
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = torch.bfloat16 if name in PRODUCTS else torch.float32 if name in IN_FP32 else dtype
         with cuda_choices():
             with torch.autocast("cpu", torch.bfloat16):
-                assert operation(A.to(given)).dtype == expected
+                assert operation(A.to(dtype)).dtype == expected
                 with torch.autocast("cpu", enabled=False):
-                    assert operation(A.to(given)).dtype == given
-            assert operation(A.to(given)).dtype == given
+                    assert operation(A.to(dtype)).dtype == dtype
+            assert operation(A.to(dtype)).dtype == dtype
 
 
-def test_a_cpus_own_rules_are_back_afterwards() -> None:
+def test_the_cpus_autocast_rules_are_restored_afterwards() -> None:
     ones = torch.ones(2, 2)
     with cuda_choices():
         pass
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.addmm(ones[0], ones, ones).dtype == torch.bfloat16
-        assert torch.pow(ones.bfloat16(), 3.0).dtype == torch.bfloat16  # which CUDA would not
+        assert torch.pow(ones.bfloat16(), 3.0).dtype == torch.bfloat16  # CUDA would use fp32
 
 
 class Stack(nn.Module):
-    """Products and nothing else that either list names."""
+    """Matrix products, and SiLU, which autocast does not change."""
 
     def __init__(self, checkpointed: bool) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ class Stack(nn.Module):
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("graded", [False, True])
-def test_copies_of_weights_live_as_long_as_in_torchs_own_autocast(checkpointed: bool, graded: bool) -> None:
-    """A copy is made once, also where no gradient is wanted, and kept to the end of autocast."""
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_cast_weights_live_as_long_as_in_torchs_autocast(checkpointed: bool, with_gradient: bool) -> None:
+    """Each weight is cast once, also under no_grad, and the copy is kept until autocast ends."""
     found = {}
     for device in ("cpu", "meta"):
         with torch.device(device):
@@ -119,9 +119,9 @@ def test_copies_of_weights_live_as_long_as_in_torchs_own_autocast(checkpointed: 
             with torch.autocast("cpu", torch.bfloat16):
                 with torch.no_grad():
                     model(x)
-                if graded:
+                if with_gradient:
                     loss = model(x).float().sum()
-            if graded:
+            if with_gradient:
                 loss.backward()
         found[device] = tracker.peak().bytes
     copies = sum(p.numel() for p in model.parameters() if p.dim() == 2) * 2

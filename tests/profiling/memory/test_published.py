@@ -1,4 +1,4 @@
-"""Against what others measured on GPUs, row by row of published.yaml; `pytest -s` prints the tables."""
+"""Estimates compared with memory measured by others on GPUs (published.yaml); `pytest -s` prints the tables."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ PUBLISHED = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(
 GIB = 2**30
 
 
-def over(table: str, quick: str) -> pytest.MarkDecorator:
-    """All rows of a table; all but one are slow."""
+def parametrise(table: str, quick: str) -> pytest.MarkDecorator:
+    """Parametrise a test over the rows of a table; all except `quick` are slow."""
     rows = [(row, f"{row['name']} {row['published']}") for row in PUBLISHED[table]["rows"]]
     params = [pytest.param(row, id=name, marks=[] if name == quick else pytest.mark.slow) for row, name in rows]
     return pytest.mark.parametrize("row", params)
@@ -48,50 +48,56 @@ def over(table: str, quick: str) -> pytest.MarkDecorator:
 def stack_of(row: dict[str, Any], **changed: Any) -> Stack:
     run = row["run"]
     settings = {name: value for name, value in run.items() if name != "quantise"}
-    habits = {name: habit["is"] for name, habit in row["stack"].items()}
-    return Stack(four_bit="quantise" in run, **settings, **habits | changed)
+    details = {name: detail["value"] for name, detail in row["details"].items()}
+    return Stack(four_bit="quantise" in run, **settings, **details | changed)
 
 
-def test_every_habit_of_the_stack_is_beside_its_rows_and_where_it_was_read() -> None:
-    settings = {"rank", "everywhere", "optimizer", "four_bit"}  # of the run, which the figure's own source tells
+def test_every_implementation_detail_is_listed_with_its_source() -> None:
+    settings = {"rank", "all_layers", "optimizer", "four_bit"}  # settings of the run, given by the source of its figure
     for row in PUBLISHED["lit_gpt"]["rows"]:
-        assert set(row["stack"]) | settings == {field.name for field in fields(Stack)}
-        assert [name for name, habit in row["stack"].items() if "assumed" in habit] == ["rms_norm"]
+        assert set(row["details"]) | settings == {field.name for field in fields(Stack)}
+        assert [name for name, detail in row["details"].items() if "assumed" in detail] == ["rms_norm"]
     for table in ("lit_gpt", "peft", "gpt2_large"):
-        assert all(told["is"] and told["read"] for row in PUBLISHED[table]["rows"] for told in row["stack"].values())
+        assert all(
+            detail["value"] and detail["source"]
+            for row in PUBLISHED[table]["rows"]
+            for detail in row["details"].values()
+        )
 
 
-HABITS = [  # what it costs a layer, or once, in bytes a token, or for the whole head
+DETAILS = [  # bytes per token and layer, bytes per token, bytes for the head
     ("rms_norm", "fp32", 2 * 2 * lit_gpt.WIDTH, 0, 0),
     ("pads_with_zeros", False, -2 * 2 * lit_gpt.WIDTH, 0, 0),
     ("value_is_view", False, -2 * 2 * lit_gpt.WIDTH, 0, 0),
     ("keeps_input", False, -2 * (3 * lit_gpt.WIDTH + lit_gpt.INNER), 0, 0),
     ("keeps_fp32_logits", False, 0, -4 * lit_gpt.VOCABULARY, 0),
-    ("opens_in", "bfloat16", 0, 0, -2 * lit_gpt.VOCABULARY * lit_gpt.WIDTH),
+    ("dequantised_to", "bfloat16", 0, 0, -2 * lit_gpt.VOCABULARY * lit_gpt.WIDTH),
 ]
 
 
-@pytest.mark.parametrize(("habit", "value", "a_layer", "once", "head"), HABITS, ids=[name for name, *_ in HABITS])
-def test_a_habit_costs_what_its_shapes_say(habit: str, value: Any, a_layer: int, once: int, head: int) -> None:
+@pytest.mark.parametrize(("detail", "value", "per_layer", "once", "head"), DETAILS, ids=[name for name, *_ in DETAILS])
+def test_a_detail_changes_the_peak_as_its_shapes_predict(
+    detail: str, value: Any, per_layer: int, once: int, head: int
+) -> None:
     stack, layers = Stack(four_bit=True), 4
-    cost = peak(replace(stack, **{habit: value}), layers=layers) - peak(stack, layers=layers)
-    expected = (TOKENS * (layers * a_layer + once) + head) / 1e9
-    print(f"{habit}: {cost:+.4f} GB, by its shapes {expected:+.4f}")
-    assert cost == pytest.approx(expected, abs=0.01)  # blocks that are not split
+    cost = peak(replace(stack, **{detail: value}), layers=layers) - peak(stack, layers=layers)
+    expected = (TOKENS * (layers * per_layer + once) + head) / 1e9
+    print(f"{detail}: {cost:+.4f} GB, by its shapes {expected:+.4f}")
+    assert cost == pytest.approx(expected, abs=0.01)  # the allocator does not split every block
 
 
 def errors(row: dict[str, Any], norm: str) -> dict[str, float]:
-    """Of both stages, as a share of the published figure."""
+    """Return the relative errors of both stages."""
     found = {stage: peak(stack_of(row, rms_norm=norm), stage) for stage in ("first", "later")}
-    told = ", ".join(f"{stage} {gb:.3f} ({gb / row['published'] - 1:+.2%})" for stage, gb in found.items())
-    print(f"{row['source']} {row['name']:22}{row['published']:6.2f} GB | RMSNorm in {norm}: {told}")
+    text = ", ".join(f"{stage} {gb:.3f} ({gb / row['published'] - 1:+.2%})" for stage, gb in found.items())
+    print(f"{row['source']} {row['name']:22}{row['published']:6.2f} GB | RMSNorm in {norm}: {text}")
     return {stage: gb / row["published"] - 1 for stage, gb in found.items()}
 
 
-@over("lit_gpt", quick="QLoRA nf4 14.18")
-def test_lit_gpts_peaks(row: dict[str, Any]) -> None:
-    norm = row["stack"]["rms_norm"]
-    assert max(map(abs, errors(row, norm["is"]).values())) < 0.05  # what the sources say
+@parametrise("lit_gpt", quick="QLoRA nf4 14.18")
+def test_lit_gpts_published_peaks(row: dict[str, Any]) -> None:
+    norm = row["details"]["rms_norm"]
+    assert max(map(abs, errors(row, norm["value"]).values())) < 0.05  # according to the sources
     assert min(map(abs, errors(row, norm["assumed"]).values())) < 0.01
 
 
@@ -105,11 +111,11 @@ def llama_2_7b(folder: Path) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("row", PUBLISHED["lit_gpt"]["rows"][:5], ids=lambda row: row["name"])
-def test_the_same_runs_with_litpeft(row: dict[str, Any], tmp_path: Path) -> None:
-    """No old habits: four-bit products keep no input, logits are made a chunk at a time, the head stays as it is."""
+def test_litpeft_needs_less_memory_than_lit_gpt(row: dict[str, Any], tmp_path: Path) -> None:
+    """4-bit products save no input, logits are computed chunk by chunk, and the head is not quantised."""
     run = row["run"]
     options = {"rank": 8, "alpha": 16, "dropout": 0.05}
-    options["targets"] = "all-linear" if run.get("everywhere") else ["query", "value"]
+    options["targets"] = "all-linear" if run.get("all_layers") else ["query", "value"]
     adapter: Adapter = LoRA(**options)
     if "quantise" in run:
         adapter = QLoRA(**options, quant_type=run["quantise"], double_quant=False)
@@ -139,7 +145,7 @@ def llama_3b(run: dict[str, Any] | None) -> nn.Module:
 
 
 def suite_step(run: dict[str, Any] | None, padded: bool) -> float:
-    """GiB reserved by a step of PEFT's comparison, once the optimizer has its states."""
+    """Return the GiB reserved by a step of PEFT's comparison after the optimizer has created its states."""
     model = llama_3b(run)
     values = MetaValues(answer=not padded)
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -162,14 +168,12 @@ def suite_step(run: dict[str, Any] | None, padded: bool) -> float:
     return float(replay(tracker.events(), WORKSPACES).reserved.max() / GIB)
 
 
-@over("peft", quick="dora r32 22.85")
-def test_pefts_own_comparison(row: dict[str, Any]) -> None:
+@parametrise("peft", quick="dora r32 22.85")
+def test_pefts_published_comparison(row: dict[str, Any]) -> None:
     found, padded = (suite_step(row["run"], padded) for padded in (False, True))
     error = found / row["published"] - 1
-    told = (
-        f"estimate {found:.2f} ({error:+.1%}); were its rows padded {padded:.2f} ({padded / row['published'] - 1:+.1%})"
-    )
-    print(f"PEFT {row['name']:11}{row['published']:6.2f} GiB reserved | {told} {row.get('why', '')}")
+    text = f"estimate {found:.2f} ({error:+.1%}); with padded rows {padded:.2f} ({padded / row['published'] - 1:+.1%})"
+    print(f"PEFT {row['name']:11}{row['published']:6.2f} GiB reserved | {text} {row.get('why', '')}")
     assert abs(error) < row["within"]
 
 
@@ -179,17 +183,17 @@ def gpt2_large(dtype: torch.dtype) -> nn.Module:
 
 
 @pytest.mark.parametrize("row", PUBLISHED["gpt2_large"]["rows"], ids=lambda row: row["name"])
-def test_gpt2_larges_size(row: dict[str, Any]) -> None:
+def test_the_published_size_of_gpt2_large(row: dict[str, Any]) -> None:
     model, constants = gpt2_large(torch.float32), 0.0
     if row["name"] == "qlora":
-        model = gpt2_large(torch.bfloat16)  # fp16 in the study: as many bytes
+        model = gpt2_large(torch.bfloat16)  # fp16 in the study, with the same number of bytes
         adapter = QLoRA(rank=8, alpha=4, targets=["c_attn"])
         with torch.device("meta"), meta_execution(MetaValues()):
             adapter.apply(model)
         constants = total({id(t): t for t in adapter.roles(model)["quantisation_constants"]}.values())
     found = total([*model.parameters(), *model.buffers()]) - constants
-    told = f"{found:.4f} GiB; with the blocks' maxima {found + constants:.4f}"
-    print(f"GPT-2 large {row['name']:9}{row['published']:5.2f} GiB | {told}")
+    text = f"{found:.4f} GiB; with the block maxima {found + constants:.4f}"
+    print(f"GPT-2 large {row['name']:9}{row['published']:5.2f} GiB | {text}")
     assert abs(found / row["published"] - 1) < row["within"]
 
 
@@ -197,10 +201,10 @@ def total(tensors: Iterable[Tensor]) -> float:
     return sum(tensor.nbytes for tensor in tensors) / GIB
 
 
-def test_what_is_not_explained_is_more_than_the_weights_that_it_is_ascribed_to() -> None:
-    """RoBERTa: what is said of why its figures are no proof of anything."""
-    told, figures = PUBLISHED["roberta"], PUBLISHED["roberta"]["rows"]
-    print(f"RoBERTa {figures} MB | explained: {told['explained']}. {told['why']}")
+def test_the_unexplained_difference_exceeds_the_weights() -> None:
+    """Check the arguments why the figures of RoBERTa prove nothing."""
+    table, figures = PUBLISHED["roberta"], PUBLISHED["roberta"]["rows"]
+    print(f"RoBERTa {figures} MB | explained: {table['explained']}. {table['why']}")
     sizes = {"vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": 4}
     with torch.device("meta"):
         model = RobertaForSequenceClassification(RobertaConfig(**sizes))

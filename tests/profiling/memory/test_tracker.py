@@ -1,4 +1,4 @@
-"""What is alive at once and what it is for: against the allocator's own events, and with tensors that are planted."""
+"""Tracked peak memory and its categories, compared with torch's allocator and checked with added tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from litpeft.profiling.memory import CATEGORIES, MemoryTracker
 from tests.peers.live_bytes import StepPeak, alive_bytes
 
 WIDTH = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
-PLANTED = 12_345_600  # bytes; no other tensor here is near it
+ADDED = 12_345_600  # bytes; no other tensor here has a similar size
 
 
 def bert() -> nn.Module:
@@ -33,7 +33,7 @@ def states(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 class Run:
-    """A model that is trained as a task trains one, step by step."""
+    """A model trained step by step, as by a task."""
 
     def __init__(
         self, make: Callable[[], nn.Module], adapter: Adapter, checkpointing: bool = False, tokens: int = 48
@@ -82,18 +82,18 @@ ADAPTERS: dict[str, Callable[[], Adapter]] = {
 
 @pytest.mark.parametrize(("make", "checkpointing"), [(bert, False), (llama, True)])
 @pytest.mark.parametrize("name", ADAPTERS)
-def test_the_peak_is_that_of_the_allocator(make: Callable[[], nn.Module], name: str, checkpointing: bool) -> None:
-    elsewhere = alive_bytes()  # what other tests have left
+def test_the_peak_equals_that_of_the_allocator(make: Callable[[], nn.Module], name: str, checkpointing: bool) -> None:
+    elsewhere = alive_bytes()  # tensors left by other tests
     run = Run(make, ADAPTERS[name](), checkpointing)
     run.step()
     found = run.tracked().peak()
-    truth = StepPeak()
-    truth.start()
+    allocator = StepPeak()
+    allocator.start()
     run.step()
-    truth.stop()
-    # unseen: of DoRA's gain a kernel casts a few rows; a checkpoint keeps the state of the generator, 5 KiB a block
+    allocator.stop()
+    # not tracked: rows of DoRA's magnitude cast in a kernel; random states saved by checkpointing, 5 KiB per block
     unseen = (8 * CHUNK if name == "dora" else 0) + (3 * 8000 if checkpointing else 0)
-    assert found.bytes == pytest.approx(truth.bytes - elsewhere, rel=0.0005, abs=unseen)
+    assert found.bytes == pytest.approx(allocator.bytes - elsewhere, rel=0.0005, abs=unseen)
     assert sum(found.split.values()) == found.bytes
     assert set(found.split) == set(CATEGORIES)
     split = found.split
@@ -104,51 +104,51 @@ def test_the_peak_is_that_of_the_allocator(make: Callable[[], nn.Module], name: 
     assert (split["quantisation_constants"] == 0) == (name != "qlora")
 
 
-def plant(run: Run, category: str) -> None:
-    """Give the run one more tensor of a known size in this role."""
-    extra = torch.zeros(PLANTED // 4)
+def add_tensor(run: Run, category: str) -> None:
+    """Add a tensor of known size to the run in this category."""
+    extra = torch.zeros(ADDED // 4)
     model = run.model
     if category == "base_weights":
-        model.register_buffer("planted", extra)
+        model.register_buffer("added", extra)
     elif category == "adapter_weights":
-        model.planted = nn.Parameter(extra)
+        model.added = nn.Parameter(extra)
     elif category == "quantisation_constants":
         layer = next(module for module in model.modules() if hasattr(module, "absmax"))
-        layer.absmax = torch.cat([layer.absmax, torch.zeros(PLANTED // layer.absmax.itemsize)])
+        layer.absmax = torch.cat([layer.absmax, torch.zeros(ADDED // layer.absmax.itemsize)])
     elif category == "optimizer_state":
-        run.optimizer.state[run.trained[0]]["planted"] = extra
+        run.optimizer.state[run.trained[0]]["added"] = extra
     elif category == "gradients":
-        model.planted = nn.Parameter(torch.zeros(PLANTED // 4))
-        model.planted.grad = extra
+        model.added = nn.Parameter(torch.zeros(ADDED // 4))
+        model.added.grad = extra
 
 
 @pytest.mark.parametrize(
     "category", ["base_weights", "adapter_weights", "quantisation_constants", "optimizer_state", "gradients"]
 )
-def test_what_is_planted_lands_in_its_category(category: str) -> None:
+def test_an_added_tensor_is_counted_in_its_category(category: str) -> None:
     adapter = QLoRA(rank=4, targets="all-linear", double_quant=False)
     run = Run(bert, adapter)
     run.step()
     plain = run.tracked().peak()
-    plant(run, category)
+    add_tensor(run, category)
     found = run.tracked().peak()
     extra = {name: found.split[name] - plain.split[name] for name in CATEGORIES}
-    expected = dict.fromkeys(CATEGORIES, 0) | {category: PLANTED}
+    expected = dict.fromkeys(CATEGORIES, 0) | {category: ADDED}
     if category == "gradients":
-        expected["adapter_weights"] = PLANTED
+        expected["adapter_weights"] = ADDED
     assert extra == expected
     assert found.bytes - plain.bytes == sum(expected.values())
 
 
-def test_activations_and_temporaries_and_what_was_there() -> None:
+def test_activations_temporaries_and_earlier_tensors_are_distinguished() -> None:
     weight, batch = torch.ones(1000, requires_grad=True), torch.ones(1000)
     tracker = MemoryTracker(torch.device("cpu"))
     tracker.label([weight], "base_weights")
     with tracker:
-        kept = (weight * batch).sigmoid()  # the product goes, sigmoid keeps its output
+        activation = (weight * batch).sigmoid()  # sigmoid saves its output, so the product is freed
         scratch = torch.zeros(5000)
         del scratch
-        kept.sum().backward()
+        activation.sum().backward()
     expected = dict.fromkeys(CATEGORIES, 0)
     expected |= {"base_weights": 4000, "other": 4000, "activations": 4000, "temporaries": 20000}
     assert tracker.peak().split == expected
@@ -156,8 +156,8 @@ def test_activations_and_temporaries_and_what_was_there() -> None:
     assert weight.grad is not None
 
 
-def test_the_first_steps_states_and_gradients_are_known_as_such_though_they_were_made_within() -> None:
-    run = Run(bert, Full(), tokens=2)  # so few activations that the peak is in the optimizer
+def test_optimizer_states_and_gradients_created_in_the_first_step_are_recognised() -> None:
+    run = Run(bert, Full(), tokens=2)  # few activations, so that the peak is in the optimizer step
     peak = run.tracked().peak()
     size = sum(p.nbytes for p in run.trained)
     assert peak.split["optimizer_state"] == pytest.approx(2 * size, rel=1e-3)
@@ -165,7 +165,7 @@ def test_the_first_steps_states_and_gradients_are_known_as_such_though_they_were
     assert peak.split["base_weights"] == pytest.approx(size, rel=1e-2)
 
 
-def test_views_and_what_is_computed_in_place_take_nothing() -> None:
+def test_views_and_in_place_operations_need_no_memory() -> None:
     tracker = MemoryTracker(torch.device("cpu"))
     with tracker:
         x = torch.zeros(100)
@@ -173,12 +173,12 @@ def test_views_and_what_is_computed_in_place_take_nothing() -> None:
     assert tracker.peak().bytes == 400
 
 
-def test_a_step_that_is_followed_gives_the_same_weights_to_the_bit() -> None:
+def test_tracking_does_not_change_the_weights() -> None:
     found = []
-    for followed in (False, True):
+    for tracked in (False, True):
         run = Run(llama, LoRA(rank=4, targets="all-linear", dropout=0.1))
         for _ in range(3):
-            if followed:
+            if tracked:
                 run.tracked()
             else:
                 run.step()
@@ -186,6 +186,6 @@ def test_a_step_that_is_followed_gives_the_same_weights_to_the_bit() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
-def test_nothing_seen_is_a_peak_of_nothing() -> None:
+def test_the_peak_without_any_tensor_is_zero() -> None:
     peak = MemoryTracker(torch.device("cpu")).peak()
     assert (peak.bytes, set(peak.split.values())) == (0, {0})

@@ -32,16 +32,10 @@ from litpeft.callbacks import (
     RunRecorder,
     ThroughputRecorder,
 )
-from litpeft.cli.arguments import (
-    check_distributed,
-    check_trainer,
-    check_values,
-    is_distributed,
-    typed_options,
-    with_configs,
-)
+from litpeft.cli.arguments import typed_options, with_configs
 from litpeft.cli.console import show
 from litpeft.cli.error_context import naming_source, naming_trainer_option
+from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed
 from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
 from litpeft.cli.run_folder import lock_run_folder, selected_checkpoint
 from litpeft.cli.run_names import run_names

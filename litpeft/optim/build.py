@@ -70,8 +70,10 @@ def build_scheduler(
             "choose another scheduler."
         )
     options = {"scheduler": scheduler, "interval": "step"}
-    if hasattr(scheduler, "monitor"):  # Lightning's ReduceLROnPlateau needs a metric, which validation gives
-        options |= {"monitor": scheduler.monitor, "interval": "epoch", "strict": True}
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        # Lightning's sub-class names a metric; for torch's class it follows from the mode
+        metric = getattr(scheduler, "monitor", "val_loss" if scheduler.mode == "min" else "val_accuracy")
+        options |= {"monitor": metric, "interval": "epoch", "strict": True}
     return options
 
 

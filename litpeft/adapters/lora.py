@@ -170,9 +170,22 @@ class LoRA(Adapter):
         return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Return the base class's description and `adapted_layers`: last part of the layer name -> number of layers."""
+        """Return the base class's description and `adapted_layers`: last part of the layer name -> number of layers.
+
+        For mixtures of experts also `not_adapted`: the expert weights (3-D parameters), which no adapter reaches yet.
+        """
         counts = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
-        return super().describe(model) | {"adapted_layers": dict(counts)}
+        description = super().describe(model) | {"adapted_layers": dict(counts)}
+        frozen = {name: p for name, p in model.named_parameters() if p.ndim == 3 and not p.requires_grad}
+        experts = {name: p for name, p in frozen.items() if not name.endswith(".weight")}  # weights of convolutions
+        if experts:
+            name, example = next(iter(experts.items()))
+            size = {
+                "params": sum(p.numel() for p in experts.values()),
+                "bytes": sum(p.nbytes for p in experts.values()),
+            }
+            description["not_adapted"] = size | {"example": name, "dtype": str(example.dtype).removeprefix("torch.")}
+        return description
 
 
 def _compile_pattern(key: str) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import Any
 
 from lightning import LightningModule, Trainer
@@ -27,6 +28,18 @@ def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "machine": machine(pl_module.device),
         "git": git_state(),
     }
+
+
+def warn_about_experts(record: dict[str, Any]) -> None:
+    """Print a warning if a mixture of experts has expert weights that the adapter does not reach."""
+    experts = (record["adapter_summary"] or {}).get("not_adapted")
+    if experts:
+        total = record["total_params"]
+        print(
+            f"litpeft: warning: experts hold {experts['params'] / total:.0%} of the parameters ({experts['example']}, "
+            f"...); they are not adapted or quantised and stay in {experts['dtype']}.",
+            file=sys.stderr,
+        )
 
 
 def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
+.PHONY: help setup demo test test-fast test-gpu architectures lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ test-fast: setup  ## run the tests that need no real model and no network
 
 test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped with a reason
 	$(BIN)/python -m pytest tests/gpu -rs
+
+architectures: setup  ## fit and export tiny models of all listed architectures with LoRA, DoRA and QLoRA
+	LITPEFT_ARCHITECTURES=1 $(BIN)/python -m pytest tests/architectures -n 2
 
 lint: setup  ## check style and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from litpeft.adapters.lora import LoRA
 from litpeft.adapters.peft_format import load_adapter
 from litpeft.cli.finished_run import FinishedRun
-from litpeft.errors import UserError
+from litpeft.errors import UserError, first_sentence
 from litpeft.tasks import FineTuner
 
 ROWS = 4  # rows of the comparison
@@ -130,7 +130,8 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
 
     Raises:
         UserError: the folder has tensors that the model lacks, or lacks tensors of the model (the adapter was not
-            merged); or the logits differ by more than rounding, on the same base.
+            merged); transformers cannot run the model in this dtype; or the logits differ by more than rounding, on
+            the same base.
     """
     reloaded, report = kind.from_pretrained(folder, output_loading_info=True)
     if wrong := sorted([*report["unexpected_keys"], *report["missing_keys"]]):
@@ -138,7 +139,14 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
             f"{wrong[0]} belongs to the adapter and not to {kind.__name__}, so the adapter cannot be merged; "
             "give the adapter class a `merge` method."
         )
-    difference, largest = (logits(reloaded, inputs) - trained).abs().max().item(), trained.abs().max().item()
+    try:
+        found = logits(reloaded, inputs)
+    except RuntimeError as error:  # DeBERTa v1 mixes dtypes in bf16
+        raise UserError(
+            f"transformers cannot run {kind.__name__} in {str(reloaded.dtype).removeprefix('torch.')} "
+            f"({first_sentence(error)}); give --dtype fp32."
+        ) from error
+    difference, largest = (found - trained).abs().max().item(), trained.abs().max().item()
     if same_base and not difference <= MERGED_ROUNDING[reloaded.dtype] * max(largest, 0.1):
         raise UserError(
             f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."

@@ -40,6 +40,7 @@ def load_pretrained(
             report: dict[str, Any] = {"mismatched_keys": [], "missing_keys": []}
         else:
             model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+    _cast_stray_parameters(model, dtype)
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and 0 < positions < data.max_length:  # XLNet says -1: unlimited
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")
@@ -52,6 +53,18 @@ def load_pretrained(
         )
     mismatched = [key for key, *_ in report["mismatched_keys"]]
     return model, sorted({*report["missing_keys"], *mismatched}), mismatched
+
+
+def _cast_stray_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast parameters that a model creates in fp32 whatever the requested dtype, such as DeBERTa's q_bias.
+
+    Parameters that transformers keeps in fp32 on purpose stay.
+    """
+    names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    keep = {part for name in names for part in getattr(model, name, None) or ()}
+    for name, parameter in model.named_parameters():
+        if parameter.dtype == torch.float32 != dtype and not keep & set(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
 
 
 def check_base(name: str, model: nn.Module, head: list[str], new: list[str], mismatched: list[str]) -> None:

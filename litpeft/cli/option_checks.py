@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import math
 import re
@@ -10,6 +9,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from litpeft.cli.parser import class_at
 from litpeft.errors import UserError
 from litpeft.runs.record_schema import is_utf8
 
@@ -39,12 +39,12 @@ def _is_default(options: Namespace, name: str, value: Any) -> bool:
     path = options.get(f"{owner}.class_path") if owner else None
     if not isinstance(path, str):
         return False
-    module, _, kind = path.rpartition(".")
-    parameters = inspect.signature(getattr(importlib.import_module(module), kind)).parameters
+    parameters = inspect.signature(class_at(path)).parameters
     return argument in parameters and parameters[argument].default == value
 
 
 def check_value(name: str, value: Any) -> None:
+    """Raise a UserError that names the option if a value, or one inside of it, is not usable anywhere."""
     if isinstance(value, (list, tuple, dict)):
         for item in value if not isinstance(value, dict) else [*value, *value.values()]:
             check_value(name, item)

@@ -85,13 +85,15 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     except ImportError:
         _check_tensors(folder, task.backbone, adapter, run.state)
         return "PEFT is not installed, so the tensors were read back and compared, and no logits"
+    in_run_dtype = task.backbone  # already built for the export
     if hasattr(adapter, "disable_quantisation"):
         adapter.disable_quantisation("compared with PEFT on the unquantised base")
-    in_run_dtype = run.build(torch.device("cpu"))
+        in_run_dtype = run.build(torch.device("cpu"))
     inputs = example_inputs(run, in_run_dtype)
     rounded = logits(in_run_dtype, inputs, task)
     dtype = task.compute_dtype
-    if sum(parameter.numel() for parameter in in_run_dtype.parameters()) <= FP32_PARAMETERS:
+    count = sum(parameter.numel() for parameter in in_run_dtype.parameters())
+    if dtype != torch.float32 and count <= FP32_PARAMETERS:
         dtype, task.dtype_name = torch.float32, "fp32"
         model = run.build(torch.device("cpu"))
     else:

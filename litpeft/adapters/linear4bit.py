@@ -118,6 +118,11 @@ class Linear4bit(nn.Module):
         return self.to_matrix(*self.stored, dtype=self.dtype)
 
     @property
+    def numbers(self) -> int:
+        """Numbers in the weight."""
+        return self.in_features * self.out_features
+
+    @property
     def stored_bytes(self) -> int:
         """Bytes of the quantised weight: codes and constants."""
         return sum(tensor.nbytes for tensor in self.buffers())

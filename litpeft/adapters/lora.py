@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from litpeft.adapters.base import Adapter, CastTo
+from litpeft.adapters.experts import restore_experts, separate_experts
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_format import load_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
 from litpeft.errors import UserError
@@ -24,7 +26,8 @@ from litpeft.errors import UserError
 class LoRA(Adapter):
     """Adds a trained low-rank update to frozen layers: y = x Wᵀ + b + (alpha / rank) · dropout(x) Aᵀ Bᵀ.
 
-    Works on Linear, Conv1D (GPT-2), Embedding, Conv2d and four-bit linear layers.
+    Works on Linear, Conv1D (GPT-2), Embedding, Conv1d and Conv2d, four-bit linear layers, and the stacked weights of
+    the experts of a mixture, where each expert gets an A and a B of its own.
 
     Args:
         rank: rank of the update BA.
@@ -98,6 +101,7 @@ class LoRA(Adapter):
         for name, layer in list(model.named_modules()):
             if type(layer).__module__ == "bitsandbytes.nn.modules" and type(layer).__name__ == "Linear4bit":
                 model.set_submodule(name, Linear4bit.from_bitsandbytes(layer))  # the user quantised the model
+        separate_experts(model)
         names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR, self.exclude)
         names = names if self.layers is None else in_blocks(names, self.layers)
         for key in [*self.rank_pattern, *self.alpha_pattern]:
@@ -109,6 +113,7 @@ class LoRA(Adapter):
             base = model.get_submodule(name)
             _check_rank(name, base, self.options(name).rank)
             model.set_submodule(name, ADAPTED[layer_type(base)](base, self.options(name)))
+        restore_experts(model)  # where neither adapted nor quantised: transformers computes them faster
         if self.bias != "none":
             self._train_biases(model)
 
@@ -161,6 +166,7 @@ class LoRA(Adapter):
                 bias = module.bias.detach().clone()
                 parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
                 module.bias = nn.Parameter(bias, requires_grad=False)
+        restore_experts(model)
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the base class's roles, with DoRA's norms among the adapter weights."""
@@ -170,22 +176,12 @@ class LoRA(Adapter):
         return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """Return the base class's description and `adapted_layers`: last part of the layer name -> number of layers.
+        """Return the base class's description, `adapted_layers` and `not_adapted`.
 
-        For mixtures of experts also `not_adapted`: the expert weights (3-D parameters), which no adapter reaches yet.
+        `adapted_layers`: last part of the layer name -> number of layers. `not_adapted`: see the function of this name.
         """
         counts = Counter(name.rpartition(".")[2] for name in adapted_layers(model))
-        description = super().describe(model) | {"adapted_layers": dict(counts)}
-        frozen = {name: p for name, p in model.named_parameters() if p.ndim == 3 and not p.requires_grad}
-        experts = {name: p for name, p in frozen.items() if not name.endswith(".weight")}  # weights of convolutions
-        if experts:
-            name, example = next(iter(experts.items()))
-            size = {
-                "params": sum(p.numel() for p in experts.values()),
-                "bytes": sum(p.nbytes for p in experts.values()),
-            }
-            description["not_adapted"] = size | {"example": name, "dtype": str(example.dtype).removeprefix("torch.")}
-        return description
+        return super().describe(model) | {"adapted_layers": dict(counts), "not_adapted": not_adapted(model)}
 
 
 def _compile_pattern(key: str) -> re.Pattern[str]:

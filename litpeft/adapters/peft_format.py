@@ -19,7 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from litpeft.adapters.base import trainable
-from litpeft.adapters.layers import AdaptedConv1D, AdaptedConv2d, AdaptedEmbedding, AdaptedLayer, adapted_layers
+from litpeft.adapters.layers import (
+    AdaptedConv1D,
+    AdaptedConvolution,
+    AdaptedEmbedding,
+    AdaptedLayer,
+    AdaptedStackedLinear,
+    adapted_layers,
+)
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.targets import value_for_name
 from litpeft.errors import UserError
@@ -35,7 +42,7 @@ TASKS = {  # suffix of a model's class name -> task type of PEFT
     "ForQuestionAnswering": "QUESTION_ANS",
 }
 UNSUPPORTED = (  # options of PEFT that change what a layer computes, and that litpeft does not implement
-    *("lora_bias", "target_parameters", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
+    *("lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
     *("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "arrow_config"),
 )
 
@@ -63,12 +70,15 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter, base_
     """
     layers = adapted_layers(model)
     for name, layer in layers.items():
-        if isinstance(layer, AdaptedConv2d) and (layer.dilation != (1, 1) or layer.padding_mode != "zeros"):
+        if isinstance(layer, AdaptedConvolution) and (set(layer.dilation) != {1} or layer.padding_mode != "zeros"):
             raise UserError(f"PEFT ignores the dilation and padding mode of {name}; give --format merged.")
-        if isinstance(layer, AdaptedConv2d) and layer.groups > 1 and layer.magnitude is not None:
+        if isinstance(layer, AdaptedConvolution) and layer.groups > 1 and layer.magnitude is not None:
             raise UserError(
                 f"PEFT's DoRA computes the norm of the grouped convolution {name} differently; give --format merged."
             )
+    experts = [name for name, layer in layers.items() if isinstance(layer, AdaptedStackedLinear)]
+    if experts and adapter.magnitude:
+        raise UserError(f"PEFT has no DoRA for the experts of a mixture, such as {experts[0]}; give --format merged.")
     trained_in_full = _modules_trained_in_full(model)
     for saved in trained_in_full:  # PEFT compares the end of a name, even in the middle of a part
         for name, _ in model.named_modules():
@@ -91,10 +101,11 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter, base_
         "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
         "use_rslora": adapter.rslora,
         "use_dora": adapter.magnitude,
-        "lora_dropout": adapter.dropout,
+        "lora_dropout": 0.0 if experts else adapter.dropout,  # PEFT refuses dropout for experts
         "bias": adapter.bias,
         "fan_in_fan_out": any(isinstance(layer, AdaptedConv1D) for layer in layers.values()),
-        "target_modules": list(layers),
+        "target_modules": [name for name in layers if name not in experts],
+        "target_parameters": experts or None,
         "modules_to_save": trained_in_full or None,
         "init_lora_weights": True,  # other values would change the base when PEFT loads the adapter
     }
@@ -163,7 +174,9 @@ def _names(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
     for name, parameter in trainable(model).items():
         module, _, leaf = name.replace(".parametrizations.bias.original", ".bias").rpartition(".")
         layer = layers.get(module)
-        if layer is None:
+        if isinstance(layer, AdaptedStackedLinear):
+            theirs = f"{_wrapper_of_experts(list(layers), module)}.{leaf}.weight"
+        elif layer is None:
             theirs = f"{module}.{leaf}"
         elif leaf == "bias":
             theirs = f"{module}.base_layer.bias"
@@ -177,14 +190,30 @@ def _names(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
     return names
 
 
+def _wrapper_of_experts(adapted: list[str], name: str) -> str:
+    """Return PEFT's name of the module that holds A and B of a stacked weight.
+
+    PEFT wraps the module with the experts once per adapted weight, so that the last weight has the outermost wrapper.
+    """
+    parent = name.rpartition(".")[0]
+    siblings = [other for other in adapted if other.rpartition(".")[0] == parent]
+    return parent + ".base_layer" * (len(siblings) - 1 - siblings.index(name))
+
+
 def _to_peft(layers: dict[str, AdaptedLayer], name: str, tensor: Tensor) -> Tensor:
-    """Return the tensor in PEFT's shape: for Conv2d, the magnitude is (1, out, 1, 1) and A has no groups."""
+    """Return the tensor in PEFT's shape.
+
+    For convolutions, the magnitude is (1, out, 1, 1) or (1, out, 1) and A has no groups.
+    For experts, B is (out, r E) with r before E.
+    """
     module, _, leaf = name.rpartition(".")
     layer = layers.get(module)
-    if not isinstance(layer, AdaptedConv2d):
+    if isinstance(layer, AdaptedStackedLinear) and leaf == "lora_B":
+        return tensor.unflatten(0, (layer.groups, -1)).permute(1, 2, 0).flatten(1)
+    if not isinstance(layer, AdaptedConvolution):
         return tensor
     if leaf == "magnitude":
-        return tensor[None, :, None, None]
+        return tensor.view(1, -1, *[1] * len(layer.kernel_size))
     if leaf != "lora_A" or layer.groups == 1:
         return tensor
     width = tensor.shape[1]
@@ -199,9 +228,11 @@ def _from_peft(layers: dict[str, AdaptedLayer], name: str, tensor: Tensor, folde
     """Undo `_to_peft`."""
     module, _, leaf = name.rpartition(".")
     layer = layers.get(module)
-    if isinstance(layer, AdaptedConv2d) and leaf == "magnitude":
+    if isinstance(layer, AdaptedStackedLinear) and leaf == "lora_B":
+        return tensor.unflatten(1, (-1, layer.groups)).permute(2, 0, 1).flatten(0, 1)
+    if isinstance(layer, AdaptedConvolution) and leaf == "magnitude":
         return tensor.flatten()
-    if not isinstance(layer, AdaptedConv2d) or leaf != "lora_A" or layer.groups == 1:
+    if not isinstance(layer, AdaptedConvolution) or leaf != "lora_A" or layer.groups == 1:
         return tensor
     width = layer.in_channels // layer.groups
     blocks = [rows[:, g * width : (g + 1) * width] for g, rows in enumerate(tensor.chunk(layer.groups))]

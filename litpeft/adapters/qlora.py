@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from litpeft.adapters.dora import DoRA
+from litpeft.adapters.experts import StackedLinear, StackedLinear4bit, restore_experts, separate_experts
 from litpeft.adapters.linear4bit import Linear4bit, quantisation_failure
 from litpeft.adapters.lora import LoRA
 from litpeft.adapters.quantised_loading import FourBitConfig, quantisable_layers
@@ -21,7 +22,8 @@ class Quantised:
     """Mixin that quantises the base to four bits; put it before the adapter class among the base classes.
 
     Linear and Conv1D layers are quantised one by one while the model is loaded, or in `apply` if the model is loaded
-    already. Embeddings, norms, biases, tied weights and modules trained in full are not quantised.
+    already; the experts of a mixture too. Embeddings, norms, biases, tied weights and modules trained in full are not
+    quantised.
 
     Args:
         quant_type: `nf4` (codes at the quantiles of a normal distribution) or `fp4` (4-bit floating-point numbers).
@@ -66,10 +68,11 @@ class Quantised:
             for end in self.skip:
                 if end not in PRESETS and not any(map(suffix_pattern([end]).fullmatch, names)):
                     raise UserError(f"model.adapter.skip: {end!r} is no module of {type(model).__name__}.")
+            separate_experts(model)
             for name in quantisable_layers(model, self.skip):
                 layer = model.get_submodule(name)
                 if not layer.weight.requires_grad:
-                    model.set_submodule(name, Linear4bit.from_linear(layer, **self._layer_options))
+                    model.set_submodule(name, _quantised(layer, self._layer_options))
             if not four_bit_layers(model):
                 raise UserError(
                     f"model.adapter: {type(model).__name__} has no layer to quantise outside skip {self.skip}."
@@ -87,6 +90,7 @@ class Quantised:
         for name, layer in list(model.named_modules()):
             if isinstance(layer, Linear4bit):
                 model.set_submodule(name, layer.plain())
+        restore_experts(model)
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the adapter's roles and `quantisation_constants`."""
@@ -96,7 +100,7 @@ class Quantised:
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Return the adapter's description and the four-bit layers' counts and bytes, or why there are none."""
         layers = four_bit_layers(model)
-        numbers = sum(layer.in_features * layer.out_features for layer in layers)
+        numbers = sum(layer.numbers for layer in layers)
         stored_bytes = sum(layer.stored_bytes for layer in layers)
         description = super().describe(model)
         return description | {
@@ -119,6 +123,12 @@ class Quantised:
                 )
             self.disable_quantisation(reason)
         return self._not_quantised_because is None
+
+
+def _quantised(layer: nn.Module, options: dict[str, Any]) -> Linear4bit:
+    if isinstance(layer, StackedLinear):
+        return StackedLinear4bit(layer.weight, layer.transposed, **options)
+    return Linear4bit.from_linear(layer, **options)
 
 
 def four_bit_layers(model: nn.Module) -> list[Linear4bit]:

@@ -15,6 +15,7 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from litpeft.adapters.experts import StackedLinear, StackedLinear4bit, expert_weights, separate_experts
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.targets import layer_type, suffix_pattern
 
@@ -23,6 +24,8 @@ METHOD = "litpeft_4bit"
 
 def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: Sequence[str] = ()) -> list[str]:
     """Return the names of the linear layers to quantise: not skipped, not to be trained, not tied to another layer.
+
+    Stacked weights of experts are among them, as parameters or, after `separate_experts`, as modules.
 
     Args:
         model: the model, with weights or on the meta device.
@@ -34,14 +37,18 @@ def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: S
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     # meta tensors are not tied yet, so that `uses` does not find them
     tied = {key for pair in getattr(model, "all_tied_weights_keys", {}).items() for key in pair}
-    return [
+    linear = [
         name
         for name, module in model.named_modules()
-        if layer_type(module) in (nn.Linear, Conv1D)
-        and not skipped.fullmatch(name)
-        and not any(f".{part}." in f".{name}." for part in trained_in_full)
+        if layer_type(module) in (nn.Linear, Conv1D, StackedLinear)
         and uses[id(module.weight)] == 1
         and f"{name}.weight" not in tied
+    ]
+    stacked = [f"{name}.{leaf}" for name, _, leaves in expert_weights(model) for leaf in leaves]
+    return [
+        name
+        for name in linear + stacked
+        if not skipped.fullmatch(name) and not any(f".{part}." in f".{name}." for part in trained_in_full)
     ]
 
 
@@ -86,7 +93,7 @@ class FourBitLoader(HfQuantizer):
 
     def param_needs_quantization(self, model: nn.Module, param_name: str, **_: Any) -> bool:
         module, _, parameter = param_name.rpartition(".")
-        return parameter == "weight" and module in self.names
+        return (parameter == "weight" and module in self.names) or param_name in self.names
 
     def get_quantize_ops(self) -> ConversionOps:
         return _Quantise(self.quantization_config, self.mismatches)
@@ -95,11 +102,12 @@ class FourBitLoader(HfQuantizer):
         """Insert the four-bit layers; a newly initialised weight was not quantised, and its layer stays."""
         if self.mismatches:
             raise ValueError(self.mismatches[0])
+        separate_experts(model)
         for name in self.names:
             layer = model.get_submodule(name)
             if isinstance(layer.weight, _Packed):
                 new = layer.weight.layer
-                new.bias = layer.bias
+                new.bias = getattr(layer, "bias", None)
                 model.set_submodule(name, new)
         for parameter in model.parameters():  # a view would keep the whole memory-mapped file alive
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
@@ -139,9 +147,12 @@ class _Quantise(ConversionOps):
                     f"{name} has the shape {tuple(value.shape)} in the file, but {tuple(expected)} in the model"
                 )
             module = model.get_submodule(name.rpartition(".")[0])
-            transposed = isinstance(module, Conv1D)
-            matrix = (value.T if transposed else value).to(self.config.device)
-            layer = Linear4bit(matrix, None, transposed=transposed, **self.config.options)
+            if name.endswith(".weight"):
+                transposed = isinstance(module, Conv1D)
+                matrix = (value.T if transposed else value).to(self.config.device)
+                layer = Linear4bit(matrix, None, transposed=transposed, **self.config.options)
+            else:
+                layer = StackedLinear4bit(value.to(self.config.device), module.is_transposed, **self.config.options)
             packed[name] = _Packed(layer.codes, requires_grad=False)
             packed[name].layer = layer
         return packed

@@ -28,7 +28,9 @@ PRESETS = {
     "head": r"lm_head|score|classifier(\.\w+)*|pre_classifier|classification_head(\.\w+)*",
 }
 
-SAME_AS_LINEAR = ("FalconLinear",)  # sub-classes of nn.Linear with the same forward (Falcon writes x W^T + b itself)
+# sub-classes with the same forward (Falcon writes x W^T + b itself), and embeddings whose output is multiplied
+SAME_AS_LINEAR = ("FalconLinear", "NonDynamicallyQuantizableLinear")
+SCALED_EMBEDDING = "ScaledWordEmbedding"  # end of the class name: Gemma 3 and 4, BART, M2M100, XGLM
 
 
 def match_targets(
@@ -54,8 +56,13 @@ def match_targets(
             matches no selected layer, or all of them.
     """
     modules = {name: module for name, module in model.named_modules() if name and not _trains(module)}
-    text = _text_modules(model)
-    modules = {name: module for name, module in modules.items() if f"{name}.".startswith(text)}
+    text = text_modules(model)
+    uncalled = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention))
+    modules = {
+        name: module
+        for name, module in modules.items()
+        if f"{name}.".startswith(text) and not name.startswith(uncalled)  # torch reads out_proj's weight directly
+    }
     if isinstance(targets, str) and re.fullmatch(r"[\w-]+", targets) and targets not in modules:
         targets = [targets]  # one word is a suffix: as a regular expression it would match no full name
     selected: set[str] = set()
@@ -90,14 +97,19 @@ def match_targets(
 
 
 def layer_type(module: nn.Module) -> type[nn.Module]:
-    """Return the type that decides how a layer is adapted: nn.Linear for SAME_AS_LINEAR, else the layer's class.
+    """Return the type that decides how a layer is adapted: the layer's class, or its parent for known sub-classes.
 
     Other sub-classes are not treated like their parent, because they may compute something else.
     """
-    return nn.Linear if type(module).__name__ in SAME_AS_LINEAR and isinstance(module, nn.Linear) else type(module)
+    name = type(module).__name__
+    if isinstance(module, nn.Linear) and name in SAME_AS_LINEAR:
+        return nn.Linear
+    if isinstance(module, nn.Embedding) and name.endswith(SCALED_EMBEDDING):
+        return nn.Embedding
+    return type(module)
 
 
-def _text_modules(model: nn.Module) -> tuple[str, ...]:
+def text_modules(model: nn.Module) -> tuple[str, ...]:
     """Return name prefixes of the text part of a multimodal model; ("",), which is every module, for other models.
 
     litpeft trains on text only, so adapters in a vision tower would get no gradient.

@@ -30,16 +30,20 @@ def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
     }
 
 
-def warn_about_experts(record: dict[str, Any]) -> None:
-    """Print a warning if a mixture of experts has expert weights that the adapter does not reach."""
-    experts = (record["adapter_summary"] or {}).get("not_adapted")
-    if experts:
-        total = record["total_params"]
-        print(
-            f"litpeft: warning: experts hold {experts['params'] / total:.0%} of the parameters ({experts['example']}, "
-            f"...); they are not adapted or quantised and stay in {experts['dtype']}.",
-            file=sys.stderr,
-        )
+SMALL_SHARE = 0.02  # of all parameters: what an adapter leaves out is recorded, and printed from this share
+
+
+def tell_what_is_not_adapted(record: dict[str, Any]) -> None:
+    """Print which kinds of weights the adapter leaves out, if they hold at least 2 % of the parameters."""
+    for kind, found in (record["adapter_summary"] or {}).get("not_adapted", {}).items():
+        share = found["params"] / record["total_params"]
+        if share >= SMALL_SHARE:
+            advice = "; to adapt them, add mlp to model.adapter.targets" if kind == "experts" else ""
+            print(
+                f"litpeft: {kind} ({found['example']}, ...): {share:.0%} of the parameters; not adapted, in "
+                f"{found['dtype']}{advice}.",
+                file=sys.stderr,
+            )
 
 
 def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:

@@ -27,7 +27,7 @@ FIELDS = {
     "adapter": "name of the fine-tuning strategy: none (full fine-tuning), frozen, lora, ...",
     "adapter_options": "options of the adapter",
     "adapter_summary": "number of adapted layers by the last part of their name; number of quantised layers, their "
-    "parameters and bytes; expert weights that are not adapted",
+    "parameters and bytes; weights that the adapter leaves out (experts, vision part, unknown layers)",
     "task": "class of the task",
     "model_name": "model name or path, as given",
     "data": "class of the data set",

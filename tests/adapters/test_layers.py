@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters import DoRA, LoRA
 from litpeft.adapters.layers import ADAPTED, AdaptedLayer, LowRank
 from litpeft.adapters.layers import base as layer_base
 from litpeft.adapters.linear4bit import Linear4bit, bitsandbytes
+from litpeft.adapters.targets import layer_type
 from tests.adapters.small_models import disturb
 
 SCALING = 1.5
@@ -45,6 +47,10 @@ def images() -> Tensor:
     return torch.randn(2, 4, 7, 6)
 
 
+def sequences() -> Tensor:
+    return torch.randn(2, 4, 7)
+
+
 def ids() -> Tensor:
     return torch.tensor([[3, PAD, 7, 7], [0, 29, PAD, 1]])
 
@@ -64,6 +70,9 @@ KINDS = {
     "4-bit": Kind(four_bit, vectors),
     "embedding": Kind(lambda: nn.Embedding(30, 12), ids),
     "embedding with padding": Kind(lambda: nn.Embedding(30, 12, padding_idx=PAD), ids),
+    "embedding, scaled": Kind(lambda: Gemma3TextScaledWordEmbedding(30, 12, PAD, embed_scale=3.3), ids),
+    "convolution of sequences": Kind(lambda: nn.Conv1d(4, 6, 3, padding=1), sequences),
+    "convolution of sequences, grouped": Kind(lambda: nn.Conv1d(4, 6, 3, groups=2, padding=1), sequences),
     "conv2d": Kind(lambda: nn.Conv2d(4, 6, 3), images),
     "conv2d without bias": Kind(lambda: nn.Conv2d(4, 6, (3, 2), bias=False), images),
     "conv2d strided": Kind(lambda: nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2)), images),
@@ -91,7 +100,7 @@ def fed(name: str, dtype: torch.dtype = torch.float32) -> Tensor:
 def adapted(base: nn.Module, magnitude: bool, rank: int = 4, dropout: float = 0.0) -> AdaptedLayer:
     torch.manual_seed(2)
     base = copy.deepcopy(base)  # the adapted layer changes a 4-bit base
-    return ADAPTED[type(base)](base, LowRank(rank, SCALING, dropout, magnitude=magnitude))
+    return ADAPTED[layer_type(base)](base, LowRank(rank, SCALING, dropout, magnitude=magnitude))
 
 
 def trained(name: str, magnitude: bool, dtype: torch.dtype = torch.float32, dropout: float = 0.0) -> AdaptedLayer:
@@ -133,8 +142,8 @@ def dense(base: nn.Module, layer: AdaptedLayer, x: Tensor) -> tuple[Tensor, dict
 def plain_product(base: nn.Module, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
     """Return torch's output with this weight (out, in)."""
     if isinstance(base, nn.Embedding):
-        return F.embedding(x, matrix.T)
-    if not isinstance(base, nn.Conv2d):
+        return F.embedding(x, matrix.T) * float(getattr(base, "embed_scale", 1.0))
+    if not isinstance(base, nn.Conv1d | nn.Conv2d):
         return F.linear(x, matrix, bias)
     fresh = copy.deepcopy(base).to(matrix.dtype)
     values = {"weight": matrix.view(base.weight.shape), **({} if bias is None else {"bias": bias})}
@@ -178,7 +187,9 @@ def test_a_new_layer_equals_the_replaced_layer_bit_by_bit(name: str, magnitude: 
     base = frozen(name)
     layer = adapted(base, magnitude, dropout=0.5).train(training)
     out, expected = layer(fed(name)), base(fed(name))
-    if magnitude and name.startswith("conv2d"):  # some kernels add the bias before rounding, DoRA after
+    if magnitude and name.startswith(
+        ("conv2d", "convolution")
+    ):  # some kernels add the bias before rounding, DoRA after
         assert distance(out, expected) < 2**-23
     else:
         assert torch.equal(out, expected)
@@ -196,7 +207,7 @@ def test_a_new_bf16_layer_differs_by_at_most_the_bias_rounding(name: str, magnit
     else:  # DoRA adds the bias after the factor, to a rounded product
         product = (
             expected - base.bias.view(-1, *[1] * (expected.ndim - 2))
-            if name.startswith("conv2d")
+            if name.startswith(("conv2d", "convolution"))
             else expected - base.bias
         )
         bound = 2**-8 * (product.abs() + 2 * expected.abs()) * 1.02

@@ -12,21 +12,27 @@ from __future__ import annotations
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from litpeft.adapters.experts import StackedLinear, StackedLinear4bit
 from litpeft.adapters.layers.base import AdaptedLayer, LowRank
-from litpeft.adapters.layers.conv2d import AdaptedConv2d
+from litpeft.adapters.layers.convolution import AdaptedConv1d, AdaptedConv2d, AdaptedConvolution
 from litpeft.adapters.layers.embedding import AdaptedEmbedding
 from litpeft.adapters.layers.linear import AdaptedConv1D, AdaptedLinear, AdaptedLinear4bit
+from litpeft.adapters.layers.stacked import AdaptedStackedLinear, AdaptedStackedLinear4bit
 from litpeft.adapters.linear4bit import Linear4bit
 
 __all__ = [
     "ADAPTED",
     "LINEAR",
     "AdaptedConv1D",
+    "AdaptedConv1d",
     "AdaptedConv2d",
+    "AdaptedConvolution",
     "AdaptedEmbedding",
     "AdaptedLayer",
     "AdaptedLinear",
     "AdaptedLinear4bit",
+    "AdaptedStackedLinear",
+    "AdaptedStackedLinear4bit",
     "LowRank",
     "adapted_layers",
 ]
@@ -35,10 +41,13 @@ ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {  # layer type -> adapted 
     nn.Linear: AdaptedLinear,
     Conv1D: AdaptedConv1D,
     Linear4bit: AdaptedLinear4bit,
+    StackedLinear: AdaptedStackedLinear,
+    StackedLinear4bit: AdaptedStackedLinear4bit,
     nn.Embedding: AdaptedEmbedding,
+    nn.Conv1d: AdaptedConv1d,
     nn.Conv2d: AdaptedConv2d,
 }
-LINEAR = (nn.Linear, Conv1D, Linear4bit)  # the types that `all-linear` selects
+LINEAR = (nn.Linear, Conv1D, Linear4bit, StackedLinear, StackedLinear4bit)  # the types that `all-linear` selects
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:

@@ -45,18 +45,18 @@ class AdaptedLayer(nn.Module):
         self.take_over(base)
         self.rank, self.scaling, self.dropout = options.rank, options.scaling, options.dropout
         shape_A, shape_B = self.shapes()
-        # initialised on the CPU, so that initial values are the same for every device and for quantised bases
-        self.lora_A = nn.Parameter(torch.empty(shape_A, dtype=torch.float32, device="cpu"))
-        self.lora_B = nn.Parameter(torch.empty(shape_B, dtype=torch.float32, device="cpu"))
-        self.initialise(options.init)
         device = next(self.frozen()).device
+        # initialised on the CPU, so that initial values are the same for every device and for quantised bases
+        first = "meta" if device.type == "meta" else "cpu"
+        self.lora_A = nn.Parameter(torch.empty(shape_A, dtype=torch.float32, device=first))
+        self.lora_B = nn.Parameter(torch.empty(shape_B, dtype=torch.float32, device=first))
+        self.initialise(options.init)
         self.lora_A, self.lora_B = (nn.Parameter(p.detach().to(device)) for p in (self.lora_A, self.lora_B))
         self.magnitude = None
         if options.magnitude:
-            matrix = self.matrix()
             with torch.no_grad():
-                self.register_buffer("squares", row_squares(matrix), persistent=False)
-                self.magnitude = nn.Parameter(self.norm(matrix))
+                self.register_buffer("squares", self.squared_norms(), persistent=False)
+                self.magnitude = nn.Parameter(self.norm())
             self.register_load_state_dict_post_hook(_update_squares)
 
     def take_over(self, base: nn.Module) -> None:
@@ -113,11 +113,19 @@ class AdaptedLayer(nn.Module):
             return self._norm
         # no inference tensor, even in validation: training may use the cached norm
         with torch.inference_mode(False), torch.no_grad():
-            w, A, B = self.grouped(self.matrix() if matrix is None else matrix)
-            norm = low_rank_norm(self.squares, w, A, B, self.scaling)
+            norm = self.compute_norm(matrix)
         if not torch.compiler.is_compiling():
             self._norm, self._norm_key = norm, self._cache_key()
         return norm
+
+    def compute_norm(self, matrix: Tensor | None = None) -> Tensor:
+        """Return the row norms ‖W + s BA‖ (out); `matrix` is W."""
+        w, A, B = self.grouped(self.matrix() if matrix is None else matrix)
+        return low_rank_norm(self.squares, w, A, B, self.scaling)
+
+    def squared_norms(self) -> Tensor:
+        """Return the squared row norms ‖W‖² (out)."""
+        return row_squares(self.matrix())
 
     def norm_tensors(self) -> list[Tensor]:
         """Return DoRA's cached tensors for memory reports: ‖W‖² by row and the norm; none for LoRA."""
@@ -156,8 +164,8 @@ class AdaptedLayer(nn.Module):
 
 @torch.no_grad()
 def _update_squares(layer: AdaptedLayer, _: object = None) -> None:
-    if layer.magnitude is not None and not isinstance(layer.matrix(), DTensor):  # moving a shard changes no value
-        layer.squares = row_squares(layer.matrix())
+    if layer.magnitude is not None and not isinstance(next(layer.frozen()), DTensor):  # moving a shard changes no value
+        layer.squares = layer.squared_norms()
 
 
 def row_squares(matrix: Tensor) -> Tensor:

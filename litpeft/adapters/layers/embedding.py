@@ -1,7 +1,8 @@
-"""Embedding with an adapter."""
+"""Embeddings with an adapter: nn.Embedding, and those of transformers that multiply their output (Gemma, BART)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -11,7 +12,9 @@ from litpeft.errors import UserError
 
 
 class AdaptedEmbedding(AdaptedLayer):
-    """nn.Embedding with an adapter: E[i] + s B A[:, i]. As a matrix, W is Eᵀ (dim, vocabulary).
+    """An embedding with an adapter: c (E[i] + s B A[:, i]), with c = 1 except in Gemma and BART.
+
+    As a matrix, W is Eᵀ (dim, vocabulary).
 
     A starts at zero and B is random, as in the LoRA authors' code. Dropout does not apply to token ids and is ignored.
     No custom autograd function: the lookup saves only ids, and the product is added in place.
@@ -23,6 +26,7 @@ class AdaptedEmbedding(AdaptedLayer):
                 "model.adapter.targets: embeddings with max_norm, scale_grad_by_freq or sparse are not supported."
             )
         self.weight, self.bias, self.padding_idx = base.weight, None, base.padding_idx
+        self.kind, self.scale = type(base), getattr(base, "scalar_embed_scale", getattr(base, "embed_scale", None))
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
         self.in_features, self.out_features = base.num_embeddings, base.embedding_dim
 
@@ -39,9 +43,12 @@ class AdaptedEmbedding(AdaptedLayer):
         out = out.addmm_(low, (self.scaling * self.lora_B).to(out.dtype).T)
         if self.magnitude is not None:
             out = with_gain(out, self.magnitude, self.norm())
+        if self.scale is not None:
+            out = out * torch.tensor(self.scale, dtype=out.dtype)  # rounded as in transformers
         return out.view(*ids.shape, self.out_features)
 
     def plain(self, matrix: Tensor) -> nn.Embedding:
-        layer = nn.Embedding(self.num_embeddings, self.embedding_dim, self.padding_idx, device="meta")
+        scale = () if self.scale is None else (self.scale,)
+        layer = self.kind(self.num_embeddings, self.embedding_dim, self.padding_idx, *scale)
         layer.weight = nn.Parameter(matrix.T.contiguous(), requires_grad=False)
         return layer

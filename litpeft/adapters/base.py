@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from litpeft.adapters.layers import adapted_layers
+from litpeft.adapters.new_tokens import count_new_tokens, train_new_tokens
 from litpeft.errors import UserError
 
 
@@ -110,6 +111,7 @@ class Adapter:
             parameter.requires_grad = True
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
+        train_new_tokens(model)
         if not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
         return model
@@ -172,10 +174,13 @@ class Adapter:
 
         Returns:
             `trainable_params`; `total_params` (with the adapter; tied weights count once); `adapter_bytes` (trainable
-            tensors, as in a checkpoint); `model_bytes` (all parameters and buffers as stored in memory).
+            tensors, as in a checkpoint); `model_bytes` (all parameters and buffers as stored in memory); `new_tokens`
+            (number of tokens added to the model), if there are any.
         """
         parameters, trained = list(model.parameters()), trainable(model).values()
+        new_tokens = count_new_tokens(model)
         return {
+            **({"new_tokens": new_tokens} if new_tokens else {}),
             "trainable_params": sum(p.numel() for p in trained),
             "total_params": sum(p.numel() for p in parameters),
             "adapter_bytes": sum(p.nbytes for p in trained),

@@ -28,6 +28,7 @@ from litpeft.adapters.layers import (
     adapted_layers,
 )
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.new_tokens import PEFT_NAME, new_token_indices, same_tokens
 from litpeft.adapters.targets import value_for_name
 from litpeft.errors import UserError
 
@@ -42,7 +43,7 @@ TASKS = {  # suffix of a model's class name -> task type of PEFT
     "ForQuestionAnswering": "QUESTION_ANS",
 }
 UNSUPPORTED = (  # options of PEFT that change what a layer computes, and that litpeft does not implement
-    *("lora_bias", "trainable_token_indices", "layer_replication", "alora_invocation_tokens"),
+    *("lora_bias", "layer_replication", "alora_invocation_tokens"),
     *("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "arrow_config"),
 )
 
@@ -107,6 +108,7 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter, base_
         "target_modules": [name for name in layers if name not in experts],
         "target_parameters": experts or None,
         "modules_to_save": trained_in_full or None,
+        "trainable_token_indices": new_token_indices(model) or None,
         "init_lora_weights": True,  # other values would change the base when PEFT loads the adapter
     }
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -135,6 +137,8 @@ def _copy(
         raise _mismatch(folder, f"its type is {config.get('peft_type')}, not LORA")
     if unsupported := [name for name in UNSUPPORTED if config.get(name)]:
         raise _mismatch(folder, f"its option {unsupported[0]} is not supported")
+    if (tokens := config.get("trainable_token_indices")) and not same_tokens(tokens, model):
+        raise _mismatch(folder, "it trains the rows of other tokens (trainable_token_indices)")
     init = str(config.get("init_lora_weights", True))
     if init.startswith(("pissa", "olora", "loftq", "corda", "lora_ga")):
         raise _mismatch(folder, f"init_lora_weights is {init}, so PEFT changed the weights of the base before training")
@@ -177,7 +181,7 @@ def _names(model: nn.Module) -> dict[str, tuple[str, nn.Parameter]]:
         if isinstance(layer, AdaptedStackedLinear):
             theirs = f"{_wrapper_of_experts(list(layers), module)}.{leaf}.weight"
         elif layer is None:
-            theirs = f"{module}.{leaf}"
+            theirs = f"{module}.{PEFT_NAME if leaf == 'new_tokens' else leaf}"
         elif leaf == "bias":
             theirs = f"{module}.base_layer.bias"
         elif leaf == "magnitude":

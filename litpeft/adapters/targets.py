@@ -12,19 +12,21 @@ from torch import nn
 from litpeft.errors import UserError
 
 # Layers that hold query, key and value in one matrix: GPT-2; Phi-3; ModernBERT; GPT-NeoX, Bloom and Falcon; DeBERTa v1.
+ATTENTION = "(SelfAttention|EncDecAttention|attention|attn)"
 FUSED = r"c_attn|qkv_proj|Wqkv|query_key_value|self\.in_proj"
 # One pattern per preset, matched at the end of a module's dotted name. They cover BERT, RoBERTa, DeBERTa, ALBERT, ViT;
 # DistilBERT; MPNet; ModernBERT; Llama, Mistral, Qwen, Gemma, Phi-3 and GLM-4; OPT and BART; GPT-NeoX, Bloom and Falcon;
-# GPT-J; T5 (`q k v o wi wo`); and GPT-2.
+# GPT-J; T5 (`q k v o wi wo`); GPT-2; DeepSeek (query, and key with value, through a low-rank matrix); Funnel; and the
+# feed-forward layers of XLNet, whose attention is no layer.
 PRESETS = {
-    "query": r"query|query_proj|q_proj|q_lin|(SelfAttention|EncDecAttention|attention|attn)\.q|" + FUSED,
-    "key": r"key|key_proj|k_proj|k_lin|(SelfAttention|EncDecAttention|attention|attn)\.k|" + FUSED,
-    "value": r"value|value_proj|v_proj|v_lin|(SelfAttention|EncDecAttention|attention|attn)\.v|" + FUSED,
+    "query": rf"query|query_proj|q_proj|q_lin|q_head|q_a_proj|q_b_proj|{ATTENTION}\.q|{FUSED}",
+    "key": rf"key|key_proj|k_proj|k_lin|k_head|kv_a_proj_with_mqa|kv_b_proj|{ATTENTION}\.k|{FUSED}",
+    "value": rf"value|value_proj|v_proj|v_lin|v_head|kv_a_proj_with_mqa|kv_b_proj|{ATTENTION}\.v|{FUSED}",
     "projection": r"attention\.output\.dense|o_proj|out_lin|(SelfAttention|EncDecAttention|attn)\.o|attn\.c_proj"
-    r"|attn\.Wo|(self_attention|attention)\.dense|\w*attn\w*\.out_proj|attention\.out_proj",
+    r"|attn\.Wo|(self_attention|attention)\.dense|\w*attn\w*\.out_proj|attention\.out_proj|post_proj",
     "mlp": r"intermediate\.dense|\d+\.output\.dense|gate_proj|up_proj|gate_up_proj|down_proj|lin1|lin2|(mlp|\d+)\.fc1"
     r"|(mlp|\d+)\.fc2|DenseReluDense\.w(i|o|i_0|i_1)|c_fc|mlp\.c_proj|dense_h_to_4h|dense_4h_to_h|mlp\.W[io]|fc_in|fc_out"
-    r"|ffn|ffn_output",
+    r"|ffn|ffn_output|ffn\.linear_[12]|ff\.layer_[12]",
     "head": r"lm_head|score|classifier(\.\w+)*|pre_classifier|classification_head(\.\w+)*",
 }
 
@@ -120,6 +122,8 @@ def text_modules(model: nn.Module) -> tuple[str, ...]:
         return ("",)
     parts = [name for name, module in model.named_modules() if getattr(module, "config", None) is text]
     head = model.get_output_embeddings()
+    if not parts:  # a model of the vision part alone
+        return ("",)
     return tuple(f"{name}." for name in parts) + tuple(f"{n}." for n, m in model.named_modules() if m is head)
 
 

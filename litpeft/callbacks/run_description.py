@@ -33,6 +33,12 @@ def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
 SMALL_SHARE = 0.02  # of all parameters: what an adapter leaves out is recorded, and printed from this share
 
 
+def print_notices(record: dict[str, Any]) -> None:
+    """Print what the user should know about the model before training."""
+    tell_what_is_not_adapted(record)
+    tell_how_head_labels_match(record)
+
+
 def tell_what_is_not_adapted(record: dict[str, Any]) -> None:
     """Print which kinds of weights the adapter leaves out, if they hold at least 2 % of the parameters."""
     for kind, found in (record["adapter_summary"] or {}).get("not_adapted", {}).items():
@@ -44,6 +50,15 @@ def tell_what_is_not_adapted(record: dict[str, Any]) -> None:
                 f"{found['dtype']}{advice}.",
                 file=sys.stderr,
             )
+
+
+def tell_how_head_labels_match(record: dict[str, Any]) -> None:
+    """Print how the labels of a pretrained head match those of the data, if their order or their names differ."""
+    if match := record["head_labels"]:
+        pairs = ", ".join(f"{theirs} as {ours}" for ours, theirs in match["names"].items())
+        by_name = "litpeft: the head's rows were reordered to the labels of the data, by name"
+        by_number = "litpeft: warning: the head has other label names than the data; its rows are kept in their order"
+        print(f"{by_name if match['matched_by'] == 'name' else by_number}: {pairs}.", file=sys.stderr)
 
 
 def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
@@ -58,6 +73,7 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "optimizer_settings": optimizer_settings(optimizer),
         "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
         "new_tensors": pl_module.new_tensors,
+        "head_labels": getattr(pl_module, "head_labels", None),
         "load_seconds": pl_module.load_seconds,
         "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         "processes": trainer.world_size,

@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from litpeft.callbacks.across_processes import PEAKS, combine, most
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.event_files import curve_sizes, cut_curves
-from litpeft.callbacks.run_description import describe_model, describe_setup, tell_what_is_not_adapted
+from litpeft.callbacks.run_description import describe_model, describe_setup, print_notices
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import write_atomically
 from litpeft.runs.benchmark_results import final_evaluation, scores
@@ -90,7 +90,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         if self._resumed:
             self._cut_curves(trainer)
         self.record |= describe_model(trainer, pl_module)
-        tell_what_is_not_adapted(self.record)
+        print_notices(self.record)
         self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

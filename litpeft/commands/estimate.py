@@ -21,10 +21,12 @@ from litpeft.cli.console import quieten
 from litpeft.cli.planned_run import PlannedRunCLI
 from litpeft.commands.estimate_output import GIB, figures, show_tables
 from litpeft.errors import UserError, first_sentence
+from litpeft.hub.base_weights import weight_files
 from litpeft.profiling.memory.cuda import context_bytes
 from litpeft.profiling.memory.trace import Trace, trace
 from litpeft.runs.strategy_names import shown_name
 from litpeft.tasks import FineTuner
+from litpeft.tasks.language_modelling import LanguageModelling
 
 USABLE = 0.985  # share of a GPU's nominal memory that torch reports, on a 4090, A100 or H100
 UNIT = 16  # tokens; the longest row is searched in multiples of this
@@ -61,6 +63,8 @@ class Plan:
         task: the task as configured.
         rows: rows per batch.
         tokens: tokens of the longest row.
+        tensors_unknown: whether fit may train new parameters of the base, such as a pooler, that are not counted
+            because the weight files are not on this machine.
         limit: bytes of device memory that a run can use, without the CUDA context; None on a CPU.
     """
 
@@ -68,6 +72,7 @@ class Plan:
         cli = EstimateCLI("estimate", arguments)
         options = cli.config["estimate"]
         self.task: FineTuner = cli.model
+        self.tensors_unknown = not isinstance(self.task, LanguageModelling) and not weight_files(self.task.model_name)
         self.device, self.card, usable = _device(options.device)
         self.capability = _capability(options.device)
         self.context = context_bytes(self.capability)
@@ -85,14 +90,11 @@ class Plan:
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")
-            names = getattr(
-                data, "_label_names", None
-            )  # None for a classification data set whose classes are not known
+            names = getattr(data, "_label_names", None)  # None also for a data set whose classes are not known
             self.classes_assumed = names is None and hasattr(data, "_label_names")
             names = names or ["0", "1"]
-            self.data: Any = SimpleNamespace(
-                max_length=tokens, label_names=names, tokenizer=SimpleNamespace(pad_token_id=0)
-            )
+            tokenizer = data.tokenizer if self.task.resize_embeddings else SimpleNamespace(pad_token_id=0)
+            self.data: Any = SimpleNamespace(max_length=tokens, label_names=names, tokenizer=tokenizer)
             self.batch = self.held_out = self.task.example(self.rows, tokens)
             self.source = "made-up batch"
             return
@@ -198,7 +200,8 @@ def main(arguments: list[str]) -> int:
     traces = [plan.trace(adapter) for adapter in plan.adapters]
     rows = figures(plan, traces)
     if plan.format == "json":
-        print(json.dumps({"rows": plan.rows, "tokens": plan.tokens, "strategies": rows}, indent=2))
+        facts = {"rows": plan.rows, "tokens": plan.tokens, "tensors_unknown": plan.tensors_unknown}
+        print(json.dumps(facts | {"strategies": rows}, indent=2))
     elif plan.format == "csv":
         writer = csv.DictWriter(sys.stdout, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -105,6 +105,9 @@ def _assumptions(plan: Any) -> list[str]:
     """Return the assumptions behind the figures, one sentence each."""
     lines = ["traced: two optimizer steps and one validation batch of the code of fit, on meta tensors"]
     lines += ["assumed: two classes, because --data.label_names is not given"] if plan.classes_assumed else []
+    if plan.tensors_unknown:
+        lines += ["assumed: no tensor of the base is missing in the weight files, which are not on this machine"]
+        lines += ["not counted: a pooler that the files lack, which fit would initialise and train"]
     if plan.device == "cpu":
         return [*lines, "not counted: Python, the libraries, and temporary memory inside kernels"]
     context, cublas = plan.context // MIB, sum(workspaces(plan.capability)) / MIB

@@ -66,6 +66,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     import torch  # slow imports, only now: mistakes in the options were reported before
 
     from litpeft.adapters import LoRA
+    from litpeft.adapters.new_tokens import merge_new_tokens
     from litpeft.adapters.peft_format import write_adapter
     from litpeft.adapters.qlora import four_bit_layers
     from litpeft.cli.console import quieten
@@ -106,6 +107,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
             layer.dtype = dtype
         model.float()
     adapter.merge(model)
+    merge_new_tokens(model)
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is not None and embedding is not None and head.weight is not embedding.weight:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights

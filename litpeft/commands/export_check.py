@@ -99,10 +99,15 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     else:
         model = in_run_dtype
     ours, kind, config = logits(model, inputs, task), type(model), model.config
+    rows, old_rows = model.get_input_embeddings().num_embeddings, getattr(model, "first_new_token", None)
     del model, in_run_dtype
     task.backbone = None  # frees the memory for PEFT's model
     try:
-        loaded = peft.PeftModel.from_pretrained(kind.from_pretrained(base, config=config, dtype=dtype), str(folder))
+        config.get_text_config().vocab_size = old_rows or config.get_text_config().vocab_size
+        model = kind.from_pretrained(base, config=config, dtype=dtype)
+        if old_rows is not None:
+            model.resize_token_embeddings(rows, mean_resizing=False)
+        loaded = peft.PeftModel.from_pretrained(model, str(folder))
     except Exception as error:  # PEFT raises errors of many kinds
         reason = " ".join(str(error).split())
         raise UserError(f"PEFT cannot load the adapter ({reason[:300]}); give --format merged.") from error

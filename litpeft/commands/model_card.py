@@ -29,8 +29,21 @@ def write_model_card(folder: Path, record: dict[str, Any], base: str) -> None:
         "",
         f"Trained by litpeft on {record['data']} ({record['task']}, random seed {record['seed']}). Load it with "
         "`peft.PeftModel.from_pretrained(base_model, FOLDER)`.",
+        *_how_to_load_the_base(record),
         *("", "| figure | value |", "| --- | --- |", *rows),
         *("", "| adapter option | value |", "| --- | --- |", *options),
         *("", f"Versions: {', '.join(versions)}.", ""),
     ]
     (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def _how_to_load_the_base(record: dict[str, Any]) -> list[str]:
+    """Return sentences about the labels and the new tokens that the base model needs before PEFT loads the adapter."""
+    names, lines = (record["data_summary"] or {}).get("label_names"), []
+    if names:
+        lines += [f"Load the base model with `num_labels={len(names)}, id2label={dict(enumerate(names))}`."]
+    if (record["adapter_summary"] or {}).get("new_tokens"):
+        lines += [
+            "Before, call `base_model.resize_token_embeddings(len(tokenizer))` with the tokenizer of this folder."
+        ]
+    return lines

@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from litpeft.errors import UserError
 from litpeft.hub.hub import local_or_hub
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLOCK = 4096  # bytes; three blocks of each tensor are read
 
@@ -28,12 +32,41 @@ def base_fingerprint(model_name: str) -> str | None:
     Args:
         model_name: the model's name, as in `model.model_name`.
     """
-    folder = _folder(model_name)
-    files = _weight_files(folder) if folder is not None else []
+    files = weight_files(model_name)
     parts = sorted(part for file in files for part in (_tensors(file) if file.suffix == ".safetensors" else _raw(file)))
     if not parts:
         return None
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def weight_files(model_name: str) -> list[Path]:
+    """Return the weight files of a model on this machine; an empty list if it has none here, or only some shards.
+
+    Args:
+        model_name: the model's name, as in `model.model_name`.
+    """
+    folder = _folder(model_name)
+    files = _weight_files(folder) if folder is not None else []
+    return files if all(file.is_file() for file in files) else []
+
+
+def tensors_without_data(files: list[Path]) -> dict[str, Tensor]:
+    """Return the tensors of weight files by name, as meta tensors: only the headers of the files are read.
+
+    Raises:
+        SafetensorError, OSError, pickle.UnpicklingError: a file is damaged.
+    """
+    import torch
+    from transformers.modeling_utils import load_state_dict
+
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        if file.suffix == ".safetensors":
+            tensors |= load_state_dict(str(file), map_location="meta")
+        else:  # files older than torch 1.6 are no zip files and cannot be memory-mapped
+            zipped = zipfile.is_zipfile(file)
+            tensors |= torch.load(file, map_location="meta", weights_only=True, mmap=zipped)
+    return tensors
 
 
 def _folder(model_name: str) -> Path | None:

@@ -119,9 +119,14 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
 
 
 def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return {dotted option name: (value before, value now)} of the options in which two configurations differ."""
+    """Return {dotted option name: (value before, value now)} of the options in which two configurations differ.
+
+    An option that is off (null or false) equals a missing one: an earlier version did not have it.
+    """
     old, new = _flat(before), _flat(now)
-    return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
+    new_and_off = {name for name, value in new.items() if value is False and name not in old}
+    names = sorted((old.keys() | new.keys()) - new_and_off)
+    return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
 def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, finished: bool) -> None:

@@ -27,7 +27,8 @@ FIELDS = {
     "adapter": "name of the fine-tuning strategy: none (full fine-tuning), frozen, lora, ...",
     "adapter_options": "options of the adapter",
     "adapter_summary": "number of adapted layers by the last part of their name; number of quantised layers, their "
-    "parameters and bytes; weights that the adapter leaves out (experts, vision part, unknown layers)",
+    "parameters and bytes; weights that the adapter leaves out (experts, vision part, unknown layers); number of "
+    "tokens added to the model",
     "task": "class of the task",
     "model_name": "model name or path, as given",
     "data": "class of the data set",
@@ -64,6 +65,9 @@ FIELDS = {
     "memory, and tensor memory by kind of tensor at its peak (for load: at its end). With several processes, those of "
     "the first; an unknown value is null or missing",
     "new_tensors": "names of newly initialised parameters, which are trained",
+    "head_labels": "how a pretrained classification head was matched with the labels of the data: `matched_by` (name, "
+    "or number if the names differ), and `names`, label of the data -> label in the model's file; null if the head is "
+    "new or has the same names in the same order",
     # time
     "load_seconds": "seconds to load the model and add the adapter",
     "train_seconds": "seconds of all optimizer steps: data loading, forward, backward, update; without validation and "

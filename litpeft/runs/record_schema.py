@@ -40,6 +40,7 @@ RECORD = {
     "memory_phases": {OTHERS: PHASE},
     "tracked_steps": [WHOLE],
     "new_tensors": [TEXT],
+    "head_labels": {"matched_by!": TEXT, "names!": {OTHERS: TEXT}},
     "step_split_seconds_p50": {OTHERS: NUMBER},
     "step_split_seconds_p95": {OTHERS: NUMBER},
     "energy_joules_by_source": {OTHERS: NUMBER},

@@ -1,8 +1,7 @@
 """The LightningModule that every task derives from: a backbone, an adapter, an optimizer and a schedule.
 
 To add one: derive from `FineTuner` in a new file, implement `load`, `loss`, `token_counts` and `validation_step` (and
-`example`, if batches have other tensors), and import the class in `__init__.py`. A variant of an existing task derives
-from that task:
+`example`, if batches have other tensors), and import the class in `__init__.py`. To vary a task, derive from it:
 
     class LabelSmoothing(SequenceClassification):
         def loss(self, batch):
@@ -29,9 +28,10 @@ from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler, fast_forward
-from litpeft.tasks.checkpoint_origin import check_origin, origin
+from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss
+from litpeft.tasks.run_length import total_steps
 from litpeft.training import processes
 from litpeft.training.sharding import full_tensors, reshard, shard_like
 from litpeft.training.strategies import FSDP2
@@ -55,6 +55,7 @@ class FineTuner(L.LightningModule):
         gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
+        resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
     """
 
     monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # metric that selects the best checkpoint
@@ -69,14 +70,16 @@ class FineTuner(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
         compile_blocks: bool = False,
+        resize_embeddings: bool = False,
     ) -> None:
         super().__init__()
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
-        self.optimizer, self.scheduler = optimizer, scheduler
+        self.optimizer, self.scheduler, self.resize_embeddings = optimizer, scheduler, resize_embeddings
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
         self.return_row_results = False  # validation_step returns `loss` (B,) and, for a classifier, `correct` (B,)
+        self.head: list[str] = []  # names of the head modules
         self.new_tensors: list[str] = []  # names of the newly initialised parameters
         self.base: str | None = None  # fingerprint of the base weights
         self.train_loss = TrainLoss()
@@ -131,13 +134,13 @@ class FineTuner(L.LightningModule):
         with torch.device("cpu" if weights else "meta"):
             # base weights that train are read in fp32, not rounded to bf16 first
             dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
-            load_device = device if weights else torch.device("meta")
-            model, head, new = self.load(data, dtype, **self.adapter.loading(load_device))
+            options = self.adapter.loading(device if weights else torch.device("meta"))
+            model, head, new = self.load(data, dtype, **options)
             self.adapter.apply(model, head, new)
         if device.type == "cpu":
             use_lean_attention(model)
             use_lean_dropout(model)
-        self.new_tensors = new
+        self.head, self.new_tensors = list(head), new
         self.base = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)
         if self.compile_blocks:
@@ -185,8 +188,13 @@ class FineTuner(L.LightningModule):
         with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):
             yield
 
+    def new_optimizer(self) -> torch.optim.Optimizer:
+        """Return a new optimizer of the trainable parameters; see `build_optimizer`."""
+        groups = self.adapter.param_groups(self.backbone)
+        return build_optimizer(self.optimizer, groups, self.adapter.default_lr, self.backbone, self.head)
+
     def configure_optimizers(self) -> dict[str, Any]:
-        optimizer = build_optimizer(self.optimizer, self.adapter.param_groups(self.backbone), self.adapter.default_lr)
+        optimizer = self.new_optimizer()
         scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps())
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
 
@@ -201,18 +209,7 @@ class FineTuner(L.LightningModule):
 
     def total_steps(self) -> int | None:
         """Return the number of optimizer steps of the whole run; None if the run has no end."""
-        # trainer.estimated_stepping_batches would build the loader before a resumed run restores it (Lightning #20550)
-        trainer = self.trainer
-        if trainer.max_steps > 0 and (trainer.max_epochs or -1) < 0:
-            return trainer.max_steps
-        batches = trainer.datamodule.num_train_batches
-        limit = trainer.limit_train_batches
-        if limit is not None:
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
-        if steps < 0:
-            return None
-        return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+        return total_steps(self.trainer)
 
     def scale_gradients(self) -> None:
         """Rescale the accumulated gradients before clipping. The default does nothing."""
@@ -255,8 +252,17 @@ class FineTuner(L.LightningModule):
         """Add the base and adapter that the trainable tensors belong to, and the epoch's mean loss so far."""
         if self.trainer.state.fn == "fit":
             self._check_loss()
+        check_complete(checkpoint["state_dict"], self.adapter.state_dict(self.backbone))
         checkpoint |= {"origin": origin(self.base, self.adapter), "train_loss": self.train_loss.state_dict()}
         checkpoint["total_steps"] = self.total_steps() if self.trainer.state.fn == "fit" else None
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> FineTuner:
+        """Raise a UserError that names `trained_task`: a checkpoint has neither base weights nor the options."""
+        raise UserError(
+            f"{cls.__name__}.load_from_checkpoint({str(checkpoint_path)!r}): a checkpoint holds only the trained "
+            "tensors; use litpeft.cli.finished_run.trained_task(RUN_DIR), which also reads the run's config.yaml."
+        )
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a UserError that names the difference if the checkpoint has other base weights or another adapter."""

@@ -1,7 +1,8 @@
-"""Identification of the base weights and the adapter that a checkpoint belongs to."""
+"""Checks of a checkpoint: it is complete, and it belongs to these base weights and this adapter."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from litpeft.adapters import Adapter
@@ -37,6 +38,23 @@ def check_origin(saved: dict[str, Any], base_fingerprint: str | None, adapter: A
         raise UserError(
             f"{option} is {now.get(name)}, but the checkpoint was trained with {before.get(name)}; "
             "give the value of the checkpoint."
+        )
+
+
+def check_complete(saved: Iterable[str], expected: Iterable[str]) -> None:
+    """Check that no trained tensor was removed from a checkpoint, for example by a callback.
+
+    Args:
+        saved: names of the tensors in the checkpoint.
+        expected: names of the tensors that a resumed run loads.
+
+    Raises:
+        RuntimeError: a tensor is missing.
+    """
+    if missing := sorted(set(expected) - set(saved)):
+        raise RuntimeError(
+            f"the checkpoint would lack {len(missing)} trained tensors ({missing[0]}, ...); a callback removed them, "
+            "and nothing is saved"
         )
 
 

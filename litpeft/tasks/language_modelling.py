@@ -50,7 +50,10 @@ class LanguageModelling(FineTuner):
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
-        model, new, mismatched = load_pretrained(self.auto, self.model_name, data, dtype, **options)
+        options["ignore_mismatched_sizes"] = True  # check_base refuses them
+        model, new, mismatched = load_pretrained(
+            self.auto, self.model_name, data, dtype, self.resize_embeddings, **options
+        )
         check_base(self.model_name, model, [], new, mismatched)
         if new:
             raise UserError(f"model.model_name {self.model_name}: the file lacks {new[0]}; it holds no language model.")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lightning import LightningDataModule
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.integrations import accelerate
 
+from litpeft.adapters.new_tokens import add_new_tokens, embedding_rows
 from litpeft.errors import UserError
+from litpeft.hub.base_weights import tensors_without_data, weight_files
 from litpeft.hub.hub import explaining_hub_errors, local_or_hub
 
 WEIGHT_OPTIONS = ("quantization_config", "ignore_mismatched_sizes")  # options of from_pretrained, not of the config
@@ -17,12 +22,18 @@ MAX_NEW_SHARE = 0.1  # largest share of newly initialised numbers in a base; BER
 
 
 def load_pretrained(
-    auto: Any, name: str, data: LightningDataModule, dtype: torch.dtype, **options: Any
+    auto: Any,
+    name: str,
+    data: LightningDataModule,
+    dtype: torch.dtype,
+    resize_embeddings: bool = False,
+    **options: Any,
 ) -> tuple[nn.Module, list[str], list[str]]:
     """Return a pretrained model, the names of its newly initialised parameters, and those of mismatched shape.
 
     `auto` is an auto class of transformers; `options` are further arguments of its `from_pretrained`. If torch's
-    default device is the meta device, the model is built from its config alone, with meta tensors.
+    default device is the meta device, the model has meta tensors and no weights are read: the names come from the
+    headers of the weight files; without weight files on this machine, no parameter counts as newly initialised.
 
     Raises:
         UserError: the model cannot be loaded, or the data has longer rows or larger token ids than the model.
@@ -30,29 +41,48 @@ def load_pretrained(
     with explaining_hub_errors(name, "model.model_name", "a local folder, or package:NAME"):
         path = local_or_hub(name, "model.model_name")
         config = AutoConfig.from_pretrained(path, **{k: v for k, v in options.items() if k not in WEIGHT_OPTIONS})
-        if getattr(config, "quantization_config", None):
+        if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
             raise UserError(
                 f"model.model_name {name}: its weights are quantised already; "
                 "give the original model, and an adapter that quantises it."
             )
         if torch.get_default_device().type == "meta":
-            model = auto.from_config(config, dtype=dtype)
-            report: dict[str, Any] = {"mismatched_keys": [], "missing_keys": []}
+            mismatch = {"ignore_mismatched_sizes": options.get("ignore_mismatched_sizes", False)}
+            model, report = _load_without_data(auto, name, config, dtype, **mismatch)
         else:
             model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
     _cast_stray_parameters(model, dtype)
+    if getattr(model.config, "rescale_every", 0):  # RWKV halves frozen weights for inference, but not an adapter's
+        model.config.rescale_every = 0
+    if resize_embeddings:
+        tokenizer = data.tokenizer
+        add_new_tokens(model, max(len(tokenizer), max(tokenizer.get_vocab().values()) + 1))
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and 0 < positions < data.max_length:  # XLNet says -1: unlimited
         raise UserError(f"data.max_length {data.max_length} is more than the {positions} positions of {name}.")
-    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    rows = embedding_rows(model)
     highest = data.highest_token() if hasattr(data, "highest_token") else 0  # made-up batches have no token ids
     if rows is not None and highest >= rows:
         raise UserError(
             f"data.tokenizer: the data has token ids up to {highest}, but {name} has only {rows} embeddings; "
-            "give the tokenizer of the model."
+            "give the tokenizer of the model, or --model.resize_embeddings true to add rows and train them."
         )
     mismatched = [key for key, *_ in report["mismatched_keys"]]
     return model, sorted({*report["missing_keys"], *mismatched}), mismatched
+
+
+def _load_without_data(
+    auto: Any, name: str, config: PreTrainedConfig, dtype: torch.dtype, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return the model with meta tensors, and its `missing_keys` and `mismatched_keys` as in `from_pretrained`."""
+    model = auto.from_config(config, dtype=dtype)
+    files = weight_files(name)
+    if not files:
+        return model, {"missing_keys": [], "mismatched_keys": []}
+    options |= {"dtype": dtype, "device_map": {"": torch.device("meta")}, "output_loading_info": True}
+    # transformers demands accelerate for any device_map, but uses it only for several devices
+    with patch.object(accelerate, "is_accelerate_available", lambda *_: True):
+        return type(model).from_pretrained(None, config=config, state_dict=tensors_without_data(files), **options)
 
 
 def _cast_stray_parameters(model: nn.Module, dtype: torch.dtype) -> None:
@@ -62,9 +92,17 @@ def _cast_stray_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """
     names = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
     keep = {part for name in names for part in getattr(model, name, None) or ()}
+    cast = []
     for name, parameter in model.named_parameters():
         if parameter.dtype == torch.float32 != dtype and not keep & set(name.split(".")):
             parameter.data = parameter.data.to(dtype)
+            cast.append(name)
+    if cast:
+        print(
+            f"litpeft: {type(model).__name__} keeps {len(cast)} parameters in fp32 ({cast[0]}, ...), which it "
+            f"cannot run in {str(dtype).removeprefix('torch.')}; they are cast.",
+            file=sys.stderr,
+        )
 
 
 def check_base(name: str, model: nn.Module, head: list[str], new: list[str], mismatched: list[str]) -> None:

@@ -14,16 +14,20 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForSequenceClassification
 
 from litpeft.tasks.base import Batch, FineTuner
+from litpeft.tasks.head_labels import match_head_labels
 from litpeft.tasks.pretrained import check_base, initialise_new_parameters, load_pretrained
 
 
 class SequenceClassification(FineTuner):
     """Fine-tunes a model with a classification head; the number and names of the labels come from the data.
 
+    A head in the model's file is kept if it has as many labels; its rows are matched with the data's labels by name.
+
     Metrics: cross-entropy, accuracy (share of correct rows) and macro F1 (mean of the F1 scores of the classes).
     """
 
     monitor = ("val_accuracy", "max")
+    head_labels: dict[str, Any] | None = None  # how the labels of a pretrained head match those of the data
 
     def setup(self, stage: str) -> None:
         classes = len(self.trainer.datamodule.label_names)
@@ -49,6 +53,7 @@ class SequenceClassification(FineTuner):
             num_labels=len(names),
             id2label=dict(enumerate(names)),
             label2id={name: i for i, name in enumerate(names)},
+            resize_embeddings=self.resize_embeddings,
             ignore_mismatched_sizes=True,  # a head with another number of labels is replaced
             **options,
         )
@@ -58,6 +63,7 @@ class SequenceClassification(FineTuner):
         head = [name for name, child in model.named_children() if name != base and list(child.parameters())]
         check_base(self.model_name, model, head, new, mismatched)
         initialise_new_parameters(model, new)
+        self.head_labels = match_head_labels(model, head, new, self.model_name, names)
         return model, head, new
 
     def example(self, rows: int, tokens: int) -> Batch:

@@ -9,7 +9,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from transformers import LongformerConfig
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoTokenizer,
+    BertModel,
+    LlamaForCausalLM,
+    LongformerConfig,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from litpeft.__main__ import main
 from litpeft.commands.estimate import Plan, largest
@@ -40,6 +51,132 @@ def test_the_estimate_matches_a_run_of_the_same_configuration(
     for kind in ("trainable_params", "total_params", "adapter_bytes", "model_bytes"):
         assert found.counts[kind] == record[kind]
     assert [path.name for path in tmp_path.iterdir()] == ["run"]  # estimate writes nothing
+
+
+def write_base(kind: str, folder: Path, tiny_model: str, tiny_llama: str) -> None:
+    """Write a tiny base as people publish it: without a pooler, or in shards, or as a .bin file."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, eos_token="[SEP]")
+    sizes = {"vocab_size": len(tokenizer), "pad_token_id": 0, "eos_token_id": 3}
+    layers = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    if kind == "bert without pooler":
+        BertModel.from_pretrained(tiny_model, add_pooling_layer=False).save_pretrained(folder)
+    elif kind == "roberta as .bin":
+        config = RobertaConfig(**sizes, **layers, hidden_size=32, bos_token_id=2)
+        RobertaModel(config).save_pretrained(folder)
+        torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+    elif kind == "llama in shards":
+        LlamaForCausalLM.from_pretrained(tiny_llama).save_pretrained(folder, max_shard_size="20KB")
+        assert len(list(folder.glob("*.safetensors"))) > 1
+    else:
+        config = T5Config(**sizes, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=0)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adapter"),
+    [
+        ("bert without pooler", "LoRA"),
+        ("bert without pooler", "QLoRA"),
+        ("roberta as .bin", "DoRA"),
+        ("llama in shards", "LoRA"),
+        ("llama in shards", "QLoRA"),
+        ("t5", "DoRA"),
+        ("t5", "QLoRA"),
+    ],
+)
+def test_parameters_and_bytes_equal_those_of_a_run_whatever_the_file_lacks(
+    kind: str,
+    adapter: str,
+    tiny_model: str,
+    tiny_llama: str,
+    sentences: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A pooler that the file lacks is trained by fit; the headers of the weight files say which tensors they hold."""
+    write_base(kind, tmp_path / "model", tiny_model, tiny_llama)
+    if kind == "t5":
+        rows = [{"instruction": f"say {word}", "input": "", "output": word} for word in ("good", "bad") * 4]
+        (tmp_path / "rows.json").write_text(json.dumps(rows))
+        files = {"train": str(tmp_path / "rows.json"), "val": str(tmp_path / "rows.json")}
+        options = ["--model", "Seq2SeqLM", "--data", "Alpaca", "--data.max_length", "64"]
+    else:
+        files, options = sentences, ["--model", "SequenceClassification", "--data", "SST2"]
+    options += ["--data.train_file", files["train"], "--data.val_file", files["val"], "--data.batch_size", "4"]
+    options += ["--model.model_name", str(tmp_path / "model"), "--model.adapter", adapter]
+    run = ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert main(["fit", *options, *run, "--run_dir", str(tmp_path / "run")]) == 0
+    record = read_record(tmp_path / "run")
+    assert any("pooler" in name for name in record["new_tensors"]) == (kind == "bert without pooler")
+    capsys.readouterr()
+    assert main(["estimate", *options, "--device", "cpu", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["tensors_unknown"]
+    for field in ("trainable_params", "total_params", "adapter_bytes", "model_bytes"):
+        assert found["strategies"][0][field] == record[field]
+
+
+def test_a_pooler_is_said_to_be_unknown_without_weight_files(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(Path(tiny_model) / "config.json", tmp_path)
+    options = ["estimate", "--config", "sst2", "--model.model_name", str(tmp_path), "--tokens", "16", "--device", "cpu"]
+    assert main(options) == 0
+    assert "not counted: a pooler that the files lack, which fit would initialise and train" in capsys.readouterr().out
+    shutil.copy(Path(tiny_model) / "model.safetensors", tmp_path)
+    assert main(options) == 0
+    assert "a pooler that the files lack" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("adapter", ["LoRA", "QLoRA"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "bitsandbytes", "compressed-tensors"])
+def test_a_base_that_is_quantised_already_is_refused(
+    method: str, adapter: str, config_alone: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((tmp_path / "config.json").read_text())
+    quantised = {"quantization_config": {"quant_method": method, "bits": 4, "load_in_4bit": True}}
+    (tmp_path / "config.json").write_text(json.dumps(config | quantised))
+    arguments = ["--model.adapter", adapter, "--tokens", "16", "--device", "cpu"]
+    assert main(["estimate", *config_alone, *arguments]) == 2
+    assert "its weights are quantised already; give the original model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["fit", "estimate"])
+def test_weights_of_another_shape_than_the_config_says_are_refused(
+    verb: str, tiny_llama: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    (tmp_path / "rows.json").write_text(json.dumps([{"instruction": "say good", "input": "", "output": "good"}] * 4))
+    files = [option for split in ("train", "val") for option in (f"--data.{split}_file", str(tmp_path / "rows.json"))]
+    options = [verb, "--config", "alpaca", "--model", "CausalLM", "--model.model_name", str(tmp_path / "model"), *files]
+    options += ["--data.max_length", "64", "--model.adapter", "LoRA"]
+    where = {
+        "fit": ["--trainer.accelerator", "cpu", "--run_dir", str(tmp_path / "run")],
+        "estimate": ["--device", "cpu"],
+    }
+    assert main([*options, *where[verb]]) == 2
+    assert "down_proj.weight has another shape in the file than its config.json says." in capsys.readouterr().err
+
+
+def test_initial_values_of_an_adapter_are_not_computed(
+    config_alone: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would take minutes for a large model with a high rank."""
+    drawn = []
+    uniform = torch.nn.init.kaiming_uniform_
+
+    def watched(tensor: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        drawn.append(tensor.device.type)
+        return uniform(tensor, *arguments, **options)
+
+    monkeypatch.setattr(torch.nn.init, "kaiming_uniform_", watched)
+    plan = Plan([*config_alone, "--tokens", "16", "--data.batch_size", "1", "--device", "cpu"])
+    plan.trace(plan.task.adapter)
+    assert set(drawn) == {"meta"}
 
 
 @pytest.fixture

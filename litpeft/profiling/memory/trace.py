@@ -14,7 +14,6 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from litpeft.optim import build_optimizer
 from litpeft.profiling.memory.allocator import replay
 from litpeft.profiling.memory.cuda import cuda_choices, prepare_bitsandbytes, workspaces
 from litpeft.profiling.memory.meta_tensors import MetaValues, materialise, meta_execution
@@ -88,12 +87,15 @@ def trace(
     values = MetaValues()
     with meta_execution(values):
         task.build(data, torch.device(device), weights=False)
+    for module in task.backbone.modules():
+        if hasattr(module, "layerdrop"):  # no layer is dropped: the most memory that a step can need
+            module.layerdrop = 0.0
     facts = _batch_facts(task, batch)
     held_out_facts = facts if held_out is None else _batch_facts(task, held_out)
     fake = FakeTensorMode(allow_non_fake_inputs=True) if device == "cpu" else None
     if fake is not None:
         materialise(task.backbone, fake)
-    optimizer = build_optimizer(task.optimizer, task.adapter.param_groups(task.backbone), task.adapter.default_lr)
+    optimizer = task.new_optimizer()
     prepare_bitsandbytes(optimizer)
     tracker = MemoryTracker(place)
     starts: dict[str, int] = {}  # phase -> number of its first operation

@@ -8,12 +8,14 @@ from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.checkpoint import Checkpoint
 from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
 from litpeft.callbacks.energy import EnergyRecorder
+from litpeft.callbacks.evaluation_weights import ScheduleFreeWeights
 from litpeft.callbacks.memory import MemoryRecorder
 from litpeft.callbacks.predictions import PredictionWriter
 from litpeft.callbacks.progress import ProgressBar, ProgressLines
 from litpeft.callbacks.row_results import ExampleRecorder
 from litpeft.callbacks.run_record import RunRecorder
 from litpeft.callbacks.throughput import ThroughputRecorder
+from litpeft.callbacks.weight_averaging import on_trainable_tensors
 
 __all__ = [
     "BenchmarkEvaluation",
@@ -26,5 +28,7 @@ __all__ = [
     "ProgressBar",
     "ProgressLines",
     "RunRecorder",
+    "ScheduleFreeWeights",
     "ThroughputRecorder",
+    "on_trainable_tensors",
 ]

@@ -11,6 +11,7 @@ from litpeft.callbacks import FolderCheckpointIO
 from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.runs.folder import step_of
 from litpeft.runs.record import read_record
+from litpeft.tasks import FineTuner
 
 
 class FinishedRun(LitPeftCLI):
@@ -54,3 +55,19 @@ class FinishedRun(LitPeftCLI):
         return self.model.backbone
 
     def _run_subcommand(self, subcommand: str) -> None: ...
+
+
+def trained_task(run_dir: Path | str, checkpoint: Path | str | None = None, accelerator: str = "cpu") -> FineTuner:
+    """Return the task of a run with its trained weights, in evaluation mode, for use in Python.
+
+    Args:
+        run_dir: folder of the run.
+        checkpoint: checkpoint folder to use instead of the run's selected checkpoint.
+        accelerator: as `--trainer.accelerator`: `cpu`, `gpu` or `auto`.
+
+    Raises:
+        UserError: the folder has no run or no checkpoint, or the base weights are not those of the run.
+    """
+    run = FinishedRun(Path(run_dir), checkpoint and Path(checkpoint), accelerator, "loaded")
+    run.build(run.trainer.strategy.root_device)
+    return run.model.eval()

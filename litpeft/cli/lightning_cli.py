@@ -30,12 +30,14 @@ from litpeft.callbacks import (
     ProgressBar,
     ProgressLines,
     RunRecorder,
+    ScheduleFreeWeights,
     ThroughputRecorder,
+    on_trainable_tensors,
 )
 from litpeft.cli.arguments import typed_options, with_configs
 from litpeft.cli.console import show
 from litpeft.cli.error_context import naming_source, naming_trainer_option
-from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed
+from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed, name_devices
 from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
 from litpeft.cli.run_folder import lock_run_folder, selected_checkpoint
 from litpeft.cli.run_names import run_names
@@ -148,6 +150,7 @@ class LitPeftCLI(LightningCLI):
         ):
             trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"  # however many devices trained the run
         check_trainer(trainer)
+        name_devices(trainer.callbacks)
         check_distributed(options, self.verb)
         if trainer.max_epochs is None and trainer.max_steps == -1 and trainer.max_time is None:
             trainer.max_epochs = 1  # Lightning's own default is 1000
@@ -235,7 +238,7 @@ class LitPeftCLI(LightningCLI):
             settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
         given.benchmarks.resume_with(self.recorder.record["benchmarks"])
         extra = settings["callbacks"] or []
-        extra = extra if isinstance(extra, list) else [extra]
+        extra = on_trainable_tensors(extra if isinstance(extra, list) else [extra])
         single = self.verb != "fit" or not is_distributed(given.trainer)
         if not single:
             settings["strategy"] = STRATEGIES["ddp" if settings["strategy"] == "auto" else settings["strategy"]]()
@@ -247,6 +250,7 @@ class LitPeftCLI(LightningCLI):
             given.memory,
             EnergyRecorder(),
             *extra,
+            ScheduleFreeWeights(),
             given.predictions,
             given.record,
             given.checkpoint,

@@ -7,6 +7,7 @@ import math
 import re
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 
 from litpeft.cli.parser import class_at
@@ -110,10 +111,11 @@ UNSUPPORTED_CALLBACKS = {
     "LearningRateFinder": "use `litpeft find_lr`",
     "Timer": "give --trainer.max_time",
     "BackboneFinetuning": "choose the trainable parameters with --model.adapter",
+    "BaseFinetuning": "choose the trainable parameters with --model.adapter",
     "ModelPruning": "litpeft does not train pruned models",
-    "StochasticWeightAveraging": "litpeft does not average weights yet",
-    "WeightAveraging": "litpeft does not average weights yet",
-    "EMAWeightAveraging": "litpeft does not average weights yet",
+    "OnExceptionCheckpoint": "it would save between optimizer steps; give --checkpoint.every_n_steps",
+    "SpikeDetection": "Lightning cannot restore its state, so such a run could not be resumed; leave it out",
+    "BasePredictionWriter": "litpeft predict already writes the predictions to a file",
 }
 
 
@@ -128,6 +130,14 @@ def check_callbacks(callbacks: Any) -> None:
         name = str(path).rpartition(".")[2]
         if name in UNSUPPORTED_CALLBACKS and str(path).startswith(("lightning.", "pytorch_lightning.")):
             raise UserError(f"trainer.callbacks {name}: {UNSUPPORTED_CALLBACKS[name]}.")
+
+
+def name_devices(callbacks: Any) -> None:
+    """Replace devices in callbacks' options by their names: a configuration file cannot hold a torch.device."""
+    for each in callbacks if isinstance(callbacks, list) else [callbacks]:
+        options = each.get("init_args") if isinstance(each, (dict, Namespace)) else None
+        if options and isinstance(options.get("device"), torch.device):
+            options["device"] = str(options["device"])
 
 
 def check_trainer(trainer: Namespace) -> None:

@@ -4,33 +4,53 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from litpeft.errors import UserError
+from litpeft.optim.muon import MuonAndAdamW, by_rule
+
+SCHEDULED = ("lr", "momentum", "betas")  # hyper-parameters of optimizers that torch's schedulers change
 
 
 def build_optimizer(
-    factory: Callable[..., Optimizer] | None, groups: list[dict[str, Any]], default_lr: float
+    factory: Callable[..., Optimizer] | None,
+    groups: list[dict[str, Any]],
+    default_lr: float,
+    model: nn.Module | None = None,
+    head: Iterable[str] = (),
 ) -> Optimizer:
     """Return the optimizer of these parameter groups; AdamW at `default_lr` if `factory` is None.
 
-    The learning rate of a group with `lr_scale` is multiplied by `lr_scale` (LoRA+).
+    The learning rate of a group with `lr_scale` is multiplied by `lr_scale` (LoRA+). torch's Muon becomes
+    `MuonAndAdamW`. A schedule-free optimizer is returned in its training mode.
+
+    Args:
+        factory: called with the parameter groups.
+        groups: the parameter groups.
+        default_lr: learning rate of AdamW.
+        model: the model, where Muon finds the embeddings; without it, Muon gets all parameters.
+        head: names of the head modules of `model`.
 
     Raises:
         UserError: the optimizer does not accept its arguments.
     """
+    if is_muon := model is not None and _is_muon(factory):
+        groups = by_rule(groups, model, head)
     scales = [group.pop("lr_scale", 1.0) for group in groups]
     if factory is None:
         optimizer: Optimizer = torch.optim.AdamW(groups, lr=default_lr, weight_decay=0.01, fused=True)
     else:
         try:
-            optimizer = factory(groups)
+            optimizer = MuonAndAdamW(factory, groups, default_lr) if is_muon else factory(groups)
         except (TypeError, ValueError) as error:
             raise UserError(f"model.optimizer cannot be created: {error}.") from error
+    if is_schedule_free(optimizer):
+        optimizer.train()
     for group, scale in zip(optimizer.param_groups, scales, strict=True):
         if scale != 1.0 and group["lr"] is None:
             raise UserError(
@@ -39,6 +59,21 @@ def build_optimizer(
             )
         group["lr"] = group["lr"] if scale == 1.0 else group["lr"] * scale
     return optimizer
+
+
+def _is_muon(factory: Any) -> bool:
+    """Return whether a factory is torch's Muon, a partial of Muon, or what the command line makes of it."""
+    kinds = (factory, getattr(factory, "func", None), *getattr(factory, "args", ()))
+    muon = getattr(torch.optim, "Muon", None)  # torch 2.9 and later
+    return muon is not None and any(isinstance(kind, type) and issubclass(kind, muon) for kind in kinds)
+
+
+def is_schedule_free(optimizer: Optimizer) -> bool:
+    """Return whether an optimizer has a mode for training and a mode for evaluation, which have other weights.
+
+    See `schedulefree` (Defazio et al. 2024, https://arxiv.org/abs/2405.15682).
+    """
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
 
 
 def build_scheduler(
@@ -66,8 +101,8 @@ def build_scheduler(
         raise UserError(f"model.scheduler cannot be created: {error}.") from error
     if len(set(before)) > 1 and len({group["lr"] for group in optimizer.param_groups}) == 1:
         raise UserError(
-            "model.scheduler sets one learning rate for all parameters and would undo model.adapter.lora_plus_ratio; "
-            "choose another scheduler."
+            "model.scheduler sets one learning rate for all parameters, which would undo model.adapter.lora_plus_ratio "
+            "or the learning rate of Muon's AdamW; choose another scheduler."
         )
     options = {"scheduler": scheduler, "interval": "step"}
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
@@ -100,7 +135,9 @@ def fast_forward(scheduler: Any, optimizer: Optimizer, fresh: tuple[Optimizer, A
     except ValueError as error:
         raise UserError(f"model.scheduler cannot continue after step {steps}: {error}.") from error
     for group, new_group in zip(optimizer.param_groups, new_optimizer.param_groups, strict=True):
-        group.update({name: value for name, value in new_group.items() if name != "params"})
+        # other entries may be state, such as the step counter of schedule-free optimizers
+        moved = {name for name in new_group if name not in optimizer.defaults or name in SCHEDULED} - {"params"}
+        group.update({name: new_group[name] for name in moved})
     scheduler.load_state_dict(new_scheduler.state_dict())
 
 

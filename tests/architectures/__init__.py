@@ -1,0 +1,1 @@
+"""The matrix of architectures: tiny random models of transformers with every strategy, from fit to export."""

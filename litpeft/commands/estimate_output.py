@@ -47,7 +47,7 @@ def show_tables(plan: Any, traces: list[Trace], rows: list[dict[str, Any]]) -> N
     if len(traces) == 1:
         _print_table(console, _split(plan, traces[0]))
     _print_table(console, _summary(plan, rows))
-    for line in _assumptions(plan):
+    for line in _assumptions(plan, traces):
         print(f"- {line}")
 
 
@@ -101,13 +101,15 @@ def _summary(plan: Any, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _assumptions(plan: Any) -> list[str]:
+def _assumptions(plan: Any, traces: list[Trace]) -> list[str]:
     """Return the assumptions behind the figures, one sentence each."""
     lines = ["traced: two optimizer steps and one validation batch of the code of fit, on meta tensors"]
     lines += ["assumed: two classes, because --data.label_names is not given"] if plan.classes_assumed else []
     if plan.tensors_unknown:
         lines += ["assumed: no tensor of the base is missing in the weight files, which are not on this machine"]
         lines += ["not counted: a pooler that the files lack, which fit would initialise and train"]
+    if any(trace.has_experts for trace in traces):
+        lines += ["assumed: each expert gets the same number of tokens; uneven routing needs some per cent more"]
     if plan.device == "cpu":
         return [*lines, "not counted: Python, the libraries, and temporary memory inside kernels"]
     context, cublas = plan.context // MIB, sum(workspaces(plan.capability)) / MIB

@@ -108,8 +108,8 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         model.float()
     adapter.merge(model)
     merge_new_tokens(model)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is not None and embedding is not None and head.weight is not embedding.weight:
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights
     model.to(dtype).save_pretrained(folder)
     return check_merged(folder, type(model), trained, inputs, same_base=options.base != "original")

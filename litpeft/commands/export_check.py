@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from litpeft.adapters.lora import LoRA
+from litpeft.adapters.new_tokens import embedding_rows
 from litpeft.adapters.peft_format import load_adapter
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.errors import UserError, first_sentence
@@ -99,11 +100,12 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     else:
         model = in_run_dtype
     ours, kind, config = logits(model, inputs, task), type(model), model.config
-    rows, old_rows = model.get_input_embeddings().num_embeddings, getattr(model, "first_new_token", None)
+    rows, old_rows = embedding_rows(model), getattr(model, "first_new_token", None)
     del model, in_run_dtype
     task.backbone = None  # frees the memory for PEFT's model
     try:
-        config.get_text_config().vocab_size = old_rows or config.get_text_config().vocab_size
+        if old_rows is not None:
+            config.get_text_config().vocab_size = old_rows
         model = kind.from_pretrained(base, config=config, dtype=dtype)
         if old_rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)

@@ -159,7 +159,7 @@ class LanguageModelling(FineTuner):
                 temperature=None,
                 top_p=None,
                 top_k=None,
-                use_cache=True,
+                use_cache=_can_cache(self.backbone),
                 pad_token_id=self._tokenizer.pad_token_id,
                 eos_token_id=self._tokenizer.eos_token_id,
             )
@@ -200,6 +200,15 @@ class LanguageModelling(FineTuner):
         finally:
             handle.remove()
         return any(logits is output for output in outputs)
+
+
+def _can_cache(model: nn.Module) -> bool:
+    """Return whether transformers makes a key-value cache with enough layers.
+
+    For T5 and its kind it makes one for each encoder layer, too few if the decoder is deeper.
+    """
+    config = model.config.get_text_config(decoder=True)
+    return getattr(config, "num_decoder_layers", 0) <= getattr(config, "num_hidden_layers", 0)
 
 
 def _move_to_one_device(model: nn.Module) -> None:

@@ -35,8 +35,10 @@ from tests.architectures.models import (
     ARCHITECTURES,
     ENCODER_DECODERS,
     ENCODERS,
+    MIXTURES,
     NO_BF16,
     NO_ESTIMATE,
+    NO_EXPORT,
     SPECIAL,
     VALIDATION_LESS,
     ZERO_GRADIENT,
@@ -100,6 +102,10 @@ def check(kind: str, adapter: str, folder: Path, tokenizer: str) -> dict[str, An
     record = read_record(run)
     assert (record["status"], record["steps"], record["precision"]) == ("ok", 2, "bf16")
     figures = {"trained": record["trainable_params"], **step_0(run, folder / "model")}
+    predicted = folder / "predicted.jsonl"
+    rows = ["--data.predict_file", options[options.index("--data.val_file") + 1], "--predictions.file", str(predicted)]
+    litpeft("predict", "--run_dir", str(run), *rows)
+    assert len(predicted.read_text().splitlines()) == 16
     check_resume(options + quiet, folder)
     if kind in NO_ESTIMATE:
         with pytest.raises(UserError, match="cannot be estimated"):
@@ -108,6 +114,10 @@ def check(kind: str, adapter: str, folder: Path, tokenizer: str) -> dict[str, An
         figures["estimate"] = check_estimate(kind, options, record)
     for format, pattern in (("adapter", r"differ by at most (\S+)"), ("merged", r"by at most ([^;\s]+)")):
         command = ["export", str(run), str(folder / format), "--format", format]
+        if (kind, adapter, format) in NO_EXPORT:
+            with pytest.raises(AssertionError, match=NO_EXPORT[kind, adapter, format]):
+                litpeft(*command)
+            continue
         fp32 = format == "merged" and kind in NO_BF16
         said = litpeft(*command, *(["--dtype", "fp32"] if fp32 else []))
         figures[format] = float(re.search(pattern, said)[1])
@@ -143,10 +153,11 @@ def step_0(run_dir: Path, base: Path) -> dict[str, float]:
         if name == "fp32":
             ours.backward()
             for added, parameter in task.adapter.added(task.backbone).items():
-                assert parameter.grad is not None, f"{added} got no gradient"
-                moves = added.endswith(("lora_B", "lora_embedding_A", "magnitude"))
                 unused = re.search(ZERO_GRADIENT.get(task.backbone.config.model_type, "^$"), added)
-                assert parameter.grad.any() or not moves or unused, f"the gradient of {added} is zero"
+                unused = unused or re.search(r"expert_\d", added)  # an expert that no token of the batch needs
+                assert unused or parameter.grad is not None, f"{added} got no gradient"
+                moves = added.endswith(("lora_B", "lora_embedding_A", "magnitude"))
+                assert unused or parameter.grad.any() or not moves, f"the gradient of {added} is zero"
     differences = {name: abs(ours - plain) for name, (ours, plain) in losses.items()}
     assert differences["fp32"] <= 1e-5, f"loss at step 0 in fp32 differs by {differences['fp32']:.1e}"
     if "bf16" in losses:
@@ -230,7 +241,8 @@ def check_estimate(kind: str, options: list[str], record: dict[str, Any]) -> flo
         phase: found.phases[phase].tensors.bytes / record["memory_phases"][phase]["peak_tensor_bytes"]
         for phase in ("first_step", "validate")
     }
+    off = 0.1 if kind in MIXTURES else 0.01  # the estimate assumes that each expert gets the same number of tokens
     for phase, ratio in ratios.items():
         less = phase == "validate" and kind in VALIDATION_LESS
-        assert 0.99 <= ratio <= (2 if less else 1.01), f"estimate: the peak of {phase} is {ratio} of the run's"
+        assert 1 - off <= ratio <= (2 if less else 1 + off), f"estimate: the peak of {phase} is {ratio} of the run's"
     return ratios["first_step"]

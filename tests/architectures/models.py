@@ -40,6 +40,7 @@ ENCODERS: dict[str, dict[str, Any]] = {  # SequenceClassification
     **dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert", "mpnet", "ernie", "rembert", "roformer"), TEXT),
     **dict.fromkeys(("data2vec-text", "roberta-prelayernorm", "xlm-roberta-xl", "megatron-bert", "deberta"), TEXT),
     **dict.fromkeys(("deberta-v2", "esm", "layoutlm", "nystromformer", "ibert", "mobilebert"), TEXT),
+    "jina_embeddings_v3": TEXT | {"lora_adaptations": ["a"], "lora_rank": 4},
     "albert": BASE | {"embedding_size": 16},
     "electra": BASE | {"embedding_size": 32},
     "distilbert": DISTILBERT,
@@ -90,7 +91,9 @@ ENCODER_DECODERS: dict[str, dict[str, Any]] = {  # Seq2SeqLM
     ),
     **dict.fromkeys(("t5", "mt5", "umt5", "longt5"), T5),
     "led": BART | {"attention_window": 8} | dict.fromkeys((f"max_{c}_position_embeddings" for c in CODERS), 130),
-    "switch_transformers": T5 | {"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1},
+    "switch_transformers": T5
+    | {"num_experts": 4, "num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1}
+    | {"num_decoder_layers": 4},
     "prophetnet": ENDS
     | {"hidden_size": 32, "num_encoder_layers": 1, "num_decoder_layers": 1, "num_encoder_attention_heads": 2}
     | {"num_decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 130}
@@ -105,14 +108,20 @@ ADAPTERS = {
 SAMPLE = ("phi3", "mixtral", "modernbert", "xlm-roberta", "bart")  # in the tests of every change
 TARGETS, EXCLUDE = "--model.adapter.targets", "--model.adapter.exclude"
 POOLER = [EXCLUDE, "[pooler]"]
+STATE_SPACE = ("mamba", "falcon_mamba", "jamba")  # dt_proj is read, not called; PEFT refuses out_proj
 # further options: models without query and value; layers that a model does not call
 SPECIAL: dict[tuple[str, str], list[str]] = {
     ("mamba", "lora"): [TARGETS, "[in_proj,x_proj]"],
     ("falcon_mamba", "lora"): [TARGETS, "[in_proj,x_proj]"],
+    **{("mamba2", name): [EXCLUDE, "[out_proj]"] for name in ("dora", "qlora")},
     ("mamba2", "lora"): [TARGETS, "[in_proj]"],
     ("rwkv", "lora"): [TARGETS, "[key,value,receptance]"],
     ("recurrent_gemma", "lora"): [TARGETS, "[linear_x,linear_y,gate_proj]"],
     ("xlnet", "lora"): [TARGETS, "[mlp]"],
+    **{(kind, name): [EXCLUDE, "[dt_proj,out_proj]"] for kind in STATE_SPACE for name in ("dora", "qlora")},
+    **{("esm", name): [EXCLUDE, "[regression]"] for name in ("dora", "qlora")},
+    **{("led", name): [EXCLUDE, "[query_global,key_global,value_global]"] for name in ("dora", "qlora")},
+    **{("siglip", name): [EXCLUDE, ".*vision_model.head.*"] for name in ("dora", "qlora")},
     ("canine", "all"): [EXCLUDE, ".*(final_char_encoder|projection).*"],  # for language models only
     ("big_bird", "dora"): POOLER,
     ("big_bird", "qlora"): POOLER,
@@ -121,10 +130,25 @@ SPECIAL: dict[tuple[str, str], list[str]] = {
 # parameters without effect on the loss: the last layer's local query of a classifier that reads a global token only
 ZERO_GRADIENT = {"longformer": r"layer\.1\.attention\.self\.(query|key|value)\."}
 NO_BF16 = ("deberta", "xlnet")  # transformers itself cannot run them in bf16
-VALIDATION_LESS = ("canine", "rwkv")  # their validation needs less memory than the estimate says
+VALIDATION_LESS = ("canine", "rwkv", "biogpt")  # their validation needs less memory than the estimate says
+MIXTURES = (
+    "mixtral",
+    "qwen2_moe",
+    "qwen3_moe",
+    "gpt_oss",
+    "olmoe",
+    "granitemoe",
+    "phimoe",
+    "deepseek_v2",
+    "deepseek_v3",
+)
 NO_ESTIMATE = ("led", "longformer", "switch_transformers")  # their forward pass depends on values of tensors
+DORA_OF_EXPERTS = "PEFT has no DoRA for the experts of a mixture"
+NO_EXPORT = {(kind, "dora", "adapter"): DORA_OF_EXPERTS for kind in (*MIXTURES, "jamba")}  # what is refused, and why
 REFUSED: dict[tuple[str, str], str] = {  # part of the error message
     ("ibert", "lora"): "a QuantLinear, but this adapter acts on",
+    ("ibert", "dora"): "'all-linear' matches no layer of IBert",
+    ("ibert", "qlora"): "has no layer to quantise",
 }
 IMAGE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 IMAGE |= {"image_size": 16, "patch_size": 8}

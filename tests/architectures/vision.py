@@ -35,7 +35,8 @@ def check_vision(kind: str, adapter: str, folder: Path) -> dict[str, Any]:
     """Check one combination; return the figures that it found."""
     (model, head), (strategy, options) = small(kind), STRATEGIES[adapter]
     if special := SPECIAL.get((kind, adapter)):
-        options = {"targets": special[1].strip("[]").split(",")}
+        value = special[1].strip("[]").split(",") if special[1].startswith("[") else special[1]
+        options = options | {special[0].rpartition(".")[2]: value}
     size = getattr(model.config, "vision_config", model.config).image_size
     pixels = torch.randn(2, 3, size, size)
     plain, method = model(pixel_values=pixels).logits, strategy(rank=4, **options)
@@ -51,7 +52,7 @@ def check_vision(kind: str, adapter: str, folder: Path) -> dict[str, Any]:
             assert parameter.grad is not None, f"{name} got no gradient"
         optimizer.step()
     trained = model(pixel_values=pixels).logits
-    figures = {"trained": sum(p.numel() for p in trainable(model).values()), "fp32": first}
+    figures = {"trained": sum(p.numel() for p in trainable(model).values()), "fp32": None if quantised else first}
     write_adapter(folder, model, method, "base")
     state = method.state_dict(model)
     if quantised:  # PEFT's model is not quantised: compare on the unquantised base

@@ -17,8 +17,11 @@ from litpeft.ops.autocast import as_autocast, without_autocast
 class AdaptedLinear(AdaptedLayer):
     """nn.Linear with an adapter."""
 
+    output_is_changed = False  # whether the model changes the output in place
+
     def take_over(self, base: nn.Linear) -> None:
         super().take_over(base)
+        self.output_is_changed = type(base).__name__ == "FalconLinear"  # Falcon adds the attention to it in place
         self.in_features, self.out_features = base.in_features, base.out_features
 
     @property
@@ -46,7 +49,9 @@ class AdaptedLinear(AdaptedLayer):
             norm = self.norm(weight)
         dropout = self.dropout if self.training else 0.0
         parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, norm, weight
-        return adapted_linear(x, self.stored, self.to_matrix, self.bias, *parts)
+        out = adapted_linear(x, self.stored, self.to_matrix, self.bias, *parts)
+        keeps_output = self.magnitude is not None and self.bias is None  # for the gradient of the magnitude
+        return out.clone() if self.output_is_changed and keeps_output else out
 
     def plain(self, matrix: Tensor) -> nn.Module:
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")

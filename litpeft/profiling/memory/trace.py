@@ -47,11 +47,13 @@ class Trace:
         phases: peaks of `first_step` (starts without gradients and optimizer state), `train` (a later step) and
             `validate`.
         positions: maximum sequence length of the model in tokens; None if its config has none.
+        has_experts: whether experts of a mixture are adapted or quantised; each is assumed to get the same tokens.
     """
 
     counts: dict[str, Any]
     phases: dict[str, PhasePeak]
     positions: int | None = None
+    has_experts: bool = False
 
 
 def trace(
@@ -129,7 +131,8 @@ def trace(
             phases[phase].allocated_bytes = int(levels.allocated[first:end].max())
             phases[phase].reserved_bytes = int(levels.reserved[first:end].max())
     positions = getattr(task.backbone.config, "max_position_embeddings", None)
-    return Trace(task.adapter.describe(task.backbone), phases, positions)
+    has_experts = any(hasattr(module, "by_expert") for module in task.backbone.modules())
+    return Trace(task.adapter.describe(task.backbone), phases, positions, has_experts)
 
 
 def _step(task: FineTuner, optimizer: torch.optim.Optimizer, batch: Batch, batches: int, clip: float | None) -> None:

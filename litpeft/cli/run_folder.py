@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from jsonargparse import Namespace
 
 from litpeft.errors import UserError
-from litpeft.runs.folder import newest_checkpoint
+from litpeft.runs.folder import CONFIG, NEW_OPTIONS, newest_checkpoint, saved_config
 from litpeft.runs.lock import FolderInUse, lock
 from litpeft.runs.record import path_in_run_folder
 
@@ -29,6 +30,17 @@ def lock_run_folder(run_dir: Path) -> FileLock:
         raise UserError(f"--run_dir {run_dir} is a file; give a folder.") from error
     except OSError as error:
         raise UserError(f"--run_dir {run_dir}: {error.strerror or error}.") from error
+
+
+def keep_old_data_options(data: Namespace, run_dir: Path) -> None:
+    """Set the data options that the run of version 0.1.0 in this folder lacks to what that version did."""
+    if not (run_dir / CONFIG).is_file():
+        return
+    saved = saved_config(run_dir).get("data", {}).get("init_args") or {}
+    for option, value in NEW_OPTIONS.items():
+        name = option.removeprefix("data.init_args.")
+        if name in data and name not in saved:
+            data[name] = value
 
 
 def selected_checkpoint(run_dir: Path, record: dict[str, Any]) -> Path:

@@ -46,7 +46,7 @@ def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
     except (UserError, OSError):
         batch = {}
     if batch and "position_ids" not in batch:  # packed rows need an attention mask of their own
-        tensors = {name: batch[name][:ROWS] for name in ("input_ids", "attention_mask") if name in batch}
+        tensors = {name: batch[name][:ROWS] for name in _inputs(run) if name in batch}
         source = f"{len(tensors['input_ids'])} validation rows"
     else:
         ids = _random_ids(model.config)
@@ -54,6 +54,11 @@ def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
     if model.config.is_encoder_decoder:
         tensors["decoder_input_ids"] = tensors["input_ids"]
     return Inputs(tensors, source)
+
+
+def _inputs(run: FinishedRun) -> tuple[str, ...]:
+    names = getattr(run.model, "inputs", ())
+    return names if isinstance(names, tuple) else ("input_ids", "attention_mask")
 
 
 def logits(model: nn.Module, inputs: Inputs, task: FineTuner | None = None) -> Tensor:

@@ -15,6 +15,7 @@ class AGNews(TextClassification):
     Args:
         dataset: hub id, used if no file is given.
         label_names: names of the classes, in the order of their numbers.
+        join_columns: join title and description with a space, instead of a pair.
         options: files and the other options of `TextClassification`.
     """
 
@@ -22,9 +23,10 @@ class AGNews(TextClassification):
         self,
         dataset: str | None = "fancyzhx/ag_news",
         label_names: list[str] | None = ["World", "Sports", "Business", "Sci/Tech"],  # noqa: B006 (shown by --help)
+        join_columns: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(dataset=dataset, label_names=label_names, **options)
+        super().__init__(dataset=dataset, label_names=label_names, join_columns=join_columns, **options)
 
     def layout(self, path: str) -> dict[str, Any]:
         layout = super().layout(path)

@@ -112,6 +112,11 @@ class FineTuneData(L.LightningDataModule):
             )
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
+        if tokenizer.pad_token_id is None:
+            raise UserError(
+                f"data.tokenizer {name} has neither a padding nor an end-of-text token; name one of its tokens as "
+                "pad_token in its tokenizer_config.json."
+            )
         return tokenizer
 
     def prepare_data(self) -> None:
@@ -168,8 +173,13 @@ class FineTuneData(L.LightningDataModule):
                     f"data.val_samples {cut} leaves no training rows: validation is cut from the "
                     f"{len(order)} training rows."
                 )
+            order = self.cut(order, cut)
             order, limit = (order[:cut], None) if split == "val" else (order[cut:], limit)
         return np.sort(order[:limit])
+
+    def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
+        """Return the row numbers in `order` with the `rows` validation rows first; the default takes the first."""
+        return order
 
     @property
     def num_train_batches(self) -> int:
@@ -209,7 +219,12 @@ class FineTuneData(L.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """Return the number of rows used of each split and the facts about their tables, for the run record."""
+        lengths = {split: rows.lengths for split, rows in self.rows.items() if len(rows)}
         return {
             "rows": {split: len(rows) for split, rows in self.rows.items()},
+            "tokens_per_row": {
+                split: {"median": float(np.median(tokens)), "longest": int(tokens.max())}
+                for split, tokens in lengths.items()
+            },
             "tables": {split: facts for split, (_, facts) in self._tables.items()},
         }

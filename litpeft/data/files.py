@@ -10,11 +10,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+
+from litpeft.data.raw_files import SUFFIXES, kind_of, text_of
 from litpeft.errors import UserError
 from litpeft.runs.record_schema import is_utf8
 from litpeft.runs.safe_read import parse_error_reason
-
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
 
 
 def read_rows(
@@ -27,8 +28,10 @@ def read_rows(
     """Yield the rows of a file, each with its place for error messages (`train.tsv line 7`).
 
     Args:
-        path: a .tsv (without quotes), .csv (with quotes), .jsonl, .json (a list of objects) or .parquet file.
-        required: required column -> option that names the column.
+        path: a .tsv (without quotes), .csv (with quotes), .jsonl, .json (a list of objects, an object that holds one
+            list of objects, or one object per line) or .parquet file; text files may be compressed (.gz .bz2 .xz .zst
+            .zip).
+        required: required column -> option that names the column. `a.b` is field b of the object in column a.
         columns: column names of a .tsv or .csv file without a header. A first row with all `required` names is still
             read as a header.
         delimiter: column delimiter of a .tsv or .csv file; a tab or a comma by default.
@@ -40,19 +43,21 @@ def read_rows(
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such file.")
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     if suffix not in SUFFIXES:
         raise UserError(f"{path}: unknown kind of file; give one of {', '.join(SUFFIXES)}.")
     if suffix == ".parquet":
         rows = _parquet(path)
     elif suffix in (".tsv", ".csv"):
-        rows = _separated(path, _reader(path, _text(path, encoding), delimiter), required, columns)
+        rows = _separated(path, _reader(path, text_of(path, encoding), delimiter), required, columns)
     else:
-        rows = _json(path, _text(path, encoding), lines=suffix == ".jsonl")
+        rows = _json(path, text_of(path, encoding), lines=suffix == ".jsonl")
     layout = ", data.delimiter and, for a file without a header, data.columns" if suffix in (".tsv", ".csv") else ""
     place = None
     for place, row in rows:
         for name in required:
+            if name not in row and "." in name:
+                _add_field(row, name)
             if name not in row:
                 raise UserError(
                     f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} (see {required[name]}{layout})."
@@ -67,10 +72,10 @@ def has_header(
 ) -> bool:
     """Return whether the first row of a .tsv or .csv file has the `required` names; true for other file types."""
     path = Path(path)
-    if not path.is_file() or path.suffix.lower() not in (".tsv", ".csv"):
+    if not path.is_file() or kind_of(path) not in (".tsv", ".csv"):
         return True
     try:
-        first = next(iter(_reader(path, _text(path, encoding), delimiter)), [])
+        first = next(iter(_reader(path, text_of(path, encoding), delimiter)), [])
     except csv.Error as error:
         raise UserError(f"{path} line 1: {error}.") from error
     return set(required) <= set(first)
@@ -79,22 +84,20 @@ def has_header(
 def _reader(path: Path, text: str, delimiter: str | None) -> Any:
     """Return a csv reader; quotes have no meaning in .tsv files."""
     csv.field_size_limit(sys.maxsize)
-    tab = path.suffix.lower() == ".tsv"
+    tab = kind_of(path) == ".tsv"
     quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
     separator = delimiter or ("\t" if tab else ",")
     return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
 
 
-def _text(path: Path, encoding: str) -> str:
-    raw = path.read_bytes()
-    is_utf_8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
-    try:
-        return raw.decode("utf-8-sig" if is_utf_8 else encoding)  # "-sig" skips a byte-order mark
-    except LookupError as error:
-        raise UserError(f"data.encoding {encoding}: Python has no such encoding.") from error
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"{path} line {line}: not {encoding}; give data.encoding, for example latin-1.") from error
+def _add_field(row: dict[str, Any], name: str) -> None:
+    """Add the field that a dotted name means, if the row has it: `input.text` is `text` in the object `input`."""
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            return
+        value = value[part]
+    row[name] = value
 
 
 def _separated(
@@ -120,6 +123,8 @@ def _separated(
                 )
             yield place, dict(zip(names, fields, strict=True))
     except csv.Error as error:
+        if "unexpected end of data" in str(error):
+            raise UserError(f"{path} line {start}: a quote is opened in this row and never closed.") from error
         raise UserError(f"{path} line {reader.line_num}: {error}.") from error
 
 
@@ -132,9 +137,18 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
                 if line.strip():
                     yield place, _object(place, json.loads(line))
         else:
+            if _is_lines(text):
+                yield from _json(path, text, lines=True)
+                return
             items = json.loads(text) if text.strip() else []
+            if isinstance(items, dict):
+                lists = [value for value in items.values() if isinstance(value, list) and value]
+                items = lists[0] if len(lists) == 1 else items
             if not isinstance(items, list):
-                raise UserError(f"{path}: a .json file must contain a list of objects; one object per line is .jsonl.")
+                raise UserError(
+                    f"{path}: a .json file must contain a list of objects, an object with one such list, or one object "
+                    "per line."
+                )
             for number, item in enumerate(items, 1):
                 yield f"{path} item {number}", _object(f"{path} item {number}", item)
     except (ValueError, RecursionError) as error:  # an int with thousands of digits raises a plain ValueError
@@ -142,6 +156,15 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
         raise UserError(
             f"{where}: not valid JSON: {getattr(error, 'msg', None) or parse_error_reason(error)}."
         ) from error
+
+
+def _is_lines(text: str) -> bool:
+    """Return whether a JSON text has one object per line: the first line is an object, and more follows."""
+    first, _, rest = text.strip().partition("\n")
+    try:
+        return bool(rest) and isinstance(json.loads(first), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _object(place: str, value: Any) -> dict[str, Any]:
@@ -154,7 +177,6 @@ def _object(place: str, value: Any) -> dict[str, Any]:
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    import pyarrow
     from pyarrow import parquet
 
     try:

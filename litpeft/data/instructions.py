@@ -86,6 +86,11 @@ class Instructions(FineTuneData):
         return datasets.Dataset(pa.table(columns | {"answer": responses})), facts
 
     def encoded(self, split: Split, rows: np.ndarray) -> InstructionRows:
+        if self.tokenizer.eos_token_id is None:
+            raise UserError(
+                f"data.tokenizer {self.tokenizer_name} has no end-of-text token, so no response could end; name one of "
+                "its tokens as eos_token in its tokenizer_config.json."
+            )
         task = self.trainer.lightning_module if self.trainer is not None else None
         encoder = getattr(task, "encoder_decoder", False)
         layout: Layout = "prompts" if split == "predict" else "pairs" if encoder else "text"

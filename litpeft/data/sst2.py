@@ -12,7 +12,7 @@ class SST2(TextClassification):
 
     Args:
         dataset: hub id, used if no file is given.
-        text_column: name of the column with the text; several columns are joined with a space.
+        text_column: name of the column with the text; two columns are a pair.
         label_names: names of the classes, in the order of their numbers.
         options: files and the other options of `TextClassification`.
     """

@@ -11,6 +11,7 @@ import datasets
 
 from litpeft.data.base import FineTuneData, Split
 from litpeft.data.files import read_rows
+from litpeft.data.raw_files import expand
 from litpeft.errors import UserError
 from litpeft.hub.demo_assets import PREFIX, asset
 from litpeft.hub.hub import explaining_hub_errors
@@ -23,7 +24,8 @@ class TabularData(FineTuneData):
     """A data set with rows from local files or from the hub.
 
     Args:
-        train_file: training rows: a .tsv, .csv, .jsonl, .json or .parquet file, or `demo:NAME`.
+        train_file: training rows: a .tsv, .csv, .jsonl, .json or .parquet file, a pattern such as `part-*.csv.gz`, a
+            folder of such files, or `demo:NAME`.
         val_file: validation rows; by default validation rows are cut from the training rows.
         test_file: test rows.
         predict_file: rows to predict; by default the test rows, or the validation rows if there is no test split.
@@ -76,10 +78,14 @@ class TabularData(FineTuneData):
         """Return the content hash of a split's rows and how to read them; None if there is no such split."""
         if path := self.files[split]:
             try:
-                digest = file_hash(Path(path))
+                files = expand(path)
+                digests = [file_hash(file) for file in files]
+            except UserError as error:
+                raise UserError(f"data.{split}_file {error}") from error
             except OSError as error:
                 raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
-            return self.layout(path) | {"split": split, "file": digest, "suffix": Path(path).suffix}
+            content = digests[0] if len(digests) == 1 else digests
+            return self.layout(str(files[0])) | {"split": split, "file": content, "suffix": files[0].suffix}
         if self.dataset and split != "predict" and (rows := self.hub_rows(split)) is not None:
             return {"split": split, "hub": rows._fingerprint}
         return None
@@ -93,11 +99,13 @@ class TabularData(FineTuneData):
         """
         path = self.files[split]
         if path:
-            layout = self.layout(path)
+            file: Path | str = path
             try:
-                yield from read_rows(path, required, layout["columns"], layout["delimiter"], layout["encoding"])
+                for file in expand(path):
+                    layout = self.layout(str(file))
+                    yield from read_rows(file, required, layout["columns"], layout["delimiter"], layout["encoding"])
             except UserError as error:
-                about_file = str(error).startswith(f"{path}: ")  # not about one of its lines
+                about_file = str(error).startswith((f"{path}: ", f"{file}: "))  # not about one of its lines
                 raise UserError(f"data.{split}_file {error}" if about_file else str(error)) from error
             return
         hub = self.hub_rows(split)

@@ -2,32 +2,42 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import datasets
+import numpy as np
 import pyarrow as pa
 
+from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
+from litpeft.data.labels import class_numbers, warn_of_similar
 from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
 
 BATCH = 1000  # texts per call of the tokenizer
-ALWAYS_CLASSES = 20  # up to this many different labels are classes, even with few rows
 
 
 class TextClassification(TabularData):
-    """Texts with one class each, from local files or the hub.
+    """Texts, or pairs of texts, with one class each, from local files or the hub.
 
-    Labels are numbers (starting at `label_offset`) or names. The classes come from `label_names`, else from the data
-    set's description on the hub, else from the training rows.
+    Labels are numbers (starting at `label_offset`, or -1 and 1) or names. The classes come from `label_names`, else
+    from the data set's description on the hub, else from the training rows. Empty cells, NaN, NA and null are missing.
 
     Args:
-        text_column: name of the column with the text; several columns are joined with a space.
+        text_column: name of the column with the text. Two columns are a pair, which the tokenizer joins with its
+            separator; the longer text is truncated first.
+        join_columns: join the columns with a space into one text, instead of a pair.
         label_column: name of the column with the label; `predict_file` does not need it.
         label_names: names of the classes, in the order of their numbers.
         label_offset: number of the first class in the files: 0, or 1 if the files count from 1.
+        on_bad_row: rows without text or usable label: stop with an `error` that lists them, or `skip` and count them.
+            Rows to predict are never skipped.
+        val_cut: how validation rows are cut from the training rows if there is no validation split: `stratified` (each
+            class in proportion) or `random`, as up to version 0.1.0.
         options: files, batch size, limits and the other options of `TabularData` and `FineTuneData`.
     """
 
@@ -37,13 +47,22 @@ class TextClassification(TabularData):
         label_column: str = "label",
         label_names: list[str] | None = None,
         label_offset: int = 0,
+        join_columns: bool = False,
+        on_bad_row: Literal["error", "skip"] = "error",
+        val_cut: Literal["stratified", "random"] = "stratified",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.text_columns = [text_column] if isinstance(text_column, str) else list(text_column)
+        self.join_columns, self.on_bad_row, self.val_cut = join_columns, on_bad_row, val_cut
         self.label_column, self.label_offset, self._label_names = label_column, label_offset, label_names
         if label_names is not None and len(set(label_names)) < max(2, len(label_names)):
             raise UserError(f"data.label_names needs two or more different names, got {label_names}.")
+        if len(self.text_columns) > 2 and not join_columns:
+            raise UserError(
+                f"data.text_column names {len(self.text_columns)} columns; give one or two (a pair), or "
+                "--data.join_columns true to join them with spaces."
+            )
 
     @cached_property
     def label_names(self) -> list[str]:
@@ -53,6 +72,10 @@ class TextClassification(TabularData):
     def source(self, split: Split) -> dict[str, Any] | None:
         labelled, split = split != "predict", self.split_to_read(split)
         options: dict[str, Any] = {"text": self.text_columns, "label": self.label_column, "labelled": labelled}
+        if len(self.text_columns) > 1 and not self.join_columns:
+            options["pair"] = True
+        if self.on_bad_row == "skip" and labelled:
+            options["skip"] = True
         if split != "train":
             options["names"] = self.label_names  # labels were checked against these names
         elif self._label_names:
@@ -66,37 +89,49 @@ class TextClassification(TabularData):
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         labelled, read_split = split != "predict", self.split_to_read(split)
+        bad = BadRows(skip=self.on_bad_row == "skip" and labelled)
         places, texts, labels = [], [], []
-        for place, text, label in self._read(read_split, labelled):
+        for place, text, label in self._read(read_split, labelled, bad):
             places.append(place), texts.append(text), labels.append(label)
         names = self._label_names or self._hub_label_names()
         if split not in ("train", "predict"):
             names = self.label_names
         file = self.files[read_split]
         offset = self.layout(file)["label_offset"] if file else self.label_offset
-        ids, names = _class_numbers(labels, places, names, offset) if labelled else ([-1] * len(texts), names)
-        encoded, truncated = self._encode(texts)
-        columns = {"input_ids": pa.array(encoded, pa.list_(pa.int32())), "label": ids, "text": texts}
-        facts = {"label_names": names, "total_rows": len(texts), "truncated_rows": truncated}
-        return datasets.Dataset(pa.table(columns)), facts
+        ids = [-1] * len(texts)
+        if labelled:
+            ids, names = class_numbers(labels, places, names, offset, bad)
+        bad.check(len(places))
+        kept = [i for i, place in enumerate(places) if place not in bad.reasons]
+        encoded, truncated = self._encode([texts[i] for i in kept])
+        shown = ["\n".join(texts[i]) for i in kept]
+        table = pa.table(encoded | {"label": [ids[i] for i in kept], "text": shown})
+        facts = {"label_names": names, "total_rows": len(places), "truncated_rows": truncated}
+        return datasets.Dataset(table), facts | ({"skipped_rows": len(bad.reasons)} if bad.reasons else {})
 
-    def _encode(self, texts: list[str]) -> tuple[list[list[int]], int]:
-        """Return the token ids of each text, and the number of texts truncated to `max_length`."""
-        encoded: list[list[int]] = []
+    def _encode(self, texts: list[tuple[str, ...]]) -> tuple[dict[str, pa.Array], int]:
+        """Return the columns of token ids (and types, for pairs) of each text or pair, and how many were truncated."""
+        encoded: dict[str, list[list[int]]] = {}
         truncated = 0
         for start in range(0, len(texts), BATCH):
-            ids = self.tokenizer(texts[start : start + BATCH], verbose=False)["input_ids"]
-            long = [i for i, row in enumerate(ids) if len(row) > self.max_length]
-            if long:  # only the tokenizer keeps the final special token when it truncates
-                again = self.tokenizer([texts[start + i] for i in long], truncation=True, max_length=self.max_length)
-                for i, row in zip(long, again["input_ids"], strict=True):
-                    ids[i] = row
+            part = texts[start : start + BATCH]
+            columns = self.tokenizer(*map(list, zip(*part, strict=True)), return_attention_mask=False, verbose=False)
+            long = [i for i, row in enumerate(columns["input_ids"]) if len(row) > self.max_length]
+            if long:  # only the tokenizer keeps the special tokens, and the start of both texts, when it truncates
+                given = map(list, zip(*(part[i] for i in long), strict=True))
+                again = self.tokenizer(*given, truncation=True, max_length=self.max_length, return_attention_mask=False)
+                for name, rows in columns.items():
+                    for i, row in zip(long, again[name], strict=True):
+                        rows[i] = row
             truncated += len(long)
-            encoded += ids
-        return encoded, truncated
+            for name, rows in columns.items():
+                encoded.setdefault(name, []).extend(rows)
+        if not any(map(any, encoded.get("token_type_ids", ()))):
+            encoded.pop("token_type_ids", None)  # a model assumes zeros
+        return {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in encoded.items()}, truncated
 
-    def _read(self, split: Split, labelled: bool) -> Iterator[tuple[str, str, Any]]:
-        """Yield (place, text, label) of each row; the place is for error messages."""
+    def _read(self, split: Split, labelled: bool, bad: BadRows) -> Iterator[tuple[str, tuple[str, ...], Any]]:
+        """Yield (place, text or pair of texts, label) of each row; the place is for error messages."""
         path = self.files[split]
         text_columns = self.layout(path)["text_column"] if path else self.text_columns
         required = dict.fromkeys(text_columns, "data.text_column")
@@ -105,90 +140,60 @@ class TextClassification(TabularData):
         for place, row in self.read(split, required):
             parts = [row[name] for name in text_columns]
             for name, part in zip(text_columns, parts, strict=True):
-                if not isinstance(part, str):
-                    raise UserError(
-                        f"{place}: column {name!r} holds {type(part).__name__}, not text (see data.text_column)."
-                    )
-            text = " ".join(parts)
-            if not text.strip():
-                raise UserError(f"{place}: the text is empty; remove the row, or see data.text_column.")
-            yield place, text, row[self.label_column] if labelled else None
+                if part is None or (isinstance(part, float) and math.isnan(part)):
+                    bad.add(place, f"column {name!r} is empty (see data.text_column)")
+                elif not isinstance(part, str):
+                    bad.add(place, f"column {name!r} holds {type(part).__name__}, not text (see data.text_column)")
+            texts = [part if isinstance(part, str) else "" for part in parts]
+            if self.join_columns:
+                texts = [" ".join(texts)]
+            if not all(text.strip() for text in texts):
+                bad.add(place, "the text is empty (see data.text_column)")
+            yield place, tuple(texts), row[self.label_column] if labelled else None
 
     def _hub_label_names(self) -> list[str] | None:
         rows = self.hub_rows("train") if self.dataset else None
         feature = rows.features.get(self.label_column) if rows is not None else None
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
+    def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
+        """Return `order` with the validation rows first; each class has its share of them, if `val_cut` is stratified.
+
+        A class with one row stays in train. Shares are rounded so that the total is `rows` (largest remainders).
+        """
+        if self.val_cut == "random":
+            return order
+        labels = np.asarray(self.table("train")[0]["label"])[order]
+        counts = np.bincount(labels, minlength=len(self.label_names))
+        exact = counts * (rows / len(order))
+        shares = np.minimum(np.floor(exact), np.maximum(counts - 1, 0)).astype(int)
+        for number in np.argsort(shares - exact, kind="stable"):  # largest remainders first
+            if shares.sum() < rows and shares[number] < counts[number] - 1:
+                shares[number] += 1
+        for number in np.argsort(-counts, kind="stable"):  # what small classes could not give
+            shares[number] += max(0, min(rows - shares.sum(), counts[number] - 1 - shares[number]))
+        place_in_class = np.empty(len(order), dtype=int)
+        for number in range(len(counts)):
+            mine = labels == number
+            place_in_class[mine] = np.arange(counts[number])
+        held_out = place_in_class < shares[labels]
+        return np.concatenate([order[held_out], order[~held_out]])
+
+    def class_counts(self, split: Split) -> dict[str, int]:
+        """Return the number of used rows of each class of a split, after `setup`."""
+        labels = np.asarray(self.table(split)[0]["label"])[self.rows[split].rows]
+        return {name: int((labels == number).sum()) for number, name in enumerate(self.label_names)}
+
     def describe(self) -> dict[str, Any]:
-        return super().describe() | {"label_names": self.label_names}
+        names = self.label_names
+        classes = {split: self.class_counts(split) for split in self.rows if split != "predict"}
+        return super().describe() | {"label_names": names, "classes": classes}
 
-
-def _class_numbers(
-    labels: list[Any], places: list[str], names: list[str] | None, offset: int
-) -> tuple[list[int], list[str]]:
-    """Return the class number of each row, from 0, and the class names; `names` of None are taken from the labels."""
-    labels = [_as_text(label, place) for label, place in zip(labels, places, strict=True)]
-    if names is None:
-        names = _names_from_labels(labels, places, offset)
-    by_name = {name: i for i, name in enumerate(names)}
-    ids = []
-    for place, label in zip(places, labels, strict=True):
-        index = None if offset and label.removeprefix("-").isdecimal() else by_name.get(label)
-        if index is None and label.removeprefix("-").isdecimal():
-            index = int(label) - offset
-        if index is None or not 0 <= index < len(names):
-            raise UserError(
-                f"{place}: label {label!r} is not one of {', '.join(names)} "
-                f"(numbers {offset} to {offset + len(names) - 1}); "
-                "see data.label_names, data.label_offset and data.label_column."
-            )
-        ids.append(index)
-    return ids, names
-
-
-def _names_from_labels(labels: list[str], places: list[str], offset: int) -> list[str]:
-    """Return the classes of the training rows: the sorted names, or the numbers if all labels are numbers.
-
-    Raises:
-        UserError: all labels are equal, too many are different, or a number is missing or below the offset.
-    """
-    distinct = set(labels)
-    if len(distinct) < 2:
-        raise UserError(f"{places[0]} and all other rows have the same label, {labels[0]}; two classes are needed.")
-    file = places[0].rpartition(" ")[0].rpartition(" ")[0]
-    if len(distinct) > max(ALWAYS_CLASSES, len(labels) / 2):
-        raise UserError(
-            f"{file}: {len(distinct)} different labels in {len(labels)} rows, for example {labels[0]!r}, are too many "
-            "for classes; see data.label_column."
-        )
-    if not all(label.removeprefix("-").isdecimal() for label in distinct):
-        return sorted(distinct)
-    numbers = sorted(int(label) for label in distinct)
-    if numbers[0] < offset:
-        place = places[labels.index(str(numbers[0]))]
-        raise UserError(f"{place}: label {numbers[0]} is below data.label_offset {offset}.")
-    if numbers != list(range(offset, offset + len(numbers))):
-        if numbers[-1] - numbers[0] == len(numbers) - 1:
-            raise UserError(
-                f"{file}: labels go from {numbers[0]} to {numbers[-1]}; give data.label_offset {numbers[0]}."
-            )
-        absent = next(n for n, number in enumerate(numbers, offset) if n != number)
-        raise UserError(
-            f"{file}: labels go up to {numbers[-1]}, but no row has {absent}; "
-            "give data.label_names if some classes have no rows, or see data.label_column."
-        )
-    return [str(number) for number in numbers]
-
-
-def _as_text(label: Any, place: str) -> str:
-    """Return a label as text: the digits of a number, or a name without surrounding spaces.
-
-    Raises:
-        UserError: the label is empty, or neither a number nor a name.
-    """
-    if isinstance(label, bool) or (isinstance(label, float) and label.is_integer()):
-        label = int(label)
-    text = str(label).strip()
-    if label is None or isinstance(label, (list, dict)) or not text:
-        raise UserError(f"{place}: {label!r} is not a label; see data.label_column.")
-    return text
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            warn_of_similar(self.label_names)
+            if empty := [name for name, count in self.class_counts("train").items() if not count]:
+                print(
+                    f"litpeft: warning: no training row has the label {', '.join(map(repr, empty))}.", file=sys.stderr
+                )

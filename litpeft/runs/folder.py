@@ -21,6 +21,12 @@ OURS = (
     *("events.out.tfevents.*", "hparams.yaml"),
 )
 # options that may change on resume: duration, device and logging, which do not affect what is computed
+NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that does what that version did
+    "data.init_args.val_cut": "random",
+    "data.init_args.join_columns": True,
+    "data.init_args.on_bad_row": "error",
+    "model.init_args.label_smoothing": 0.0,
+}
 MAY_CHANGE = re.compile(
     r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
     r"|checkpoint\.every|throughput|memory|predictions|benchmarks|data\.init_args\.(num_workers|cache_dir|\w+_file)"
@@ -124,6 +130,7 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tu
     An option that is off (null or false) equals a missing one: an earlier version did not have it.
     """
     old, new = _flat(before), _flat(now)
+    old = {name: value for name, value in NEW_OPTIONS.items() if name in new} | old
     new_and_off = {name for name, value in new.items() if value is False and name not in old}
     names = sorted((old.keys() | new.keys()) - new_and_off)
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}

@@ -32,7 +32,8 @@ FIELDS = {
     "task": "class of the task",
     "model_name": "model name or path, as given",
     "data": "class of the data set",
-    "data_summary": "rows used, rows truncated to the maximum length, label names, fingerprints of the tables",
+    "data_summary": "rows used, tokens per row, rows truncated or skipped, classes, label names, fingerprints of "
+    "the tables",
     "optimizer": "class of the optimizer",
     "optimizer_settings": "settings of each parameter group; lr is the learning rate of the first step, initial_lr the "
     "configured one",

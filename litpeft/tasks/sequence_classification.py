@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
@@ -13,6 +14,7 @@ from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
 from transformers import AutoModelForSequenceClassification
 
+from litpeft.errors import UserError
 from litpeft.tasks.base import Batch, FineTuner
 from litpeft.tasks.head_labels import match_head_labels
 from litpeft.tasks.pretrained import check_base, initialise_new_parameters, load_pretrained
@@ -24,10 +26,32 @@ class SequenceClassification(FineTuner):
     A head in the model's file is kept if it has as many labels; its rows are matched with the data's labels by name.
 
     Metrics: cross-entropy, accuracy (share of correct rows) and macro F1 (mean of the F1 scores of the classes).
+
+    Args:
+        class_weights: weights of the classes in the training loss, in the order of the labels; `balanced`: a class with
+            n of N training rows and C classes weighs N / (C n). Validation losses have no weights.
+        label_smoothing: share of each label that is spread over all classes in the training loss.
+        options: model, adapter, optimizer and the other options of `FineTuner`.
     """
 
     monitor = ("val_accuracy", "max")
     head_labels: dict[str, Any] | None = None  # how the labels of a pretrained head match those of the data
+
+    def __init__(
+        self,
+        *common: Any,
+        class_weights: Literal["balanced"] | list[float] | None = None,
+        label_smoothing: float = 0.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(*common, **options)
+        if not 0 <= label_smoothing < 1:
+            raise UserError(f"model.label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
+        if isinstance(class_weights, list) and not all(weight >= 0 for weight in class_weights):
+            raise UserError(f"model.class_weights must not be negative, got {class_weights}.")
+        self.class_weights, self.label_smoothing = class_weights, label_smoothing
+        self.inputs = ("input_ids", "attention_mask")  # names of the model's arguments
+        self._weights: Tensor | None = None  # (classes), fp32
 
     def setup(self, stage: str) -> None:
         classes = len(self.trainer.datamodule.label_names)
@@ -64,7 +88,24 @@ class SequenceClassification(FineTuner):
         check_base(self.model_name, model, head, new, mismatched)
         initialise_new_parameters(model, new)
         self.head_labels = match_head_labels(model, head, new, self.model_name, names)
+        if _takes_token_types(model):
+            self.inputs = ("input_ids", "attention_mask", "token_type_ids")
+        self._weights = self._class_weights(data)
         return model, head, new
+
+    def _class_weights(self, data: LightningDataModule) -> Tensor | None:
+        """Return the weights of the classes, (classes); None without weights, or for data without training rows."""
+        if self.class_weights is None or "train" not in getattr(data, "rows", ()):
+            return None
+        counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
+        if self.class_weights == "balanced":
+            return counts.sum() / (len(counts) * counts.clamp_min(1))
+        if len(self.class_weights) != len(counts):
+            raise UserError(
+                f"model.class_weights has {len(self.class_weights)} weights for {len(counts)} classes "
+                f"({', '.join(data.label_names)})."
+            )
+        return torch.tensor(self.class_weights, dtype=torch.float32)
 
     def example(self, rows: int, tokens: int) -> Batch:
         return super().example(rows, tokens) | {"labels": torch.zeros(rows, dtype=torch.int64)}
@@ -76,10 +117,12 @@ class SequenceClassification(FineTuner):
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits, (B, classes) fp32."""
         with self.autocast():
-            return self.backbone(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+            return self.backbone(**{name: batch[name] for name in self.inputs if name in batch}).logits.float()
 
     def loss(self, batch: Batch) -> Tensor:
-        return F.cross_entropy(self(batch), batch["labels"])
+        logits = self(batch)
+        weights = None if self._weights is None else self._weights.to(logits.device)
+        return F.cross_entropy(logits, batch["labels"], weights, label_smoothing=self.label_smoothing)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         logits = self._evaluate(batch, "val")
@@ -115,3 +158,9 @@ class SequenceClassification(FineTuner):
             }
             for row, p in zip(batch["row"].tolist(), probabilities, strict=True)
         ]
+
+
+def _takes_token_types(model: nn.Module) -> bool:
+    """Return whether a model has embeddings for the first and the second text of a pair, as BERT has."""
+    types = getattr(model.config, "type_vocab_size", 2)
+    return "token_type_ids" in inspect.signature(model.forward).parameters and types > 1

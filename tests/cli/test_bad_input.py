@@ -72,7 +72,7 @@ REFUSED: dict[str, tuple[str | bytes, list[str], str]] = {
     "a header alone": ("sentence\tlabel\n", [], "train.tsv: the file has no rows"),
     "an empty text": (table([("", "1"), *ROWS]), [], "train.tsv line 2: the text is empty"),
     "a text of spaces": (table([*ROWS, (" \u00a0 ", "1")]), [], "train.tsv line 10: the text is empty"),
-    "an empty label": (table([("a", ""), *ROWS]), [], "train.tsv line 2: '' is not a label; see data.label_column"),
+    "an empty label": (table([("a", ""), *ROWS]), [], "train.tsv line 2: '': the label is missing; see data.label_column"),
     "one label": (table([("a", "1")] * 4), [], "have the same label, 1; two classes are needed"),
     "one row": (table(ROWS[:1]), [], "have the same label, 1; two classes are needed"),
     "a rank above all widths": (table(ROWS), ["--model.adapter", "LoRA", "--model.adapter.rank", "1000000000"], "model.adapter.rank 1000000000"),

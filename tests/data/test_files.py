@@ -83,7 +83,7 @@ def test_places_are_line_numbers_of_an_editor(tmp_path: Path) -> None:
             "line 3: 1 columns, expected 2 (text, label); see data.delimiter.",
         ),
         ("a.tsv", b"text\tlabel\nx\t1\n\xff\xfe\t0\n", "line 3: not utf-8; give data.encoding"),
-        ("a.csv", 'text,label\n"open,1\n', "unexpected end of data"),
+        ("a.csv", 'text,label\n"open,1\n', "a quote is opened in this row"),
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text": \n', "line 2: not valid JSON"),
         ("a.jsonl", "[1]\n", "line 1: expected an object with named columns, got list"),
         ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: an escape such as \\ud800 is half a character"),

@@ -139,7 +139,7 @@ def test_labels_as_numbers_and_names(tiny_model: str, tmp_path: Path, labels, op
         (["good\t0", "bad\t1"], {"label_offset": 1}, "line 2: label 0 is below data.label_offset 1"),
         (["good\ta", "bad\ta"], {}, "line 2 and all other rows have the same label, a; two classes are needed"),
         (["good\t0", " \t1"], {}, "line 3: the text is empty"),
-        (["good\t0", "bad\t "], {}, "line 3: ' ' is not a label"),
+        (["good\t0", "bad\t "], {}, "line 3: ' ': the label is missing; see data.label_column"),
         (["good\t1", "bad\t2", "dull\t3"], {}, "a.tsv: labels go from 1 to 3; give data.label_offset 1"),
         (["good\t10000000", "bad\t50000000"], {}, "labels go up to 50000000, but no row has 0"),
         (["good\t0", "bad\t7000"], {}, "labels go up to 7000, but no row has 1"),
@@ -181,7 +181,7 @@ def test_labels_of_a_table_with_types(tiny_model: str, tmp_path: Path) -> None:
     assert make(tokenizer=tiny_model, train_file=file, val_file=file).table("train")[0]["label"] == [1, 0]
     empty = tmp_path / "empty.jsonl"
     empty.write_text('{"text": "good", "label": null}\n{"text": "bad", "label": 1}\n')
-    with pytest.raises(UserError, match="line 1: None is not a label; see data.label_column"):
+    with pytest.raises(UserError, match="line 1: None: the label is missing; see data.label_column"):
         make(tokenizer=tiny_model, train_file=str(empty))
 
 
@@ -205,7 +205,8 @@ def test_a_missing_file_and_dataset_are_refused() -> None:
 
 def test_columns_are_joined(tiny_model: str, tmp_path: Path) -> None:
     file = tsv(tmp_path / "a.tsv", "good\tfilm\t1", "bad\tplot\t0", header="title\tbody\tlabel")
-    data = make(tokenizer=tiny_model, train_file=file, val_file=file, text_column=["title", "body"])
+    options = {"text_column": ["title", "body"], "join_columns": True}
+    data = make(tokenizer=tiny_model, train_file=file, val_file=file, **options)
     assert data.table("train")[0]["text"] == ["good film", "bad plot"]
 
 

@@ -145,6 +145,8 @@ MIXTURES = (
 NO_ESTIMATE = ("led", "longformer", "switch_transformers")  # their forward pass depends on values of tensors
 DORA_OF_EXPERTS = "PEFT has no DoRA for the experts of a mixture"
 NO_EXPORT = {(kind, "dora", "adapter"): DORA_OF_EXPERTS for kind in (*MIXTURES, "jamba")}  # what is refused, and why
+# PEFT takes gate_proj of the dense and shared layers for the experts' old name, and doubles the rank of gate_up_proj
+NO_EXPORT |= {(kind, "qlora", "adapter"): "PEFT cannot load the adapter" for kind in ("deepseek_v2", "deepseek_v3")}
 REFUSED: dict[tuple[str, str], str] = {  # part of the error message
     ("ibert", "lora"): "a QuantLinear, but this adapter acts on",
     ("ibert", "dora"): "'all-linear' matches no layer of IBert",

@@ -53,6 +53,8 @@ def tell_what_is_trained_on(data: dict[str, Any]) -> None:
         }
         told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
         told += f"; tokens per row: median {tokens['median']:g}, longest {tokens['longest']:,}" if tokens else ""
+        unused = table.get("unused_columns")
+        told += f"; columns not used: {', '.join(unused)}" if unused else ""
         print(f"litpeft: {split}: {rows:,} rows{told}", file=sys.stderr)
     if classes := data.get("classes", {}).get("train"):
         listed = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:SHOWN_CLASSES])

@@ -80,8 +80,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace an earlier run in the folder only now, when everything has been loaded successfully."""
         if self._resumed and (earlier := self._resumed["data_summary"]):
-            now = trainer.datamodule.describe()["tables"]
-            if any(earlier["tables"].get(split, facts) != facts for split, facts in now.items()):
+            now, before = trainer.datamodule.describe()["tables"], earlier["tables"]
+            if any(before.get(split, facts)["fingerprint"] != facts["fingerprint"] for split, facts in now.items()):
                 raise UserError(
                     "--resume: the data files have changed since the run was started; give another --run_dir."
                 )

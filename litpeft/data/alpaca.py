@@ -8,7 +8,6 @@ from typing import Any
 from litpeft.data.base import Split
 from litpeft.data.instructions import Instructions
 from litpeft.data.tabular import TabularData
-from litpeft.errors import UserError
 
 
 class Alpaca(Instructions, TabularData):
@@ -37,19 +36,26 @@ class Alpaca(Instructions, TabularData):
 
     def source_of_examples(self, split: Split) -> dict[str, Any] | None:
         source = self.source_of_rows(self.split_to_read(split))
-        return source and {"names": self.names, "answered": split != "predict"} | source
+        skip = {"skip": True} if self.on_bad_row == "skip" and split != "predict" else {}
+        return source and {"names": self.names, "answered": split != "predict"} | skip | source
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
         instruction, given, response = self.names
         required = {instruction: "data.instruction_column"}
         if split != "predict":
             required[response] = "data.output_column"
-        for place, row in self.read(self.split_to_read(split), required):
+        bad, rows = self.bad_rows(split), 0
+        for place, row in self.read(self.split_to_read(split), required, optional=self.names):
+            rows += 1
             texts = [row.get(name) for name in (instruction, given, response)]
             for name, text in zip(self.names, texts, strict=True):
                 if text is not None and not isinstance(text, str):
-                    raise UserError(f"{place}: column {name!r} holds {type(text).__name__}, not text.")
-            prompt, context, answer = (text or "" for text in texts)
+                    bad.add(place, f"column {name!r} holds {type(text).__name__}, not text")
+            prompt, context, answer = (text if isinstance(text, str) else "" for text in texts)
             if not prompt.strip():
-                raise UserError(f"{place}: the instruction is empty; remove the row, or see data.instruction_column.")
-            yield prompt, context, answer
+                bad.add(place, "the instruction is empty (see data.instruction_column)")
+            if place not in bad.reasons:
+                yield prompt, context, answer
+        bad.check(rows)
+        self.facts_of_reading[split] = {"unused_columns": self.unused_columns[self.split_to_read(split)]}
+        self.facts_of_reading[split] |= {"skipped_rows": len(bad.reasons)} if bad.reasons else {}

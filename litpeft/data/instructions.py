@@ -46,6 +46,7 @@ class Instructions(FineTuneData):
         self.template_name, self.train_on, self.packing = template, train_on, packing
         self.dropped: dict[str, int] = {}
         self.packed_rows: dict[str, int] = {}
+        self.facts_of_reading: dict[str, dict[str, Any]] = {}  # split -> what `examples` left out
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
         """Yield (instruction, input, response) of each row; the input may be empty, and for `predict` the response."""
@@ -65,7 +66,9 @@ class Instructions(FineTuneData):
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         template, tokenizer = Template(self.template_name, self.tokenizer), self.tokenizer
         prompts, responses, texts, empty = [], [], [], 0
+        end = tokenizer.eos_token or ""
         for instruction, given, response in self.examples(split):
+            response = response.removesuffix(end)  # the end-of-text token follows each response anyway
             if not response.strip() and split != "predict":
                 empty += 1
                 continue
@@ -83,6 +86,7 @@ class Instructions(FineTuneData):
         ids = pa.list_(pa.int32())
         columns = {"prompt": pa.array(prompt_ids, ids), "response": pa.array(response_ids, ids), "text": texts}
         facts = {"total_rows": len(prompts) + empty, "empty_responses_dropped": empty}
+        facts |= self.facts_of_reading.get(split, {})
         return datasets.Dataset(pa.table(columns | {"answer": responses})), facts
 
     def encoded(self, split: Split, rows: np.ndarray) -> InstructionRows:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import datasets
 
+from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import FineTuneData, Split
 from litpeft.data.files import read_rows
 from litpeft.data.raw_files import expand
@@ -33,6 +34,8 @@ class TabularData(FineTuneData):
         columns: column names of .tsv and .csv files without a header.
         delimiter: column delimiter, one character; by default a tab in .tsv files, a comma in .csv files.
         encoding: encoding of text files.
+        on_bad_row: rows that cannot be used, for example without text: stop with an `error` that lists them, or `skip`
+            and count them. Rows to predict are never skipped.
         options: batch size, limits and the other options of `FineTuneData`.
     """
 
@@ -46,6 +49,7 @@ class TabularData(FineTuneData):
         columns: list[str] | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
+        on_bad_row: Literal["error", "skip"] = "error",
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -55,7 +59,8 @@ class TabularData(FineTuneData):
             for split, path in files.items()
         }
         self.dataset = None if any((train_file, val_file, test_file)) else dataset
-        self.columns, self.delimiter, self.encoding = columns, delimiter, encoding
+        self.columns, self.delimiter, self.encoding, self.on_bad_row = columns, delimiter, encoding, on_bad_row
+        self.unused_columns: dict[str, list[str]] = {}  # split -> columns of its first row that are not read
         if delimiter is not None and len(delimiter) != 1:
             raise UserError(f"data.delimiter must be one character, got {delimiter!r} (a tab is typed $'\\t').")
         if not any(self.files.values()) and dataset is None:
@@ -90,13 +95,27 @@ class TabularData(FineTuneData):
             return {"split": split, "hub": rows._fingerprint}
         return None
 
-    def read(self, split: Split, required: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def bad_rows(self, split: Split) -> BadRows:
+        """Return a new collection of a split's rows that cannot be used."""
+        return BadRows(skip=self.on_bad_row == "skip" and split != "predict")
+
+    def read(
+        self, split: Split, required: dict[str, str], optional: Sequence[str] = ()
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (place, row) of each row; the place is for error messages.
 
         Args:
             split: the split to read.
             required: required column -> option that names the column.
+            optional: further columns that are used where they exist.
         """
+        used = {name.partition(".")[0] for name in [*required, *optional]} | {*required, *optional}
+        for place, row in self._rows(split, required):
+            if split not in self.unused_columns:
+                self.unused_columns[split] = [name for name in row if name not in used]
+            yield place, row
+
+    def _rows(self, split: Split, required: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
         path = self.files[split]
         if path:
             file: Path | str = path

@@ -34,8 +34,6 @@ class TextClassification(TabularData):
         label_column: name of the column with the label; `predict_file` does not need it.
         label_names: names of the classes, in the order of their numbers.
         label_offset: number of the first class in the files: 0, or 1 if the files count from 1.
-        on_bad_row: rows without text or usable label: stop with an `error` that lists them, or `skip` and count them.
-            Rows to predict are never skipped.
         val_cut: how validation rows are cut from the training rows if there is no validation split: `stratified` (each
             class in proportion) or `random`, as up to version 0.1.0.
         options: files, batch size, limits and the other options of `TabularData` and `FineTuneData`.
@@ -48,13 +46,12 @@ class TextClassification(TabularData):
         label_names: list[str] | None = None,
         label_offset: int = 0,
         join_columns: bool = False,
-        on_bad_row: Literal["error", "skip"] = "error",
         val_cut: Literal["stratified", "random"] = "stratified",
         **options: Any,
     ) -> None:
         super().__init__(**options)
         self.text_columns = [text_column] if isinstance(text_column, str) else list(text_column)
-        self.join_columns, self.on_bad_row, self.val_cut = join_columns, on_bad_row, val_cut
+        self.join_columns, self.val_cut = join_columns, val_cut
         self.label_column, self.label_offset, self._label_names = label_column, label_offset, label_names
         if label_names is not None and len(set(label_names)) < max(2, len(label_names)):
             raise UserError(f"data.label_names needs two or more different names, got {label_names}.")
@@ -89,7 +86,7 @@ class TextClassification(TabularData):
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         labelled, read_split = split != "predict", self.split_to_read(split)
-        bad = BadRows(skip=self.on_bad_row == "skip" and labelled)
+        bad = self.bad_rows(split)
         places, texts, labels = [], [], []
         for place, text, label in self._read(read_split, labelled, bad):
             places.append(place), texts.append(text), labels.append(label)
@@ -107,6 +104,7 @@ class TextClassification(TabularData):
         shown = ["\n".join(texts[i]) for i in kept]
         table = pa.table(encoded | {"label": [ids[i] for i in kept], "text": shown})
         facts = {"label_names": names, "total_rows": len(places), "truncated_rows": truncated}
+        facts |= {"unused_columns": self.unused_columns.get(read_split, [])}
         return datasets.Dataset(table), facts | ({"skipped_rows": len(bad.reasons)} if bad.reasons else {})
 
     def _encode(self, texts: list[tuple[str, ...]]) -> tuple[dict[str, pa.Array], int]:

@@ -82,7 +82,7 @@ DECODERS: dict[str, dict[str, Any]] = {  # CausalLM
     "falcon_mamba": MAMBA,
     "mamba2": MAMBA | {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "rwkv": ENDS | {"hidden_size": 32, "num_hidden_layers": 2, "context_length": 130},
-    "recurrent_gemma": HEADS | {"lru_width": 32, "attention_window_size": 64},
+    "recurrent_gemma": HEADS | {"num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 64},
     "jamba": HEADS | {"num_experts": 4, "mamba_d_state": 8, "attn_layer_period": 2, "attn_layer_offset": 1},
 }
 ENCODER_DECODERS: dict[str, dict[str, Any]] = {  # Seq2SeqLM

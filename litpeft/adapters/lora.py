@@ -173,8 +173,9 @@ class LoRA(Adapter):
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the base class's roles; adapter weights are also what layers compute once per step, such as norms."""
         roles = super().roles(model)
+        compiled = any(module._compiled_call_impl is not None for module in model.modules())  # computes all at use
         for layer in adapted_layers(model).values():
-            roles["adapter_weights"] += layer.cached_tensors()
+            roles["adapter_weights"] += layer.cached_tensors(make=not compiled)
         return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:

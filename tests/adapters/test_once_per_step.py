@@ -253,6 +253,12 @@ def test_norms_are_computed_in_parts_of_bounded_memory(monkeypatch: pytest.Monke
     assert calls == [1, 1]
 
 
+def test_a_memory_report_makes_no_casts_for_compiled_layers() -> None:
+    model = network("lora")
+    model[1].compile(backend="eager")
+    assert len(LoRA().roles(model)["adapter_weights"]) == len(trained(model))
+
+
 @every_strategy
 def test_a_memory_report_counts_what_is_kept_before_the_first_step(strategy: str) -> None:
     model = network(strategy)

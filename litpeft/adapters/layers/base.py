@@ -212,12 +212,13 @@ class AdaptedLayer(nn.Module):
         """Return the dtype of W, for a quantised weight the dtype that W is dequantised to for products."""
         return self.weight.dtype
 
-    def cached_tensors(self) -> list[Tensor]:
+    def cached_tensors(self, make: bool = True) -> list[Tensor]:
         """Return what is computed once per step, for memory reports: casts of A and B; DoRA's gain, norm and ‖W‖².
 
-        Casts and gain are made now, in the dtype of W, if the layer has not been called yet.
+        Args:
+            make: make casts and gain now, in the dtype of W, if the layer has not been called yet.
         """
-        if self.prepares and self._prepared is None:
+        if make and self.prepares and self._prepared is None:
             self.layer_group.prepare(self, self.frozen_dtype())
         known = self._prepared or Prepared(None, None)
         norms = [] if self.magnitude is None else [self.squares, self._norm]

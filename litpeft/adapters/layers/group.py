@@ -84,6 +84,8 @@ class LayerGroup:
 
     def update_norms(self) -> None:
         """Update the norms of all layers that can share operations with another layer."""
+        if len(self._members) == 1:
+            return
         groups: dict[tuple[object, ...], list[nn.Module]] = {}
         for layer in self.layers():
             key = None if layer.magnitude is None else layer.norm_group()

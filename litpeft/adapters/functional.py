@@ -4,12 +4,17 @@ Shapes: x (N, in), W (out, in), A (r, in), B (out, r), scaling s (scalar), DoRA'
 
     LoRA   y = x Wᵀ + b + s (drop(x) Aᵀ) Bᵀ               Hu et al. 2021, eq. 3, https://arxiv.org/abs/2106.09685
     DoRA   y = m/n ⊙ (x Wᵀ + s (drop(x) Aᵀ) Bᵀ) + b       Liu et al. 2024, eq. 5 and 11, https://arxiv.org/abs/2402.09353
-           n = ‖W + s BA‖ (row norms), a constant in backward (section 4.3 of the paper)
+           n = ‖W + s BA‖ (row norms), a constant in backward (section 4.3 of the paper); m/n is called the gain
+
+A small model on a GPU spends its time on kernel launches, so both directions use few: s is a factor inside of two
+products, casts and gains are computed once per optimizer step (`Prepared`), and gradients have their parameter's dtype
+and layout. `tests/profiling/test_launches.py` counts the launches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,11 +22,43 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from litpeft.adapters.gain import times_backward, times_plus
 from litpeft.ops.dropout import keep_mask, new_seed
 from litpeft.ops.overridable import overridable
-from litpeft.ops.row_chunks import split_rows
 
+WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
 ToMatrix = Callable[..., Tensor]  # (*stored tensors, dtype=...) -> W (out, in): casts, transposes or dequantises
+
+
+@dataclass(eq=False)
+class Prepared:
+    """Tensors of one adapted layer that are computed once per optimizer step and used by all of its calls.
+
+    Attributes:
+        A: A (r, in) in the compute dtype, without gradient; None if the parameter has this dtype.
+        B: B (out, r), likewise.
+        gain: m/n (out); None for LoRA, and where each call computes the gain.
+        key: cache key: compute dtype and identity of the values from which the tensors were computed.
+        used: whether a backward pass has used the tensors; the parameters may be updated after a backward pass.
+        whole: the object whose parts these tensors are, for one expert of a mixture.
+    """
+
+    A: Tensor | None
+    B: Tensor | None
+    gain: Tensor | None = None
+    key: tuple[object, ...] = ()
+    used: bool = False
+    whole: Prepared | None = None
+
+    def fits(self, A: Tensor, dtype: torch.dtype) -> bool:
+        """Return whether the tensors can hold the casts of A, and of its B, to this dtype."""
+        if self.A is None:
+            return self.key[0] == dtype == A.dtype
+        return self.A.dtype == dtype != A.dtype and self.A.shape == A.shape and self.A.device == A.device
+
+    def factors(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return A and B in the compute dtype, given the parameters."""
+        return (A, B) if self.A is None else (self.A, self.B)
 
 
 @overridable
@@ -35,13 +72,14 @@ def adapted_linear(
     scaling: float,
     dropout: float = 0.0,
     magnitude: Tensor | None = None,
-    norm: Tensor | None = None,
+    gain: Tensor | None = None,
     weight: Tensor | None = None,
+    prepared: Prepared | None = None,
 ) -> Tensor:
     """Compute a frozen linear layer with LoRA, or with DoRA if a magnitude is given.
 
-    Saved for backward: x, x Aᵀ (N, r), the parameters and the stored form of W; with DoRA also the output before the
-    bias. Dropout masks are drawn again in backward from their seed.
+    Saved for backward: x, s x Aᵀ (N, r), the parameters and the stored form of W; with DoRA also the gain and the
+    output before the bias. Dropout masks are drawn again in backward from their seed.
 
     Args:
         x: (..., in), in the compute dtype.
@@ -53,15 +91,17 @@ def adapted_linear(
         scaling: s.
         dropout: dropout probability of the input of A.
         magnitude: m (out), or None for LoRA.
-        norm: n (out), or None for LoRA.
+        gain: m/n (out), a constant for autograd; None for LoRA, or if `prepared` has it.
         weight: W, if the caller has computed it already; used in forward and not saved.
+        prepared: A and B in the dtype of x, and the gain, computed before; None to cast A and B here.
 
     Returns:
         (..., out), in the dtype of x.
     """
     seed = new_seed() if dropout else None
     rows = x.reshape(-1, x.shape[-1])  # (N, in); reshaped here: a view from a Function cannot be changed in place
-    out = _AdaptedLinear.apply(rows, bias, A, B, magnitude, norm, scaling, dropout, seed, to_matrix, weight, *stored)
+    options = scaling / (1 - dropout), dropout, seed, to_matrix, weight, prepared
+    out = _AdaptedLinear.apply(rows, bias, A, B, magnitude, gain, *options, *stored)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
@@ -74,54 +114,81 @@ class _AdaptedLinear(torch.autograd.Function):
         A: Tensor,
         B: Tensor,
         magnitude: Tensor | None,
-        norm: Tensor | None,
-        scaling: float,
+        gain: Tensor | None,
+        factor: float,
         dropout: float,
         seed: int | None,
         to_matrix: ToMatrix,
         weight: Tensor | None,
+        prepared: Prepared | None,
         *stored: Tensor,
     ) -> Tensor:
         dtype = rows.dtype
-        low = F.linear(_zeroed(rows, _mask(rows, dropout, seed)), A.to(dtype))  # (N, r)
+        a, b = (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
+        low = _scaled_product(_zeroed(rows, _mask(rows, dropout, seed)), a.T, factor)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
-        out = F.linear(
-            rows, weight if weight is not None else to_matrix(*stored, dtype=dtype), None if norm is not None else added
-        )
-        out.addmm_(low, (scaling / (1 - dropout) * B).to(dtype).T)  # in place: no second tensor of the output's size
+        if weight is None:
+            weight = to_matrix(*stored, dtype=dtype)
+        out = F.linear(rows, weight, added if magnitude is None else None)
+        out.addmm_(low, b.T)  # in place: no second tensor of the output's size
         scaled = None
         if magnitude is not None:
-            scaled, out = times_plus(out, magnitude / norm, added, keep=any(ctx.needs_input_grad))
-        ctx.save_for_backward(rows, low, bias, A, B, magnitude, norm, scaled, *stored)
-        ctx.settings = scaling, dropout, seed, to_matrix
+            m_over_n = prepared.gain if gain is None else gain
+            scaled, out = times_plus(out, m_over_n, added, keep=any(ctx.needs_input_grad))
+        # `prepared` is not saved for backward: a later call writes the same values into its tensors. If the values
+        # change, so do A, B or m, whose change autograd reports.
+        ctx.save_for_backward(rows, low, bias, A, B, magnitude, gain, scaled, *stored)
+        ctx.settings = factor, dropout, seed, to_matrix, prepared
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, low, bias, A, B, magnitude, norm, scaled, *stored = ctx.saved_tensors
-        scaling, dropout, seed, to_matrix = ctx.settings
-        scaling /= 1 - dropout
+        rows, low, bias, A, B, magnitude, gain, scaled, *stored = ctx.saved_tensors
+        factor, dropout, seed, to_matrix, prepared = ctx.settings
         need_x, need_bias, need_A, need_B = ctx.needs_input_grad[:4]
         dx = dbias = dA = dB = dm = None
+        if prepared is None:
+            a, b = A.to(dy.dtype), B.to(dy.dtype)
+        else:
+            a, b = prepared.factors(A, B)
+            (prepared.whole or prepared).used = True
         if need_bias:
             dbias = dy.sum(0, dtype=bias.dtype)
         if magnitude is not None:
-            dy, dm = times_backward(dy, scaled, magnitude, norm)
-        dlow = F.linear(dy, (scaling * B).T.to(dy.dtype).contiguous())  # (N, r)
+            dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain)
+        dlow = _scaled_product(dy, _for_product(b), factor)  # (N, r)
         mask = _mask(rows, dropout, seed) if need_A or need_x else None
         if need_A:
-            dA = (dlow.T @ _zeroed(rows, mask)).to(A.dtype)
-        if need_B:
-            # (lowᵀ dy)ᵀ, not dyᵀ low: several times faster on a CPU
-            dB = (low.T @ dy).T.to(B.dtype) * scaling
+            dA = _product(dlow.T, _zeroed(rows, mask), A.dtype)
+        if need_B and dy.device.type == "cpu":  # (lowᵀ dy)ᵀ, not dyᵀ low: several times faster
+            dB = (low.T @ dy).T.to(B.dtype, memory_format=torch.contiguous_format)
+        elif need_B:
+            dB = _product(dy.T, low, B.dtype)
         if need_x:
             dx = dy @ to_matrix(*stored, dtype=dy.dtype)
             if mask is None:
-                dx.addmm_(dlow, A.to(dy.dtype))
+                dx.addmm_(dlow, a)
             else:
-                dx += (dlow @ A.to(dy.dtype)).mul_(_factor(mask, dy))
-        return (dx, dbias, dA, dB, dm, *[None] * (6 + len(stored)))
+                dx.addcmul_(dlow @ a, _factor(mask, dy))
+        return (dx, dbias, dA, dB, dm, *[None] * (7 + len(stored)))
+
+
+def _scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """Return factor · left right in one launch; the sums are multiplied before they are rounded."""
+    return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=factor)
+
+
+def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return left right in `dtype`. CUDA writes the fp32 sums of 16-bit factors in the same launch."""
+    if WIDE_PRODUCTS and left.device.type in ("cuda", "meta") and dtype == torch.float32 and left.dtype.itemsize == 2:
+        return torch.mm(left, right, out_dtype=dtype)
+    return (left @ right).to(dtype)
+
+
+def _for_product(b: Tensor) -> Tensor:
+    """Return B for the product dy B; on a CPU, fp32 products take half the time with B stored by column."""
+    return b.T.contiguous().T if b.device.type == "cpu" and b.dtype.itemsize > 2 else b
 
 
 def _mask(x: Tensor, dropout: float, seed: int | None) -> Tensor | None:
@@ -160,89 +227,3 @@ class _FrozenLinear(torch.autograd.Function):
         dx = grad @ ctx.to_matrix(*stored, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
         dbias = grad.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[1] else None
         return (dx, dbias, None, *[None] * len(stored))
-
-
-class _Gain(torch.autograd.Function):
-    """Multiply `out` in place with m/n along dimension `dim`; only the output is saved for backward."""
-
-    @staticmethod
-    def forward(ctx: Any, out: Tensor, magnitude: Tensor, norm: Tensor, dim: int) -> Tensor:
-        ctx.mark_dirty(out)
-        times_plus(out.movedim(dim, -1), magnitude / norm)
-        ctx.save_for_backward(out, magnitude, norm)
-        ctx.dim = dim
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        out, magnitude, norm = ctx.saved_tensors
-        dout, dm = times_backward(grad.movedim(ctx.dim, -1), out.movedim(ctx.dim, -1), magnitude, norm)
-        return dout.movedim(-1, ctx.dim), dm, None, None
-
-
-def with_gain(out: Tensor, magnitude: Tensor, norm: Tensor, dim: int = -1) -> Tensor:
-    """Return `out` multiplied in place with DoRA's m/n along dimension `dim`."""
-    return _Gain.apply(out, magnitude, norm, dim)
-
-
-def low_rank_norm(squares: Tensor, w: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """Return the row norms ‖W + s BA‖ without computing BA.
-
-    ‖W + s BA‖² = ‖W‖² + 2 s Σ_r B ⊙ (W Aᵀ) + s² Σ_r (B (A Aᵀ)) ⊙ B: the products are (out, r) and (r, r).
-
-    Args:
-        squares: squared row norms ‖W‖² (out).
-        w: W (g, out/g, in), one matrix per group; a linear layer has g = 1.
-        A: (g, r/g, in).
-        B: (g, out/g, r/g).
-        scaling: s.
-
-    Returns:
-        (out), in the dtype of `squares`. Never 0: the result is at least ‖W‖ √eps (the rounding of ‖W‖²) and at least
-        the root of the smallest normal number, so that a row of zeros can be divided by its norm.
-    """
-    wide = squares.dtype
-    A, B = A.to(wide), B.to(wide)
-    cross = (w @ A.mT.to(w.dtype)).to(wide)  # (g, out/g, r/g)
-    inner = A @ A.mT  # (g, r/g, r/g)
-    added = (B * (2 * scaling * cross + scaling**2 * (B @ inner))).sum(-1).flatten()
-    limits = torch.finfo(wide)
-    return (squares + added).maximum(limits.eps * squares).sqrt().clamp_min(limits.tiny**0.5)
-
-
-def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool = True) -> tuple[Tensor, Tensor]:
-    """Return z ⊙ gain, computed in place, and z ⊙ gain + bias.
-
-    The gain is not rounded to bf16, where 1.003 becomes 1. Products use a few rows at a time, because a CPU kernel
-    would copy all of z to the wider dtype.
-
-    Args:
-        z: (..., out); overwritten.
-        gain: (out), fp32 or wider.
-        bias: (out) in the dtype of z, or None.
-        keep: whether the caller needs z ⊙ gain without the bias; if False, the sum overwrites z as well.
-    """
-    out = z if bias is None or not keep else torch.empty_like(z)
-    for z_part, out_part in split_rows(z, out):
-        torch.mul(z_part, gain, out=z_part)
-        if bias is not None:
-            torch.add(z_part, bias, out=out_part)
-    return z, out
-
-
-def times_backward(dy: Tensor, scaled: Tensor, magnitude: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of m/n ⊙ z by z and by m: dy ⊙ m/n and Σ dy ⊙ scaled / m.
-
-    Args:
-        dy: (..., out), the gradient of m/n ⊙ z.
-        scaled: (..., out), m/n ⊙ z.
-        magnitude: m (out); products are computed and summed in its dtype.
-        norm: n (out).
-    """
-    gain, total, dz = magnitude / norm, torch.zeros_like(magnitude), torch.empty_like(dy)
-    for dy_part, scaled_part, dz_part in split_rows(dy, scaled, dz):
-        wide = dy_part.to(total.dtype)
-        torch.mul(wide, gain, out=dz_part)
-        total += (wide * scaled_part).flatten(0, -2).sum(0)
-    return dz, torch.where(magnitude == 0, 0, total / magnitude)

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from litpeft.adapters.base import Adapter, CastTo
 from litpeft.adapters.experts import restore_experts, separate_experts
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
+from litpeft.adapters.layers.group import LayerGroup
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_format import load_adapter
@@ -113,6 +114,7 @@ class LoRA(Adapter):
             base = model.get_submodule(name)
             _check_rank(name, base, self.options(name).rank)
             model.set_submodule(name, ADAPTED[layer_type(base)](base, self.options(name)))
+        LayerGroup.join(adapted_layers(model).values())
         restore_experts(model)  # where neither adapted nor quantised: transformers computes them faster
         if self.bias != "none":
             self._train_biases(model)
@@ -169,10 +171,11 @@ class LoRA(Adapter):
         restore_experts(model)
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
-        """Return the base class's roles, with DoRA's norms among the adapter weights."""
+        """Return the base class's roles; adapter weights are also what layers compute once per step, such as norms."""
         roles = super().roles(model)
+        compiled = any(module._compiled_call_impl is not None for module in model.modules())  # computes all at use
         for layer in adapted_layers(model).values():
-            roles["adapter_weights"] += layer.norm_tensors()
+            roles["adapter_weights"] += layer.cached_tensors(make=not compiled)
         return roles
 
     def describe(self, model: nn.Module) -> dict[str, Any]:

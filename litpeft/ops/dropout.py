@@ -20,21 +20,20 @@ def new_seed() -> int:
 def keep_mask(x: Tensor, dropout: float, seed: int) -> Tensor:
     """Return a uint8 dropout mask in the shape of x (1: keep, 0: drop), which depends only on shape and seed.
 
-    Each number uses 16 random bits, so the share of zeros is `dropout` to within 2^-17. Does not use the global
-    generator.
+    On a CPU each number uses 16 random bits, so the share of zeros is `dropout` to within 2^-17. Does not use the
+    global generator.
     """
-    count, device = x.numel(), x.device
+    mask = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    if x.device.type != "cpu":  # one launch
+        generator = None if x.is_meta else _generator(x.device).manual_seed(seed)
+        return mask.bernoulli_(1 - dropout, generator=generator)
+    count = x.numel()
     words = -(-count // 4)  # one random int64 serves four numbers
-    if x.is_meta or isinstance(x, FakeTensor):  # a memory estimate: allocate the same bytes without drawing
-        draws = torch.empty(words, dtype=torch.int64, device=device).view(torch.int16)
-    elif device.type == "cpu":
-        draws = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))  # twice as fast as torch's
+    if isinstance(x, FakeTensor):  # a memory estimate: allocate the same bytes without drawing
+        draws = torch.empty(words, dtype=torch.int64, device=x.device).view(torch.int16)
     else:
-        generator = _generator(device).manual_seed(seed)
-        draws = torch.empty(words, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
-        draws = draws.view(torch.int16)
+        draws = torch.from_numpy(np.random.SFC64(seed).random_raw(words).view(np.int16))  # twice as fast as torch's
     threshold = min(round(dropout * 65536) - 32768, 32767)  # the draws are signed
-    mask = torch.empty(x.shape, dtype=torch.uint8, device=device)
     # not bool: on a CPU, comparing to bool and multiplying with bool take five times as long
     return torch.ge(draws[:count].view(x.shape), threshold, out=mask)
 

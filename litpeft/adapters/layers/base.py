@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from litpeft.adapters.functional import low_rank_norm
+from litpeft.adapters.functional import Prepared
+from litpeft.adapters.gain import low_rank_norm
+from litpeft.adapters.layers.group import LayerGroup
 from litpeft.errors import UserError
 
 _optimizer_steps = 0
@@ -39,6 +42,7 @@ class AdaptedLayer(nn.Module):
     """Base class. As matrices, the weight is W (out, in), A is (r, in), B is (out, r); convolutions have g groups."""
 
     groups = 1
+    prepares = False  # whether A and B are cast, and the gain is computed, once per optimizer step
 
     def __init__(self, base: nn.Module, options: LowRank) -> None:
         super().__init__()
@@ -52,6 +56,9 @@ class AdaptedLayer(nn.Module):
         self.lora_B = nn.Parameter(torch.empty(shape_B, dtype=torch.float32, device=first))
         self.initialise(options.init)
         self.lora_A, self.lora_B = (nn.Parameter(p.detach().to(device)) for p in (self.lora_A, self.lora_B))
+        self._prepared: Prepared | None = None
+        self.layer_group = LayerGroup()  # of its own, until `LayerGroup.join` makes one group of a model's layers
+        self.layer_group.add(self)
         self.magnitude = None
         if options.magnitude:
             with torch.no_grad():
@@ -83,6 +90,14 @@ class AdaptedLayer(nn.Module):
             nn.init.normal_(self.lora_A, std=1 / self.rank)
         nn.init.zeros_(self.lora_B)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles, without what belongs to the parameters of this layer only."""
+        return vars(self) | {"_prepared": None, "_norm_key": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.layer_group.add(self)  # the layers of a copied model form a group of their own
+
     def matrix(self) -> Tensor:
         """Return W (out, in): a view, or the dequantised weight."""
         return self.weight
@@ -91,19 +106,73 @@ class AdaptedLayer(nn.Module):
         """Return a layer of the replaced type with this weight (out, in)."""
         raise NotImplementedError
 
+    def _values_key(self, *names: str) -> tuple[object, ...]:
+        """Return a key that changes with the values of these parameters."""
+        key: list[object] = [_optimizer_steps]
+        for name in names:
+            if (p := self._parameters.get(name)) is not None:
+                key += [id(p), p._version, p.untyped_storage()._cdata]  # the storage: `p.data = ...` keeps the version
+        return tuple(key)
+
     def norm_is_stale(self) -> bool:
         """Return whether A or B may have changed since the norm was computed."""
         return torch.compiler.is_compiling() or getattr(self, "_norm_key", None) != self._cache_key()
 
     def _cache_key(self) -> tuple[object, ...]:
-        A, B = self.lora_A, self.lora_B
         # with the mode, because weight averaging swaps weights for validation without raising `_version`
-        key = _optimizer_steps, self.training, id(A), A._version, id(B), B._version
-        return *key, A.device, self.squares.dtype
+        return self.training, self.lora_A.device, self.squares.dtype, *self._values_key("lora_A", "lora_B")
+
+    def prepared(self, dtype: torch.dtype) -> Prepared | None:
+        """Return what is computed once per optimizer step; None if this call has to compute it.
+
+        Only for calls that a backward pass follows, in training: weights that are set by hand without raising
+        `_version` (`p.data.copy_(...)`, as some averaging methods do) are then read by the next call.
+
+        Args:
+            dtype: compute dtype.
+        """
+        if not (self.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+            return None
+        if self.magnitude is None and dtype == self.lora_A.dtype:
+            return None
+        if not self.is_prepared(dtype):
+            self.layer_group.prepare(self, dtype)
+            if not self.is_prepared(dtype):  # sharded parameters
+                return None
+        return self._prepared
+
+    def is_prepared(self, dtype: torch.dtype) -> bool:
+        """Return whether casts and gain are those of the present values of A, B and m."""
+        known = self._prepared
+        return known is not None and not known.used and known.key == self._prepared_key(dtype)
+
+    def _prepared_key(self, dtype: torch.dtype) -> tuple[object, ...]:
+        return dtype, *self._values_key("lora_A", "lora_B", "magnitude")
+
+    def allocate(self, dtype: torch.dtype) -> Prepared:
+        """Return the object for casts and gain in this compute dtype, with the tensors of the last step if they fit.
+
+        Its key is that of the present values, which the caller copies into the tensors.
+        """
+        A, B, m = self.lora_A, self.lora_B, self.magnitude
+        known = self._prepared
+        if known is None or not known.fits(A, dtype):
+            cast = dtype != A.dtype
+            made = [torch.empty_like(p, dtype=dtype, requires_grad=False) if cast else None for p in (A, B)]
+            known = self._prepared = Prepared(*made)
+            if m is not None and self.norm_group() is not None:  # else each call computes norm and gain
+                known.gain = torch.empty_like(self.squares, dtype=torch.promote_types(m.dtype, self.squares.dtype))
+        known.key, known.used = self._prepared_key(dtype), False
+        return known
+
+    def norm_group(self) -> tuple[object, ...] | None:
+        """Return a key, equal for layers whose norms one operation can compute; None for a layer alone."""
+        return None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AdaptedLayer:
         """Move or cast the layer, then recompute the norms of W from the new weight."""
         super()._apply(fn, recurse)
+        self._prepared = None
         _update_squares(self)
         return self
 
@@ -113,10 +182,22 @@ class AdaptedLayer(nn.Module):
             return self._norm
         # no inference tensor, even in validation: training may use the cached norm
         with torch.inference_mode(False), torch.no_grad():
+            if not torch.compiler.is_compiling() and self.norm_group() is not None:
+                self.layer_group.update_norms()
+                if not self.norm_is_stale():
+                    return self._norm
             norm = self.compute_norm(matrix)
         if not torch.compiler.is_compiling():
-            self._norm, self._norm_key = norm, self._cache_key()
+            self.keep_norm(norm)
         return norm
+
+    def keep_norm(self, norm: Tensor) -> None:
+        """Cache the row norms (out) of the present values of A and B."""
+        self._norm, self._norm_key = norm, self._cache_key()
+
+    def gain(self, matrix: Tensor | None = None) -> Tensor:
+        """Return DoRA's gain m / ‖W + s BA‖ (out), a constant for autograd; `matrix` is W."""
+        return self.magnitude.detach() / self.norm(matrix)
 
     def compute_norm(self, matrix: Tensor | None = None) -> Tensor:
         """Return the row norms ‖W + s BA‖ (out); `matrix` is W."""
@@ -127,9 +208,21 @@ class AdaptedLayer(nn.Module):
         """Return the squared row norms ‖W‖² (out)."""
         return row_squares(self.matrix())
 
-    def norm_tensors(self) -> list[Tensor]:
-        """Return DoRA's cached tensors for memory reports: ‖W‖² by row and the norm; none for LoRA."""
-        return [] if self.magnitude is None else [self.squares, self._norm]
+    def frozen_dtype(self) -> torch.dtype:
+        """Return the dtype of W, for a quantised weight the dtype that W is dequantised to for products."""
+        return self.weight.dtype
+
+    def cached_tensors(self, make: bool = True) -> list[Tensor]:
+        """Return what is computed once per step, for memory reports: casts of A and B; DoRA's gain, norm and ‖W‖².
+
+        Args:
+            make: make casts and gain now, in the dtype of W, if the layer has not been called yet.
+        """
+        if make and self.prepares and self._prepared is None:
+            self.layer_group.prepare(self, self.frozen_dtype())
+        known = self._prepared or Prepared(None, None)
+        norms = [] if self.magnitude is None else [self.squares, self._norm]
+        return [tensor for tensor in (known.A, known.B, known.gain, *norms) if tensor is not None]
 
     def grouped(self, matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return W (g, out/g, in), A (g, r/g, in) and B (g, out/g, r/g)."""

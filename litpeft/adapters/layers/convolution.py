@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litpeft.adapters.functional import with_gain
+from litpeft.adapters.gain import with_gain
 from litpeft.adapters.layers.base import AdaptedLayer
 from litpeft.errors import UserError
 
@@ -53,7 +53,7 @@ class AdaptedConvolution(AdaptedLayer):
         out = out + self.convolve(low, (self.scaling * self.lora_B).to(low.dtype), groups=self.groups)
         if self.magnitude is None:
             return out
-        out = with_gain(out, self.magnitude, self.norm(), dim=1)
+        out = with_gain(out, self.magnitude, self.gain(), dim=1)
         return out if bias is None else out + bias.to(out.dtype).view(-1, *[1] * len(self.kernel_size))
 
     def plain(self, matrix: Tensor) -> nn.Conv1d | nn.Conv2d:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litpeft.adapters.functional import with_gain
+from litpeft.adapters.gain import with_gain
 from litpeft.adapters.layers.base import AdaptedLayer
 from litpeft.errors import UserError
 
@@ -40,9 +40,9 @@ class AdaptedEmbedding(AdaptedLayer):
     def forward(self, ids: Tensor) -> Tensor:  # (...) -> (..., dim)
         out = F.embedding(ids, self.weight).view(-1, self.out_features)
         low = F.embedding(ids.reshape(-1), self.lora_A.T, self.padding_idx).to(out.dtype)  # (N, r)
-        out = out.addmm_(low, (self.scaling * self.lora_B).to(out.dtype).T)
+        out = out.addmm_(low, self.lora_B.to(out.dtype).T, alpha=self.scaling)
         if self.magnitude is not None:
-            out = with_gain(out, self.magnitude, self.norm())
+            out = with_gain(out, self.magnitude, self.gain())
         if self.scale is not None:
             out = out * torch.tensor(self.scale, dtype=out.dtype)  # rounded as in transformers
         return out.view(*ids.shape, self.out_features)

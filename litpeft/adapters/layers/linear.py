@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters.functional import ToMatrix, adapted_linear
@@ -17,6 +18,7 @@ from litpeft.ops.autocast import as_autocast, without_autocast
 class AdaptedLinear(AdaptedLayer):
     """nn.Linear with an adapter."""
 
+    prepares = True
     output_is_changed = False  # whether the model changes the output in place
 
     def take_over(self, base: nn.Linear) -> None:
@@ -41,17 +43,28 @@ class AdaptedLinear(AdaptedLayer):
 
     def compute(self, x: Tensor) -> Tensor:
         """Compute the layer's output in the dtype of x."""
-        norm = weight = None
-        if self.magnitude is not None:
+        prepared = self.prepared(x.dtype)
+        gain = weight = None
+        if self.magnitude is not None and (prepared is None or prepared.gain is None):
             # the norm and the product share W, so that a four-bit weight is dequantised once
-            if self.norm_is_stale() and not torch.compiler.is_compiling():
+            if self.norm_group() is None and self.norm_is_stale() and not torch.compiler.is_compiling():
                 weight = self.to_matrix(*self.stored, dtype=x.dtype)
-            norm = self.norm(weight)
+            gain = self.gain(weight)
         dropout = self.dropout if self.training else 0.0
-        parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, norm, weight
+        parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, gain, weight, prepared
         out = adapted_linear(x, self.stored, self.to_matrix, self.bias, *parts)
         keeps_output = self.magnitude is not None and self.bias is None  # for the gradient of the magnitude
         return out.clone() if self.output_is_changed and keeps_output else out
+
+    def norm_group(self) -> tuple[object, ...] | None:
+        A, device = self.lora_A, self.lora_A.device
+        if isinstance(A, DTensor) or any(isinstance(t, DTensor) for t in self.stored):
+            return None
+        if (
+            len(self.stored) > 1 and device.type == "cpu"
+        ):  # dequantising takes longer than launches: share W in `compute`
+            return None
+        return A.shape, self.lora_B.shape, A.dtype, self.frozen_dtype(), device, self.squares.dtype, self.scaling
 
     def plain(self, matrix: Tensor) -> nn.Module:
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
@@ -95,6 +108,9 @@ class AdaptedLinear4bit(AdaptedLinear):
         return self.base.weight
 
     weight = property(matrix)
+
+    def frozen_dtype(self) -> torch.dtype:
+        return self.base.compute_dtype or self.base.dtype
 
     @property
     def stored(self) -> tuple[Tensor, ...]:

@@ -40,6 +40,21 @@ def injected_in(model: nn.Module) -> Injected | None:
     return model.__dict__.get(KEY)
 
 
+def freeze_constants(model: nn.Module) -> None:
+    """Freeze the parameters that PEFT lists as not trained: in a bf16 base it makes them trainable by mistake.
+
+    Seen with PEFT 0.21.2: `_move_adapter_to_device_of_base_layer` casts AdaLoRA's `ranknum` into a new parameter.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for layer in model.modules():
+        if isinstance(layer, BaseTunerLayer):
+            for name in set(layer.other_param_names) - set(layer.adapter_layer_names):
+                held = getattr(layer, name, None)
+                if isinstance(held, (nn.Module, nn.Parameter)):
+                    held.requires_grad_(False)
+
+
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the parameters and buffers of a model by name."""
     yield from model.named_parameters()

@@ -16,7 +16,15 @@ from litpeft.adapters import peft_adalora
 from litpeft.adapters.base import Adapter, trainable
 from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_export import changes_base, write_peft_adapter
-from litpeft.adapters.peft_injected import KEY, Injected, hash_of_constants, injected_in, tensors_of, untie
+from litpeft.adapters.peft_injected import (
+    KEY,
+    Injected,
+    freeze_constants,
+    hash_of_constants,
+    injected_in,
+    tensors_of,
+    untie,
+)
 from litpeft.adapters.peft_options import (
     PROMPTS,
     build_config,
@@ -121,6 +129,7 @@ class Peft(Adapter):
                 f"model.adapter.method {self.method}: PEFT cannot adapt {type(model).__name__} "
                 f"({first_sentence(error)[:300]}); change model.adapter.options or model.adapter.targets."
             ) from error
+        freeze_constants(model)
         if self.method in PROMPTS:
             model.add_module("prompt_encoder", wrapper.prompt_encoder)
             VirtualTokens(wrapper, self.method, model)

@@ -7,6 +7,7 @@ model had read the virtual tokens before. So logits, labels and token counts are
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -26,8 +27,8 @@ def check_model(model: nn.Module, method: str) -> None:
             f"{option}: {kind} finds the end of a row by its token ids, which virtual tokens do not have; "
             "use PREFIX_TUNING."
         )
-    if method == "PREFIX_TUNING" and not _is_causal(model):
-        raise UserError(f"{option}: the encoder {kind} takes no keys and values from before a row; use PROMPT_TUNING.")
+    if method == "PREFIX_TUNING" and _reads_cache(model) is None:
+        raise UserError(f"{option}: {kind} takes no keys and values of earlier tokens; use PROMPT_TUNING.")
     if method == "PREFIX_TUNING" and getattr(model, "is_gradient_checkpointing", False):
         raise UserError(f"{option} does not work with model.gradient_checkpointing; leave that out.")
 
@@ -45,8 +46,9 @@ class VirtualTokens:
         self.wrapper, self.prefix = wrapper, method == "PREFIX_TUNING"
         self.count = wrapper.peft_config["default"].num_virtual_tokens
         self.width: int | None = None  # positions with the virtual tokens, while the model runs with them
-        model.register_forward_pre_hook(self.before, with_kwargs=True)
-        model.register_forward_hook(self.after)
+        reader = _reads_cache(model) if self.prefix else model
+        reader.register_forward_pre_hook(self.before, with_kwargs=True)
+        reader.register_forward_hook(self.after)
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         if not self.prefix and head is not None:
             head.register_forward_pre_hook(self.cut)
@@ -114,7 +116,10 @@ class VirtualTokens:
             )
 
 
-def _is_causal(model: nn.Module) -> bool:
-    """Return whether the model is a decoder, which keeps the keys and values of earlier tokens."""
-    name = type(model).__name__
-    return name.endswith(("ForCausalLM", "LMHeadModel")) or isinstance(getattr(model, "score", None), nn.Module)
+def _reads_cache(model: nn.Module) -> nn.Module | None:
+    """Return the module whose forward takes the keys and values of earlier tokens: the model, or the base inside it."""
+    inner = getattr(model, getattr(model, "base_model_prefix", None) or "", None)
+    for module in (model, inner):
+        if isinstance(module, nn.Module) and "past_key_values" in inspect.signature(module.forward).parameters:
+            return module
+    return None

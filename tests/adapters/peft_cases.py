@@ -50,7 +50,6 @@ TINY: dict[str, dict[str, Any]] = {
 # (method, kind of model) -> the sentence that says why the combination is refused
 NOT_HERE = {
     ("ADAPTION_PROMPT", "bert"): "Unsupported model type for adaption prompt",
-    ("PREFIX_TUNING", "bert"): "takes no keys and values from before a row; use PROMPT_TUNING",
 }
 # (method, kind of model) -> the sentence that says why there is no merged export; "any" kind of model
 NOT_MERGED = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from litpeft.__main__ import main
-from litpeft.adapters.peft_options import REFUSED
+from litpeft.adapters.peft_options import PROMPTS, REFUSED
 from litpeft.commands.export_check import Inputs
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
@@ -126,9 +126,24 @@ class Case:
             return AutoModelForSequenceClassification.from_pretrained(self.base, num_labels=2)
         return AutoModelForCausalLM.from_pretrained(self.base)
 
-    def loaded(self, trainable: bool = False) -> nn.Module:
+    def loaded(self) -> nn.Module:
         """Return PEFT's model of the exported adapter."""
-        return peft.PeftModel.from_pretrained(self.plain(), str(self.folder / "adapter"), is_trainable=trainable)
+        return peft.PeftModel.from_pretrained(self.plain(), str(self.folder / "adapter"))
+
+    def in_training(self, trained: dict[str, Tensor]) -> nn.Module:
+        """Return PEFT's model with the trained tensors, ready to train; PEFT loads no prompt for training."""
+        folder = str(self.folder / "adapter")
+        if self.method not in PROMPTS:
+            return peft.PeftModel.from_pretrained(self.plain(), folder, is_trainable=True)
+        config = peft.PeftConfig.from_pretrained(folder)
+        config.inference_mode = False
+        model = peft.get_peft_model(self.plain(), config)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if parameter.requires_grad:
+                    ours = name.removeprefix("base_model.").replace(".modules_to_save.default", "")
+                    parameter.copy_(trained[ours])
+        return model
 
     def weights(self, name: str = "run") -> dict[str, Tensor]:
         """Return the tensors of the newest checkpoint."""

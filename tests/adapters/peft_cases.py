@@ -98,7 +98,7 @@ class Case:
             *("--model", *task, "--data.train_file", str(data), "--data.val_file", str(data)),
             *("--data.batch_size", "6", "--data.max_length", "64", "--model.model_name", model),
             *("--model.dtype", dtype, "--model.adapter", "Peft", "--model.adapter.method", method),
-            *(f"--model.adapter.options.{name}={json.dumps(value)}" for name, value in given.items()),
+            *(f"--model.adapter.options.{n}={v if isinstance(v, str) else json.dumps(v)}" for n, v in given.items()),
             *("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2"),
             *("--trainer.max_steps", "4", "--trainer.accelerator", "cpu"),
         ]

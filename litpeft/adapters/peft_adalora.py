@@ -69,6 +69,8 @@ def reallocate(tuner: nn.Module, step: int, total_steps: int | None) -> None:
             f"{total_steps} for reallocation; give smaller numbers."
         )
     config.total_step = total_steps
+    if step == total_steps - config.tfinal and not tuner.rankallocator.exp_avg_ipt:
+        tuner.rankallocator.update_ipt(tuner.model)  # a run of one step: PEFT would have no importance to compare
     tuner.update_and_allocate(step)
 
 

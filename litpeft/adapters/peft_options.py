@@ -25,6 +25,7 @@ REFUSED = {  # method -> why litpeft does not run it
     "XLORA": "it mixes LoRA adapters that were trained before, and a run starts without any; use LORA",
 }
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")  # methods that add virtual tokens
+OWN_TARGETS = (*PROMPTS, "ADAPTION_PROMPT", "IA3", "LN_TUNING", "TRAINABLE_TOKENS")  # not the targets of LoRA
 OURS = {  # options of PEFT that litpeft sets itself -> what to use instead
     "peft_type": "model.adapter.method",
     "exclude_modules": "model.adapter.exclude",
@@ -105,6 +106,18 @@ def check_method(method: str) -> str:
     if name in REFUSED:
         raise UserError(f"model.adapter.method {name}: {REFUSED[name]}.")
     return name
+
+
+def compared_method(strategy: str) -> str | None:
+    """Return the method of PEFT that a strategy's name in tables stands for; None if PEFT is absent or has none."""
+    name = strategy.upper().replace("-", "_")
+    if name in ("LORA", "NONE", "FROZEN") or name.startswith(("Q", "DORA")):  # litpeft's own
+        return None
+    try:
+        known = known_methods()
+    except UserError:
+        return None
+    return next((method for method in (name.removeprefix("PEFT_"), name) if method in known), None)
 
 
 def check_options(method: str, options: Mapping[str, Any]) -> None:

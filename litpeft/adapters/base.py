@@ -124,6 +124,9 @@ class Adapter:
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
         return model
 
+    def check_sharding(self) -> None:
+        """Raise a UserError if the adapter's tensors cannot be sharded over processes. The default does nothing."""
+
     def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters that this adapter has added, by name; each must get a gradient in training."""
         return {}

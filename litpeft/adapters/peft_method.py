@@ -148,6 +148,9 @@ class Peft(Adapter):
             state = get_peft_model_state_dict(wrapper, save_embedding_layers=False)
             injected.initial = {name: tensor.detach().clone() for name, tensor in state.items()}
 
+    def check_sharding(self) -> None:
+        raise UserError("model.adapter Peft does not run with fsdp2; give --trainer.strategy ddp.")
+
     def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
         added = injected_in(model).added
         return {name: parameter for name, parameter in trainable(model).items() if name in added}

@@ -29,8 +29,6 @@ def check_model(model: nn.Module, method: str) -> None:
         )
     if method == "PREFIX_TUNING" and _reads_cache(model) is None:
         raise UserError(f"{option}: {kind} takes no keys and values of earlier tokens; use PROMPT_TUNING.")
-    if method == "PREFIX_TUNING" and getattr(model, "is_gradient_checkpointing", False):
-        raise UserError(f"{option} does not work with model.gradient_checkpointing; leave that out.")
 
 
 class VirtualTokens:
@@ -56,6 +54,10 @@ class VirtualTokens:
     def before(self, model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Return the arguments of the model's forward with the virtual tokens."""
         options = dict(options)
+        if self.prefix and getattr(model, "is_gradient_checkpointing", False) and model.training:
+            raise UserError(  # transformers would leave out the keys and values
+                "model.adapter.method PREFIX_TUNING does not work with model.gradient_checkpointing; leave that out."
+            )
         if inputs:
             options["input_ids"], inputs = inputs[0], inputs[1:]
         if inputs or options.get("input_ids") is None:
@@ -71,7 +73,9 @@ class VirtualTokens:
         cache = options.get("past_key_values")
         read = 0 if cache is None else cache.get_seq_length()
         self._check_length(model, ids.shape[1] + max(read, self.count))
-        if mask is not None and mask.dim() == 2:
+        if mask is not None:
+            if mask.dim() != 2:
+                raise UserError("model.adapter.method: a model with virtual tokens takes a mask (rows, tokens) only.")
             options["attention_mask"] = torch.cat([mask.new_ones(len(mask), self.count), mask], dim=1)
         first = read == 0
         if positions is not None:

@@ -116,6 +116,7 @@ class FineTuner(L.LightningModule):
         if self.backbone is None:
             self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
             if isinstance(self.trainer.strategy, FSDP2):
+                self.adapter.check_sharding()
                 self.trainer.strategy.shard(self.backbone)
 
     def build(self, data: L.LightningDataModule, device: torch.device, weights: bool = True) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from transformers import (
 from litpeft.adapters import Peft
 from litpeft.adapters.base import trainable
 from litpeft.cli.finished_run import trained_task
+from litpeft.commands.estimate import Plan
 from litpeft.commands.export_check import logits
 from litpeft.errors import UserError
 from litpeft.profiling.memory.tracker import MemoryTracker
@@ -194,6 +196,9 @@ def test_virtual_tokens_are_refused_where_they_would_be_wrong(tmp_path: Path, ti
         "are more than the 512 positions of BertForSequenceClassification; give a smaller data.max_length"
         in this.fit("run")
     )
+    this = Case("PREFIX_TUNING", "llama", tiny_llama, tmp_path / "recomputed")
+    error = this.fit("run", "--model.gradient_checkpointing", "non_reentrant")
+    assert "PREFIX_TUNING does not work with model.gradient_checkpointing; leave that out." in error
     classifier = LlamaForSequenceClassification(
         LlamaConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, vocab_size=9)
     )
@@ -266,6 +271,22 @@ def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch)
         Peft("IA3")
 
 
+def test_sharding_is_refused() -> None:
+    with pytest.raises(UserError, match="does not run with fsdp2; give --trainer.strategy ddp"):
+        Peft("IA3").check_sharding()
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "SHIRA", "VERA"])
+def test_gradient_checkpointing_gives_the_same_weights(method: str, tmp_path: Path, tiny_llama: str) -> None:
+    this, steps = Case(method, "llama", tiny_llama, tmp_path), []
+    for kind in ("none", "non_reentrant", "reentrant"):
+        assert not this.fit(kind, *SGD, "--model.gradient_checkpointing", kind)
+        steps.append(Watch.steps)
+    for other in steps[1:]:
+        for name, tensor in steps[0][-1].items():
+            assert torch.allclose(other[-1][name], tensor, rtol=0, atol=1e-6), name
+
+
 def test_targets_presets_and_defaults(tiny_llama: str) -> None:
     def layers(method: str, **options: object) -> list[str]:
         model = AutoModelForCausalLM.from_pretrained(tiny_llama)
@@ -300,6 +321,28 @@ def test_run_folders_are_named_by_the_method(tmp_path: Path, tiny_model: str, mo
     monkeypatch.chdir(tmp_path)
     assert run("fit", *this.arguments, "--trainer.enable_progress_bar", "false")[1] == ""
     assert [path.name.partition(",")[0] for path in (tmp_path / "runs" / "sst2").iterdir()] == ["lokr"]
+
+
+def test_a_layer_that_peft_may_drop_is_counted_by_the_estimate(tmp_path: Path, tiny_model: str) -> None:
+    """LOHA draws a number to drop layers, by default with rate 0; the batches have padding."""
+    this = Case("LOHA", "bert", tiny_model, tmp_path)
+    assert not this.fit("run")
+    arguments = [*this.arguments, "--device", "cpu"]
+    plan = Plan(arguments)
+    peak = plan.trace(plan.task.adapter).phases["first_step"].tensors
+    record = this.record()["memory_phases"]["first_step"]
+    assert peak.bytes == pytest.approx(record["peak_tensor_bytes"], rel=0.01)
+    assert peak.split["activations"] == pytest.approx(record["tensor_bytes"]["activations"], rel=0.01)
+
+
+def test_estimate_compares_methods_by_name(tmp_path: Path, tiny_model: str) -> None:
+    this = Case("IA3", "bert", tiny_model, tmp_path)
+    names = "lora,peft-lora,ia3,p_tuning"
+    output, error = run("estimate", *this.arguments, "--device", "cpu", "--format", "json", "--compare", names)
+    assert not error
+    found = {row["adapter"]: row["trainable_params"] for row in json.loads(output)["strategies"]}
+    assert list(found) == names.split(",")
+    assert found["lora"] == found["peft-lora"] > found["ia3"]
 
 
 def test_the_tracker_follows_the_parts_of_sparse_tensors() -> None:

@@ -46,7 +46,7 @@ class Peft(Adapter):
     """Trains with any method of PEFT: IA3, VERA, LOKR, ADALORA, PREFIX_TUNING and others.
 
     PEFT replaces layers; targets, heads, fp32 training and checkpoints are as with litpeft's own adapters. LORA gives
-    the numbers of litpeft's `LoRA`, which needs less memory.
+    the numbers of litpeft's `LoRA`, and with `use_dora` those of litpeft's `DoRA`, which needs less memory.
 
     Args:
         method: PEFT's name of the method, in any case, such as `IA3`.

@@ -4,6 +4,7 @@ from litpeft.adapters.base import Adapter
 from litpeft.adapters.dora import DoRA
 from litpeft.adapters.full import Frozen, Full
 from litpeft.adapters.lora import LoRA
+from litpeft.adapters.peft_method import Peft
 from litpeft.adapters.qlora import QDoRA, QLoRA
 
-__all__ = ["Adapter", "DoRA", "Frozen", "Full", "LoRA", "QDoRA", "QLoRA"]
+__all__ = ["Adapter", "DoRA", "Frozen", "Full", "LoRA", "Peft", "QDoRA", "QLoRA"]

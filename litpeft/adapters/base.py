@@ -20,7 +20,7 @@ parameters. An adapter works on any `nn.Module` and does not need Lightning.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +28,15 @@ from torch import Tensor, nn
 
 from litpeft.adapters.layers import adapted_layers
 from litpeft.adapters.new_tokens import count_new_tokens, train_new_tokens
+from litpeft.adapters.trained_in_full import (
+    base_dtype,
+    find_modules_to_save,
+    outermost,
+    train_in_full,
+    train_without_children,
+)
 from litpeft.errors import UserError
+from litpeft.runs.strategy_names import shown_name
 
 
 class Adapter:
@@ -91,15 +99,15 @@ class Adapter:
                 "merge that adapter first, or load the model again."
             )
         head = tuple(head)
-        dtype = _base_dtype(model, head)
+        dtype = base_dtype(model, head)
         model.requires_grad_(False)
         for name in head:
-            _train_in_full(model.get_submodule(name), dtype)
+            train_in_full(model.get_submodule(name), dtype)
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
             if not any(f"{name}.".startswith(f"{h}.") for h in head):
-                _train_without_children(model.get_submodule(name), dtype)
-        for name in _outermost(_modules_to_save(self.modules_to_save, model), head):
-            _train_in_full(model.get_submodule(name), dtype, cast_output=True)
+                train_without_children(model.get_submodule(name), dtype)
+        for name in outermost(find_modules_to_save(self.modules_to_save, model), head):
+            train_in_full(model.get_submodule(name), dtype, cast_output=True)
         trained_in_full = list(trainable(model).values())
         base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self.adapt(model)
@@ -115,6 +123,9 @@ class Adapter:
         if not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
         return model
+
+    def check_sharding(self) -> None:
+        """Raise a UserError if the adapter's tensors cannot be sharded over processes. The default does nothing."""
 
     def added(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """Return the parameters that this adapter has added, by name; each must get a gradient in training."""
@@ -161,8 +172,33 @@ class Adapter:
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
 
+    def before_step(self, model: nn.Module) -> None:
+        """Add to the gradients before an optimizer step and before clipping. The default does nothing."""
+
+    def after_step(self, model: nn.Module, step: int, total_steps: int | None) -> None:
+        """Change the adapter after an optimizer step, while the gradients still exist. The default does nothing.
+
+        Args:
+            model: the model with the adapter.
+            step: number of optimizer steps so far, this one included.
+            total_steps: number of optimizer steps of the whole run; None if the run has no end.
+        """
+
     def merge(self, model: nn.Module) -> None:
         """Merge the added parameters into plain layers, in place. The default does nothing."""
+
+    def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
+        """Write the trained tensors in PEFT's format, so that `PeftModel.from_pretrained` gives the same outputs.
+
+        Args:
+            folder: an empty folder.
+            model: the model with the adapter.
+            base_name: hub id or folder of the base model.
+
+        Raises:
+            UserError: PEFT has no such adapter, or computes one of the layers differently.
+        """
+        raise UserError(f"PEFT has no adapter of type {shown_name(self.name)}; give --format merged.")
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the model's tensors by role, for memory reports; a tensor in two lists counts for the last one."""
@@ -191,99 +227,3 @@ class Adapter:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the parameters with `requires_grad`, by name; tied parameters appear once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-class CastTo(nn.Module):
-    """Parametrization that casts an fp32 parameter to the base's dtype whenever its module reads it."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.dtype = dtype
-
-    def forward(self, parameter: Tensor) -> Tensor:
-        return parameter.to(self.dtype)
-
-
-def _modules_to_save(suffixes: Sequence[str], model: nn.Module) -> list[str]:
-    """Return the names of the modules with these name suffixes; refuse unknown suffixes and tied weights."""
-    names = []
-    for suffix in suffixes:
-        found = [name for name, module in model.named_modules() if f".{name}".endswith(f".{suffix}") and name]
-        if not found:
-            known = ", ".join(sorted({name.rpartition(".")[2] for name, _ in model.named_modules() if name}))
-            raise UserError(f"model.adapter.modules_to_save: {suffix!r} is no module of this model; it has: {known}.")
-        for name in found:
-            module = model.get_submodule(name)  # a ModuleList has no forward of its own: take its items
-            names += [f"{name}.{i}" for i in range(len(module))] if isinstance(module, nn.ModuleList) else [name]
-    owners: dict[int, set[str]] = {}  # id of a parameter -> all its names
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), set()).add(name)
-    for name in names:
-        tied = {other for p in model.get_submodule(name).parameters() for other in owners[id(p)]}
-        if outside := sorted(other for other in tied if not other.startswith(f"{name}.")):
-            raise UserError(
-                f"model.adapter.modules_to_save: {name} shares its weight with {outside[0]}; "
-                "put it into model.adapter.targets instead."
-            )
-    return names
-
-
-def _base_dtype(model: nn.Module, head: Sequence[str]) -> torch.dtype:
-    """Return the dtype of the base: of its first floating-point parameter outside of the head.
-
-    The head may be the first module, and a newly initialised head may be fp32 in a bf16 model.
-    """
-    base = (p.dtype for name, p in model.named_parameters() if not any(name.startswith(f"{part}.") for part in head))
-    return next((dtype for dtype in base if dtype.is_floating_point), torch.float32)
-
-
-def _outermost(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """Return the names without those inside another module of `names` or `others`, and without duplicates."""
-    return [
-        name
-        for name in dict.fromkeys(names)
-        if not any(f"{name}.".startswith(f"{other}.") for other in [*others, *(set(names) - {name})])
-    ]
-
-
-def _train_in_full(module: nn.Module, base_dtype: torch.dtype, cast_output: bool = False) -> None:
-    """Train a module in fp32 inside a model of another dtype: cast its inputs to fp32.
-
-    Args:
-        module: the module to train in full.
-        base_dtype: dtype of the model.
-        cast_output: whether to cast the outputs back to `base_dtype`, because layers of the base follow.
-    """
-    module.requires_grad_(True)
-    module.float()
-    if base_dtype != torch.float32:
-        module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-        if cast_output:
-            module.register_forward_hook(partial(_cast_output, base_dtype))
-
-
-def _train_without_children(module: nn.Module, base_dtype: torch.dtype) -> None:
-    """Train a module's direct parameters in fp32, not those of its children; cast its output to the base's dtype."""
-    for parameter in module.parameters(recurse=False):
-        parameter.requires_grad = True
-        parameter.data = parameter.data.float()
-    if base_dtype != torch.float32:
-        if not list(module.children()):
-            module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
-        module.register_forward_hook(partial(_cast_output, base_dtype))
-
-
-def _cast_inputs(module: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-    return tuple(_to_fp32(x) for x in inputs), {name: _to_fp32(x) for name, x in options.items()}
-
-
-def _to_fp32(x: Any) -> Any:
-    if isinstance(x, tuple):
-        return tuple(_to_fp32(item) for item in x)
-    return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
-
-
-def _cast_output(dtype: torch.dtype, module: nn.Module, inputs: tuple, output: Any) -> Any:
-    if isinstance(output, tuple):
-        return tuple(_cast_output(dtype, module, inputs, item) for item in output)
-    return output.to(dtype) if isinstance(output, Tensor) and output.is_floating_point() else output

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from litpeft.adapters.base import Adapter, CastTo
+from litpeft.adapters.base import Adapter
 from litpeft.adapters.experts import restore_experts, separate_experts
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.layers.group import LayerGroup
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.not_adapted import not_adapted
-from litpeft.adapters.peft_format import load_adapter
+from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
+from litpeft.adapters.trained_in_full import CastTo
 from litpeft.errors import UserError
 
 
@@ -169,6 +170,9 @@ class LoRA(Adapter):
                 parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
                 module.bias = nn.Parameter(bias, requires_grad=False)
         restore_experts(model)
+
+    def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
+        write_adapter(folder, model, self, base_name)
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the base class's roles; adapter weights are also what layers compute once per step, such as norms."""

@@ -8,7 +8,8 @@ from typing import Any
 from lightning import Trainer
 
 from litpeft import adapters
-from litpeft.adapters import Adapter
+from litpeft.adapters import Adapter, Peft
+from litpeft.adapters.peft_options import OWN_TARGETS, compared_method
 from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.errors import UserError
 from litpeft.runs.strategy_names import shown_name, stored_name
@@ -58,12 +59,26 @@ class PlannedRunCLI(LitPeftCLI):
 def _adapter(name: str, like: Adapter) -> Adapter:
     """Create an adapter by name, with the options of `like` that the new adapter also has."""
     name = stored_name(name)
-    kinds = {getattr(adapters, each).name: getattr(adapters, each) for each in adapters.__all__ if each != "Adapter"}
+    if (method := compared_method(name)) is not None:
+        return _peft(method, like)
+    classes = [getattr(adapters, each) for each in adapters.__all__ if each not in ("Adapter", "Peft")]
+    kinds = {kind.name: kind for kind in classes}
     base, _, quant_type = name.partition("-")
     kind = kinds.get(base)
     if kind is None or (quant_type and quant_type not in ("nf4", "fp4")) or bool(quant_type) != base.startswith("q"):
         known = [f"{each}-nf4" if each.startswith("q") else shown_name(each) for each in kinds]
-        raise UserError(f"--compare: no adapter is named {name!r}; known: {', '.join(known)} (or -fp4).")
+        raise UserError(
+            f"--compare: no adapter is named {name!r}; known: {', '.join(known)} (or -fp4), and the "
+            "methods of PEFT, such as ia3."
+        )
     takes = {option for parent in kind.__mro__ for option in inspect.signature(parent.__init__).parameters}
-    options = {option: value for option, value in vars(like).items() if option in takes}
+    options = {option: value for option, value in vars(like).items() if option in takes and value is not None}
     return kind(**options | ({"quant_type": quant_type} if quant_type else {}))
+
+
+def _peft(method: str, like: Adapter) -> Peft:
+    """Create an adapter of PEFT with the options of `like`, if that has this method, and with its targets otherwise."""
+    if isinstance(like, Peft) and like.method == method:
+        return like
+    shared = ["modules_to_save", *(["targets", "exclude", "layers"] if method not in OWN_TARGETS else [])]
+    return Peft(method, **{option: value for option in shared if (value := getattr(like, option, None))})

@@ -65,9 +65,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     """Write the export into an empty folder and return a description of it."""
     import torch  # slow imports, only now: mistakes in the options were reported before
 
-    from litpeft.adapters import LoRA
     from litpeft.adapters.new_tokens import merge_new_tokens
-    from litpeft.adapters.peft_format import write_adapter
     from litpeft.adapters.qlora import four_bit_layers
     from litpeft.cli.console import quieten
     from litpeft.cli.finished_run import FinishedRun
@@ -83,8 +81,6 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         raise UserError(
             f"--base applies to 4-bit runs, and {options.run_dir} is a {shown_name(adapter.name)} run; leave it out."
         )
-    if options.format == "adapter" and not isinstance(adapter, LoRA):
-        raise UserError(f"PEFT has no adapter of type {shown_name(adapter.name)}; give --format merged.")
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     model = run.build(torch.device("cpu"))
@@ -92,7 +88,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     if options.format == "adapter":
         base = local_or_hub(task.model_name, "model.model_name")
         base = str(Path(base).resolve()) if os.path.isdir(base) else base
-        write_adapter(folder, model, adapter, base)
+        adapter.export(folder, model, base)
         write_model_card(folder, run.record, base)
         size = sum(tensor.nbytes for tensor in run.state.values())
         return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"

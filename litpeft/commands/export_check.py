@@ -65,7 +65,9 @@ def logits(model: nn.Module, inputs: Inputs, task: FineTuner | None = None) -> T
     """Return the fp32 logits of a model, in the compute dtype of `task` if given; padded positions are left out."""
     with torch.inference_mode(), task.autocast() if task else nullcontext():
         out = model.eval()(**inputs.tensors).logits.float()
-    mask = inputs.tensors.get("attention_mask")
+    mask, width = inputs.tensors.get("attention_mask"), inputs.tensors["input_ids"].shape[1]
+    if out.dim() == 3 and out.shape[1] > width:
+        out = out[:, -width:]  # PEFT returns the logits of virtual tokens too
     return out[mask.bool()] if mask is not None and out.dim() == 3 and out.shape[:2] == mask.shape else out
 
 
@@ -100,8 +102,7 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     dtype = task.compute_dtype
     count = sum(parameter.numel() for parameter in in_run_dtype.parameters())
     if dtype != torch.float32 and count <= FP32_PARAMETERS:
-        dtype, task.dtype_name = torch.float32, "fp32"
-        model = run.build(torch.device("cpu"))
+        model, dtype = _in_fp32(run, in_run_dtype)
     else:
         model = in_run_dtype
     ours, kind, config = logits(model, inputs, task), type(model), model.config
@@ -127,6 +128,19 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     rounding = (rounded - ours).abs().max().item()
     beside = f" ({run.record['precision']} rounding of this model: {rounding:.1e})" if rounding else ""
     return f"PEFT's logits differ by at most {difference:.1e} on {inputs.source}{beside}: rounding"
+
+
+def _in_fp32(run: FinishedRun, model: nn.Module) -> tuple[nn.Module, torch.dtype]:
+    """Return the trained model in fp32 and its dtype; the model in the dtype of the run if fp32 changes its adapter.
+
+    Some methods of PEFT compute constants from the base weights, and these depend on the dtype.
+    """
+    dtype, run.model.dtype_name = run.model.compute_dtype, "fp32"
+    try:
+        return run.build(torch.device("cpu")), torch.float32
+    except UserError:
+        run.model.dtype_name = "bf16"
+        return model, dtype
 
 
 def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inputs: Inputs, same_base: bool) -> str:

@@ -10,7 +10,6 @@ To add one: derive from `FineTuner` in a new file, implement `load`, `loss`, `to
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +29,7 @@ from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler, fast_forward
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
-from litpeft.tasks.losses import TrainLoss
+from litpeft.tasks.losses import TrainLoss, non_finite_loss
 from litpeft.tasks.run_length import total_steps
 from litpeft.training import processes
 from litpeft.training.sharding import full_tensors, reshard, shard_like
@@ -117,6 +116,7 @@ class FineTuner(L.LightningModule):
         if self.backbone is None:
             self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
             if isinstance(self.trainer.strategy, FSDP2):
+                self.adapter.check_sharding()
                 self.trainer.strategy.shard(self.backbone)
 
     def build(self, data: L.LightningDataModule, device: torch.device, weights: bool = True) -> None:
@@ -136,7 +136,7 @@ class FineTuner(L.LightningModule):
             dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
             options = self.adapter.loading(device if weights else torch.device("meta"))
             model, head, new = self.load(data, dtype, **options)
-            self.adapter.apply(model, head, new)
+            model = self.adapter.apply(model, head, new)
         if device.type == "cpu":
             use_lean_attention(model)
             use_lean_dropout(model)
@@ -217,6 +217,7 @@ class FineTuner(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Scale gradients, log the learning rate, and check for a NaN loss (on a GPU only at logging steps)."""
         self.scale_gradients()
+        self.adapter.before_step(self.backbone)
         lr = optimizer.param_groups[0]["lr"]
         if lr is not None:  # Adafactor may choose its own learning rate
             self.log("lr", lr, batch_size=1)
@@ -225,18 +226,15 @@ class FineTuner(L.LightningModule):
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:
             self._check_loss()
 
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Make an optimizer step, then let the adapter change itself: before a callback can save a checkpoint."""
+        super().optimizer_step(*arguments, **options)
+        self.adapter.after_step(self.backbone, self.trainer.global_step + 1, self.total_steps())
+
     def _check_loss(self) -> None:
         """Raise a UserError if the training loss was NaN or infinite in any batch so far."""
-        if (first := self.train_loss.first_non_finite()) is None:
-            return
-        (epoch, batch), loss = divmod(first[0], self.trainer.num_training_batches), first[1]
-        accumulated = self.trainer.accumulate_grad_batches
-        step = epoch * math.ceil(self.trainer.num_training_batches / accumulated) + batch // accumulated
-        raise UserError(
-            f"the training loss is {loss} at step {step} (batch {batch} of epoch {epoch}, "
-            f"learning rate {self.optimizers().param_groups[0]['lr']}); "
-            "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
-        )
+        if self.train_loss.first_non_finite() is not None:
+            raise non_finite_loss(self.train_loss, self.trainer, self.optimizers().param_groups[0]["lr"])
 
     def on_train_start(self) -> None:
         """Give each rank its own dropout masks; until here all ranks share a seed, for equal initial weights."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from lightning import Trainer
 from torch import Tensor
+
+from litpeft.errors import UserError
 
 
 class TrainLoss:
@@ -56,3 +60,21 @@ class TrainLoss:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state = dict(state)
+
+
+def non_finite_loss(losses: TrainLoss, trainer: Trainer, lr: float) -> UserError:
+    """Return the error about the first NaN or infinite loss: its step and batch, and what to try.
+
+    Args:
+        losses: training losses, with a NaN or infinite loss among them.
+        trainer: the trainer of the run.
+        lr: learning rate of the step.
+    """
+    number, loss = losses.first_non_finite()
+    epoch, batch = divmod(number, trainer.num_training_batches)
+    accumulated = trainer.accumulate_grad_batches
+    step = epoch * math.ceil(trainer.num_training_batches / accumulated) + batch // accumulated
+    return UserError(
+        f"the training loss is {loss} at step {step} (batch {batch} of epoch {epoch}, learning rate {lr}); "
+        "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
+    )

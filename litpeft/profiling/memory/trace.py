@@ -143,9 +143,11 @@ def _step(task: FineTuner, optimizer: torch.optim.Optimizer, batch: Batch, batch
             optimizer.zero_grad()
         loss.backward()
     task.scale_gradients()
+    task.adapter.before_step(task.backbone)
     if clip:
         torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     optimizer.step()
+    task.adapter.after_step(task.backbone, 1, None)
 
 
 def _batch_facts(task: FineTuner, batch: Batch) -> tuple[bool, int]:

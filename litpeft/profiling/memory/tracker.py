@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 CATEGORIES = {
@@ -151,7 +151,7 @@ class MemoryTracker(TorchDispatchMode):
     def _see(self, tensors: Iterable[Tensor], category: str) -> list[_Storage]:
         """Return the storages of tensors; new storages get this category."""
         storages = []
-        for tensor in tensors:
+        for tensor in _dense(tensors):
             if tensor.device.type != self.device.type:
                 continue
             held = tensor.untyped_storage()
@@ -176,6 +176,24 @@ class MemoryTracker(TorchDispatchMode):
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return all tensors in the state of an optimizer."""
     return [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
+
+
+def _dense(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the tensors; a sparse tensor has no storage of its own, so yield the tensors that it consists of."""
+    for tensor in tensors:
+        if tensor.layout == torch.strided:
+            yield tensor
+            continue
+        with _disable_current_modes():  # reading the parts is no operation of the model
+            if tensor.layout == torch.sparse_coo:
+                parts = tensor._indices(), tensor._values()
+            elif tensor.layout == torch.sparse_csr:
+                parts = tensor.crow_indices(), tensor.col_indices(), tensor.values()
+            elif tensor.layout == torch.sparse_csc:
+                parts = tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+            else:
+                raise NotImplementedError(f"the memory of a tensor of layout {tensor.layout} cannot be tracked")
+        yield from parts
 
 
 def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:

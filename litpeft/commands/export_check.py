@@ -57,8 +57,7 @@ def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
 
 
 def _inputs(run: FinishedRun) -> tuple[str, ...]:
-    names = getattr(run.model, "inputs", ())
-    return names if isinstance(names, tuple) else ("input_ids", "attention_mask")
+    return getattr(run.model, "input_names", ("input_ids", "attention_mask"))
 
 
 def logits(model: nn.Module, inputs: Inputs, task: FineTuner | None = None) -> Tensor:

@@ -50,7 +50,7 @@ class SequenceClassification(FineTuner):
         if isinstance(class_weights, list) and not all(weight >= 0 for weight in class_weights):
             raise UserError(f"model.class_weights must not be negative, got {class_weights}.")
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
-        self.inputs = ("input_ids", "attention_mask")  # names of the model's arguments
+        self.input_names = ("input_ids", "attention_mask")  # names of the model's arguments
         self._weights: Tensor | None = None  # (classes), fp32
 
     def setup(self, stage: str) -> None:
@@ -89,7 +89,7 @@ class SequenceClassification(FineTuner):
         initialise_new_parameters(model, new)
         self.head_labels = match_head_labels(model, head, new, self.model_name, names)
         if _takes_token_types(model):
-            self.inputs = ("input_ids", "attention_mask", "token_type_ids")
+            self.input_names = ("input_ids", "attention_mask", "token_type_ids")
         self._weights = self._class_weights(data)
         return model, head, new
 
@@ -117,7 +117,7 @@ class SequenceClassification(FineTuner):
     def forward(self, batch: Batch) -> Tensor:
         """Return the logits, (B, classes) fp32."""
         with self.autocast():
-            return self.backbone(**{name: batch[name] for name in self.inputs if name in batch}).logits.float()
+            return self.backbone(**{name: batch[name] for name in self.input_names if name in batch}).logits.float()
 
     def loss(self, batch: Batch) -> Tensor:
         logits = self(batch)

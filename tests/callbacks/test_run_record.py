@@ -78,7 +78,7 @@ def test_a_record_has_all_defined_fields(finished: Path) -> None:
     assert (record["adapter"], record["data"], record["task"]) == ("lora", "SST2", "SequenceClassification")
     options = {"rank": 4, "alpha": 8, "dropout": 0.0, "targets": ["query", "value"]}
     assert record["adapter_options"].items() >= options.items()
-    assert record["adapter_summary"] == {"adapted_layers": {"query": 2, "value": 2}}
+    assert record["adapter_summary"] == {"adapted_layers": {"query": 2, "value": 2}, "not_adapted": {}}
     assert record["trainable_params"] == 4 * 2 * 4 * 32 + 2 * 32 + 2
     assert (record["steps"], record["epochs"], record["effective_batch_size"]) == (24, 2, 8)
     assert record["data_summary"]["rows"] == {"train": 96, "val": 32}
@@ -173,7 +173,7 @@ def test_a_failed_run_is_recorded_as_failed(tmp_path: Path, fit_arguments: list[
     record = read_record(tmp_path / "failed")
     assert (record["status"], record["error"], record["steps"]) == ("failed", "something broke", 8)
     last = failed.stderr.splitlines()[-1]  # after what is told about the data
-    assert last == "litpeft: error: the run failed: something broke (traceback: failed/traceback.txt)."
+    assert last == "litpeft: error: the run failed: something broke (traceback: failed/traceback.txt)"
     assert "in on_train_batch_end" in (tmp_path / "failed" / "traceback.txt").read_text()
     assert record["train_tokens_per_second"] > 0
     full = litpeft(*fit_arguments, *LORA, "--trainer.callbacks", "failing.Full", "--run_dir", "full", cwd=tmp_path)

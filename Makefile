@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-gpu architectures lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
+.PHONY: help setup demo test test-fast test-whole test-gpu architectures lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,10 +21,13 @@ demo: setup  ## fine-tune a small real model on real text in a few minutes and p
 	$(BIN)/litpeft demo
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n 2 -m "not slow" && $(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "not slow and not whole" && $(BIN)/python -m pytest -n 2 -m slow
 
 test-fast: setup  ## run the tests that need no real model and no network
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not whole"
+
+test-whole: setup  ## run the cross products whose samples run in the tests: PEFT's methods, weight averaging
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m whole
 
 test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped with a reason
 	$(BIN)/python -m pytest tests/gpu -rs

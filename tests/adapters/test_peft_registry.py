@@ -37,7 +37,7 @@ def test_each_method_trains_and_peft_loads_its_export(
     check_fit_and_export(case(method, kinds[METHODS.index(method) % len(kinds)], tiny_model, tiny_llama, tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", METHODS)
 def test_everything_else_works_with_each_method(

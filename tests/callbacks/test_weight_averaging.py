@@ -71,7 +71,7 @@ QUICK = [("WeightAveraging", "Full"), ("EMA", "DoRA"), ("EMA of epochs", "LoRA")
 
 def quick(cases: list[tuple], chosen: list[tuple]) -> list:
     """Mark the cases that are not chosen as slow."""
-    return [pytest.param(*case, marks=() if case in chosen else pytest.mark.slow) for case in cases]
+    return [pytest.param(*case, marks=() if case in chosen else pytest.mark.whole) for case in cases]
 
 
 @pytest.mark.parametrize(("rule", "adapter"), quick(PAIRS, QUICK))

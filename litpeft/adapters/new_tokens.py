@@ -139,9 +139,9 @@ def _look_up_new_tokens(layer: nn.Module, inputs: tuple, options: dict[str, Any]
     ids = inputs[0] if inputs else options["input"]
     place = ids - (len(layer.weight) - len(layer.new_tokens))  # negative: an old token
     rows = F.embedding(place.clamp(min=0), layer.new_tokens).to(output.dtype)
-    scale = getattr(layer, "embed_scale", None)  # Gemma, BART
+    scale = getattr(layer, "embed_scale", None)  # a number in BART, a tensor in Gemma, which is rounded
     if scale is not None:
-        rows = rows * torch.as_tensor(scale, dtype=rows.dtype, device=rows.device)
+        rows = rows * (scale.to(rows.dtype) if isinstance(scale, Tensor) else scale)
     return torch.where((place >= 0)[..., None], rows, output)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from litpeft.adapters.experts import PARAMETERS
 from litpeft.adapters.layers import ADAPTED, AdaptedLayer
 from litpeft.adapters.targets import layer_type, text_modules
+
+OUTSIDE = "outside the text part"
 
 
 def not_adapted(model: nn.Module) -> dict[str, dict[str, Any]]:
@@ -28,21 +30,10 @@ def not_adapted(model: nn.Module) -> dict[str, dict[str, Any]]:
         for leaf, weight in module._parameters.items():
             if weight is None or weight.requires_grad or (inside and weight.ndim < 2):
                 continue
-            kind = ("experts" if _is_expert(leaf, weight) else type(module).__name__) if inside else OUTSIDE
-            found = kinds.setdefault(
-                kind, {"params": 0, "bytes": 0, "dtype": _name(weight), "example": f"{name}.{leaf}"}
-            )
+            is_expert = weight.ndim == 3 and leaf in PARAMETERS
+            kind = ("experts" if is_expert else type(module).__name__) if inside else OUTSIDE
+            dtype = str(weight.dtype).removeprefix("torch.")
+            found = kinds.setdefault(kind, {"params": 0, "bytes": 0, "dtype": dtype, "example": f"{name}.{leaf}"})
             found["params"] += weight.numel()
             found["bytes"] += weight.nbytes
     return kinds
-
-
-OUTSIDE = "outside the text part"
-
-
-def _is_expert(leaf: str, weight: Tensor) -> bool:
-    return weight.ndim == 3 and leaf in PARAMETERS
-
-
-def _name(weight: Tensor) -> str:
-    return str(weight.dtype).removeprefix("torch.")

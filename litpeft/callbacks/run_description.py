@@ -67,7 +67,8 @@ def tell_what_is_not_adapted(record: dict[str, Any]) -> None:
     for kind, found in (record["adapter_summary"] or {}).get("not_adapted", {}).items():
         share = found["params"] / record["total_params"]
         if share >= SMALL_SHARE:
-            advice = "; to adapt them, add mlp to model.adapter.targets" if kind == "experts" else ""
+            reachable = kind == "experts" and record["adapter_options"].get("method") is None  # not by PEFT's methods
+            advice = "; to adapt them, add mlp to model.adapter.targets" if reachable else ""
             print(
                 f"litpeft: {kind} ({found['example']}, ...): {share:.0%} of the parameters; not adapted, in "
                 f"{found['dtype']}{advice}.",

@@ -38,8 +38,8 @@ def keep_old_data_options(data: Namespace, run_dir: Path) -> None:
         return
     saved = saved_config(run_dir).get("data", {}).get("init_args") or {}
     for option, value in NEW_OPTIONS.items():
-        name = option.removeprefix("data.init_args.")
-        if name in data and name not in saved:
+        group, _, name = option.rpartition(".")
+        if group == "data.init_args" and name in data and name not in saved:
             data[name] = value
 
 

@@ -46,7 +46,8 @@ def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
     except (UserError, OSError):
         batch = {}
     if batch and "position_ids" not in batch:  # packed rows need an attention mask of their own
-        tensors = {name: batch[name][:ROWS] for name in _inputs(run) if name in batch}
+        names = getattr(run.model, "input_names", ("input_ids", "attention_mask"))
+        tensors = {name: batch[name][:ROWS] for name in names if name in batch}
         source = f"{len(tensors['input_ids'])} validation rows"
     else:
         ids = _random_ids(model.config)
@@ -54,10 +55,6 @@ def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
     if model.config.is_encoder_decoder:
         tensors["decoder_input_ids"] = tensors["input_ids"]
     return Inputs(tensors, source)
-
-
-def _inputs(run: FinishedRun) -> tuple[str, ...]:
-    return getattr(run.model, "input_names", ("input_ids", "attention_mask"))
 
 
 def logits(model: nn.Module, inputs: Inputs, task: FineTuner | None = None) -> Tensor:

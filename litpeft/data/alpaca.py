@@ -36,8 +36,7 @@ class Alpaca(Instructions, TabularData):
 
     def source_of_examples(self, split: Split) -> dict[str, Any] | None:
         source = self.source_of_rows(self.split_to_read(split))
-        skip = {"skip": True} if self.on_bad_row == "skip" and split != "predict" else {}
-        return source and {"names": self.names, "answered": split != "predict"} | skip | source
+        return source and {"names": self.names, "answered": split != "predict"} | source
 
     def examples(self, split: Split) -> Iterator[tuple[str, str, str]]:
         instruction, given, response = self.names

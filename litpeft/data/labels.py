@@ -78,7 +78,7 @@ def _usable(label: Any, place: str, names: Any, bad: BadRows) -> str | None:
     return text
 
 
-def warn_of_similar(names: list[str], option: str = "data.label_column") -> None:
+def warn_of_similar(names: list[str]) -> None:
     """Print a warning for classes whose names differ only in case, spaces or punctuation."""
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -86,7 +86,7 @@ def warn_of_similar(names: list[str], option: str = "data.label_column") -> None
     for group in groups.values():
         if len(group) > 1:
             listed = ", ".join(map(repr, group))
-            print(f"litpeft: warning: {option}: {listed} count as {len(group)} classes.", file=sys.stderr)
+            print(f"litpeft: warning: data.label_column: {listed} count as {len(group)} classes.", file=sys.stderr)
 
 
 def _names_from_labels(labels: list[str], places: list[str], offset: int) -> list[str]:

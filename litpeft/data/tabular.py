@@ -81,6 +81,7 @@ class TabularData(FineTuneData):
 
     def source_of_rows(self, split: Split) -> dict[str, Any] | None:
         """Return the content hash of a split's rows and how to read them; None if there is no such split."""
+        skip = {"skip": True} if self.on_bad_row == "skip" else {}
         if path := self.files[split]:
             try:
                 files = expand(path)
@@ -90,9 +91,9 @@ class TabularData(FineTuneData):
             except OSError as error:
                 raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
             content = digests[0] if len(digests) == 1 else digests
-            return self.layout(str(files[0])) | {"split": split, "file": content, "suffix": files[0].suffix}
+            return self.layout(str(files[0])) | {"split": split, "file": content, "suffix": files[0].suffix} | skip
         if self.dataset and split != "predict" and (rows := self.hub_rows(split)) is not None:
-            return {"split": split, "hub": rows._fingerprint}
+            return {"split": split, "hub": rows._fingerprint} | skip
         return None
 
     def bad_rows(self, split: Split) -> BadRows:

@@ -71,8 +71,6 @@ class TextClassification(TabularData):
         options: dict[str, Any] = {"text": self.text_columns, "label": self.label_column, "labelled": labelled}
         if len(self.text_columns) > 1 and not self.join_columns:
             options["pair"] = True
-        if self.on_bad_row == "skip" and labelled:
-            options["skip"] = True
         if split != "train":
             options["names"] = self.label_names  # labels were checked against these names
         elif self._label_names:
@@ -161,7 +159,7 @@ class TextClassification(TabularData):
         """
         if self.val_cut == "random":
             return order
-        labels = np.asarray(self.table("train")[0]["label"])[order]
+        labels = self._labels("train")[order]
         counts = np.bincount(labels, minlength=len(self.label_names))
         exact = counts * (rows / len(order))
         shares = np.minimum(np.floor(exact), np.maximum(counts - 1, 0)).astype(int)
@@ -179,8 +177,11 @@ class TextClassification(TabularData):
 
     def class_counts(self, split: Split) -> dict[str, int]:
         """Return the number of used rows of each class of a split, after `setup`."""
-        labels = np.asarray(self.table(split)[0]["label"])[self.rows[split].rows]
+        labels = self._labels(split)[self.rows[split].rows]
         return {name: int((labels == number).sum()) for number, name in enumerate(self.label_names)}
+
+    def _labels(self, split: Split) -> np.ndarray:
+        return self.table(split)[0].data.column("label").to_numpy()
 
     def describe(self) -> dict[str, Any]:
         names = self.label_names
@@ -191,7 +192,20 @@ class TextClassification(TabularData):
         super().setup(stage)
         if stage == "fit":
             warn_of_similar(self.label_names)
+            self._warn_of_missing_separator()
             if empty := [name for name, count in self.class_counts("train").items() if not count]:
                 print(
                     f"litpeft: warning: no training row has the label {', '.join(map(repr, empty))}.", file=sys.stderr
                 )
+
+    def _warn_of_missing_separator(self) -> None:
+        """Print a warning if the tokenizer adds nothing between the texts of a pair, as those of GPT-2 and Llama."""
+        if len(self.text_columns) == 1 or self.join_columns:
+            return
+        tokenizer = self.tokenizer
+        if tokenizer.num_special_tokens_to_add(pair=True) <= tokenizer.num_special_tokens_to_add(pair=False):
+            print(
+                "litpeft: warning: data.text_column: this tokenizer has no separator, so the second text of a pair "
+                "follows the first directly; --data.join_columns true puts a space between them.",
+                file=sys.stderr,
+            )

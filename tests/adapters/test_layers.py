@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
@@ -71,6 +72,7 @@ KINDS = {
     "embedding": Kind(lambda: nn.Embedding(30, 12), ids),
     "embedding with padding": Kind(lambda: nn.Embedding(30, 12, padding_idx=PAD), ids),
     "embedding, scaled": Kind(lambda: Gemma3TextScaledWordEmbedding(30, 12, PAD, embed_scale=3.3), ids),
+    "embedding, scaled by a number": Kind(lambda: BartScaledWordEmbedding(30, 12, PAD, embed_scale=3.3), ids),
     "convolution of sequences": Kind(lambda: nn.Conv1d(4, 6, 3, padding=1), sequences),
     "convolution of sequences, grouped": Kind(lambda: nn.Conv1d(4, 6, 3, groups=2, padding=1), sequences),
     "conv2d": Kind(lambda: nn.Conv2d(4, 6, 3), images),

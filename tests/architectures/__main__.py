@@ -39,6 +39,8 @@ layers. `make architectures` trains each for two steps and checks that
 - `litpeft predict` answers every row,
 - PEFT loads the exported adapter, and transformers the merged model, with the logits of the trained model.
 
+The vision encoders (the last ten of the table) are adapted from Python: step 0 in fp32, gradients, PEFT and merging only.
+
 The columns are differences of losses, the estimated peak memory divided by the run's, and the largest differences of logits: of PEFT in fp32,
 and of the merged model in bf16, where the run rounds more often.
 

@@ -76,6 +76,15 @@ def test_token_types_reach_the_model_and_change_its_output(pair_model: str, tmp_
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
 
 
+def test_a_tokenizer_without_separator_is_warned_of(
+    byte_llama: str, pair_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = pairs(tmp_path / "a.tsv", [("the cat", "sat down", "yes"), ("the cat sat", "down", "no")])
+    for model, warned in ((byte_llama, True), (pair_model, False)):
+        make(tokenizer=model, train_file=file, val_file=file, text_column=["premise", "hypothesis"])
+        assert ("this tokenizer has no separator" in capsys.readouterr().err) == warned
+
+
 def test_three_columns_need_join_columns(tiny_model: str, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.text_column names 3 columns; give one or two \(a pair\), or --data.join"

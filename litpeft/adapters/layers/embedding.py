@@ -27,6 +27,7 @@ class AdaptedEmbedding(AdaptedLayer):
             )
         self.weight, self.bias, self.padding_idx = base.weight, None, base.padding_idx
         self.kind, self.scale = type(base), getattr(base, "scalar_embed_scale", getattr(base, "embed_scale", None))
+        self.rounds_scale = hasattr(base, "scalar_embed_scale")  # Gemma rounds it to the dtype of the weight, BART not
         self.num_embeddings, self.embedding_dim = base.num_embeddings, base.embedding_dim
         self.in_features, self.out_features = base.num_embeddings, base.embedding_dim
 
@@ -44,11 +45,14 @@ class AdaptedEmbedding(AdaptedLayer):
         if self.magnitude is not None:
             out = with_gain(out, self.magnitude, self.gain())
         if self.scale is not None:
-            out = out * torch.tensor(self.scale, dtype=out.dtype)  # rounded as in transformers
+            out = out * (torch.tensor(self.scale, dtype=out.dtype) if self.rounds_scale else self.scale)
         return out.view(*ids.shape, self.out_features)
 
     def plain(self, matrix: Tensor) -> nn.Embedding:
         scale = () if self.scale is None else (self.scale,)
-        layer = self.kind(self.num_embeddings, self.embedding_dim, self.padding_idx, *scale)
+        with torch.device("meta"):
+            layer = self.kind(self.num_embeddings, self.embedding_dim, self.padding_idx, *scale)
+        if self.rounds_scale:
+            layer.embed_scale = torch.tensor(self.scale)  # a buffer
         layer.weight = nn.Parameter(matrix.T.contiguous(), requires_grad=False)
         return layer

@@ -60,10 +60,8 @@ class AdaptedLinear(AdaptedLayer):
         A, device = self.lora_A, self.lora_A.device
         if isinstance(A, DTensor) or any(isinstance(t, DTensor) for t in self.stored):
             return None
-        if (
-            len(self.stored) > 1 and device.type == "cpu"
-        ):  # dequantising takes longer than launches: share W in `compute`
-            return None
+        if len(self.stored) > 1 and device.type == "cpu":
+            return None  # dequantising takes longer than launches: share W in `compute`
         return A.shape, self.lora_B.shape, A.dtype, self.frozen_dtype(), device, self.squares.dtype, self.scaling
 
     def plain(self, matrix: Tensor) -> nn.Module:

@@ -16,7 +16,8 @@ from transformers import masking_utils
 
 aten = torch.ops.aten
 SELECTING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
-ABOVE = {aten.gt.Scalar, aten.gt.Tensor}
+# comparisons of a random number with a rate -> the answer that keeps a layer: the most memory that a step can need
+KEEPS_LAYER = {aten.gt.Scalar: True, aten.gt.Tensor: True, aten.lt.Scalar: False, aten.lt.Tensor: False}
 
 
 class MetaValues(TorchDispatchMode):
@@ -33,16 +34,16 @@ class MetaValues(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is aten._local_scalar_dense.default and _has_no_data(args[0]):
-            if hasattr(args[0], "layer_is_kept"):
-                return True
+            if hasattr(args[0], "keeps_layer"):
+                return args[0].keeps_layer
             return self.answer if args[0].dtype == torch.bool else 1  # for example a step count
         if func in SELECTING:
             args = (args[0], [place for index in args[1] for place in self._places(index)], *args[2:])
         result = func(*args, **(kwargs or {}))
         if func is aten.rand.default:
             result.is_draw = True
-        elif func in ABOVE and hasattr(args[0], "is_draw"):  # PEFT drops a layer if its draw is not above a rate
-            result.layer_is_kept = True
+        elif func in KEEPS_LAYER and hasattr(args[0], "is_draw"):  # methods of PEFT and models with layer drop
+            result.keeps_layer = KEEPS_LAYER[func]
         return result
 
     def _places(self, index: Tensor | None) -> list[Tensor | None]:

@@ -89,9 +89,6 @@ def trace(
     values = MetaValues()
     with meta_execution(values):
         task.build(data, torch.device(device), weights=False)
-    for module in task.backbone.modules():
-        if hasattr(module, "layerdrop"):  # no layer is dropped: the most memory that a step can need
-            module.layerdrop = 0.0
     facts = _batch_facts(task, batch)
     held_out_facts = facts if held_out is None else _batch_facts(task, held_out)
     fake = FakeTensorMode(allow_non_fake_inputs=True) if device == "cpu" else None

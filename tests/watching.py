@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,19 @@ class Watch(Callback):
         return {name: tensor.detach().clone() for name, tensor in tensors.items() if name not in names}
 
 
+@contextmanager
+def watching(**settings: Any) -> Iterator[None]:
+    """Set attributes of `Watch` for runs within the context."""
+    before = {name: vars(Watch)[name] for name in settings}
+    try:
+        for name, value in settings.items():
+            setattr(Watch, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(Watch, name, value)
+
+
 def fit(arguments: list[str], run_dir: Path, *more: str) -> int:
     """Run `litpeft fit` with `Watch` for four epochs of four steps; return the exit code."""
     watch = ["--trainer.callbacks+", f"{__name__}.Watch", "--trainer.max_epochs", str(EPOCHS)]
@@ -105,9 +119,8 @@ def check_resume(
 ) -> None:
     """Check that a run interrupted after a step, or in the validation after a step, ends like an uninterrupted run."""
     assert fit(arguments, folder / "whole", *options) == 0
-    Watch.stop_step, Watch.stop_validation = step, validation
-    assert fit(arguments, folder / "parts", *options) == 130
-    Watch.stop_step = Watch.stop_validation = None
+    with watching(stop_step=step, stop_validation=validation):
+        assert fit(arguments, folder / "parts", *options) == 130
     time.sleep(1 - time.time() % 1)  # TensorBoard sorts the event files of one second and process by their number
     assert fit(arguments, folder / "parts", *options, "--resume") == 0
     assert differences(folder / "whole", folder / "parts") == []

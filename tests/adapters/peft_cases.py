@@ -21,7 +21,7 @@ from litpeft.commands.export_check import Inputs
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests.conftest import GOOD, REST
-from tests.watching import Watch
+from tests.watching import watching
 
 # options that fit layers of 32 x 32 and 32 x 64, where a method's defaults do not
 TINY: dict[str, dict[str, Any]] = {
@@ -106,11 +106,8 @@ class Case:
     def fit(self, name: str, *more: str, stop: int | None = None) -> str:
         """Train in the run folder `name`; check that nothing frozen changes; return the error, "" if there is none."""
         watch = ["--trainer.callbacks+", "tests.watching.Watch", "--trainer.enable_progress_bar", "false"]
-        Watch.stop_step = stop
-        try:
+        with watching(stop_step=stop):
             return run("fit", *self.arguments, *watch, *more, "--run_dir", str(self.folder / name))[1]
-        finally:
-            Watch.stop_step = None
 
     def record(self, name: str = "run") -> dict[str, Any]:
         return read_record(self.folder / name)

@@ -17,11 +17,6 @@ SCHEDULE_FREE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _reset() -> None:
-    Watch.stop_step = Watch.stop_validation = Watch.damage = None
-
-
 @pytest.fixture(params=["PlainAverage", "AdamWScheduleFree", pytest.param("RAdamScheduleFree", marks=pytest.mark.slow)])
 def schedule_free(request: pytest.FixtureRequest) -> list[str]:
     if request.param != "PlainAverage" and find_spec("schedulefree") is None:

@@ -29,15 +29,11 @@ from tests.watching import (
     fit,
     mean,
     saved,
+    watching,
 )
 
 ADAMW = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2"]
 ADAPTERS = {name: ["--model.adapter", name] for name in ("Full", "LoRA", "DoRA", "QLoRA")}
-
-
-@pytest.fixture(autouse=True)
-def _reset() -> None:
-    Watch.stop_step = Watch.stop_validation = Watch.damage = None
 
 
 def ema(weights: list[Weights], decay: float) -> Weights:
@@ -233,8 +229,8 @@ def test_an_empty_or_partial_checkpoint_is_never_saved(
         kept = [] if removed == "all" else names[1:]
         checkpoint["state_dict"] = {name: checkpoint["state_dict"][name] for name in kept}
 
-    Watch.damage = staticmethod(remove)
     after = ["--trainer.callbacks+", "tests.watching.Watch"]  # the first Watch comes before the averaging
-    assert fit(fit_arguments, tmp_path, *ADAPTERS["LoRA"], *(RULES[rule][0] if rule else []), *after) == 1
+    with watching(damage=staticmethod(remove)):
+        assert fit(fit_arguments, tmp_path, *ADAPTERS["LoRA"], *(RULES[rule][0] if rule else []), *after) == 1
     assert "the checkpoint would lack" in capsys.readouterr().err
     assert checkpoints(tmp_path) == []

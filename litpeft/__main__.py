@@ -19,6 +19,7 @@ TRAINER_VERBS = {
 COMMANDS = {  # verb -> help text; the module in litpeft/commands has the name of the verb
     "compare": "compare runs: a table of costs and quality, and which differences are significant",
     "configs": "list, print or copy the configurations that come with litpeft",
+    "data": "show what a run would train on: rows, what is left out, and examples with the tokens that have loss",
     "sweep": "run every trial of an experiment with every seed, each in a separate process",
     "evaluate": "run benchmarks on a finished run: TruthfulQA, arithmetic, BLiMP, MMLU, any lm-eval task",
     "estimate": "estimate the GPU or host memory that a run will need, without loading weights",

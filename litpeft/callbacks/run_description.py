@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
+from litpeft.data.told import tell
 from litpeft.optim.build import optimizer_settings
 from litpeft.runs.environment import git_state, machine, packages
 from litpeft.training.strategies import parallel_strategy_name
@@ -30,36 +31,14 @@ def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
     }
 
 
-SHOWN_CLASSES = 10
 SMALL_SHARE = 0.02  # of all parameters: what an adapter leaves out is recorded, and printed from this share
 
 
 def print_notices(record: dict[str, Any]) -> None:
     """Print what the user should know about data and model before training."""
-    tell_what_is_trained_on(record["data_summary"])
+    tell(record["data_summary"])
     tell_what_is_not_adapted(record)
     tell_how_head_labels_match(record)
-
-
-def tell_what_is_trained_on(data: dict[str, Any]) -> None:
-    """Print the rows of each split, what was left out or truncated, tokens per row and the classes."""
-    for split, rows in data["rows"].items():
-        table, tokens = data["tables"].get(split, {}), data["tokens_per_row"].get(split, {})
-        notes = {
-            "skipped": table.get("skipped_rows"),
-            "without a response": table.get("empty_responses_dropped"),
-            "dropped because data.max_length leaves no response": data.get("dropped_without_response", {}).get(split),
-            "truncated to data.max_length": table.get("truncated_rows"),
-        }
-        told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
-        told += f"; tokens per row: median {tokens['median']:g}, longest {tokens['longest']:,}" if tokens else ""
-        unused = table.get("unused_columns")
-        told += f"; columns not used: {', '.join(unused)}" if unused else ""
-        print(f"litpeft: {split}: {rows:,} rows{told}", file=sys.stderr)
-    if classes := data.get("classes", {}).get("train"):
-        listed = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:SHOWN_CLASSES])
-        more = f", ... ({len(classes)} classes)" if len(classes) > SHOWN_CLASSES else ""
-        print(f"litpeft: classes in train: {listed}{more}", file=sys.stderr)
 
 
 def tell_what_is_not_adapted(record: dict[str, Any]) -> None:

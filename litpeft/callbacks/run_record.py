@@ -83,7 +83,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
             now, before = trainer.datamodule.describe()["tables"], earlier["tables"]
             if any(before.get(split, facts)["fingerprint"] != facts["fingerprint"] for split, facts in now.items()):
                 raise UserError(
-                    "--resume: the data files have changed since the run was started; give another --run_dir."
+                    "--resume: the data, or how this version prepares them, changed after the run was started; "
+                    "give another --run_dir."
                 )
         if not self._owns_folder:
             self._take_folder(trainer, pl_module)

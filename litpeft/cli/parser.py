@@ -119,7 +119,7 @@ def _rephrase(path: str, reason: str) -> str:
     if match := re.match(r"the following arguments are required: (.*)", reason):
         names = [
             name.partition(".")[2]
-            if name.startswith(("fit.", "test.", "validate.", "predict.", "estimate.", "find_lr."))
+            if name.startswith(("fit.", "test.", "validate.", "predict.", "estimate.", "find_lr.", "show_data."))
             else name
             for name in match[1].split(", ")
         ]

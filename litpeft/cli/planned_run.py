@@ -21,6 +21,9 @@ class _Planning(Trainer):
     def estimate(self, model: Any, datamodule: Any) -> None:
         """Estimate the memory of a run; its own options are at the end."""
 
+    def show_data(self, model: Any, datamodule: Any) -> None:
+        """Show the data of a run; its own options are at the end."""
+
     def find_lr(self, model: Any, datamodule: Any) -> None:
         """Find learning rates with a range test; its own options are at the end."""
 
@@ -35,6 +38,8 @@ class PlannedRunCLI(LitPeftCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         super().add_arguments_to_parser(parser)
+        if self.verb == "show_data":
+            return
         parser.add_argument(
             "--compare", type=str | None, help="adapters to compare: full,lora,dora,qlora-nf4,qlora-fp4"
         )

@@ -30,6 +30,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from litpeft.data.cache import cached_table, fingerprint, tokenizer_fingerprint
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
+from litpeft.data.told import Part, shortened
 from litpeft.errors import UserError
 from litpeft.hub.cache_dir import default_cache_dir
 from litpeft.hub.hub import explaining_hub_errors, local_or_hub
@@ -150,7 +151,7 @@ class FineTuneData(L.LightningDataModule):
     def highest_token(self) -> int:
         """Return the largest token id in the loaded tables, to compare with the model's embeddings."""
         columns = [table.data.column(name) for table, _ in self._tables.values() for name in table.column_names]
-        lists = [column for column in columns if pa.types.is_list(column.type)]
+        lists = [c for c in columns if pa.types.is_list(c.type) and pa.types.is_int32(c.type.value_type)]
         return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in lists), default=0)
 
     @cached_property
@@ -217,10 +218,19 @@ class FineTuneData(L.LightningDataModule):
     def predict_dataloader(self) -> ResumableLoader:
         return self._loader("predict")
 
+    def example(self, split: Split, index: int = 0) -> list[Part]:
+        """Return the text of a row in parts, each with whether its tokens have loss; special tokens are shown."""
+        return [(self.tokenizer.decode(ids), has_loss) for ids, has_loss in self.rows[split].marked(index)]
+
     def describe(self) -> dict[str, Any]:
-        """Return the number of rows used of each split and the facts about their tables, for the run record."""
+        """Return the number of rows used of each split, the facts about their tables and a row, for the run record."""
         lengths = {split: rows.lengths for split, rows in self.rows.items() if len(rows)}
+        parts = shortened(self.example("train")) if "train" in self.rows else []
+        own_validation = "val" not in self.rows or self.source("val") is not None
+        cut = None if own_validation else "there is no validation split: its rows are cut from the training rows"
         return {
+            "example": [{"text": text, "has_loss": has_loss} for text, has_loss in parts],
+            "val_cut_from_train": cut,
             "rows": {split: len(rows) for split, rows in self.rows.items()},
             "tokens_per_row": {
                 split: {"median": float(np.median(tokens)), "longest": int(tokens.max())}

@@ -54,6 +54,11 @@ class EncodedRows(Dataset):
             "row": torch.from_numpy(rows),
         }
 
+    def marked(self, index: int) -> list[tuple[np.ndarray, bool]]:
+        """Return the token ids of one row, without loss of their own, to show the row."""
+        start = self._offsets[self.rows[index]]
+        return [(self._ids[start : start + self.lengths[index]], False)]
+
     def _padded(self, values: np.ndarray, rows: np.ndarray, lengths: np.ndarray, padding: int) -> np.ndarray:
         """Return the values of these rows of a flat array, (B, T)."""
         out = np.full((len(rows), lengths.max()), padding, dtype=np.int64)

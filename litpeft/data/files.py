@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,18 +25,20 @@ def read_rows(
     columns: Sequence[str] | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
+    documents: str = "line",
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the rows of a file, each with its place for error messages (`train.tsv line 7`).
 
     Args:
         path: a .tsv (without quotes), .csv (with quotes), .jsonl, .json (a list of objects, an object that holds one
-            list of objects, or one object per line) or .parquet file; text files may be compressed (.gz .bz2 .xz .zst
-            .zip).
+            list of objects, or one object per line), .parquet or .txt file; text files may be compressed (.gz .bz2 .xz
+            .zst .zip).
         required: required column -> option that names the column. `a.b` is field b of the object in column a.
         columns: column names of a .tsv or .csv file without a header. A first row with all `required` names is still
             read as a header.
         delimiter: column delimiter of a .tsv or .csv file; a tab or a comma by default.
         encoding: encoding of a text file. A byte-order mark is skipped.
+        documents: what a row of a .txt file is, with the column `text`: a `line`, a `paragraph` or the `file`.
 
     Raises:
         UserError: the file, its suffix, encoding or syntax is wrong, a column is missing, or there are no rows.
@@ -50,6 +53,8 @@ def read_rows(
         rows = _parquet(path)
     elif suffix in (".tsv", ".csv"):
         rows = _separated(path, _reader(path, text_of(path, encoding), delimiter), required, columns)
+    elif suffix == ".txt":
+        rows = _texts(path, text_of(path, encoding), documents)
     else:
         rows = _json(path, text_of(path, encoding), lines=suffix == ".jsonl")
     layout = ", data.delimiter and, for a file without a header, data.columns" if suffix in (".tsv", ".csv") else ""
@@ -126,6 +131,19 @@ def _separated(
         if "unexpected end of data" in str(error):
             raise UserError(f"{path} line {start}: a quote is opened in this row and never closed.") from error
         raise UserError(f"{path} line {reader.line_num}: {error}.") from error
+
+
+def _texts(path: Path, text: str, documents: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines, the paragraphs or the whole of a text, without those that are empty."""
+    if documents == "file":
+        if text.strip():
+            yield f"{path}", {"text": text}
+        return
+    line = 1
+    for part in re.split(r"(\n)" if documents == "line" else r"(\n[ \t\r]*\n\s*)", text):
+        if part.strip():
+            yield f"{path} line {line}", {"text": part.removesuffix("\r")}
+        line += part.count("\n")
 
 
 def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, Any]]]:

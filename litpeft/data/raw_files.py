@@ -13,7 +13,7 @@ import pyarrow
 
 from litpeft.errors import UserError
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # after one of the suffixes: train.csv.gz
 
 

@@ -18,6 +18,7 @@ from litpeft.hub.demo_assets import PREFIX, asset
 from litpeft.hub.hub import explaining_hub_errors
 from litpeft.runs.atomic_write import file_hash
 
+READING = ("columns", "delimiter", "encoding", "documents")  # options of `read_rows`
 HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
@@ -25,8 +26,8 @@ class TabularData(FineTuneData):
     """A data set with rows from local files or from the hub.
 
     Args:
-        train_file: training rows: a .tsv, .csv, .jsonl, .json or .parquet file, a pattern such as `part-*.csv.gz`, a
-            folder of such files, or `demo:NAME`.
+        train_file: training rows: a .tsv, .csv, .jsonl, .json, .parquet or .txt file, a pattern such as
+            `part-*.csv.gz`, a folder of such files, or `demo:NAME`.
         val_file: validation rows; by default validation rows are cut from the training rows.
         test_file: test rows.
         predict_file: rows to predict; by default the test rows, or the validation rows if there is no test split.
@@ -60,7 +61,8 @@ class TabularData(FineTuneData):
         }
         self.dataset = None if any((train_file, val_file, test_file)) else dataset
         self.columns, self.delimiter, self.encoding, self.on_bad_row = columns, delimiter, encoding, on_bad_row
-        self.unused_columns: dict[str, list[str]] = {}  # split -> columns of its first row that are not read
+        self.unused_columns: dict[str, list[str]] = {}  # split -> columns that are not read
+        self.used_columns: dict[str, list[str]] = {}  # split -> columns that are read
         if delimiter is not None and len(delimiter) != 1:
             raise UserError(f"data.delimiter must be one character, got {delimiter!r} (a tab is typed $'\\t').")
         if not any(self.files.values()) and dataset is None:
@@ -110,10 +112,13 @@ class TabularData(FineTuneData):
             required: required column -> option that names the column.
             optional: further columns that are used where they exist.
         """
-        used = {name.partition(".")[0] for name in [*required, *optional]} | {*required, *optional}
+        known = {name.partition(".")[0] for name in [*required, *optional]} | {*required, *optional}
+        found: dict[str, None] = {}
         for place, row in self._rows(split, required):
-            if split not in self.unused_columns:
-                self.unused_columns[split] = [name for name in row if name not in used]
+            if not row.keys() <= found.keys():
+                found |= dict.fromkeys(row)
+                self.used_columns[split] = [name for name in found if name in known]
+                self.unused_columns[split] = [name for name in found if name not in known]
             yield place, row
 
     def _rows(self, split: Split, required: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -123,7 +128,7 @@ class TabularData(FineTuneData):
             try:
                 for file in expand(path):
                     layout = self.layout(str(file))
-                    yield from read_rows(file, required, layout["columns"], layout["delimiter"], layout["encoding"])
+                    yield from read_rows(file, required, **{name: layout[name] for name in READING if name in layout})
             except UserError as error:
                 about_file = str(error).startswith((f"{path}: ", f"{file}: "))  # not about one of its lines
                 raise UserError(f"data.{split}_file {error}" if about_file else str(error)) from error

@@ -1,13 +1,17 @@
-"""Prompt templates: Alpaca's published template, the chat template of a tokenizer, or a YAML file."""
+"""Templates by name: chat templates, and plain texts such as Alpaca's published prompt."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from litpeft.data.chat_formats import CHAT_FORMATS
+from litpeft.data.chat_template import CannotRender, ChatTemplate, Message, Rendered
 from litpeft.errors import UserError
-from litpeft.runs.safe_read import read_yaml_file
+from litpeft.runs.safe_read import read_text, read_yaml_file
 
 # https://github.com/tatsu-lab/stanford_alpaca#data-release
 ALPACA = {
@@ -18,51 +22,111 @@ ALPACA = {
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n",
 }
+PLAIN = {
+    "prompt_input": "User:\n{instruction}\n\n{input}\n\nAssistant:\n",
+    "prompt_no_input": "User:\n{instruction}\n\nAssistant:\n",
+}
+NONE = {"prompt_input": "{instruction}{input}", "prompt_no_input": "{instruction}"}
+TEXTS = {"alpaca": ALPACA, "plain": PLAIN, "none": NONE}
+NAMES = ("auto", "chat", *TEXTS, *CHAT_FORMATS)
 
 
-class Template:
-    """Formats instructions as prompts.
+class TextTemplate:
+    """Renders each question with a text; the end-of-text token follows each answer.
+
+    A system text comes first, and an empty line stands between the parts of a conversation.
 
     Args:
-        name: `alpaca`, `chat` (the tokenizer's chat template), or a YAML file with the texts `prompt_input` (with
-            `{instruction}` and `{input}`) and `prompt_no_input` (with `{instruction}`).
-        tokenizer: the tokenizer, for its chat template.
-
-    Raises:
-        UserError: the file or the chat template does not exist, or a text lacks a placeholder.
+        tokenizer: the tokenizer, for its beginning-of-text and end-of-text tokens.
+        texts: the texts `prompt_input` (with `{instruction}` and `{input}`) and `prompt_no_input` (with
+            `{instruction}`).
     """
 
-    def __init__(self, name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer = tokenizer
-        self.texts = None if name == "chat" else ALPACA if name == "alpaca" else _read_template(name)
-        if name == "chat" and not tokenizer.chat_template:
-            raise UserError(f"data.template chat: the tokenizer {tokenizer.name_or_path} has no chat template.")
+    adds_specials = True  # the tokenizer adds what begins a text
+    appends_end = folds_system = False
 
-    def prompt(self, instruction: str, given: str) -> str:
-        """Return the prompt of an instruction with its input `given`, which may be empty."""
-        if self.texts is None:
-            turn = [{"role": "user", "content": f"{instruction}\n\n{given}" if given else instruction}]
-            return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        text = self.texts["prompt_input" if given else "prompt_no_input"]
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: dict[str, str]) -> None:
+        self.source, self.end = texts, tokenizer.eos_token or ""
+        self._begin = tokenizer.bos_token or ""
+
+    def prompt(self, messages: Sequence[Message], tools: Any = None) -> str:
+        """Return the text that the next answer follows."""
+        return self._render(messages, tools).text
+
+    def render(self, messages: Sequence[Message], tools: Any = None) -> Rendered:
+        """Return the text of a conversation whose last turn is an answer, and where its answers are.
+
+        Raises:
+            CannotRender: the conversation has tools.
+        """
+        return self._render(messages, tools)
+
+    def _render(self, messages: Sequence[Message], tools: Any) -> Rendered:
+        if tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages):
+            raise CannotRender("the template has no tool turns; give a data.template that has them")
+        between = "\n\n" if self.source is not NONE else ""
+        text, answers = "", []
+        for turn in messages:
+            if turn["role"] == "assistant":
+                start = len(text)
+                text += turn["content"].removesuffix(self.end) + self.end
+                answers.append((start, len(text)))
+                continue
+            part = turn["content"] if turn["role"] == "system" else self._question(turn)
+            text += between + part if text else part.removeprefix(self._begin)
+        return Rendered(text, answers)
+
+    def _question(self, turn: Message) -> str:
+        instruction, given = turn.get("instruction", turn["content"]), turn.get("input", "")
+        text = self.source["prompt_input" if given else "prompt_no_input"]
         # not str.format, which fails on other braces in the template
         parts = text.split("{instruction}")
         return instruction.join(part.replace("{input}", given) for part in parts)
 
-    @property
-    def adds_specials(self) -> bool:
-        """Whether the tokenizer must add its special tokens; a chat template contains them already."""
-        return self.texts is not None
 
-    @property
-    def source(self) -> object:
-        """The template's text, for the cache key."""
-        return self.tokenizer.chat_template if self.texts is None else self.texts
+Template = ChatTemplate | TextTemplate
 
 
-def _read_template(name: str) -> dict[str, str]:
-    path = Path(name)
+def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Template, str]:
+    """Return the template that `data.template` names, and a description of it.
+
+    Args:
+        name: `auto` (the tokenizer's chat template, else `plain`), `chat` (the tokenizer's chat template), a name of
+            `NAMES`, a file (Jinja, or YAML as `TextTemplate` takes it), or Jinja text.
+        tokenizer: the tokenizer.
+
+    Raises:
+        UserError: the file or the chat template does not exist, or it cannot be used.
+    """
+    own = tokenizer.chat_template
+    own = own.get("default") if isinstance(own, dict) else own
+    if name in ("auto", "chat") and own:
+        return ChatTemplate(tokenizer, own), "the chat template of the tokenizer"
+    if name == "chat":
+        raise UserError(
+            f"data.template chat: the tokenizer {tokenizer.name_or_path} has no chat template; give one of "
+            f"{', '.join(known for known in NAMES if known not in ('auto', 'chat'))}, or a file."
+        )
+    if name == "auto":
+        return TextTemplate(tokenizer, PLAIN), "the template plain (the tokenizer has no chat template)"
+    if name in TEXTS:
+        return TextTemplate(tokenizer, TEXTS[name]), f"the template {name}"
+    if name in CHAT_FORMATS:
+        return ChatTemplate(tokenizer, CHAT_FORMATS[name]), f"the chat format {name}"
+    if "{{" in name or "{%" in name:
+        return ChatTemplate(tokenizer, name), "the given chat template"
+    path = Path(name).expanduser()
     if not path.is_file():
-        raise UserError(f"data.template {name}: there is no such file; give alpaca, chat, or a YAML file.")
+        raise UserError(
+            f"data.template {name}: there is no such file; give a file, Jinja text, or one of {', '.join(NAMES)}."
+        )
+    text = read_text(path, "data.template")
+    if "{{" in text or "{%" in text:
+        return ChatTemplate(tokenizer, text), f"the chat template {name}"
+    return TextTemplate(tokenizer, _read_texts(path, name)), f"the template {name}"
+
+
+def _read_texts(path: Path, name: str) -> dict[str, str]:
     texts = read_yaml_file(path, "data.template")
     required = {"prompt_input": ("{instruction}", "{input}"), "prompt_no_input": ("{instruction}",)}
     for key, placeholders in required.items():

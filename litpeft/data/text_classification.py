@@ -16,6 +16,7 @@ from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
 from litpeft.data.labels import class_numbers, warn_of_similar
 from litpeft.data.tabular import TabularData
+from litpeft.data.told import Part
 from litpeft.errors import UserError
 
 BATCH = 1000  # texts per call of the tokenizer
@@ -182,6 +183,11 @@ class TextClassification(TabularData):
 
     def _labels(self, split: Split) -> np.ndarray:
         return self.table(split)[0].data.column("label").to_numpy()
+
+    def example(self, split: Split, index: int = 0) -> list[Part]:
+        """Return the text of a row and its class, which has the loss."""
+        number = int(self._labels(split)[self.rows[split].rows[index]])
+        return [*super().example(split, index), (" -> ", False), (self.label_names[number], True)]
 
     def describe(self) -> dict[str, Any]:
         names = self.label_names

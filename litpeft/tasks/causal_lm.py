@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from litpeft.data.instruction_rows import IGNORED
+from litpeft.data.token_rows import IGNORED
 from litpeft.errors import UserError
 from litpeft.tasks.base import Batch
 from litpeft.tasks.language_modelling import LanguageModelling

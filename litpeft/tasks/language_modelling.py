@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
 from litpeft.adapters.base import trainable
-from litpeft.data.instruction_rows import IGNORED
+from litpeft.data.token_rows import IGNORED
 from litpeft.errors import UserError
 from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner
@@ -148,8 +149,9 @@ class LanguageModelling(FineTuner):
         self.log_dict({f"{stage}_loss": mean, f"{stage}_perplexity": mean.exp()}, prog_bar=True)
 
     def answers(self, batch: Batch) -> list[str]:
-        """Return the model's answers to a batch of prompts by greedy decoding, up to the end-of-text token."""
+        """Return the model's answers to a batch of prompts by greedy decoding, up to what ends an answer."""
         ids = batch["input_ids"]
+        end_ids, end_texts = self.trainer.datamodule.stops
         with self.autocast():
             generated = self.backbone.generate(
                 input_ids=ids,
@@ -161,10 +163,12 @@ class LanguageModelling(FineTuner):
                 top_k=None,
                 use_cache=_can_cache(self.backbone),
                 pad_token_id=self._tokenizer.pad_token_id,
-                eos_token_id=self._tokenizer.eos_token_id,
+                eos_token_id=end_ids or None,
+                **({"stop_strings": end_texts, "tokenizer": self._tokenizer} if end_texts else {}),
             )
         new = generated if self.encoder_decoder else generated[:, ids.shape[1] :]
-        return self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        answers = self._tokenizer.batch_decode(new, skip_special_tokens=True)
+        return [re.split("|".join(map(re.escape, end_texts)), answer)[0] if end_texts else answer for answer in answers]
 
     @property
     def _tokenizer(self) -> Any:

@@ -8,7 +8,7 @@ import sys
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from litpeft.data.instruction_rows import IGNORED
+from litpeft.data.token_rows import IGNORED
 from litpeft.errors import UserError
 from litpeft.tasks.base import Batch
 from litpeft.tasks.language_modelling import LanguageModelling

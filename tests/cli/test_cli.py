@@ -32,7 +32,7 @@ MISTAKES = {
     "--modle.adapter LoRA": "unknown option --modle.adapter (did you mean --model.adapter?).",
     "--model.dtype fp16": "model.dtype must be one of 'bf16', 'fp32', got fp16.",
     "--model SeqCls": "model: no class named 'SeqCls'; known: ",
-    "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, Alpaca, ArithmeticInstructions, SST2, TextClassification.",
+    "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, Alpaca, ArithmeticInstructions, Conversations, SST2, Text, TextClassification.",
     "--data.batch_size 0": "data.batch_size must be at least 1, got 0.",
     "--data.train_file none.tsv": "data.train_file none.tsv: No such file or directory.",
     "--data.text_column words": "line 2: no column 'words'; it has: sentence, label",
@@ -329,7 +329,10 @@ def test_resuming_with_changed_data_files_is_refused(
     write_sentences(tmp_path / "train.tsv", 48)
     capsys.readouterr()
     assert main([*same, "--resume", "--trainer.max_epochs", "2"]) == 2
-    assert "--resume: the data files have changed since the run was started" in capsys.readouterr().err
+    assert (
+        "--resume: the data, or how this version prepares them, changed after the run was started"
+        in capsys.readouterr().err
+    )
     assert read_record(tmp_path / "run")["status"] == "ok"
 
 

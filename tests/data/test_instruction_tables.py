@@ -24,7 +24,10 @@ def write(path: Path, rows: list[dict]) -> str:
 def test_bad_rows_are_told_at_once_or_skipped(tiny_llama: str, tmp_path: Path) -> None:
     bad = [{"instruction": "", "input": "", "output": "x"}, {"instruction": "say", "input": "", "output": 3}]
     file = write(tmp_path / "a.json", [*GOOD, *bad])
-    with pytest.raises(UserError, match=r"2 of 14 rows cannot be used \(.*item 13: the instruction is empty.*item 14:"):
+    with pytest.raises(
+        UserError,
+        match=r"2 of 14 rows cannot be used \(.*item 13: the question in column 'instruction' is empty.*item 14:",
+    ):
         make(Alpaca, tokenizer=tiny_llama, train_file=file, val_file=file)
     data = make(Alpaca, tokenizer=tiny_llama, train_file=file, val_file=file, on_bad_row="skip")
     table, facts = data.table("train")
@@ -35,7 +38,7 @@ def test_bad_rows_are_told_at_once_or_skipped(tiny_llama: str, tmp_path: Path) -
 def test_unused_columns_and_rows_are_told_and_recorded(
     tiny_llama: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    rows = [row | {"system": "be short", "history": []} for row in GOOD]
+    rows = [row | {"source": "me", "id": 3} for row in GOOD]
     file = write(tmp_path / "a.json", rows)
     arguments = ["fit", "--model", "CausalLM", "--model.model_name", tiny_llama, "--data", "Alpaca"]
     arguments += [f"--data.{split}_file={file}" for split in ("train", "val")] + ["--trainer.max_steps", "1"]
@@ -43,9 +46,9 @@ def test_unused_columns_and_rows_are_told_and_recorded(
     assert main([*arguments, str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert "litpeft: train: 12 rows; tokens per row: median " in said
-    assert "; columns not used: system, history" in said
+    assert "; columns used: instruction, input, output; columns not used: source, id" in said
     summary = read_record(tmp_path / "run")["data_summary"]
-    assert summary["tables"]["train"]["unused_columns"] == ["system", "history"]
+    assert summary["tables"]["train"]["unused_columns"] == ["source", "id"]
     assert summary["tokens_per_row"]["train"]["longest"] >= summary["tokens_per_row"]["train"]["median"] > 1
 
 

@@ -22,8 +22,8 @@ import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 
-from litpeft.data.instruction_rows import IGNORED
 from litpeft.data.templates import ALPACA
+from litpeft.data.token_rows import IGNORED
 from tests.peers.live_bytes import StepPeak
 from tests.peers.step_peak import STEPS
 

@@ -417,7 +417,7 @@ def test_every_strategy_trains_packed_with_accumulation(
         (["--data.template", "chat"], "data.template chat: the tokenizer"),
         (
             ["--data.template", "nowhere.yaml"],
-            "data.template nowhere.yaml: there is no such file; give alpaca, chat, or a YAML file",
+            "data.template nowhere.yaml: there is no such file; give a file, Jinja text, or one of auto, chat, alpaca",
         ),
         (["--data.instruction_column", "ask"], "no column 'ask'"),
         (["--data.max_length", "8"], "data.max_length 8 leaves no response in any of the"),
@@ -437,15 +437,19 @@ def test_an_error_is_one_sentence(
 def test_a_template_file_fills_only_its_placeholders(folders: dict[str, str], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from litpeft.data.templates import ALPACA, Template
+    from litpeft.data.templates import ALPACA, find_template
+
+    def prompt(instruction: str, given: str) -> str:
+        return template.prompt([{"role": "user", "content": "", "instruction": instruction, "input": given}])
 
     file = tmp_path / "own.yaml"
     file.write_text("prompt_input: '{x} {instruction} | {input} >'\nprompt_no_input: 'Q {instruction} A'\n")
-    template = Template(str(file), AutoTokenizer.from_pretrained(folders["llama"]))
-    assert template.prompt("a {input} b", "") == "Q a {input} b A"
-    assert template.prompt("say {instruction}", "it {instruction}") == "{x} say {instruction} | it {instruction} >"
-    published = Template("alpaca", template.tokenizer).prompt("Do.", "it")
-    assert published == ALPACA["prompt_input"].format(instruction="Do.", input="it")
+    tokenizer = AutoTokenizer.from_pretrained(folders["llama"])
+    template, _ = find_template(str(file), tokenizer)
+    assert prompt("a {input} b", "") == "Q a {input} b A"
+    assert prompt("say {instruction}", "it {instruction}") == "{x} say {instruction} | it {instruction} >"
+    template, _ = find_template("alpaca", tokenizer)
+    assert prompt("Do.", "it") == ALPACA["prompt_input"].format(instruction="Do.", input="it")
 
 
 def test_merged_language_models_are_loaded_by_transformers(folders: dict[str, str], rows: str, tmp_path: Path) -> None:

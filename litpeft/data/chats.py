@@ -1,0 +1,160 @@
+"""Base class of conversations, rendered with a template; the answers have the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+
+from litpeft.data.base import Split
+from litpeft.data.chat_template import CannotRender, Message
+from litpeft.data.sequences import BATCH, Sequences
+from litpeft.data.templates import Template, find_template
+from litpeft.data.token_rows import PairRows, TokenRows
+from litpeft.errors import UserError
+
+TRAIN_ON = {"response": "assistant", "prompt": "all"}  # names of version 0.1.0
+Conversation = tuple[str, list[Message], list[dict[str, Any]] | None]  # place for error messages, turns, tools
+
+
+class Chats(Sequences):
+    """Conversations for causal and encoder-decoder models.
+
+    For a causal model, a row is the conversation as the template renders it, up to the end of its last answer,
+    truncated to `max_length`. For an encoder-decoder model, what comes before the last answer is the prompt; prompt and
+    answer are truncated separately. Rows without an answer, or whose truncation leaves none, are dropped and counted.
+
+    Args:
+        template: `auto` (the tokenizer's chat template, or `plain` if it has none), `chat` (the tokenizer's), `alpaca`,
+            `plain`, `none`, the format of a model family (`chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`,
+            `qwen`, `zephyr`), a file with Jinja, Jinja text, or a YAML file with `prompt_input` and `prompt_no_input`.
+        train_on: the tokens with loss: each answer of the `assistant` with what ends it (also called `response`), the
+            `last` answer, or `all` tokens (also called `prompt`).
+        options: packing, batch size, limits and the other options of `Sequences` and `FineTuneData`.
+    """
+
+    def __init__(
+        self,
+        template: str = "alpaca",
+        train_on: Literal["assistant", "last", "all", "response", "prompt"] = "assistant",
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.template_name = template
+        self.train_on = TRAIN_ON.get(train_on, train_on)
+        self.facts_of_reading: dict[str, dict[str, Any]] = {}  # split -> what `conversations` left out
+
+    def conversations(self, split: Split) -> Iterator[Conversation]:
+        """Yield the conversations of a split; for `predict`, the last turn may be a question."""
+        raise NotImplementedError
+
+    def source_of_conversations(self, split: Split) -> dict[str, Any] | None:
+        """Return everything that `conversations` depends on, for the cache key; None if there is no such split."""
+        raise NotImplementedError
+
+    def cannot_render(self, split: Split, place: str, reason: str) -> None:
+        """Handle a conversation that the template refuses; the default stops."""
+        raise UserError(f"{place}: {reason}.")
+
+    def source(self, split: Split) -> dict[str, Any] | None:
+        source = self.source_of_conversations(split)
+        # special tokens end the answers
+        tokens = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
+        rules = {"kind": "chats", "template": self.template.source, "tokens": tokens, "encoder": self.encoder}
+        return source and source | rules
+
+    @property
+    def template(self) -> Template:
+        """The template."""
+        return self._template[0]
+
+    @cached_property
+    def _template(self) -> tuple[Template, str]:
+        return find_template(self.template_name, self.tokenizer)
+
+    @property
+    def stops(self) -> tuple[list[int], list[str]]:
+        """What ends a generated answer: token ids, and texts that are more than one token."""
+        tokenizer, end = self.tokenizer, self.template.end
+        ids = {tokenizer.eos_token_id, tokenizer.get_added_vocab().get(end)} - {None}
+        return sorted(ids), [] if end in tokenizer.get_added_vocab() or end == tokenizer.eos_token else [end]
+
+    def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+        if not self.template.end or (self.encoder and self.tokenizer.eos_token_id is None):
+            raise UserError(
+                f"data.tokenizer {self.tokenizer_name} has no end-of-text token, so no response could end; name one of "
+                "its tokens as eos_token in its tokenizer_config.json."
+            )
+        return super().encoded(split, rows)
+
+    def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
+        template = self.template
+        texts, answers, shown, expected = [], [], [], []
+        rows = {"empty_responses_dropped": 0, "turns_after_last_answer": 0, "answers": 0}
+        for place, turns, tools in self.conversations(split):
+            last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+            if split == "predict":
+                before = turns if last is None or last + 1 < len(turns) else turns[:-1]
+            elif last is None or not any(_says_something(turn) for turn in turns if turn["role"] == "assistant"):
+                rows["empty_responses_dropped"] += 1
+                continue
+            else:
+                rows["turns_after_last_answer"] += len(turns) - last - 1
+                before, turns = turns[:last], turns[: last + 1]
+            try:
+                if split == "predict" or self.encoder:
+                    texts.append(template.prompt(before, tools))
+                    answers.append([])
+                else:
+                    rendered = template.render(turns, tools)
+                    texts.append(rendered.text)
+                    answers.append(rendered.answers)
+            except CannotRender as error:
+                self.cannot_render(split, place, str(error))
+                continue
+            rows["answers"] += len(answers[-1])
+            shown.append(_shown(before))
+            expected.append(turns[-1]["content"].removesuffix(template.end) if len(turns) > len(before) else "")
+        facts = {"total_rows": len(texts) + rows["empty_responses_dropped"], **rows}
+        facts |= self.facts_of_reading.get(split, {})
+        if not texts:
+            raise UserError(f"data: the {split} rows of {type(self).__name__} have no responses to train on.")
+        if self.encoder:
+            columns = self._pairs(texts, expected)
+        else:
+            columns = self.tokenised(texts, answers, template.adds_specials)
+        return datasets.Dataset(pa.table(columns | {"text": shown, "answer": expected})), facts
+
+    def _pairs(self, prompts: list[str], responses: list[str]) -> dict[str, pa.Array]:
+        columns: dict[str, list[list[int]]] = {"prompt": [], "response": []}
+        end = self.tokenizer.eos_token_id
+        for start in range(0, len(prompts), BATCH):
+            part = slice(start, start + BATCH)
+            columns["prompt"] += self._call_tokenizer(prompts[part], self.template.adds_specials)["input_ids"]
+            ids = self._call_tokenizer(responses[part], False)["input_ids"]
+            columns["response"] += [[*each, end] if end is not None else each for each in ids]
+        return {name: pa.array(ids, pa.list_(pa.int32())) for name, ids in columns.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Return the base class's facts, and how conversations are rendered."""
+        template, told = self._template
+        carries = {"assistant": "each answer", "last": "the last answer", "all": "all tokens"}[self.train_on]
+        told = f"conversations are rendered with {told}; loss on {carries}; {template.end!r} ends an answer"
+        if template.folds_system:
+            told += "; the template has no system turn, so a system text goes before the first question"
+        return super().describe() | {"format": told}
+
+
+def _says_something(turn: Message) -> bool:
+    return bool(turn["content"].strip() or turn.get("tool_calls"))
+
+
+def _shown(turns: list[Message]) -> str:
+    """Return the turns before an answer for people: a single question as it is."""
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)

@@ -1,0 +1,149 @@
+"""Base class of the data sets of language models: texts of which some tokens have loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import pyarrow as pa
+from torch import Tensor
+
+from litpeft.data.base import FineTuneData, Split
+from litpeft.data.packing import pack
+from litpeft.data.token_rows import ANSWER, LAST_ANSWER, NO_LOSS, PairRows, TokenRows, TrainOn
+from litpeft.errors import UserError
+
+BATCH = 1000  # texts per call of the tokenizer
+Span = tuple[int, int]
+
+
+class Sequences(FineTuneData):
+    """Token sequences for causal models, or pairs of sequences for encoder-decoder models.
+
+    Args:
+        packing: put several examples into one row of `max_length` tokens; attention stays within each example. Causal
+            models only. `batch_size` then counts packed rows.
+        long_rows: rows with more than `max_length` tokens are truncated (`cut`) or left out (`drop`); both are counted.
+        options: batch size, limits and the other options of `FineTuneData`.
+    """
+
+    train_on: TrainOn = "assistant"
+
+    def __init__(self, packing: bool = False, long_rows: Literal["cut", "drop"] = "cut", **options: Any) -> None:
+        super().__init__(**options)
+        self.packing, self.long_rows = packing, long_rows
+        self.dropped: dict[str, int] = {}
+        self.truncated: dict[str, int] = {}
+        self.packed_rows: dict[str, int] = {}
+
+    @property
+    def encoder(self) -> bool:
+        """Whether the model has an encoder, which reads the prompt, and a decoder for the response."""
+        task = self.trainer.lightning_module if self.trainer is not None else None
+        return getattr(task, "encoder_decoder", False)
+
+    def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+        table = self.table(split)[0]
+        encoded = self._rows_of(table, rows, prompts=split == "predict")
+        if self.long_rows == "drop" and split != "predict":
+            whole = encoded.rows[encoded.whole_lengths <= self.max_length]
+            encoded = self._rows_of(table, whole)
+        self.dropped[split] = len(rows) - len(encoded)
+        self.truncated[split] = encoded.truncated
+        if not len(encoded):
+            raise UserError(
+                f"data.max_length {self.max_length} leaves no response in any of the {split} rows; give a larger one."
+            )
+        if self.packing and self.encoder:
+            raise UserError("data.packing is for causal models; leave it out.")
+        if self.packing and split == "train":
+            encoded.bins = pack(encoded.lengths, self.max_length)
+            self.packed_rows[split] = len(encoded)
+        return encoded
+
+    def _rows_of(self, table: datasets.Dataset, rows: np.ndarray, prompts: bool = False) -> TokenRows | PairRows:
+        pad = self.tokenizer.pad_token_id
+        if self.encoder:
+            return PairRows(table, rows, pad, self.max_length, prompts)
+        return TokenRows(table, rows, pad, self.max_length, self.train_on, prompts)
+
+    def describe(self) -> dict[str, Any]:
+        """Return the base class's facts, the rows dropped and truncated, and with packing the packed rows."""
+        packed = {"packed_rows": self.packed_rows} if self.packing else {}
+        lost = {"dropped_without_response": self.dropped, "truncated_rows": self.truncated}
+        return super().describe() | lost | packed
+
+    def prompts(self, split: Split, count: int) -> Iterator[tuple[dict[str, Tensor], list[str], list[str]]]:
+        """Yield batches of the first `count` prompts of a split, with their texts and the expected responses."""
+        table = self.table(split)[0]
+        rows = self._rows_of(table, self._selected_rows(split)[:count], prompts=True)
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[range(start, min(start + self.batch_size, len(rows)))]
+            numbers = batch["row"].tolist()
+            yield batch, [table["text"][row] for row in numbers], [table["answer"][row] for row in numbers]
+
+    def tokenised(self, texts: list[str], answers: list[list[Span]], specials: bool) -> dict[str, pa.Array]:
+        """Tokenise texts whole; return the columns of `TokenRows` but `text` and `answer`.
+
+        A token has loss if it has a character of an answer. Where a text has no answers, all of it is a prompt.
+
+        Args:
+            texts: the texts.
+            answers: start and end of each answer in its text, in characters.
+            specials: whether the tokenizer adds its special tokens.
+        """
+        all_ids, all_loss, firsts, lasts = [], [], [], []
+        for start in range(0, len(texts), BATCH):
+            part = texts[start : start + BATCH]
+            encoded = self._call_tokenizer(part, specials)
+            for number, (text, spans) in enumerate(zip(part, answers[start : start + BATCH], strict=True)):
+                if self.tokenizer.is_fast:
+                    ids = encoded["input_ids"][number]
+                    places = [_tokens_of(encoded, number, span, len(text), len(ids)) for span in spans]
+                else:
+                    ids, places = self._in_parts(text, spans, specials)
+                if specials:
+                    ids = self._with_one_end(ids, bool(spans))
+                loss = np.full(len(ids), NO_LOSS, dtype=np.int8)
+                for place in places:
+                    loss[slice(*place)] = LAST_ANSWER if place == places[-1] else ANSWER
+                all_ids.append(ids)
+                all_loss.append(loss)
+                firsts.append(places[0][0] if places else len(ids))
+                lasts.append(places[-1][0] if places else len(ids))
+        loss_lists = pa.ListArray.from_arrays(
+            np.cumsum([0, *map(len, all_loss)], dtype=np.int32), np.concatenate(all_loss)
+        )
+        numbers = {"first": pa.array(firsts, pa.int32()), "last": pa.array(lasts, pa.int32())}
+        return {"ids": pa.array(all_ids, pa.list_(pa.int32())), "loss": loss_lists} | numbers
+
+    def _call_tokenizer(self, texts: list[str], specials: bool) -> Any:
+        return self.tokenizer(texts, add_special_tokens=specials, return_attention_mask=False, verbose=False)
+
+    def _in_parts(self, text: str, spans: list[Span], specials: bool) -> tuple[list[int], list[Span]]:
+        """Tokenise the answers apart from what is between them, with a tokenizer that gives no offsets."""
+        ids, places, at = [], [], 0
+        for start, end in spans:
+            for part in (text[at:start], text[start:end]):
+                before = len(ids)
+                ids += self._call_tokenizer([part], specials and not ids)["input_ids"][0] if part else []
+            places.append((before, len(ids)))
+            at = end
+        return ids + self._call_tokenizer([text[at:]], specials and not ids)["input_ids"][0], places
+
+    def _with_one_end(self, ids: list[int], answered: bool) -> list[int]:
+        """Remove the end-of-text token that a tokenizer adds where it must not be: after a prompt, or a second one."""
+        end = self.tokenizer.eos_token_id
+        if len(ids) > 1 and ids[-1] == end and (not answered or ids[-2] == end):
+            return ids[:-1]
+        return ids
+
+
+def _tokens_of(encoded: Any, number: int, span: Span, length: int, tokens: int) -> Span:
+    """Return the first token with a character of a span, and the one after the last; spaces may have no token."""
+    start, end = span
+    first = next((t for c in range(start, length) if (t := encoded.char_to_token(number, c)) is not None), tokens)
+    last = next((t for c in range(end - 1, start - 1, -1) if (t := encoded.char_to_token(number, c)) is not None), None)
+    return (first, last + 1) if last is not None else (first, first)

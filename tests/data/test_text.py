@@ -1,0 +1,114 @@
+"""Raw text: documents, blocks, perplexity, and complete runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from litpeft.__main__ import main
+from litpeft.data import Text
+from litpeft.errors import UserError
+from litpeft.runs.record import read_record
+from tests.data.test_conversations import tokenizer
+from tests.data.test_text_classification import make
+
+DOCUMENTS = ["the cat sat. " * 9, "What is one and two?", "It is 1.\n\nIt is 2."]
+
+
+def load(tmp_path: Path, **options: object) -> Text:
+    tokenizer("bytes", tmp_path / "tokenizer")
+    file = tmp_path / "a.jsonl"
+    file.write_text("\n".join(json.dumps({"text": text}) for text in DOCUMENTS))
+    return make(
+        Text, **{"tokenizer": str(tmp_path / "tokenizer"), "train_file": str(file), "val_file": str(file)} | options
+    )
+
+
+def test_each_token_of_a_document_is_predicted_once(tmp_path: Path) -> None:
+    data = load(tmp_path, max_length=16, packing=False)
+    documents = data.tokenizer([text + "</s>" for text in DOCUMENTS])["input_ids"]
+    blocks = []
+    for batch in data.val_dataloader():
+        for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
+            assert ids[mask.bool()].tolist() == labels[mask.bool()].tolist()
+            blocks.append(ids[mask.bool()].tolist())
+    predicted = sorted(token for block in blocks for token in block[1:])
+    assert predicted == sorted(token for ids in documents for token in ids[1:])
+    assert max(map(len, blocks)) == 16
+    assert data.describe()["tables"]["val"]["documents"] == 3
+
+
+def test_training_rows_are_packed_and_validation_rows_are_not(tmp_path: Path) -> None:
+    data = load(tmp_path, max_length=32)
+    batch = next(iter(data.train_dataloader()))
+    assert batch["position_ids"].shape == batch["input_ids"].shape
+    assert int(batch["samples"]) > len(batch["input_ids"])
+    assert "position_ids" not in next(iter(data.val_dataloader()))
+
+
+@pytest.mark.parametrize(("documents", "rows"), [("file", 1), ("paragraph", 2), ("line", 3)])
+def test_a_text_file_holds_documents_paragraphs_or_lines(documents: str, rows: int, tmp_path: Path) -> None:
+    tokenizer("bytes", tmp_path / "tokenizer")
+    (tmp_path / "a.txt").write_text("the cat\nsat\n\n \nIt is 1.\n")
+    file = str(tmp_path / "a.txt")
+    data = make(
+        Text, tokenizer=str(tmp_path / "tokenizer"), train_file=file, val_file=file, documents=documents, packing=False
+    )
+    assert len(data.rows["train"]) == rows
+    assert data.example("train")[0][0].startswith("the cat" if documents == "line" else "the cat\nsat")
+
+
+def test_a_run_has_the_perplexity_that_transformers_gives(tiny_llama: str, tmp_path: Path) -> None:
+    words = ["say", "good", "bad", "fine", "dull"]
+    draw = np.random.default_rng(0)
+    texts = [" ".join(draw.choice(words, 12)) for _ in range(24)]
+    for name in ("train", "val"):
+        (tmp_path / f"{name}.txt").write_text("\n".join(texts))
+    arguments = [
+        "fit",
+        "--model",
+        "CausalLM",
+        "--model.model_name",
+        tiny_llama,
+        "--model.dtype",
+        "fp32",
+        "--data",
+        "Text",
+    ]
+    arguments += [f"--data.{name}_file={tmp_path / name}.txt" for name in ("train", "val")]
+    arguments += ["--data.documents", "line", "--data.max_length", "48", "--data.batch_size", "2"]
+    arguments += ["--trainer.max_steps", "3", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    run = tmp_path / "run"
+    assert main([*arguments, "--model.adapter", "LoRA", "--run_dir", str(run)]) == 0
+    record = read_record(run)
+    assert main(["export", str(run), str(tmp_path / "merged"), "--format", "merged", "--dtype", "fp32"]) == 0
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").float()
+    from transformers import AutoTokenizer
+
+    own = AutoTokenizer.from_pretrained(tiny_llama)
+    total, tokens = 0.0, 0
+    for text in texts:
+        ids = torch.tensor([own(text + own.eos_token)["input_ids"]])
+        with torch.no_grad():
+            total += float(model(input_ids=ids, labels=ids).loss) * (ids.shape[1] - 1)
+        tokens += ids.shape[1] - 1
+    assert record["val_loss"] == pytest.approx(total / tokens, rel=1e-4)
+    assert record["other_metrics"]["val_perplexity"] == pytest.approx(math.exp(total / tokens), rel=1e-4)
+
+
+def test_empty_documents_and_wrong_models_are_told(
+    tiny_llama: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "the cat"}\n{"text": " "}\n{"text": 3}\n')
+    tokenizer("bytes", tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"2 of 3 rows cannot be used .*'text' is empty; .*'text' holds int, not text"):
+        make(Text, tokenizer=str(tmp_path / "tokenizer"), train_file=str(tmp_path / "a.jsonl"))
+    arguments = ["data", "--model", "Seq2SeqLM", "--model.model_name", tiny_llama, "--data", "Text"]
+    assert main([*arguments, "--data.train_file", str(tmp_path / "a.jsonl")]) == 2
+    assert "data Text is for causal models; give --model CausalLM." in capsys.readouterr().err

@@ -178,6 +178,10 @@ class FineTuneData(L.LightningDataModule):
             order, limit = (order[:cut], None) if split == "val" else (order[cut:], limit)
         return np.sort(order[:limit])
 
+    def why_cut(self) -> str:
+        """Return why the validation rows are cut from the training rows, for the user."""
+        return "there is no validation split: its rows are cut from the training rows"
+
     def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
         """Return the row numbers in `order` with the `rows` validation rows first; the default takes the first."""
         return order
@@ -227,10 +231,9 @@ class FineTuneData(L.LightningDataModule):
         lengths = {split: rows.lengths for split, rows in self.rows.items() if len(rows)}
         parts = shortened(self.example("train")) if "train" in self.rows else []
         own_validation = "val" not in self.rows or self.source("val") is not None
-        cut = None if own_validation else "there is no validation split: its rows are cut from the training rows"
         return {
             "example": [{"text": text, "has_loss": has_loss} for text, has_loss in parts],
-            "val_cut_from_train": cut,
+            "val_cut_from_train": None if own_validation else self.why_cut(),
             "rows": {split: len(rows) for split, rows in self.rows.items()},
             "tokens_per_row": {
                 split: {"median": float(np.median(tokens)), "longest": int(tokens.max())}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +33,12 @@ class TabularData(FineTuneData):
         val_file: validation rows; by default validation rows are cut from the training rows.
         test_file: test rows.
         predict_file: rows to predict; by default the test rows, or the validation rows if there is no test split.
-        dataset: hub id, used if none of `train_file`, `val_file` and `test_file` is given.
+        dataset: hub id, or a folder laid out like a repository of the hub, used if none of `train_file`, `val_file` and
+            `test_file` is given.
+        subset: name of the subset of `dataset` (its configuration), such as `mrpc` of `glue`.
+        train_split: name of the training split of `dataset`, such as `train_sft`; by default `train`.
+        val_split: name of the validation split; by default `validation`, `valid`, `val` or `dev`.
+        test_split: name of the test split; by default `test`.
         columns: column names of .tsv and .csv files without a header.
         delimiter: column delimiter, one character; by default a tab in .tsv files, a comma in .csv files.
         encoding: encoding of text files.
@@ -47,6 +54,10 @@ class TabularData(FineTuneData):
         test_file: str | None = None,
         predict_file: str | None = None,
         dataset: str | None = None,
+        subset: str | None = None,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        test_split: str | None = None,
         columns: list[str] | None = None,
         delimiter: str | None = None,
         encoding: str = "utf-8",
@@ -60,6 +71,7 @@ class TabularData(FineTuneData):
             for split, path in files.items()
         }
         self.dataset = None if any((train_file, val_file, test_file)) else dataset
+        self.subset, self.splits = subset, {"train": train_split, "val": val_split, "test": test_split}
         self.columns, self.delimiter, self.encoding, self.on_bad_row = columns, delimiter, encoding, on_bad_row
         self.unused_columns: dict[str, list[str]] = {}  # split -> columns that are not read
         self.used_columns: dict[str, list[str]] = {}  # split -> columns that are read
@@ -146,8 +158,33 @@ class TabularData(FineTuneData):
     def _hub_dataset(self) -> datasets.DatasetDict:
         assert self.dataset is not None
         with explaining_hub_errors(self.dataset, "data.dataset", "local files (data.train_file, data.val_file)"):
-            return datasets.load_dataset(self.dataset)
+            try:
+                return datasets.load_dataset(os.path.expanduser(self.dataset), self.subset)
+            except ValueError as error:  # the subset is unknown, or one must be chosen
+                listed = re.search(r"(?:among the available configs|Available): \[(.*?)\]", str(error))
+                if listed is None:
+                    raise
+                given = f" {self.subset}: there is no such subset" if self.subset else " is missing"
+                names = listed[1].replace("'", "")
+                raise UserError(f"data.subset{given}; {self.dataset} has {names}.") from error
+
+    def why_cut(self) -> str:
+        others = [name for name in self._hub_dataset if name not in HUB_SPLITS["train"]] if self.dataset else []
+        named = f" (data.val_split may name another: {', '.join(others)})" if others else ""
+        return super().why_cut() + named
 
     def hub_rows(self, split: Split) -> datasets.Dataset | None:
-        """Return the rows of a split on the hub; None if there is no such split."""
-        return next((self._hub_dataset[name] for name in HUB_SPLITS[split] if name in self._hub_dataset), None)
+        """Return the rows of a split on the hub; None if there is no such split.
+
+        Raises:
+            UserError: the named split does not exist, or the training split has another name.
+        """
+        found, named = self._hub_dataset, self.splits[split]
+        if named is None and (usual := next((name for name in HUB_SPLITS[split] if name in found), None)):
+            return found[usual]
+        if named in found:
+            return found[named]
+        if named is None and split != "train":
+            return None
+        given = f" {named}: there is no such split" if named else " is missing"
+        raise UserError(f"data.{split}_split{given}; {self.dataset} has {', '.join(found)}.")

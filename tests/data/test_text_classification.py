@@ -251,7 +251,7 @@ def test_data_sets_from_the_hub(tiny_model: str, monkeypatch: pytest.MonkeyPatch
     split = datasets.Dataset.from_dict(rows, features=datasets.Features(text=datasets.Value("string"), label=label))
     hidden = split.remove_columns("label").add_column("label", [-1] * 12)
     whole = datasets.DatasetDict(train=split, validation=split.select(range(4)), test=hidden)
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: whole)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: whole)
     data = make(tokenizer=tiny_model, dataset="some/set")
     assert data.label_names == ["down", "up"]
     assert len(data.rows["train"]) == 12

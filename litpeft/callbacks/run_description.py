@@ -34,8 +34,10 @@ def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
 SMALL_SHARE = 0.02  # of all parameters: what an adapter leaves out is recorded, and printed from this share
 
 
-def print_notices(record: dict[str, Any]) -> None:
-    """Print what the user should know about data and model before training."""
+def print_notices(trainer: Trainer, record: dict[str, Any]) -> None:
+    """Print what the user should know about data and model before training, once if several processes train."""
+    if not trainer.is_global_zero:
+        return
     tell(record["data_summary"])
     tell_what_is_not_adapted(record)
     tell_how_head_labels_match(record)

@@ -91,7 +91,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         if self._resumed:
             self._cut_curves(trainer)
         self.record |= describe_model(trainer, pl_module)
-        print_notices(self.record)
+        print_notices(trainer, self.record)
         self._write(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.errors import first_sentence
@@ -57,6 +60,33 @@ def cached_table(
         table.save_to_disk(str(scratch / "table"))
         (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
     return _read(folder)
+
+
+def stored(batches: Iterable[dict[str, pa.Array]], folder: Path) -> pa.Table:
+    """Write batches of columns to a file as they come, and return them as one table that is read from the disk.
+
+    The memory that this needs does not grow with the number of rows. The file loses its name once it is written, so it
+    is gone when the table is.
+
+    Args:
+        batches: columns by name, the same ones in each batch, with equal lengths; at least one batch.
+        folder: folder of the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle, path = tempfile.mkstemp(dir=folder, suffix=".arrow")
+    os.close(handle)
+    try:
+        writer = None
+        with pa.OSFile(path, "wb") as file:
+            for columns in batches:
+                batch = pa.RecordBatch.from_pydict(columns)
+                writer = writer or pa.ipc.new_stream(file, batch.schema)
+                writer.write_batch(batch)
+            assert writer is not None
+            writer.close()
+        return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+    finally:
+        os.unlink(path)
 
 
 def _read(folder: Path) -> tuple[datasets.Dataset, dict[str, Any]]:

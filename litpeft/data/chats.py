@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,14 +13,24 @@ import numpy as np
 import pyarrow as pa
 
 from litpeft.data.base import Split
-from litpeft.data.chat_template import CannotRender, Message
-from litpeft.data.sequences import BATCH, Sequences
+from litpeft.data.cache import stored
+from litpeft.data.chat_template import CannotRender, Message, Rendered
+from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.templates import Template, find_template
 from litpeft.data.token_rows import PairRows, TokenRows
 from litpeft.errors import UserError
 
 TRAIN_ON = {"response": "assistant", "prompt": "all"}  # names of version 0.1.0
 Conversation = tuple[str, list[Message], list[dict[str, Any]] | None]  # place for error messages, turns, tools
+
+
+@dataclass
+class _Row:
+    """A rendered conversation, with its prompt for people and its last answer."""
+
+    rendered: Rendered
+    shown: str
+    answer: str
 
 
 class Chats(Sequences):
@@ -92,52 +104,52 @@ class Chats(Sequences):
         return super().encoded(split, rows)
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
-        template = self.template
-        texts, answers, shown, expected = [], [], [], []
-        rows = {"empty_responses_dropped": 0, "turns_after_last_answer": 0, "answers": 0}
+        counts = {"total_rows": 0, "empty_responses_dropped": 0, "turns_after_last_answer": 0, "answers": 0}
+        batches = (self._columns_of(batch) for batch in batched(self._rendered(split, counts), BATCH))
+        first = next(batches, None)
+        if first is None:
+            raise UserError(f"data: the {split} rows of {type(self).__name__} have no responses to train on.")
+        table = stored(itertools.chain([first], batches), self.cache_dir / "tables")
+        return datasets.Dataset(table), counts | self.facts_of_reading.get(split, {})
+
+    def _rendered(self, split: Split, counts: dict[str, int]) -> Iterator[_Row]:
+        """Yield the rendered conversations of a split, and count rows and what is left out."""
         for place, turns, tools in self.conversations(split):
+            counts["total_rows"] += 1
             last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
             if split == "predict":
                 before = turns if last is None or last + 1 < len(turns) else turns[:-1]
             elif last is None or not any(_says_something(turn) for turn in turns if turn["role"] == "assistant"):
-                rows["empty_responses_dropped"] += 1
+                counts["empty_responses_dropped"] += 1
                 continue
             else:
-                rows["turns_after_last_answer"] += len(turns) - last - 1
+                counts["turns_after_last_answer"] += len(turns) - last - 1
                 before, turns = turns[:last], turns[: last + 1]
             try:
                 if split == "predict" or self.encoder:
-                    texts.append(template.prompt(before, tools))
-                    answers.append([])
+                    rendered = Rendered(self.template.prompt(before, tools), [])
                 else:
-                    rendered = template.render(turns, tools)
-                    texts.append(rendered.text)
-                    answers.append(rendered.answers)
+                    rendered = self.template.render(turns, tools)
             except CannotRender as error:
                 self.cannot_render(split, place, str(error))
                 continue
-            rows["answers"] += len(answers[-1])
-            shown.append(_shown(before))
-            expected.append(turns[-1]["content"].removesuffix(template.end) if len(turns) > len(before) else "")
-        facts = {"total_rows": len(texts) + rows["empty_responses_dropped"], **rows}
-        facts |= self.facts_of_reading.get(split, {})
-        if not texts:
-            raise UserError(f"data: the {split} rows of {type(self).__name__} have no responses to train on.")
+            counts["answers"] += len(rendered.answers)
+            answer = turns[-1]["content"].removesuffix(self.template.end) if len(turns) > len(before) else ""
+            yield _Row(rendered, _shown(before), answer)
+
+    def _columns_of(self, rows: Sequence[_Row]) -> dict[str, pa.Array]:
+        texts, answers = [row.rendered.text for row in rows], [row.answer for row in rows]
         if self.encoder:
-            columns = self._pairs(texts, expected)
+            columns = self._pairs(texts, answers)
         else:
-            columns = self.tokenised(texts, answers, template.adds_specials)
-        return datasets.Dataset(pa.table(columns | {"text": shown, "answer": expected})), facts
+            columns = self.tokenised(texts, [row.rendered.answers for row in rows], self.template.adds_specials)
+        return columns | {"text": pa.array([row.shown for row in rows]), "answer": pa.array(answers)}
 
     def _pairs(self, prompts: list[str], responses: list[str]) -> dict[str, pa.Array]:
-        columns: dict[str, list[list[int]]] = {"prompt": [], "response": []}
         end = self.tokenizer.eos_token_id
-        for start in range(0, len(prompts), BATCH):
-            part = slice(start, start + BATCH)
-            columns["prompt"] += self._call_tokenizer(prompts[part], self.template.adds_specials)["input_ids"]
-            ids = self._call_tokenizer(responses[part], False)["input_ids"]
-            columns["response"] += [[*each, end] if end is not None else each for each in ids]
-        return {name: pa.array(ids, pa.list_(pa.int32())) for name, ids in columns.items()}
+        asked = self._call_tokenizer(prompts, self.template.adds_specials)["input_ids"]
+        said = [[*ids, end] if end is not None else ids for ids in self._call_tokenizer(responses, False)["input_ids"]]
+        return {"prompt": pa.array(asked, IDS), "response": pa.array(said, IDS)}
 
     def describe(self) -> dict[str, Any]:
         """Return the base class's facts, and how conversations are rendered."""

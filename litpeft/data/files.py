@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import pyarrow
 
-from litpeft.data.raw_files import SUFFIXES, kind_of, text_of
+from litpeft.data.raw_files import SUFFIXES, kind_of, lines_of, text_of
 from litpeft.errors import UserError
 from litpeft.runs.record_schema import is_utf8
 from litpeft.runs.safe_read import parse_error_reason
@@ -52,11 +51,11 @@ def read_rows(
     if suffix == ".parquet":
         rows = _parquet(path)
     elif suffix in (".tsv", ".csv"):
-        rows = _separated(path, _reader(path, text_of(path, encoding), delimiter), required, columns)
+        rows = _separated(path, _reader(path, lines_of(path, encoding, newline=""), delimiter), required, columns)
     elif suffix == ".txt":
         rows = _texts(path, text_of(path, encoding), documents)
     else:
-        rows = _json(path, text_of(path, encoding), lines=suffix == ".jsonl")
+        rows = _json(path, encoding)
     layout = ", data.delimiter and, for a file without a header, data.columns" if suffix in (".tsv", ".csv") else ""
     place = None
     for place, row in rows:
@@ -80,19 +79,19 @@ def has_header(
     if not path.is_file() or kind_of(path) not in (".tsv", ".csv"):
         return True
     try:
-        first = next(iter(_reader(path, text_of(path, encoding), delimiter)), [])
+        first = next(iter(_reader(path, lines_of(path, encoding, newline=""), delimiter)), [])
     except csv.Error as error:
         raise UserError(f"{path} line 1: {error}.") from error
     return set(required) <= set(first)
 
 
-def _reader(path: Path, text: str, delimiter: str | None) -> Any:
+def _reader(path: Path, lines: Iterator[str], delimiter: str | None) -> Any:
     """Return a csv reader; quotes have no meaning in .tsv files."""
     csv.field_size_limit(sys.maxsize)
     tab = kind_of(path) == ".tsv"
     quoting = csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
     separator = delimiter or ("\t" if tab else ",")
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator, quoting=quoting, strict=True)
+    return csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
 
 
 def _add_field(row: dict[str, Any], name: str) -> None:
@@ -146,29 +145,28 @@ def _texts(path: Path, text: str, documents: str) -> Iterator[tuple[str, dict[st
         line += part.count("\n")
 
 
-def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, Any]]]:
-    place = f"{path}"
+def _json(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield objects: one per line, read as it goes, or those of a list."""
+    place, lines = f"{path}", kind_of(path) == ".jsonl" or _is_lines(path, encoding)
     try:
         if lines:
-            for number, line in enumerate(text.split("\n"), 1):
+            for number, line in enumerate(lines_of(path, encoding), 1):
                 place = f"{path} line {number}"
                 if line.strip():
                     yield place, _object(place, json.loads(line))
-        else:
-            if _is_lines(text):
-                yield from _json(path, text, lines=True)
-                return
-            items = json.loads(text) if text.strip() else []
-            if isinstance(items, dict):
-                lists = [value for value in items.values() if isinstance(value, list) and value]
-                items = lists[0] if len(lists) == 1 else items
-            if not isinstance(items, list):
-                raise UserError(
-                    f"{path}: a .json file must contain a list of objects, an object with one such list, or one object "
-                    "per line."
-                )
-            for number, item in enumerate(items, 1):
-                yield f"{path} item {number}", _object(f"{path} item {number}", item)
+            return
+        text = text_of(path, encoding)
+        items = json.loads(text) if text.strip() else []
+        if isinstance(items, dict):
+            lists = [value for value in items.values() if isinstance(value, list) and value]
+            items = lists[0] if len(lists) == 1 else items
+        if not isinstance(items, list):
+            raise UserError(
+                f"{path}: a .json file must contain a list of objects, an object with one such list, or one object "
+                "per line."
+            )
+        for number, item in enumerate(items, 1):
+            yield f"{path} item {number}", _object(f"{path} item {number}", item)
     except (ValueError, RecursionError) as error:  # an int with thousands of digits raises a plain ValueError
         where = place if lines else f"{path} line {getattr(error, 'lineno', 1)}"
         raise UserError(
@@ -176,11 +174,12 @@ def _json(path: Path, text: str, lines: bool) -> Iterator[tuple[str, dict[str, A
         ) from error
 
 
-def _is_lines(text: str) -> bool:
-    """Return whether a JSON text has one object per line: the first line is an object, and more follows."""
-    first, _, rest = text.strip().partition("\n")
+def _is_lines(path: Path, encoding: str) -> bool:
+    """Return whether a JSON file has one object per line: the first line is an object, and more follows."""
+    lines = (line for line in lines_of(path, encoding) if line.strip())
+    first, second = next(lines, ""), next(lines, "")
     try:
-        return bool(rest) and isinstance(json.loads(first), dict)
+        return bool(second) and isinstance(json.loads(first), dict)
     except (ValueError, RecursionError):
         return False
 

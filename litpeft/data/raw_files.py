@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import codecs
 import glob
+import io
 import lzma
 import os
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow
 
 from litpeft.errors import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
+DAMAGED = (OSError, EOFError, ValueError, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # after one of the suffixes: train.csv.gz
 
 
@@ -47,17 +52,46 @@ def text_of(path: Path, encoding: str) -> str:
     Raises:
         UserError: the file is damaged or has another encoding.
     """
-    raw = _bytes(path)
+    return "".join(lines_of(path, encoding))
+
+
+def lines_of(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
+    """Yield the lines of a file with their ends, decompressed and without a byte-order mark; reads as it goes.
+
+    Args:
+        path: the file.
+        encoding: its encoding.
+        newline: what ends a line, as in `open`; "" for each of the usual ends.
+
+    Raises:
+        UserError: the file is damaged or has another encoding.
+    """
     is_utf_8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     try:
-        return raw.decode("utf-8-sig" if is_utf_8 else encoding)  # "-sig" skips a byte-order mark
+        codecs.lookup(encoding)
     except LookupError as error:
         raise UserError(f"data.encoding {encoding}: Python has no such encoding.") from error
+    try:
+        with _opened(path) as stream:
+            # "-sig" skips a byte-order mark
+            yield from io.TextIOWrapper(stream, "utf-8-sig" if is_utf_8 else encoding, newline=newline)
     except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
+        raw = _bytes(path)
+        line = _first_undecodable(raw, encoding)
         raise UserError(
             f"{path} line {line}: not {encoding}; give data.encoding, for example {_likely_encoding(raw)}."
         ) from error
+    except DAMAGED as error:
+        raise _damaged(path, error) from error
+
+
+def _first_undecodable(raw: bytes, encoding: str) -> int:
+    """Return the line of the first bytes that are not in this encoding."""
+    try:
+        raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        return raw[: error.start].count(b"\n") + 1
+    return 1
 
 
 def _likely_encoding(raw: bytes) -> str:
@@ -69,28 +103,36 @@ def _likely_encoding(raw: bytes) -> str:
 
 
 def _bytes(path: Path) -> bytes:
-    """Return the bytes of a file, decompressed.
+    with _opened(path) as stream:
+        return stream.read()
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read its bytes, decompressed.
 
     Raises:
-        UserError: the file is damaged, or an archive holds several files.
+        UserError: an archive holds several files.
     """
     suffix = path.suffix.lower()
-    try:
-        if suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if not name.endswith("/")]
-                if len(names) != 1:
-                    raise UserError(
-                        f"{path}: the archive holds {len(names)} files; give an archive of one, or unpack it."
-                    )
-                return archive.read(names[0])
-        if suffix == ".xz":
-            return lzma.decompress(path.read_bytes())
-        if suffix in COMPRESSED:
-            with pyarrow.input_stream(
-                str(path), compression={".zst": "zstd", ".bz2": "bz2"}.get(suffix, "gzip")
-            ) as stream:
-                return stream.read()
-    except (OSError, EOFError, ValueError, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException) as error:
-        raise UserError(f"{path}: not a readable {suffix} file: {str(error).splitlines()[0]}.") from error
-    return path.read_bytes()
+    if suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            if len(names) != 1:
+                raise UserError(f"{path}: the archive holds {len(names)} files; give an archive of one, or unpack it.")
+            with archive.open(names[0]) as stream:
+                yield stream
+    elif suffix == ".xz":
+        with lzma.open(path) as stream:
+            yield stream
+    elif suffix in COMPRESSED:
+        kind = {".zst": "zstd", ".bz2": "bz2"}.get(suffix, "gzip")
+        with pyarrow.input_stream(str(path), compression=kind) as stream:
+            yield stream
+    else:
+        with path.open("rb") as stream:
+            yield stream
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path}: not a readable {path.suffix.lower()} file: {str(error).splitlines()[0]}.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Literal
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, TypeVar
 
 import datasets
 import numpy as np
@@ -16,7 +17,9 @@ from litpeft.data.token_rows import ANSWER, LAST_ANSWER, NO_LOSS, PairRows, Toke
 from litpeft.errors import UserError
 
 BATCH = 1000  # texts per call of the tokenizer
+IDS = pa.list_(pa.int32())
 Span = tuple[int, int]
+Item = TypeVar("Item")
 
 
 class Sequences(FineTuneData):
@@ -90,34 +93,32 @@ class Sequences(FineTuneData):
         A token has loss if it has a character of an answer. Where a text has no answers, all of it is a prompt.
 
         Args:
-            texts: the texts.
+            texts: the texts, one batch.
             answers: start and end of each answer in its text, in characters.
             specials: whether the tokenizer adds its special tokens.
         """
         all_ids, all_loss, firsts, lasts = [], [], [], []
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
-            encoded = self._call_tokenizer(part, specials)
-            for number, (text, spans) in enumerate(zip(part, answers[start : start + BATCH], strict=True)):
-                if self.tokenizer.is_fast:
-                    ids = encoded["input_ids"][number]
-                    places = [_tokens_of(encoded, number, span, len(text), len(ids)) for span in spans]
-                else:
-                    ids, places = self._in_parts(text, spans, specials)
-                if specials:
-                    ids = self._with_one_end(ids, bool(spans))
-                loss = np.full(len(ids), NO_LOSS, dtype=np.int8)
-                for place in places:
-                    loss[slice(*place)] = LAST_ANSWER if place == places[-1] else ANSWER
-                all_ids.append(ids)
-                all_loss.append(loss)
-                firsts.append(places[0][0] if places else len(ids))
-                lasts.append(places[-1][0] if places else len(ids))
+        encoded = self._call_tokenizer(texts, specials)
+        for number, (text, spans) in enumerate(zip(texts, answers, strict=True)):
+            if self.tokenizer.is_fast:
+                ids = encoded["input_ids"][number]
+                places = [_tokens_of(encoded, number, span, len(text), len(ids)) for span in spans]
+            else:
+                ids, places = self._in_parts(text, spans, specials)
+            if specials:
+                ids = self._with_one_end(ids, bool(spans))
+            loss = np.full(len(ids), NO_LOSS, dtype=np.int8)
+            for place in places:
+                loss[slice(*place)] = LAST_ANSWER if place == places[-1] else ANSWER
+            all_ids.append(ids)
+            all_loss.append(loss)
+            firsts.append(places[0][0] if places else len(ids))
+            lasts.append(places[-1][0] if places else len(ids))
         loss_lists = pa.ListArray.from_arrays(
             np.cumsum([0, *map(len, all_loss)], dtype=np.int32), np.concatenate(all_loss)
         )
         numbers = {"first": pa.array(firsts, pa.int32()), "last": pa.array(lasts, pa.int32())}
-        return {"ids": pa.array(all_ids, pa.list_(pa.int32())), "loss": loss_lists} | numbers
+        return {"ids": pa.array(all_ids, IDS), "loss": loss_lists} | numbers
 
     def _call_tokenizer(self, texts: list[str], specials: bool) -> Any:
         return self.tokenizer(texts, add_special_tokens=specials, return_attention_mask=False, verbose=False)
@@ -139,6 +140,13 @@ class Sequences(FineTuneData):
         if len(ids) > 1 and ids[-1] == end and (not answered or ids[-2] == end):
             return ids[:-1]
         return ids
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yield lists of `size` items, and of the rest."""
+    iterator = iter(items)
+    while part := list(itertools.islice(iterator, size)):
+        yield part
 
 
 def _tokens_of(encoded: Any, number: int, span: Span, length: int, tokens: int) -> Span:

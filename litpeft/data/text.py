@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import datasets
+import numpy as np
 import pyarrow as pa
 
 from litpeft.data.base import Split
-from litpeft.data.sequences import Sequences
+from litpeft.data.cache import stored
+from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.tabular import TabularData
+from litpeft.data.token_rows import ANSWER
 from litpeft.errors import UserError
 
 
@@ -52,44 +56,51 @@ class Text(Sequences, TabularData):
         return super().layout(path) | {"documents": self.documents}
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
+        if self.max_length < 2:
+            raise UserError("data.max_length must be at least 2: one token predicts the next one.")
+        facts = {"total_rows": 0, "documents": 0}
+        columns = self._prompts if split == "predict" else self._blocks
+        batches = (columns(texts) for texts in batched(self._documents(split, facts), BATCH))
+        table = stored(batches, self.cache_dir / "tables")
+        return datasets.Dataset(table), facts | {"total_rows": len(table)}
+
+    def _documents(self, split: Split, facts: dict[str, Any]) -> Iterator[str]:
+        """Yield the documents of a split, and count them."""
         read_split = self.split_to_read(split)
-        bad, texts, rows = self.bad_rows(split), [], 0
+        bad, rows = self.bad_rows(split), 0
         for place, row in self.read(read_split, {self.text_column: "data.text_column"}):
             rows += 1
             text = row[self.text_column]
-            if not isinstance(text, str) or not text.strip():
-                kind = "is empty" if text is None or isinstance(text, str) else f"holds {type(text).__name__}, not text"
-                bad.add(place, f"column {self.text_column!r} {kind}")
-            else:
-                texts.append(text)
+            if isinstance(text, str) and text.strip():
+                facts["documents"] += 1
+                yield text
+                continue
+            kind = "is empty" if text is None or isinstance(text, str) else f"holds {type(text).__name__}, not text"
+            bad.add(place, f"column {self.text_column!r} {kind}")
         bad.check(rows)
-        end = self.tokenizer.eos_token or ""
-        if split == "predict":
-            columns, blocks = self.tokenised(texts, [[] for _ in texts], True), texts
-        else:
-            whole = [text.removesuffix(end) + end for text in texts]
-            tokens = self.tokenised(whole, [[(0, len(text))] for text in whole], True)["ids"]
-            columns, blocks = self._in_blocks(tokens, texts)
-        facts = {"total_rows": len(blocks), "documents": len(texts)}
-        facts |= {"unused_columns": self.unused_columns.get(read_split, [])}
-        facts |= {"skipped_rows": len(bad.reasons)} if bad.reasons else {}
-        table = pa.table(columns | {"text": blocks, "answer": [""] * len(blocks)})
-        return datasets.Dataset(table), facts
+        facts["unused_columns"] = self.unused_columns[read_split]
+        if bad.reasons:
+            facts["skipped_rows"] = len(bad.reasons)
 
-    def _in_blocks(self, documents: pa.Array, texts: list[str]) -> tuple[dict[str, pa.Array], list[str]]:
-        """Cut the token ids of documents into blocks; return the columns of `TokenRows` and the text of each block."""
-        if self.max_length < 2:
-            raise UserError("data.max_length must be at least 2: one token predicts the next one.")
+    def _prompts(self, texts: list[str]) -> dict[str, pa.Array]:
+        shown = {"text": pa.array(texts), "answer": pa.array([""] * len(texts))}
+        return self.tokenised(texts, [[] for _ in texts], True) | shown
+
+    def _blocks(self, texts: list[str]) -> dict[str, pa.Array]:
+        """Tokenise documents and cut them into blocks; the text of a document is kept if it is one block."""
+        end = self.tokenizer.eos_token or ""
+        whole = [text.removesuffix(end) + end for text in texts]
         blocks, shown = [], []
-        for ids, text in zip(documents, texts, strict=True):
-            values, step = ids.values.to_numpy(), self.max_length - 1
-            starts = range(0, max(1, len(values) - 1), step)
+        tokens = self.tokenised(whole, [[(0, len(text))] for text in whole], True)["ids"]
+        for ids, text in zip(tokens, texts, strict=True):
+            values = ids.values.to_numpy()
+            starts = range(0, max(1, len(values) - 1), self.max_length - 1)
             blocks += [values[start : start + self.max_length] for start in starts]
             shown += [text if len(starts) == 1 else ""] * len(starts)
-        ids = pa.array(blocks, pa.list_(pa.int32()))
-        loss = pa.array([[1] * len(block) for block in blocks], pa.list_(pa.int8()))
+        loss = pa.array([np.full(len(block), ANSWER, dtype=np.int8) for block in blocks], pa.list_(pa.int8()))
         zeros = pa.array([0] * len(blocks), pa.int32())
-        return {"ids": ids, "loss": loss, "first": zeros, "last": zeros}, shown
+        columns = {"ids": pa.array(blocks, IDS), "loss": loss, "first": zeros, "last": zeros}
+        return columns | {"text": pa.array(shown), "answer": pa.array([""] * len(blocks))}
 
     @property
     def stops(self) -> tuple[list[int], list[str]]:

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
+from litpeft.data.cache import stored
 from litpeft.data.labels import class_numbers, warn_of_similar
+from litpeft.data.sequences import BATCH, IDS, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.told import Part
 from litpeft.errors import UserError
-
-BATCH = 1000  # texts per call of the tokenizer
 
 
 class TextClassification(TabularData):
@@ -85,47 +86,48 @@ class TextClassification(TabularData):
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         labelled, read_split = split != "predict", self.split_to_read(split)
-        bad = self.bad_rows(split)
-        places, texts, labels = [], [], []
-        for place, text, label in self._read(read_split, labelled, bad):
-            places.append(place), texts.append(text), labels.append(label)
+        bad, truncated = self.bad_rows(split), [0]
+        places, labels = [], []
+
+        def texts() -> Iterator[tuple[str, ...]]:
+            for place, text, label in self._read(read_split, labelled, bad):
+                places.append(place), labels.append(label)
+                yield text
+
+        table = stored((self._encode(part, truncated) for part in batched(texts(), BATCH)), self.cache_dir / "tables")
         names = self._label_names or self._hub_label_names()
         if split not in ("train", "predict"):
             names = self.label_names
         file = self.files[read_split]
         offset = self.layout(file)["label_offset"] if file else self.label_offset
-        ids = [-1] * len(texts)
+        ids = [-1] * len(places)
         if labelled:
             ids, names = class_numbers(labels, places, names, offset, bad)
         bad.check(len(places))
-        kept = [i for i, place in enumerate(places) if place not in bad.reasons]
-        encoded, truncated = self._encode([texts[i] for i in kept])
-        shown = ["\n".join(texts[i]) for i in kept]
-        table = pa.table(encoded | {"label": [ids[i] for i in kept], "text": shown})
-        facts = {"label_names": names, "total_rows": len(places), "truncated_rows": truncated}
+        table = table.append_column("label", pa.array(ids, pa.int64()))
+        if bad.reasons:
+            table = table.filter(pa.array([place not in bad.reasons for place in places]))
+        if "token_type_ids" in table.column_names and not pc.max(pc.list_flatten(table["token_type_ids"])).as_py():
+            table = table.drop_columns("token_type_ids")  # a model assumes zeros
+        facts = {"label_names": names, "total_rows": len(places), "truncated_rows": truncated[0]}
         facts |= {"unused_columns": self.unused_columns.get(read_split, [])}
         return datasets.Dataset(table), facts | ({"skipped_rows": len(bad.reasons)} if bad.reasons else {})
 
-    def _encode(self, texts: list[tuple[str, ...]]) -> tuple[dict[str, pa.Array], int]:
-        """Return the columns of token ids (and types, for pairs) of each text or pair, and how many were truncated."""
-        encoded: dict[str, list[list[int]]] = {}
-        truncated = 0
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
-            columns = self.tokenizer(*map(list, zip(*part, strict=True)), return_attention_mask=False, verbose=False)
-            long = [i for i, row in enumerate(columns["input_ids"]) if len(row) > self.max_length]
-            if long:  # only the tokenizer keeps the special tokens, and the start of both texts, when it truncates
-                given = map(list, zip(*(part[i] for i in long), strict=True))
-                again = self.tokenizer(*given, truncation=True, max_length=self.max_length, return_attention_mask=False)
-                for name, rows in columns.items():
-                    for i, row in zip(long, again[name], strict=True):
-                        rows[i] = row
-            truncated += len(long)
+    def _encode(self, texts: list[tuple[str, ...]], truncated: list[int]) -> dict[str, pa.Array]:
+        """Return the columns of a batch of texts or pairs; add to `truncated[0]` how many were truncated."""
+        given = list(map(list, zip(*texts, strict=True)))
+        columns = self.tokenizer(*given, return_attention_mask=False, verbose=False)
+        long = [i for i, row in enumerate(columns["input_ids"]) if len(row) > self.max_length]
+        if long:  # only the tokenizer keeps the special tokens, and the start of both texts, when it truncates
+            given = map(list, zip(*(texts[i] for i in long), strict=True))
+            again = self.tokenizer(*given, truncation=True, max_length=self.max_length, return_attention_mask=False)
             for name, rows in columns.items():
-                encoded.setdefault(name, []).extend(rows)
-        if not any(map(any, encoded.get("token_type_ids", ()))):
-            encoded.pop("token_type_ids", None)  # a model assumes zeros
-        return {name: pa.array(rows, pa.list_(pa.int32())) for name, rows in encoded.items()}, truncated
+                for i, row in zip(long, again[name], strict=True):
+                    rows[i] = row
+        truncated[0] += len(long)
+        kinds = {"input_ids": IDS, "token_type_ids": pa.list_(pa.int8())}
+        encoded = {name: pa.array(columns[name], kind) for name, kind in kinds.items() if name in columns}
+        return encoded | {"text": pa.array(["\n".join(text) for text in texts])}
 
     def _read(self, split: Split, labelled: bool, bad: BadRows) -> Iterator[tuple[str, tuple[str, ...], Any]]:
         """Yield (place, text or pair of texts, label) of each row; the place is for error messages."""
@@ -196,7 +198,7 @@ class TextClassification(TabularData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit":
+        if stage == "fit" and (self.trainer is None or self.trainer.is_global_zero):
             warn_of_similar(self.label_names)
             self._warn_of_missing_separator()
             if empty := [name for name, count in self.class_counts("train").items() if not count]:

@@ -7,9 +7,10 @@ from typing import Literal
 
 import datasets
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from litpeft.data.arrays import Lists, mask, padded, tensors
 
 IGNORED = -100  # label of a position without loss, as in torch's cross_entropy
 NO_LOSS, ANSWER, LAST_ANSWER = 0, 1, 2  # values of the column `loss`
@@ -165,33 +166,3 @@ class PairRows(Dataset):
         """Return the token ids of a prompt and of its response, which has the loss, to show the row."""
         row = int(self.rows[index])
         return [(self._prompts[row][: self.max_length], False), (self._responses[row][: self.max_length], True)]
-
-
-class Lists:
-    """A column of lists of numbers as one flat array with offsets, as Arrow stores it."""
-
-    def __init__(self, table: datasets.Dataset, name: str) -> None:
-        column = table.data.column(name).combine_chunks()
-        self._values, self._offsets = column.values.to_numpy(), column.offsets.to_numpy()
-        self.lengths = np.diff(self._offsets)
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        return self._values[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
-
-
-def padded(rows: Sequence[np.ndarray], value: int, left: bool = False) -> np.ndarray:
-    """Return the rows as one array (B, T), filled with `value` on the right or left."""
-    out = np.full((len(rows), max(map(len, rows))), value, dtype=np.int64)
-    for i, row in enumerate(rows):
-        out[i, out.shape[1] - len(row) if left else 0 : None if left else len(row)] = row
-    return out
-
-
-def mask(rows: Sequence[np.ndarray], left: bool = False) -> np.ndarray:
-    """Return the attention mask of padded rows, (B, T)."""
-    return padded([np.ones(len(row), dtype=np.int64) for row in rows], 0, left)
-
-
-def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return the arrays as int64 tensors."""
-    return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}

@@ -71,7 +71,7 @@ def test_the_demo_learns_real_text_with_a_real_model(assets: Path, tmp_path: Pat
     assert "litpeft fit --config roberta_sst2_lora" in done.stdout
     record = read_record(tmp_path / "run")
     assert record["data_summary"]["rows"] == {"train": 9672, "val": 400}
-    assert record["val_accuracy"] > 0.75
+    assert record["val_accuracy"] > 0.68  # after 60 batches; guessing reaches about one half
     assert f"{record['val_accuracy']:.2%}" in done.stdout
     assert record["trainable_params"] == 2 * 6 * 8 * (384 + 384) + 2 * 384 + 2
     assert record["total_params"] - record["trainable_params"] == 22_713_216  # BERT's 6 layers of 384, as published

@@ -67,7 +67,7 @@ def test_text_is_tokenised_once_and_cached_by_its_content(
     calls = []
     original = TextClassification._encode
     monkeypatch.setattr(
-        TextClassification, "_encode", lambda self, texts: calls.append(len(texts)) or original(self, texts)
+        TextClassification, "_encode", lambda self, texts, cut: calls.append(len(texts)) or original(self, texts, cut)
     )
     options = {"tokenizer": tiny_model, "cache_dir": str(tmp_path / "cache")}
     make(SST2, train_file=file, val_samples=8, **options)

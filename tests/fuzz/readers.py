@@ -93,7 +93,7 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
     ),
     "sweep": ("sweep.yaml", yaml.safe_dump(SWEEP).encode(), lambda path: read_sweep(path.parent)),
     "experiment": ("e.yaml", b"axes:\n  adapter: [lora, dora]\nseeds: [0, 1]\n", lambda path: read_experiment(str(path))),
-    "template": ("t.yaml", b"prompt_input: '{instruction} {input}'\nprompt_no_input: '{instruction}'\n", lambda path: _read_texts(str(path))),
+    "template": ("t.yaml", b"prompt_input: '{instruction} {input}'\nprompt_no_input: '{instruction}'\n", lambda path: _read_texts(path, str(path))),
     "truthfulqa": ("mc_task.json", json.dumps([MC]).encode(), lambda path: truthfulqa(str(path.parent))),
     "mmlu": ("math_test.csv", b'"q, r",a,b,c,d,A\nq,a,b,c,d,D\n', lambda path: mmlu("math", str(path.parent))),
     "blimp": ("causative.jsonl", b'{"sentence_good": "a", "sentence_bad": "b"}\n', lambda path: blimp("causative", str(path.parent))),

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from litpeft.data.base import Split
-from litpeft.data.cache import stored
+from litpeft.data.cache import dataset_of, stored
 from litpeft.data.chat_template import CannotRender, Message, Rendered
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.templates import Template, find_template
@@ -110,7 +110,7 @@ class Chats(Sequences):
         if first is None:
             raise UserError(f"data: the {split} rows of {type(self).__name__} have no responses to train on.")
         table = stored(itertools.chain([first], batches), self.cache_dir / "tables")
-        return datasets.Dataset(table), counts | self.facts_of_reading.get(split, {})
+        return dataset_of(table), counts | self.facts_of_reading.get(split, {})
 
     def _rendered(self, split: Split, counts: dict[str, int]) -> Iterator[_Row]:
         """Yield the rendered conversations of a split, and count rows and what is left out."""

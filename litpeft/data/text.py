@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from litpeft.data.base import Split
-from litpeft.data.cache import stored
+from litpeft.data.cache import dataset_of, stored
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.token_rows import ANSWER
@@ -62,7 +62,7 @@ class Text(Sequences, TabularData):
         columns = self._prompts if split == "predict" else self._blocks
         batches = (columns(texts) for texts in batched(self._documents(split, facts), BATCH))
         table = stored(batches, self.cache_dir / "tables")
-        return datasets.Dataset(table), facts | {"total_rows": len(table)}
+        return dataset_of(table), facts | {"total_rows": len(table)}
 
     def _documents(self, split: Split, facts: dict[str, Any]) -> Iterator[str]:
         """Yield the documents of a split, and count them."""

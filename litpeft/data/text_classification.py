@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
-from litpeft.data.cache import stored
+from litpeft.data.cache import dataset_of, stored
 from litpeft.data.labels import class_numbers, warn_of_similar
 from litpeft.data.sequences import BATCH, IDS, batched
 from litpeft.data.tabular import TabularData
@@ -111,7 +111,7 @@ class TextClassification(TabularData):
             table = table.drop_columns("token_type_ids")  # a model assumes zeros
         facts = {"label_names": names, "total_rows": len(places), "truncated_rows": truncated[0]}
         facts |= {"unused_columns": self.unused_columns.get(read_split, [])}
-        return datasets.Dataset(table), facts | ({"skipped_rows": len(bad.reasons)} if bad.reasons else {})
+        return dataset_of(table), facts | ({"skipped_rows": len(bad.reasons)} if bad.reasons else {})
 
     def _encode(self, texts: list[tuple[str, ...]], truncated: list[int]) -> dict[str, pa.Array]:
         """Return the columns of a batch of texts or pairs; add to `truncated[0]` how many were truncated."""

@@ -7,6 +7,7 @@ are valid files with some bytes changed at random.
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from litpeft.benchmarks import sources
 from litpeft.benchmarks.sources import arithmetic, blimp, mmlu, truthfulqa
 from litpeft.callbacks import checkpoint_io
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS, FolderCheckpointIO
-from litpeft.data import files, templates
+from litpeft.data import files, messages, raw_files, templates
 from litpeft.data.files import has_header, read_rows
+from litpeft.data.messages import Unusable, conversation, find_columns
 from litpeft.data.templates import _read_texts
 from litpeft.errors import UserError, one_line
 from litpeft.runs import atomic_write, folder, record, record_schema, safe_read
@@ -52,6 +55,13 @@ MC = {"question": "q", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, 
 def _rows(path: Path) -> None:
     has_header(path, ["text"])
     list(read_rows(path, {"text": "data.text_column", "label": "data.label_column"}))
+
+
+def _chat(path: Path) -> None:
+    for _, row in read_rows(path, {}):
+        columns = find_columns(row, {}, answered=False)
+        with suppress(Unusable):
+            _ = columns and conversation(row, columns)
 
 
 def _record(path: Path) -> None:
@@ -93,6 +103,10 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
     ),
     "sweep": ("sweep.yaml", yaml.safe_dump(SWEEP).encode(), lambda path: read_sweep(path.parent)),
     "experiment": ("e.yaml", b"axes:\n  adapter: [lora, dora]\nseeds: [0, 1]\n", lambda path: read_experiment(str(path))),
+    "chat": ("t.jsonl", b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n', _chat),
+    "sharegpt": ("t.json", b'[{"conversations": [{"from": "human", "value": "a"}], "tools": "[]"}]', _chat),
+    "txt": ("t.txt", b"one\n\ntwo\r\n", lambda path: list(read_rows(path, {}, documents="paragraph"))),
+    "compressed": ("t.csv.gz", gzip.compress(b"text,label\na,1\n"), _rows),
     "template": ("t.yaml", b"prompt_input: '{instruction} {input}'\nprompt_no_input: '{instruction}'\n", lambda path: _read_texts(path, str(path))),
     "truthfulqa": ("mc_task.json", json.dumps([MC]).encode(), lambda path: truthfulqa(str(path.parent))),
     "mmlu": ("math_test.csv", b'"q, r",a,b,c,d,A\nq,a,b,c,d,D\n', lambda path: mmlu("math", str(path.parent))),
@@ -108,7 +122,19 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
 }  # fmt: skip
 
 
-INSTRUMENTED = (safe_read, record_schema, record, files, templates, sources, atomic_write, checkpoint_io, folder)
+INSTRUMENTED = (
+    safe_read,
+    record_schema,
+    record,
+    files,
+    messages,
+    raw_files,
+    templates,
+    sources,
+    atomic_write,
+    checkpoint_io,
+    folder,
+)
 INSTRUMENTED += (experiment, sweep_folder, row_tests, benchmarks)
 
 

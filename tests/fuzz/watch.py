@@ -76,7 +76,12 @@ class _Short(lightning_cli.LitPeftCLI):
         state = SimpleNamespace(fn=SimpleNamespace(value="fit"))
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         self.datamodule.trainer = SimpleNamespace(
-            lightning_module=self.model, global_rank=0, world_size=1, state=state, strategy=strategy
+            is_global_zero=True,
+            lightning_module=self.model,
+            global_rank=0,
+            world_size=1,
+            state=state,
+            strategy=strategy,
         )
         self.datamodule.prepare_data()
         self.datamodule.setup("fit")

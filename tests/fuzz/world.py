@@ -26,6 +26,10 @@ WRITE = {
 }
 ANSWER = {**WRITE, "data": "Alpaca", "data.train_file": "alpaca.jsonl"}
 del ANSWER["data.train_rows"], ANSWER["data.val_rows"]
+CHAT = {**ANSWER, "data": "Conversations", "data.train_file": "chat.jsonl", "data.template": "chatml"}
+PROSE = {**ANSWER, "data": "Text", "data.train_file": "text.txt", "data.documents": "line", "data.max_length": "32"}
+PAIRS = {**CLASSIFY, "data": "TextClassification", "data.train_file": "pairs.csv", "data.text_column": "[a,b]"}
+del PAIRS["data.val_file"]
 LORA = {"model.adapter": "LoRA", "model.adapter.rank": "2", "model.adapter.dropout": "0.1"}
 QLORA = {"model.adapter": "QLoRA", "model.adapter.quant_type": "fp4", "model.adapter.targets": "[query,value]"}
 ADAMW = {"model.optimizer": "torch.optim.AdamW", "model.optimizer.lr": "1e-3", "model.optimizer.weight_decay": "0.1"}
@@ -37,6 +41,9 @@ LINES = [  # each is valid
     CLASSIFY | QLORA | ADAMW,
     CLASSIFY | {"model.adapter": "DoRA", "model.adapter.init": "gaussian", "checkpoint.every_n_steps": "1"},
     WRITE | {"model.adapter": "LoRA", "model.adapter.targets": "all-linear"} | COSINE,
+    CHAT | {"model.adapter": "LoRA", "data.train_on": "last", "data.long_rows": "drop", "data.on_bad_row": "skip"},
+    PROSE | LORA,
+    PAIRS | LORA | {"data.val_cut": "stratified", "model.class_weights": "balanced", "model.label_smoothing": "0.1"},
     ANSWER | {"model.adapter": "LoRA", "data.packing": "true", "data.max_length": "200"},
 ]
 EXPERIMENT = {
@@ -106,6 +113,12 @@ class World:
             {"instruction": "was it good", "input": "the plot" if i % 2 else "", "output": "fine"} for i in range(8)
         ]
         Path("alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        turns = [{"role": role, "content": text} for role, text in (("user", "was it good"), ("assistant", "fine"))]
+        Path("chat.jsonl").write_text("".join(json.dumps({"messages": turns * (1 + i % 2)}) + "\n" for i in range(8)))
+        Path("text.txt").write_text("it was a fine film\n" * 8)
+        Path("pairs.csv").write_text(
+            "a,b,label\n" + "".join(f"the plot,{i},{'yes' if i % 2 else 'no'}\n" for i in range(8))
+        )
         Path("one.yaml").write_text(yaml.safe_dump(nested(CLASSIFY | LORA | ADAMW)))
         Path("template.yaml").write_text("prompt_input: '{instruction} {input}'\nprompt_no_input: '{instruction}'\n")
         Path("experiment.yaml").write_text(yaml.safe_dump(EXPERIMENT, sort_keys=False))

@@ -84,7 +84,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     model = run.build(torch.device("cpu"))
-    data.tokenizer.save_pretrained(folder)
+    data.tokenizer_to_export().save_pretrained(folder)
     if options.format == "adapter":
         base = local_or_hub(task.model_name, "model.model_name")
         base = str(Path(base).resolve()) if os.path.isdir(base) else base
@@ -107,5 +107,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights
+    if ends := getattr(data, "stops", ([], []))[0]:  # answers end as in training, wherever the model is loaded
+        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.to(dtype).save_pretrained(folder)
     return check_merged(folder, type(model), trained, inputs, same_base=options.base != "original")

@@ -120,6 +120,10 @@ class FineTuneData(L.LightningDataModule):
             )
         return tokenizer
 
+    def tokenizer_to_export(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer with all that a user of the trained model needs."""
+        return self.tokenizer
+
     def prepare_data(self) -> None:
         """Tokenise the splits that are not in the cache; Lightning calls this in one process."""
         for split in self._needed():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any, Literal
 import datasets
 import numpy as np
 import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
 
 from litpeft.data.base import Split
 from litpeft.data.cache import dataset_of, stored
-from litpeft.data.chat_template import CannotRender, Message, Rendered
+from litpeft.data.chat_template import CannotRender, ChatTemplate, Message, Rendered
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.templates import Template, find_template
 from litpeft.data.token_rows import PairRows, TokenRows
@@ -83,6 +85,13 @@ class Chats(Sequences):
     def template(self) -> Template:
         """The template."""
         return self._template[0]
+
+    def tokenizer_to_export(self) -> PreTrainedTokenizerBase:
+        """Return the tokenizer with the chat template that the model was trained with."""
+        tokenizer = copy.deepcopy(self.tokenizer)
+        if isinstance(self.template, ChatTemplate):
+            tokenizer.chat_template = self.template.source
+        return tokenizer
 
     @cached_property
     def _template(self) -> tuple[Template, str]:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from litpeft.__main__ import main
 from litpeft.data import Alpaca, Conversations
 from litpeft.data.chat_formats import CHAT_FORMATS
 from litpeft.data.chat_template import CannotRender, ChatTemplate
@@ -386,3 +387,22 @@ def test_all_of_an_answer_and_nothing_else_has_loss(
         assert rendered.text[before:start].endswith(template.prompt([{"role": "user", "content": "Q"}])[-9:])
         before = end
     assert before == len(rendered.text)
+
+
+def test_an_exported_model_has_the_template_and_ends_its_answers_as_in_training(
+    byte_llama: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "rows.jsonl", [{"messages": TURNS}] * 8)
+    arguments = ["fit", "--model", "CausalLM", "--model.model_name", byte_llama, "--data", "Conversations"]
+    arguments += ["--data.train_file", file, "--data.val_samples", "2", "--data.template", "chatml"]
+    arguments += ["--data.tokenizer", str(tmp_path / "own"), "--model.resize_embeddings", "true"]
+    own = AutoTokenizer.from_pretrained(byte_llama)
+    own.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    own.save_pretrained(tmp_path / "own")
+    arguments += ["--trainer.max_steps", "1", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"]
+    assert main([*arguments, "--run_dir", str(tmp_path / "run")]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert exported.chat_template == CHAT_FORMATS["chatml"]
+    ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"]
+    assert ends == [own.eos_token_id, own.convert_tokens_to_ids("<|im_end|>")]

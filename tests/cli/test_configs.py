@@ -65,8 +65,9 @@ def test_the_command_of_each_file_trains_a_step(
     if arguments == ["demo"]:
         arguments = ["fit", "--config", "demo"]
     assert name in arguments
-    if "CausalLM" in arguments:
+    if "CausalLM" in arguments or name in ("conversations", "text"):
         rows = [{"instruction": "a story", "input": "", "output": f"the {GOOD[i % 5]} film"} for i in range(40)]
+        rows = [row | {"text": f"{row['instruction']} {i}"} for i, row in enumerate(rows)]
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         tiny_model, table = tiny_llama, str(tmp_path / "rows.json")
     files = [] if name == "arithmetic" else ["--data.train_file", table]  # this data set generates its rows

@@ -14,6 +14,7 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.errors import first_sentence
@@ -67,7 +68,7 @@ def stored(batches: Iterable[dict[str, pa.Array]], folder: Path) -> pa.Table:
     """Write batches of columns to a file as they come, and return them as one table that is read from the disk.
 
     The memory that this needs does not grow with the number of rows. The file loses its name once it is written, so it
-    is gone when the table is.
+    is gone when the table is. On a terminal, a bar shows the thousands of rows if this takes more than two seconds.
 
     Args:
         batches: columns by name, the same ones in each batch, with equal lengths; at least one batch.
@@ -79,7 +80,7 @@ def stored(batches: Iterable[dict[str, pa.Array]], folder: Path) -> pa.Table:
     try:
         writer = None
         with pa.OSFile(path, "wb") as file:
-            for columns in batches:
+            for columns in tqdm(batches, desc="preparing rows", unit="k rows", delay=2, leave=False, disable=None):
                 batch = pa.RecordBatch.from_pydict(columns)
                 writer = writer or pa.ipc.new_stream(file, batch.schema)
                 writer.write_batch(batch)

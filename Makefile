@@ -21,12 +21,12 @@ demo: setup  ## fine-tune a small real model on real text in a few minutes and p
 	$(BIN)/litpeft demo
 
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not whole" && $(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m "not slow and not whole" && $(BIN)/python -m pytest -n 2 -m "slow and not whole"
 
 test-fast: setup  ## run the tests that need no real model and no network
 	$(BIN)/python -m pytest -n 2 -m "not slow and not whole"
 
-test-whole: setup  ## run the cross products whose samples run in the tests: PEFT's methods, weight averaging
+test-whole: setup  ## run the cross products whose samples run in the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m whole
 
 test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped with a reason

@@ -107,7 +107,7 @@ def test_mistakes_are_one_sentence(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("adapter", ["DoRA", "QLoRA"])
+@pytest.mark.parametrize("adapter", [pytest.param("DoRA", marks=pytest.mark.whole), "QLoRA"])
 def test_scores_equal_those_of_lm_evals_command_on_the_exported_model(
     tmp_path: Path, byte_llama: str, adapter: str
 ) -> None:

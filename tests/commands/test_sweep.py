@@ -187,7 +187,9 @@ def test_a_trial_stopped_before_it_wrote_a_record_has_not_failed(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])  # SIGTERM is handled like SIGINT
+@pytest.mark.parametrize(
+    "kill", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.whole)]
+)  # SIGTERM is like SIGINT
 def test_an_interrupted_sweep_can_be_finished_with_the_same_results(
     tmp_path: Path, write: Any, kill: signal.Signals
 ) -> None:

@@ -114,9 +114,9 @@ COUNTED += ["--memory.track_steps", "[]"]  # tracked steps would be excluded fro
     [
         ("classifier", "none", ("ddp", "fsdp2")),
         ("classifier", "lora", ("ddp",)),
-        ("classifier", "dora", ("ddp",)),
+        pytest.param("classifier", "dora", ("ddp",), marks=pytest.mark.whole),
         ("classifier", "qlora-nf4", ("ddp", "fsdp2")),
-        ("classifier", "qlora-fp4", ("ddp",)),
+        pytest.param("classifier", "qlora-fp4", ("ddp",), marks=pytest.mark.whole),
         ("language_model", "lora", ("ddp", "fsdp2")),
     ],
 )

@@ -253,9 +253,9 @@ class FineTuner(L.LightningModule):
         if self.trainer.state.fn == "fit":
             self._check_loss()
         check_complete(checkpoint["state_dict"], self.adapter.state_dict(self.backbone))
+        steps = self.total_steps() if self.trainer.state.fn == "fit" else None
+        checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": steps}
         checkpoint["origin"] = origin(self.fingerprint, self.adapter, self.base)
-        checkpoint["train_loss"] = self.train_loss.state_dict()
-        checkpoint["total_steps"] = self.total_steps() if self.trainer.state.fn == "fit" else None
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> FineTuner:

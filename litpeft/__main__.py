@@ -25,6 +25,7 @@ COMMANDS = {  # verb -> help text; the module in litpeft/commands has the name o
     "report": "write an HTML page or Markdown with tables and charts of runs",
     "find_lr": "find learning rates that train an adapter, by a learning-rate range test",
     "export": "write a finished run as a PEFT adapter or as a merged transformers model",
+    "combine": "combine the LoRA adapters of several runs into one: linear, cat, svd, ties, dare_ties",
     "demo": "fine-tune a small real model on real text, downloaded with pip",
 }
 HELP = f"""usage: litpeft VERB [options]

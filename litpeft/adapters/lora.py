@@ -38,8 +38,8 @@ class LoRA(Adapter):
             head; a preset takes precedence over a suffix of the same name); or `all-linear`; or one regular expression
             that matches full module names.
         rslora: scale by alpha / sqrt(rank) instead, which helps at high ranks (https://arxiv.org/abs/2312.03732).
-        init: initialisation of A: `kaiming` (uniform, bound 1/sqrt(in)) or `gaussian` (standard deviation 1/rank). B
-            starts at zero.
+        init: initialisation of A: `kaiming` (uniform, bound 1/sqrt(in)), `gaussian` (standard deviation 1/rank) or
+            `normal` (variance 1/rank). B starts at zero.
         bias: which biases of the base to train: `none`, `all`, or those of the adapted layers (`lora_only`).
         rank_pattern: ranks of single layers: regular expression for the end of the module name -> rank.
         alpha_pattern: alphas of single layers: regular expression for the end of the module name -> alpha.
@@ -62,7 +62,7 @@ class LoRA(Adapter):
         dropout: float = 0.0,
         targets: list[str] | str = ["query", "value"],  # noqa: B006 (a list, so that help and config.yaml show it)
         rslora: bool = False,
-        init: Literal["kaiming", "gaussian"] = "kaiming",
+        init: Literal["kaiming", "gaussian", "normal"] = "kaiming",
         bias: Literal["none", "all", "lora_only"] = "none",
         rank_pattern: dict[str, int] | None = None,
         alpha_pattern: dict[str, float] | None = None,

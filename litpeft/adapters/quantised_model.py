@@ -70,15 +70,16 @@ def forget_quantiser(model: nn.Module) -> None:
         vars(model).pop(mark, None)
     model.is_quantized = False
     if conversions := getattr(model, "_weight_conversions", None):  # applied in reverse when the model is saved
-        model._weight_conversions = [each for each in conversions if not any(map(_quantises, each.operations or ()))]
+        model._weight_conversions = [each for each in conversions if not _quantises(each)]
     for module in model.modules():
         if hasattr(getattr(module, "config", None), "_is_quantized"):
             del module.config._is_quantized
 
 
-def _quantises(operation: object) -> bool:
-    """Return whether an operation of transformers' loading reads weights as a quantisation package stores them."""
-    return type(operation).__module__.startswith("transformers.integrations.")
+def _quantises(conversion: object) -> bool:
+    """Return whether a conversion of transformers' loading reads weights as a quantisation package stores them."""
+    operations = getattr(conversion, "operations", None) or ()  # a renaming has none
+    return any(type(operation).__module__.startswith("transformers.integrations.") for operation in operations)
 
 
 @torch.no_grad()

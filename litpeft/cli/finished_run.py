@@ -9,6 +9,7 @@ import torch
 
 from litpeft.callbacks import FolderCheckpointIO
 from litpeft.cli.lightning_cli import LitPeftCLI
+from litpeft.cli.shared_model import shares_model
 from litpeft.runs.folder import step_of
 from litpeft.runs.record import read_record
 from litpeft.tasks import FineTuner
@@ -54,7 +55,7 @@ class FinishedRun(LitPeftCLI):
             like: a run that has been built: if both have the same model and adapter, its model is taken over with the
                 weights of this run, instead of reading the base again.
         """
-        if like is not None and self.shares_model(like):
+        if like is not None and like.model.backbone is not None and shares_model(self, like):
             self.model = like.model
         else:
             self.model.build(self.datamodule, device)
@@ -62,20 +63,6 @@ class FinishedRun(LitPeftCLI):
         self.model.load_state_dict(self.state)
         self.model.to(device)
         return self.model.backbone
-
-    def shares_model(self, other: FinishedRun) -> bool:
-        """Return whether the other run differs only in its trained weights, and in what is needed to train them."""
-
-        def key(run: FinishedRun) -> tuple[object, ...]:
-            options = run.config["predict"]["model"].as_dict()
-            for name in ("optimizer", "scheduler", "class_weights", "label_smoothing"):
-                options["init_args"].pop(name, None)
-            options["init_args"].setdefault("adapter", {})
-            (options["init_args"]["adapter"] or {}).get("init_args", {}).pop("init_from", None)
-            names = (run.record["data_summary"] or {}).get("label_names")
-            return options, names, run.datamodule.max_length, run.record["new_tensors"]
-
-        return other.model.backbone is not None and key(self) == key(other)
 
     def _run_subcommand(self, subcommand: str) -> None: ...
 

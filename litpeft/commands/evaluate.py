@@ -66,6 +66,7 @@ def _evaluate(options: Any) -> int:
     from litpeft.callbacks.benchmark import write_items
     from litpeft.cli.console import quieten, show
     from litpeft.cli.finished_run import FinishedRun
+    from litpeft.cli.shared_model import shares_model
 
     settings = Options(
         [name.strip() for name in options.tasks.split(",") if name.strip()],
@@ -82,7 +83,7 @@ def _evaluate(options: Any) -> int:
         suite = Suite(settings, run.model, run.datamodule)
         run.datamodule.prepare_data()
         run.datamodule.setup("validate")
-        if earlier is not None and not run.shares_model(earlier):
+        if earlier is not None and not shares_model(run, earlier):
             print(f"litpeft: {run_dir} has another model or adapter, so its base is read again.", file=sys.stderr)
             earlier.model.backbone = None  # frees the memory
         run.build(run.trainer.strategy.root_device, like=earlier)

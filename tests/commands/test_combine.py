@@ -141,3 +141,25 @@ def test_several_runs_are_evaluated_on_one_base_with_the_scores_of_single_ones(
         scores = [read_record(folder / name)["benchmarks"][-1]["results"] for folder in (together, alone)]
         assert scores[0] == scores[1]
     assert read_record(alone / "a")["benchmarks"] != read_record(alone / "b")["benchmarks"]
+
+
+def test_several_runs_predict_on_one_base_what_single_ones_predict(
+    tmp_path: Path, fit_arguments: list[str], sentences: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapters = {"a": ["LoRA"], "b": ["LoRA", "--seed_everything", "3"], "dora": ["DoRA"]}
+    for name, adapter in adapters.items():
+        options = ["--model.adapter", *adapter, "--trainer.max_steps", "6"]
+        assert run(*fit_arguments, *options, "--run_dir", str(tmp_path / name))[1] == ""
+    built, build = [], FineTuner.build
+    monkeypatch.setattr(FineTuner, "build", lambda task, *a, **o: built.append(task) or build(task, *a, **o))
+    quiet = ["--data.predict_file", sentences["val"], "--trainer.enable_progress_bar", "false"]
+    quiet += ["--trainer.accelerator", "cpu"]
+    assert run("predict", *(str(tmp_path / name) for name in adapters), *quiet)[1] == ""
+    assert len(built) == 2  # a and b share one base
+    together = {name: (tmp_path / name / "predictions.jsonl").read_text() for name in adapters}
+    assert len(set(together.values())) == 3
+    for name in adapters:
+        assert run("predict", "--run_dir", str(tmp_path / name), *quiet)[1] == ""
+        assert (tmp_path / name / "predictions.jsonl").read_text() == together[name]
+    error = run("predict", str(tmp_path / "a"), str(tmp_path / "b"), *quiet, "--predictions.file", "x")[1]
+    assert "--predictions.file is for one run; leave it out" in error

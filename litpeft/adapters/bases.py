@@ -211,7 +211,7 @@ class Hqq(Base):
 
     def can_quantise(self, device: torch.device) -> bool:
         if device.type == "meta":
-            raise cannot_estimate(self.name)
+            raise cannot_estimate(f"model.base {self.name}")
         return super().can_quantise(device)
 
     def quantised(self, weight: Tensor, transposed: bool) -> PackagedLinear:
@@ -249,7 +249,7 @@ class OfTransformers(Base):
 
     def loading(self, device: torch.device, modules_to_save: Sequence[str]) -> dict[str, Any]:
         if device.type == "meta":
-            raise cannot_estimate(self.name)
+            raise cannot_estimate(f"model.base {self.name}")
         if not self.can_quantise(device):
             return {}
         config = copy.deepcopy(self._config)
@@ -273,9 +273,9 @@ def needs(package: str, install: str) -> None:
         raise UserError(f"model.base needs the package {install}, which is not installed; run: pip install {install}.")
 
 
-def cannot_estimate(name: str) -> UserError:
-    """Return the error of an estimate on a base whose layers another package makes."""
+def cannot_estimate(option: str) -> UserError:
+    """Return the error of an estimate on a base whose layers another package makes; `option` names the base."""
     return UserError(
-        f"model.base {name} cannot be estimated, because its package quantises real weights only; "
+        f"{option} cannot be estimated, because its quantisation package quantises real weights only; "
         "run `litpeft fit` with --trainer.max_steps 3 and read the peaks in its record, or give nf4, fp4 or int8."
     )

@@ -124,6 +124,10 @@ class Int8Matrix:
         threshold = 0.0 if x.is_meta or hasattr(x, "fake_mode") else self.threshold
         half = x.to(torch.float16, copy=threshold > 0)  # the kernel sets outliers to zero for a moment
         whole, row_absmax, outliers = kernels.int8_vectorwise_quant(half, threshold)
-        if threshold > 0:
-            return kernels.int8_mixed_scaled_mm(x, whole, codes, row_absmax, absmax, outliers, bias)[0]
-        return kernels.int8_scaled_mm(whole, codes, row_absmax, absmax, bias=bias, dtype=x.dtype)
+        # as int8_mixed_scaled_mm, in steps that memory tracker and estimate see: the sums take four bytes
+        sums = kernels.int8_linear_matmul(whole, codes)
+        out = kernels.int8_mm_dequant(sums, row_absmax, absmax, dtype=x.dtype, bias=bias)
+        if outliers is not None and outliers.numel():
+            columns = kernels.int8_vectorwise_dequant(codes[:, outliers].contiguous(), absmax).to(x.dtype)
+            out.addmm_(x[:, outliers], columns.T)
+        return out

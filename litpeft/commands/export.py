@@ -95,6 +95,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"
     inputs = example_inputs(run, model)
     trained = logits(model, inputs, task)
+    quantises_inputs = any(layer.kind == "int8" for layer in quantised_layers(model))
     if options.base == "original":
         adapter.disable_quantisation("merged into the original base")
         model = run.build(torch.device("cpu"))
@@ -109,4 +110,5 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights
     model.to(dtype).save_pretrained(folder)
-    return check_merged(folder, type(model), trained, inputs, same_base=options.base != "original")
+    same_base = options.base != "original"
+    return check_merged(folder, type(model), trained, inputs, same_base, quantises_inputs)

@@ -149,7 +149,14 @@ def _in_fp32(run: FinishedRun, model: nn.Module) -> tuple[nn.Module, torch.dtype
         return model, dtype
 
 
-def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inputs: Inputs, same_base: bool) -> str:
+def check_merged(
+    folder: Path,
+    kind: type[PreTrainedModel],
+    trained: Tensor,
+    inputs: Inputs,
+    same_base: bool,
+    quantises_inputs: bool = False,
+) -> str:
     """Load a merged model with transformers and compare its logits with those of the trained model.
 
     Args:
@@ -158,6 +165,7 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
         trained: logits of the trained model.
         inputs: rows that the logits are of.
         same_base: the model was merged into the base that it was trained on.
+        quantises_inputs: the trained model quantises the inputs of its layers (int8), and the merged model does not.
 
     Returns:
         The result as a phrase.
@@ -181,7 +189,8 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
             f"({first_sentence(error)}); give --dtype fp32."
         ) from error
     difference, largest = (found - trained).abs().max().item(), trained.abs().max().item()
-    if same_base and not difference <= MERGED_ROUNDING[reloaded.dtype] * max(largest, 0.1):
+    rounding = MERGED_ROUNDING[torch.bfloat16 if quantises_inputs else reloaded.dtype]
+    if same_base and not difference <= rounding * max(largest, 0.1):
         raise UserError(
             f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."
         )

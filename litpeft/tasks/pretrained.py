@@ -98,7 +98,7 @@ def _load_without_data(
     """
     base = base_on_disk(on_disk) if on_disk else None
     if on_disk and base is None:
-        raise cannot_estimate("of the weight files")
+        raise cannot_estimate(f"model.model_name {name}")
     for part in (config, config.get_text_config()):
         vars(part).pop("quantization_config", None)
     model = auto.from_config(config, dtype=dtype)

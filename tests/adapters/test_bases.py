@@ -15,8 +15,11 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaForCausalLM,
 )
+from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters import DoRA, Frozen, Full, LoRA, Peft, QLoRA
 from litpeft.adapters.base import trainable
@@ -371,3 +374,26 @@ def test_experts_are_refused_by_int8() -> None:
     adapter.put_on(EightBit())
     with pytest.raises(UserError, match="model.base int8 cannot hold the experts of a mixture; give nf4 or fp4"):
         adapter.apply(small("mixtral", torch.float32))
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+@pytest.mark.parametrize(
+    "adapter", [LoRA(targets=["c_attn"]), Peft("IA3"), Peft("OFT", {"oft_block_size": 8, "r": 0}, targets=["c_attn"])]
+)
+def test_a_merge_into_quantised_gpt2_gives_conv1d_layers(adapter: Any, base: str) -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_positions=16)).eval()
+    adapter._base = None
+    adapter.put_on(read_base(base))
+    adapter.apply(model)
+    assert len(quantised_layers(model)) == 2 * 4
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    before = logits(model, inputs())
+    adapter.merge(model)
+    assert {type(block.attn.c_attn) for block in model.transformer.h} == {Conv1D}
+    assert {type(block.mlp.c_proj) for block in model.transformer.h} == {Conv1D}
+    largest = float(before.abs().max())
+    tolerance = 0.02 if base == "int8" else 1e-5  # int8 quantises inputs, the merged model does not
+    assert torch.allclose(logits(model, inputs()), before, rtol=0, atol=tolerance * largest)

@@ -13,6 +13,7 @@ from transformers.utils.quantization_config import BitsAndBytesConfig, HqqConfig
 
 from litpeft.adapters.base import Adapter
 from litpeft.adapters.bases import Base, EightBit, FourBit, Hqq, OfTransformers, needs
+from litpeft.adapters.quantised_model import cannot_dequantise
 from litpeft.errors import UserError, did_you_mean, first_sentence
 
 NAMES = ("nf4", "fp4", "int8")
@@ -26,6 +27,8 @@ PACKAGES = {  # configuration of transformers -> (module, name for pip)
     "EetqConfig": ("eetq", "eetq"),
     "CompressedTensorsConfig": ("compressed_tensors", "compressed-tensors"),
 }
+
+DEQUANTISED = ("HqqConfig", "TorchAoConfig", "QuantoConfig")  # those whose layers litpeft can dequantise
 
 
 def read_base(value: Any) -> Base | None:
@@ -122,8 +125,11 @@ def _of_transformers(config: QuantizationConfigMixin) -> Base:
             raise UserError("model.base transformers.HqqConfig: dynamic_config is not supported; leave it out.")
         skip = ("head",) if config.skip_modules == ["lm_head"] else config.skip_modules  # the default
         return Hqq(weights["nbits"], weights["group_size"], weights["axis"], skip)
-    if type(config).__name__ in PACKAGES:
-        needs(*PACKAGES[type(config).__name__])
+    kind = type(config).__name__
+    if kind in PACKAGES:
+        needs(*PACKAGES[kind])
+        if kind not in DEQUANTISED:
+            raise cannot_dequantise(PACKAGES[kind][1])
     return OfTransformers(config)
 
 

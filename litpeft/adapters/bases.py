@@ -269,7 +269,8 @@ def needs(package: str, install: str) -> None:
         package: name of the module.
         install: name for pip.
     """
-    if importlib.util.find_spec(package.partition(".")[0]) is None:
+    top, _, inner = package.partition(".")
+    if importlib.util.find_spec(top) is None or (inner and importlib.util.find_spec(package) is None):
         raise UserError(f"model.base needs the package {install}, which is not installed; run: pip install {install}.")
 
 

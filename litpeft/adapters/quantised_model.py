@@ -55,11 +55,16 @@ def adopt_quantised_layers(model: nn.Module, dtype: torch.dtype) -> None:
         return
     if not quantised_layers(model):
         method = getattr(quantiser.quantization_config, "quant_method", "its package")
-        raise UserError(
-            f"model.base: litpeft cannot dequantise the layers of {getattr(method, 'value', method)}, so no gradient "
-            "can pass through them; give nf4, fp4, int8, or a configuration of HQQ, torchao or quanto."
-        )
+        raise cannot_dequantise(getattr(method, "value", method))
     forget_quantiser(model)
+
+
+def cannot_dequantise(package: str) -> UserError:
+    """Return the error of a base whose layers litpeft cannot dequantise."""
+    return UserError(
+        f"model.base: litpeft cannot dequantise the layers of {package}, so no gradient can pass through them; "
+        "give nf4, fp4, int8, or a configuration of HQQ, torchao or quanto."
+    )
 
 
 def forget_quantiser(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -337,6 +338,16 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package optimum-quanto, which is not installed; run: pip install"):
         read_base("transformers.QuantoConfig")
+
+
+def test_layers_that_cannot_be_dequantised_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_llama: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    with pytest.raises(UserError, match="litpeft cannot dequantise the layers of gptqmodel"):
+        read_base({"class_path": "transformers.GPTQConfig", "init_args": {"bits": 4}})
+    model = LlamaForCausalLM.from_pretrained(tiny_llama)
+    model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="aqlm"))
+    with pytest.raises(UserError, match="litpeft cannot dequantise the layers of aqlm"):
+        LoRA().apply(model)
 
 
 @pytest.mark.parametrize(

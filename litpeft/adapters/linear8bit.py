@@ -126,7 +126,8 @@ class Int8Matrix:
         whole, row_absmax, outliers = kernels.int8_vectorwise_quant(half, threshold)
         # as int8_mixed_scaled_mm, in steps that memory tracker and estimate see: the sums take four bytes
         sums = kernels.int8_linear_matmul(whole, codes)
-        out = kernels.int8_mm_dequant(sums, row_absmax, absmax, dtype=x.dtype, bias=bias)
+        first = torch.float16 if x.is_meta else x.dtype  # estimates for GPUs: the CUDA kernel writes fp16 and casts
+        out = kernels.int8_mm_dequant(sums, row_absmax, absmax, dtype=first, bias=bias).to(x.dtype)
         if outliers is not None and outliers.numel():
             columns = kernels.int8_vectorwise_dequant(codes[:, outliers].contiguous(), absmax).to(x.dtype)
             out.addmm_(x[:, outliers], columns.T)

@@ -408,3 +408,21 @@ def test_a_merge_into_quantised_gpt2_gives_conv1d_layers(adapter: Any, base: str
     largest = float(before.abs().max())
     tolerance = 0.02 if base == "int8" else 1e-5  # int8 quantises inputs, the merged model does not
     assert torch.allclose(logits(model, inputs()), before, rtol=0, atol=tolerance * largest)
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_lora_of_peft_gives_the_numbers_of_our_lora_on_a_quantised_base(base: str, tiny_llama: str) -> None:
+    ours = loaded(read_base(base), tiny_llama, LoRA(rank=4, alpha=8))
+    theirs = loaded(read_base(base), tiny_llama, Peft("LORA", {"r": 4, "lora_alpha": 8}))
+    gradients = []
+    with torch.no_grad():
+        for (name, mine), (other_name, other) in zip(trainable(ours).items(), trainable(theirs).items(), strict=True):
+            assert other_name == name.replace("lora_A", "lora_A.default.weight").replace("_B", "_B.default.weight")
+            other.copy_(mine.normal_(std=0.1))
+    for model in (ours, theirs):
+        out = model(**inputs().tensors).logits
+        out.square().sum().backward()
+        gradients.append([out, *(p.grad for p in trainable(model).values())])
+    for mine, other in zip(*gradients, strict=True):
+        tolerance = 1e-5 if base == "nf4" else 1e-2  # a rounding of the last bit can move a quantised input by one code
+        assert torch.allclose(mine, other, rtol=0, atol=tolerance * float(other.abs().max()))

@@ -187,7 +187,7 @@ def write_bert_of_width_64(folder: Path, like: str) -> str:
     return str(folder)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.whole)])
 def test_a_model_that_bitsandbytes_has_quantised_on_disk_trains(
     bits: int, tmp_path: Path, tiny_model: str, fit_arguments: list[str]
 ) -> None:
@@ -254,7 +254,8 @@ def test_a_base_of_another_package_carries_gradients_and_merges(base: str, adapt
     weights = [layer.weight for layer in layers]
     originals = [m for n, m in plain.named_modules() if type(m) is nn.Linear and "lm_head" not in n]
     for layer, weight in zip(originals, weights, strict=True):
-        assert float((layer.weight - weight).abs().max()) < 0.1 * float(layer.weight.abs().max())
+        original = layer.weight.detach()
+        assert float((original - weight).abs().max()) < 0.1 * float(original.abs().max())
         layer.weight.data = weight
     theirs = made().apply(plain)
     torch.manual_seed(1)
@@ -425,4 +426,4 @@ def test_lora_of_peft_gives_the_numbers_of_our_lora_on_a_quantised_base(base: st
         gradients.append([out, *(p.grad for p in trainable(model).values())])
     for mine, other in zip(*gradients, strict=True):
         tolerance = 1e-5 if base == "nf4" else 1e-2  # a rounding of the last bit can move a quantised input by one code
-        assert torch.allclose(mine, other, rtol=0, atol=tolerance * float(other.abs().max()))
+        assert torch.allclose(mine, other, rtol=0, atol=tolerance * float(other.detach().abs().max()))

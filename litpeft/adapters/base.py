@@ -26,8 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litpeft.adapters.bases import Base
 from litpeft.adapters.layers import adapted_layers
 from litpeft.adapters.new_tokens import count_new_tokens, train_new_tokens
+from litpeft.adapters.quantised_model import adopt_quantised_layers, dequantise_layers, quantised_layers
 from litpeft.adapters.trained_in_full import (
     base_dtype,
     find_modules_to_save,
@@ -48,12 +50,15 @@ class Adapter:
             with autocast. Otherwise the adapter casts its own fp32 tensors and autocast stays off.
         default_lr: learning rate if no optimizer is given.
         modules_to_save: extra modules to train in full, matched by name suffix.
+        dtype: dtype of the tensors that the adapter adds, except DoRA's magnitude; None: fp32.
     """
 
     name: str
     trains_base: bool = False
     default_lr: float = 3e-4
     modules_to_save: Sequence[str] = ()
+    dtype: str | None = None
+    _base: Base | None = None  # how the frozen weights are held; None: in the dtype of the model
 
     @classmethod
     def strategy_name(cls, options: Mapping[str, Any]) -> str:
@@ -65,12 +70,34 @@ class Adapter:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
 
     def loading(self, device: torch.device) -> dict[str, Any]:
-        """Return further arguments of `from_pretrained`, for adapters that change weights while they are loaded.
+        """Return further arguments of `from_pretrained`, which quantise the weights while they are loaded.
 
         Args:
             device: the device that the model will be trained on.
         """
-        return {}
+        return {} if self._base is None else self._base.loading(device, self.modules_to_save)
+
+    def put_on(self, base: Base) -> None:
+        """Hold the frozen weights as `base` says (`model.base`); the name of the base is added to the adapter's name.
+
+        Raises:
+            UserError: the adapter trains the base, or quantises it itself.
+        """
+        kind = type(self).__name__
+        if self._base is not None:
+            raise UserError(f"model.base {base.name}: {kind} quantises the base itself; give LoRA or DoRA instead.")
+        if self.trains_base:
+            raise _trains_quantised_base(kind)
+        self._base, self.name = base, f"{self.name}-{base.name}"
+
+    @property
+    def quantises(self) -> bool:
+        """Whether the adapter quantises the base when it is loaded."""
+        return self._base is not None
+
+    def disable_quantisation(self, reason: str) -> None:
+        """Do not quantise the base; the run record gets the reason."""
+        self._base.disable(reason)
 
     def adapt(self, model: nn.Module) -> None:
         """Replace layers in place, or set `requires_grad`.
@@ -101,6 +128,9 @@ class Adapter:
         head = tuple(head)
         dtype = base_dtype(model, head)
         model.requires_grad_(False)
+        adopt_quantised_layers(model, dtype)
+        if self.trains_base and quantised_layers(model):
+            raise _trains_quantised_base(type(self).__name__)
         for name in head:
             train_in_full(model.get_submodule(name), dtype)
         for name in sorted({parameter.rpartition(".")[0] for parameter in new}):
@@ -109,6 +139,8 @@ class Adapter:
         for name in outermost(find_modules_to_save(self.modules_to_save, model), head):
             train_in_full(model.get_submodule(name), dtype, cast_output=True)
         trained_in_full = list(trainable(model).values())
+        if self._base is not None:
+            self._base.quantise(model)
         base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         self.adapt(model)
         if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in base):
@@ -119,6 +151,10 @@ class Adapter:
             parameter.requires_grad = True
         for parameter in trainable(model).values():
             parameter.data = parameter.data.float()
+        if self.dtype == "bf16":
+            for name, parameter in self.added(model).items():
+                if not name.endswith(".magnitude"):  # rounded, it would change the output before training
+                    parameter.data = parameter.data.bfloat16()
         train_new_tokens(model)
         if not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
@@ -185,7 +221,11 @@ class Adapter:
         """
 
     def merge(self, model: nn.Module) -> None:
-        """Merge the added parameters into plain layers, in place. The default does nothing."""
+        """Merge the added parameters into plain layers, in place. The default dequantises the base.
+
+        A sub-class that overrides this method calls it at the end.
+        """
+        dequantise_layers(model)
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
         """Write the trained tensors in PEFT's format, so that `PeftModel.from_pretrained` gives the same outputs.
@@ -203,7 +243,11 @@ class Adapter:
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the model's tensors by role, for memory reports; a tensor in two lists counts for the last one."""
         adapter_weights = [] if self.trains_base else list(trainable(model).values())
-        return {"base_weights": [*model.parameters(), *model.buffers()], "adapter_weights": adapter_weights}
+        layers = quantised_layers(model)
+        base = [*model.parameters(), *model.buffers(), *(tensor for layer in layers for tensor in layer.held())]
+        constants = [tensor for layer in layers for tensor in layer.constants()]
+        roles = {"base_weights": base, "adapter_weights": adapter_weights}
+        return roles | ({"quantisation_constants": constants} if layers or self.quantises else {})
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
         """Return parameter counts and bytes for the run record.
@@ -211,17 +255,32 @@ class Adapter:
         Returns:
             `trainable_params`; `total_params` (with the adapter; tied weights count once); `adapter_bytes` (trainable
             tensors, as in a checkpoint); `model_bytes` (all parameters and buffers as stored in memory); `new_tokens`
-            (number of tokens added to the model), if there are any.
+            (number of tokens added to the model), if there are any; `quantised`: number of quantised layers, their
+            parameters and bytes; `not_quantised_because`: why the base is not quantised.
         """
         parameters, trained = list(model.parameters()), trainable(model).values()
-        new_tokens = count_new_tokens(model)
+        new_tokens, layers = count_new_tokens(model), quantised_layers(model)
+        numbers = sum(layer.numbers for layer in layers)
+        held = {id(tensor): tensor for layer in layers for tensor in layer.held()}
+        tensors = {id(tensor): tensor for tensor in [*parameters, *model.buffers()]} | held
+        counts = {"layers": len(layers), "params": numbers, "bytes": sum(layer.stored_bytes for layer in layers)}
+        reason = None if self._base is None else self._base.not_quantised_because
         return {
             **({"new_tokens": new_tokens} if new_tokens else {}),
             "trainable_params": sum(p.numel() for p in trained),
-            "total_params": sum(p.numel() for p in parameters),
+            "total_params": sum(p.numel() for p in parameters) + numbers,
             "adapter_bytes": sum(p.nbytes for p in trained),
-            "model_bytes": sum(t.nbytes for t in [*parameters, *model.buffers()]),
+            "model_bytes": sum(tensor.nbytes for tensor in tensors.values()),
+            **({"quantised": counts} if layers or self.quantises else {}),
+            **({"not_quantised_because": reason} if reason else {}),
         }
+
+
+def _trains_quantised_base(kind: str) -> UserError:
+    return UserError(
+        f"model.adapter {kind} trains the weights of the base, and quantised weights cannot be trained; "
+        "give an adapter such as LoRA, or an unquantised base."
+    )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -127,9 +127,7 @@ class _AdaptedLinear(torch.autograd.Function):
         a, b = (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
         low = _scaled_product(_zeroed(rows, _mask(rows, dropout, seed)), a.T, factor)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
-        if weight is None:
-            weight = to_matrix(*stored, dtype=dtype)
-        out = F.linear(rows, weight, added if magnitude is None else None)
+        out = _frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight)
         out.addmm_(low, b.T)  # in place: no second tensor of the output's size
         scaled = None
         if magnitude is not None:
@@ -172,6 +170,15 @@ class _AdaptedLinear(torch.autograd.Function):
             else:
                 dx.addcmul_(dlow @ a, _factor(mask, dy))
         return (dx, dbias, dA, dB, dm, *[None] * (7 + len(stored)))
+
+
+def _frozen_product(
+    rows: Tensor, stored: tuple[Tensor, ...], to_matrix: ToMatrix, bias: Tensor | None, weight: Tensor | None = None
+) -> Tensor:
+    """Return x Wᵀ + b; with eight-bit weights the product is that of LLM.int8(), without dequantising W."""
+    if hasattr(to_matrix, "product"):
+        return to_matrix.product(rows, *stored, bias)
+    return F.linear(rows, to_matrix(*stored, dtype=rows.dtype) if weight is None else weight, bias)
 
 
 def _scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
@@ -218,7 +225,7 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, to_matrix: ToMatrix, *stored: Tensor) -> Tensor:
         ctx.save_for_backward(*stored)
         ctx.to_matrix, ctx.bias_dtype = to_matrix, None if bias is None else bias.dtype
-        return F.linear(x, to_matrix(*stored, dtype=x.dtype), None if bias is None else bias.to(x.dtype))
+        return _frozen_product(x, stored, to_matrix, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable

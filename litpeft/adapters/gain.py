@@ -95,12 +95,12 @@ def times_backward(dy: Tensor, scaled: Tensor, magnitude: Tensor, gain: Tensor) 
     Args:
         dy: (..., out), the gradient of m/n ⊙ z.
         scaled: (..., out), m/n ⊙ z.
-        magnitude: m (out); products are computed and summed in its dtype.
+        magnitude: m (out); products are computed and summed in its dtype, at least in fp32.
         gain: m/n (out).
     """
     total, dz = None, torch.empty_like(dy)
     for dy_part, scaled_part, dz_part in split_rows(dy, scaled, dz):
-        wide = dy_part.to(magnitude.dtype)
+        wide = dy_part.to(torch.promote_types(magnitude.dtype, torch.float32))
         torch.mul(wide, gain, out=dz_part)
         products = wide * scaled_part if wide is dy_part else wide.mul_(scaled_part)
         part = products.flatten(0, -2).sum(0)

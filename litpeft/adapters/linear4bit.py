@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import ToMatrix, frozen_linear
+from litpeft.adapters.functional import ToMatrix
+from litpeft.adapters.quantised_linear import QuantisedLinear, matrix_of, replaced_conv1d
 from litpeft.errors import UserError
-from litpeft.ops.autocast import as_autocast, without_autocast
 
 BLOCK, NESTED_BLOCK = 64, 256
 
 
-class Linear4bit(nn.Module):
+class Linear4bit(QuantisedLinear):
     """y = x Wᵀ + b with W stored in four bits; W is dequantised for each product and never saved.
 
     Args:
@@ -62,8 +62,8 @@ class Linear4bit(nn.Module):
     @classmethod
     def from_linear(cls, layer: nn.Linear | Conv1D, **options: Any) -> Linear4bit:
         """Return the quantised copy of a linear layer of torch or transformers."""
-        transposed = isinstance(layer, Conv1D)
-        return cls(layer.weight.T if transposed else layer.weight, layer.bias, transposed=transposed, **options)
+        weight, transposed = matrix_of(layer)
+        return cls(weight, layer.bias, transposed=transposed, **options)
 
     @classmethod
     def from_bitsandbytes(cls, layer: nn.Module) -> Linear4bit:
@@ -76,7 +76,7 @@ class Linear4bit(nn.Module):
             raise UserError("a 4-bit layer of bitsandbytes was repacked for inference; load the model again.")
         new = cls.__new__(cls)
         nn.Module.__init__(new)
-        new.transposed = False
+        new.transposed = replaced_conv1d(layer)
         new._store(layer.weight.data, layer.weight.quant_state, layer.bias, layer.compute_dtype)
         return new
 
@@ -102,6 +102,10 @@ class Linear4bit(nn.Module):
         return self
 
     @property
+    def kind(self) -> str:
+        return self.quant_type
+
+    @property
     def stored(self) -> tuple[Tensor, ...]:
         """The tensors of the quantised weight, the arguments of `to_matrix`."""
         nested = (self.nested_absmax, self.offset, self._table) if self.double_quant else ()
@@ -111,37 +115,6 @@ class Linear4bit(nn.Module):
     def to_matrix(self) -> ToMatrix:
         """The function that dequantises `stored` to the weight (out, in)."""
         return partial(dequantise, shape=(self.out_features, self.in_features), quant_type=self.quant_type)
-
-    @property
-    def weight(self) -> Tensor:
-        """The dequantised weight (out, in), computed at each access (T5 reads the weight's dtype)."""
-        return self.to_matrix(*self.stored, dtype=self.dtype)
-
-    @property
-    def numbers(self) -> int:
-        """Numbers in the weight."""
-        return self.in_features * self.out_features
-
-    @property
-    def stored_bytes(self) -> int:
-        """Bytes of the quantised weight: codes and constants."""
-        return sum(tensor.nbytes for tensor in self.buffers())
-
-    def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
-        x = as_autocast(x)
-        with without_autocast(x):
-            out = frozen_linear(x.to(self.compute_dtype or x.dtype), self.stored, self.to_matrix, self.bias)
-            return out.to(x.dtype)
-
-    def plain(self, matrix: Tensor | None = None) -> nn.Linear | Conv1D:
-        """Return an unquantised layer with the weight `matrix` (out, in), by default the dequantised weight."""
-        matrix = self.weight if matrix is None else matrix
-        sizes = self.in_features, self.out_features
-        with torch.device("meta"):
-            layer = Conv1D(*reversed(sizes)) if self.transposed else nn.Linear(*sizes)
-        layer.weight = nn.Parameter(matrix.T.contiguous() if self.transposed else matrix, requires_grad=False)
-        layer.bias = self.bias
-        return layer
 
     def extra_repr(self) -> str:
         nested = ", double_quant" if self.double_quant else ""

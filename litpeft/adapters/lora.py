@@ -17,7 +17,6 @@ from litpeft.adapters.base import Adapter
 from litpeft.adapters.experts import restore_experts, separate_experts
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
 from litpeft.adapters.layers.group import LayerGroup
-from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
@@ -39,8 +38,8 @@ class LoRA(Adapter):
             head; a preset takes precedence over a suffix of the same name); or `all-linear`; or one regular expression
             that matches full module names.
         rslora: scale by alpha / sqrt(rank) instead, which helps at high ranks (https://arxiv.org/abs/2312.03732).
-        init: initialisation of A: `kaiming` (uniform, bound 1/sqrt(in)) or `gaussian` (standard deviation 1/rank). B
-            starts at zero.
+        init: initialisation of A: `kaiming` (uniform, bound 1/sqrt(in)), `gaussian` (standard deviation 1/rank) or
+            `normal` (variance 1/rank). B starts at zero.
         bias: which biases of the base to train: `none`, `all`, or those of the adapted layers (`lora_only`).
         rank_pattern: ranks of single layers: regular expression for the end of the module name -> rank.
         alpha_pattern: alphas of single layers: regular expression for the end of the module name -> alpha.
@@ -50,6 +49,7 @@ class LoRA(Adapter):
         lora_plus_ratio: learning rate of B divided by that of A (LoRA+, https://arxiv.org/abs/2402.12354).
         init_from: folder of a PEFT adapter to start from; rank, alpha and targets must be those of that adapter.
         exclude: layers not to adapt: a list of suffixes and presets, or one regular expression.
+        dtype: dtype of A and B, in training and in checkpoints; fp32 by default. Heads and DoRA's magnitude are fp32.
     """
 
     name = "lora"
@@ -62,7 +62,7 @@ class LoRA(Adapter):
         dropout: float = 0.0,
         targets: list[str] | str = ["query", "value"],  # noqa: B006 (a list, so that help and config.yaml show it)
         rslora: bool = False,
-        init: Literal["kaiming", "gaussian"] = "kaiming",
+        init: Literal["kaiming", "gaussian", "normal"] = "kaiming",
         bias: Literal["none", "all", "lora_only"] = "none",
         rank_pattern: dict[str, int] | None = None,
         alpha_pattern: dict[str, float] | None = None,
@@ -71,6 +71,7 @@ class LoRA(Adapter):
         lora_plus_ratio: float = 1.0,
         init_from: str | None = None,
         exclude: list[str] | str | None = None,
+        dtype: Literal["bf16", "fp32"] | None = None,
     ) -> None:
         for name, value in {"rank": rank, **{f"rank_pattern {k}": v for k, v in (rank_pattern or {}).items()}}.items():
             if value < 1:
@@ -90,6 +91,7 @@ class LoRA(Adapter):
         self.rank_pattern, self.alpha_pattern = rank_pattern or {}, alpha_pattern or {}
         self.layers, self.modules_to_save = layers, modules_to_save or []
         self.lora_plus_ratio, self.init_from, self.exclude = lora_plus_ratio, init_from, exclude
+        self.dtype = None if dtype == "fp32" else dtype
         self._checkpoint_follows = False  # True: a checkpoint will be loaded, so `init_from` is not read
 
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> nn.Module:
@@ -100,9 +102,6 @@ class LoRA(Adapter):
         return model
 
     def adapt(self, model: nn.Module) -> None:
-        for name, layer in list(model.named_modules()):
-            if type(layer).__module__ == "bitsandbytes.nn.modules" and type(layer).__name__ == "Linear4bit":
-                model.set_submodule(name, Linear4bit.from_bitsandbytes(layer))  # the user quantised the model
         separate_experts(model)
         names = match_targets(model, self.targets, tuple(ADAPTED), LINEAR, self.exclude)
         names = names if self.layers is None else in_blocks(names, self.layers)
@@ -170,6 +169,7 @@ class LoRA(Adapter):
                 parametrize.remove_parametrizations(module, "bias", leave_parametrized=False)
                 module.bias = nn.Parameter(bias, requires_grad=False)
         restore_experts(model)
+        super().merge(model)
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
         write_adapter(folder, model, self, base_name)
@@ -200,9 +200,8 @@ def _compile_pattern(key: str) -> re.Pattern[str]:
 
 def _check_rank(name: str, layer: nn.Module, rank: int) -> None:
     """Raise a UserError if the rank is larger than both dimensions of the weight."""
-    weight = layer.weight
     widths = [getattr(layer, side, None) for side in ("in_features", "out_features")]
-    largest = max(widths) if None not in widths else max(len(weight), weight[0].numel())
+    largest = max(widths) if None not in widths else max(len(layer.weight), layer.weight[0].numel())
     if rank > largest:
         raise UserError(
             f"model.adapter.rank {rank} is larger than both dimensions of {name}; give a rank of at most {largest}."

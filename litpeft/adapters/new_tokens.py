@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litpeft.adapters.layers import AdaptedLayer, AdaptedLinear4bit
-from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.layers import AdaptedLayer, AdaptedQuantisedLinear
+from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.errors import UserError
 
 OPTION = "model.resize_embeddings"
@@ -34,7 +34,7 @@ def add_new_tokens(model: nn.Module, tokens: int) -> None:
         raise UserError(f"{OPTION}: {type(model).__name__} has no embedding with a row per token; leave it out.")
     if tokens <= first:
         return
-    if isinstance(model.get_output_embeddings(), Linear4bit):
+    if isinstance(model.get_output_embeddings(), QuantisedLinear):
         raise _quantised_head()
     try:
         model.resize_token_embeddings(tokens, mean_resizing=False)
@@ -63,7 +63,7 @@ def train_new_tokens(model: nn.Module) -> None:
     first = getattr(model, "first_new_token", None)
     if first is None:
         return
-    if isinstance(model.get_output_embeddings(), (Linear4bit, AdaptedLinear4bit)):
+    if isinstance(model.get_output_embeddings(), (QuantisedLinear, AdaptedQuantisedLinear)):
         raise _quantised_head()
     made: dict[int, nn.Parameter] = {}  # id of a weight -> its new rows: tied layers share them
     for name, layer in _embeddings(model).items():

@@ -27,8 +27,8 @@ from litpeft.adapters.layers import (
     AdaptedStackedLinear,
     adapted_layers,
 )
-from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.new_tokens import PEFT_NAME, new_token_indices, same_tokens
+from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.adapters.targets import value_for_name
 from litpeft.errors import UserError
 
@@ -253,7 +253,7 @@ def _modules_trained_in_full(model: nn.Module) -> list[str]:
     quantised weights are buffers.
     """
     layers = adapted_layers(model)
-    quantised = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    quantised = [name for name, module in model.named_modules() if isinstance(module, QuantisedLinear)]
     found: list[str] = []
     for name, module in model.named_modules():
         parameters = dict(module.named_parameters())

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from litpeft.adapters.peft_options import (
     known_methods,
 )
 from litpeft.adapters.peft_prompts import VirtualTokens, check_model
+from litpeft.adapters.quantised_model import dequantise_layers, quantised_layers, to_conv1d
 from litpeft.adapters.targets import in_blocks
 from litpeft.adapters.trained_in_full import base_dtype, cast_inputs, cast_output_to
 from litpeft.errors import UserError, first_sentence
@@ -57,6 +58,7 @@ class Peft(Adapter):
         exclude: layers not to adapt: a list of suffixes and presets, or one regular expression.
         layers: adapt only targets in these blocks, as in LoRA.
         modules_to_save: extra modules to train in full, matched by name suffix; they are saved with the adapter.
+        dtype: dtype of the tensors that the method adds, in training and in checkpoints; fp32 by default.
     """
 
     name = "peft"
@@ -69,7 +71,9 @@ class Peft(Adapter):
         exclude: list[str] | str | None = None,
         layers: list[int] | str | None = None,
         modules_to_save: list[str] | None = None,
+        dtype: Literal["bf16", "fp32"] | None = None,
     ) -> None:
+        self.dtype = None if dtype == "fp32" else dtype
         self.method, self.options = check_method(method), dict(options or {})
         check_options(self.method, self.options)
         self.name = self.strategy_name({"method": method, "options": self.options})
@@ -114,6 +118,8 @@ class Peft(Adapter):
 
         dtype = base_dtype(model, [name.rpartition(".")[0] for name in trainable(model)])
         self._check_dtype(dtype)
+        if quantised_layers(model):
+            self._check_quantised()
         left_out, in_full, before = not_adapted(model), list(trainable(model)), {id(t) for _, t in tensors_of(model)}
         config = build_config(self.method, self._filled_options(model))
         if self.method in PROMPTS:
@@ -196,6 +202,7 @@ class Peft(Adapter):
         if self.method in PROMPTS:
             raise UserError(f"{self.method} adds virtual tokens, which no weight can hold; give --format adapter.")
         wrapper = injected_in(model).wrapper
+        conv1d = dequantise_layers(model, as_linear=True)
         untie([module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)], model)
         try:
             wrapper.merge_and_unload()
@@ -204,6 +211,9 @@ class Peft(Adapter):
                 f"PEFT cannot merge {self.method} into {type(model).__name__} ({first_sentence(error)[:200]}); "
                 "give --format adapter."
             ) from error
+        for name in conv1d:
+            plain = name.removesuffix(".base_layer")
+            model.set_submodule(plain, to_conv1d(model.get_submodule(plain)))
         del model.__dict__[KEY]
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
@@ -245,6 +255,17 @@ class Peft(Adapter):
         if self.method == "ADAPTION_PROMPT":
             raise UserError(
                 "model.adapter.method ADAPTION_PROMPT does not run in bf16 with PEFT; give --model.dtype fp32."
+            )
+
+    def _check_quantised(self) -> None:
+        if changes_base(self.options):
+            raise UserError(
+                f"model.adapter.options.init_lora_weights {self.options['init_lora_weights']} changes the base, and "
+                "quantised weights cannot hold the change; leave model.base out."
+            )
+        if self.method == "ADAPTION_PROMPT":
+            raise UserError(
+                "model.adapter.method ADAPTION_PROMPT does not run on a quantised base with PEFT; leave model.base out."
             )
 
     def _filled_options(self, model: nn.Module | None = None) -> dict[str, Any]:

@@ -10,6 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from litpeft.adapters.experts import StackedLinear4bit
+from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.linear8bit import Linear8bit
+from litpeft.adapters.packaged_linear import PackagedLinear
 from litpeft.adapters.targets import layer_type, match_targets, suffix_regex, text_modules
 from litpeft.errors import UserError, did_you_mean, first_sentence
 
@@ -184,7 +188,8 @@ def find_targets(
         targets = _any_of([name for name in modules if name in wanted])
     elif targets is None:
         targets = ["query", "value"]
-    return match_targets(model, targets, _kinds(model), (nn.Linear, Conv1D), exclude)
+    linear = (nn.Linear, Conv1D, Linear4bit, Linear8bit, PackagedLinear)
+    return match_targets(model, targets, _kinds(model), linear, exclude)
 
 
 def is_feed_forward_output(name: str) -> bool:
@@ -194,7 +199,7 @@ def is_feed_forward_output(name: str) -> bool:
 
 def _kinds(model: nn.Module) -> tuple[type, ...]:
     """Return all types of modules in the model: PEFT itself says which a method supports."""
-    return tuple({layer_type(module) for module in model.modules()})
+    return tuple({layer_type(module) for module in model.modules()} - {StackedLinear4bit})
 
 
 def _any_of(names: list[str]) -> str:

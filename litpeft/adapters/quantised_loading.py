@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,22 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from litpeft.adapters.experts import StackedLinear, StackedLinear4bit, expert_weights, separate_experts
-from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.experts import StackedLinear, expert_weights, separate_experts
+from litpeft.adapters.quantised_linear import QuantisedLinear
+from litpeft.adapters.quantised_model import forget_quantiser
 from litpeft.adapters.targets import layer_type, suffix_pattern
 
-METHOD = "litpeft_4bit"
+METHOD = "litpeft"
+
+
+class MakesLayers(Protocol):
+    """What the loader needs from a base (`litpeft.adapters.bases`)."""
+
+    def quantised(self, weight: Tensor, transposed: bool) -> QuantisedLinear:
+        """Return the quantised layer, without a bias, for a weight (out, in)."""
+
+    def quantised_experts(self, weight: Tensor, transposed: bool) -> QuantisedLinear:
+        """Return the quantised layers of the experts of a mixture for a weight (E, out, in), or (E, in, out)."""
 
 
 def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: Sequence[str] = ()) -> list[str]:
@@ -63,28 +74,28 @@ def _head(model: nn.Module) -> list[str]:
 
 
 @dataclass(kw_only=True)
-class FourBitConfig(QuantizationConfigMixin):
+class QuantisingConfig(QuantizationConfigMixin):
     """The `quantization_config` that `from_pretrained` gets.
 
     Args:
-        options: further arguments of `Linear4bit`.
+        base: makes the quantised layers.
         skip: as in `quantisable_layers`.
         modules_to_save: as in `quantisable_layers`.
         device: device to quantise on; the quantised weights stay there.
     """
 
-    options: dict[str, Any] = field(default_factory=dict)
+    base: MakesLayers
     skip: Sequence[str] = ()
     modules_to_save: Sequence[str] = ()
     device: torch.device
-    quant_method: str = METHOD  # transformers finds FourBitLoader by this name
+    quant_method: str = METHOD  # transformers finds QuantisingLoader by this name
 
 
-class FourBitLoader(HfQuantizer):
+class QuantisingLoader(HfQuantizer):
     """Quantises each weight when it is read, and removes transformers' quantisation flags from the loaded model."""
 
     requires_calibration = False
-    quantization_config: FourBitConfig
+    quantization_config: QuantisingConfig
 
     def _process_model_before_weight_loading(self, model: nn.Module, **_: Any) -> None:
         self.mismatches: list[str] = []
@@ -99,7 +110,7 @@ class FourBitLoader(HfQuantizer):
         return _Quantise(self.quantization_config, self.mismatches)
 
     def _process_model_after_weight_loading(self, model: nn.Module, **_: Any) -> None:
-        """Insert the four-bit layers; a newly initialised weight was not quantised, and its layer stays."""
+        """Insert the quantised layers; a newly initialised weight was not quantised, and its layer stays."""
         if self.mismatches:
             raise ValueError(self.mismatches[0])
         separate_experts(model)
@@ -112,11 +123,7 @@ class FourBitLoader(HfQuantizer):
         for parameter in model.parameters():  # a view would keep the whole memory-mapped file alive
             if parameter.untyped_storage().nbytes() > parameter.nbytes:
                 parameter.data = parameter.data.clone()
-        del model.config.quantization_config, model.hf_quantizer, model.quantization_method
-        model.is_quantized = False  # or transformers would refuse to cast and save the model
-        for module in model.modules():
-            if hasattr(getattr(module, "config", None), "_is_quantized"):
-                del module.config._is_quantized
+        forget_quantiser(model)
 
     def is_serializable(self) -> bool:
         return False
@@ -129,11 +136,11 @@ class FourBitLoader(HfQuantizer):
 class _Packed(nn.Parameter):
     """Placeholder of a quantised weight during loading, since transformers sets parameters, not layers."""
 
-    layer: Linear4bit
+    layer: QuantisedLinear
 
 
 class _Quantise(ConversionOps):
-    def __init__(self, config: FourBitConfig, mismatches: list[str]) -> None:
+    def __init__(self, config: QuantisingConfig, mismatches: list[str]) -> None:
         self.config = config
         self.mismatches = mismatches  # collected, because transformers drops the text of an exception raised here
 
@@ -150,13 +157,13 @@ class _Quantise(ConversionOps):
             if name.endswith(".weight"):
                 transposed = isinstance(module, Conv1D)
                 matrix = (value.T if transposed else value).to(self.config.device)
-                layer = Linear4bit(matrix, None, transposed=transposed, **self.config.options)
+                layer = self.config.base.quantised(matrix, transposed)
             else:
-                layer = StackedLinear4bit(value.to(self.config.device), module.is_transposed, **self.config.options)
-            packed[name] = _Packed(layer.codes, requires_grad=False)
+                layer = self.config.base.quantised_experts(value.to(self.config.device), module.is_transposed)
+            packed[name] = _Packed(layer.held()[0], requires_grad=False)
             packed[name].layer = layer
         return packed
 
 
-register_quantization_config(METHOD)(FourBitConfig)
-register_quantizer(METHOD)(FourBitLoader)
+register_quantization_config(METHOD)(QuantisingConfig)
+register_quantizer(METHOD)(QuantisingLoader)

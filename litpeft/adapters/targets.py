@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.errors import UserError
 
 # Layers that hold query, key and value in one matrix: GPT-2; Phi-3; ModernBERT; GPT-NeoX, Bloom and Falcon; DeBERTa v1.
@@ -189,4 +190,5 @@ def _trains(module: nn.Module) -> bool:
 
 
 def _holds_weights(module: nn.Module) -> bool:
-    return any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False))
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) or isinstance(module, QuantisedLinear)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.errors import UserError
 
 
@@ -72,7 +73,15 @@ def train_in_full(module: nn.Module, dtype: torch.dtype, cast_output: bool = Fal
         module: the module to train in full.
         dtype: dtype of the model.
         cast_output: whether to cast the outputs back to `dtype`, because layers of the base follow.
+
+    Raises:
+        UserError: a layer of the module is quantised.
     """
+    if any(isinstance(layer, QuantisedLinear) for layer in module.modules()):
+        raise UserError(
+            f"model.base: {type(module).__name__} is to be trained in full but quantised; name it among the modules "
+            "that the base leaves out, such as modules_to_not_convert."
+        )
     module.requires_grad_(True)
     module.float()
     if dtype != torch.float32:

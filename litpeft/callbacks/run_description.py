@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 
+from litpeft.adapters.quantised_model import quantisation_name
 from litpeft.data.told import tell
 from litpeft.optim.build import optimizer_settings
 from litpeft.runs.environment import git_state, machine, packages
@@ -24,6 +25,7 @@ def describe_setup(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "model_name": pl_module.model_name,
         "data": type(trainer.datamodule).__name__,
         "precision": pl_module.dtype_name,
+        "tf32": pl_module.tf32 and pl_module.device.type == "cuda",
         "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
         "packages": packages(),
         "machine": machine(pl_module.device),
@@ -77,6 +79,7 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
         "optimizer_settings": optimizer_settings(optimizer),
         "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
+        "base": quantisation_name(pl_module.backbone),
         "new_tensors": pl_module.new_tensors,
         "head_labels": getattr(pl_module, "head_labels", None),
         "load_seconds": pl_module.load_seconds,

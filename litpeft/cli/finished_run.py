@@ -9,6 +9,7 @@ import torch
 
 from litpeft.callbacks import FolderCheckpointIO
 from litpeft.cli.lightning_cli import LitPeftCLI
+from litpeft.cli.shared_model import shares_model
 from litpeft.runs.folder import step_of
 from litpeft.runs.record import read_record
 from litpeft.tasks import FineTuner
@@ -46,9 +47,18 @@ class FinishedRun(LitPeftCLI):
         """Number of optimizer steps at the checkpoint."""
         return step_of(self.checkpoint)
 
-    def build(self, device: torch.device) -> torch.nn.Module:
-        """Build the model with the trained weights on `device`."""
-        self.model.build(self.datamodule, device)
+    def build(self, device: torch.device, like: FinishedRun | None = None) -> torch.nn.Module:
+        """Build the model with the trained weights on `device`.
+
+        Args:
+            device: the device.
+            like: a run that has been built: if both have the same model and adapter, its model is taken over with the
+                weights of this run, instead of reading the base again.
+        """
+        if like is not None and like.model.backbone is not None and shares_model(self, like):
+            self.model = like.model
+        else:
+            self.model.build(self.datamodule, device)
         self.model.check_checkpoint(self._loaded)
         self.model.load_state_dict(self.state)
         self.model.to(device)

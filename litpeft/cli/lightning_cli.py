@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import litpeft.adapters
 import litpeft.optim
 import litpeft.tasks
+from litpeft.adapters.base_options import base_name
 from litpeft.callbacks import (
     BenchmarkEvaluation,
     Checkpoint,
@@ -167,6 +168,8 @@ class LitPeftCLI(LightningCLI):
         adapter = options.model.init_args.adapter
         kind = class_at(adapter.class_path) if adapter else litpeft.adapters.Full
         name = kind.strategy_name(dict(adapter.init_args) if adapter and adapter.get("init_args") else {})
+        base = base_name(options.model.init_args.get("base"))
+        name = name if base is None else f"{name}-{base}"
         experiment, run_name = run_names(
             typed_options(self.arguments), name, options.data.class_path.rpartition(".")[2]
         )

@@ -58,7 +58,13 @@ class PlannedRunCLI(LitPeftCLI):
         """Return the adapters that `--compare` names, with the options of the task's adapter; else that adapter."""
         named = self.config[self.verb].compare
         own = self.model.adapter
-        return [_adapter(name.strip(), own) for name in named.split(",")] if named else [own]
+        if not named:
+            return [own]
+        found = [_adapter(name.strip(), own) for name in named.split(",")]
+        for adapter in found:
+            if self.model.base is not None and not (adapter is own or adapter.quantises or adapter.trains_base):
+                adapter.put_on(self.model.base)
+        return found
 
 
 def _adapter(name: str, like: Adapter) -> Adapter:

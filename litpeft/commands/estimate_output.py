@@ -114,7 +114,7 @@ def _assumptions(plan: Any, traces: list[Trace]) -> list[str]:
         return [*lines, "not counted: Python, the libraries, and temporary memory inside kernels"]
     context, cublas = plan.context // MIB, sum(workspaces(plan.capability)) / MIB
     lines += [
-        "4-bit weights are dequantised one layer at a time; logits are computed in chunks",
+        "quantised weights are dequantised one layer at a time; logits are computed in chunks",
         f"modelled: torch's caching allocator, and {cublas:.1f} MiB of cuBLAS workspaces",
         f"assumed: a CUDA context of {context} MiB, flash attention for batches without padding",
         "not modelled: fragmentation by batches of other shapes, which adds a few per cent to the reserved memory",

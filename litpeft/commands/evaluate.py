@@ -15,8 +15,9 @@ from litpeft.errors import UserError
 from litpeft.runs.benchmark_results import benchmark_rows
 from litpeft.runs.record import read_record, write_record
 
-DESCRIPTION = """run benchmarks on a finished run and add the scores to its record
+DESCRIPTION = """run benchmarks on finished runs and add the scores to their records
 
+Several runs are evaluated one after the other, with one base in memory if only the trained weights differ.
 The model is evaluated as in training, with the adapter active and quantised weights as they are; nothing is exported.
 `litpeft compare` and `litpeft report` show the scores like any other figure.
 """
@@ -25,7 +26,13 @@ LINE_SECONDS = 5.0  # seconds between progress lines, where the output is no ter
 
 def main(arguments: list[str]) -> int:
     parser = CommandParser("evaluate", description=DESCRIPTION)
-    parser.add_argument("run_dir", type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "run_dirs",
+        type=Path,
+        nargs="+",
+        metavar="run_dir",
+        help="folders of finished runs; those with the same model and adapter share one base in memory",
+    )
     parser.add_argument(
         "--tasks",
         required=True,
@@ -43,11 +50,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--keep_items", action="store_true", help="save the result of each item, for paired tests")
     parser.add_argument(
-        "--checkpoint", type=Path, help="checkpoint folder (default: the checkpoint that the record names)"
+        "--checkpoint", type=Path, help="checkpoint folder of one run (default: the checkpoint that the record names)"
     )
     parser.add_argument("--accelerator", default="auto", help="cpu or gpu (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
-    read_record(options.run_dir, to_write=True)  # report a folder without a run before torch is imported
+    if options.checkpoint and len(options.run_dirs) > 1:
+        raise UserError("--checkpoint names a checkpoint of one run; give one run, or leave it out.")
+    for run_dir in options.run_dirs:
+        read_record(run_dir, to_write=True)  # report a folder without a run before torch is imported
     return _evaluate(options)
 
 
@@ -56,6 +66,7 @@ def _evaluate(options: Any) -> int:
     from litpeft.callbacks.benchmark import write_items
     from litpeft.cli.console import quieten, show
     from litpeft.cli.finished_run import FinishedRun
+    from litpeft.cli.shared_model import shares_model
 
     settings = Options(
         [name.strip() for name in options.tasks.split(",") if name.strip()],
@@ -66,22 +77,30 @@ def _evaluate(options: Any) -> int:
     if not settings.tasks:
         raise UserError("litpeft evaluate: --tasks names no benchmark.")
     quieten()
-    run = FinishedRun(options.run_dir, options.checkpoint, options.accelerator, "evaluated")
-    suite = Suite(settings, run.model, run.datamodule)
-    run.datamodule.prepare_data()
-    run.datamodule.setup("validate")
-    run.build(run.trainer.strategy.root_device)
-    with _progress() as progress:
-        evaluation = suite.evaluate(
-            run.model, run.datamodule, progress, lambda message: print(f"litpeft: warning: {message}", file=sys.stderr)
-        )
-    entry = {"step": run.step} | evaluation.as_entry()
-    record = read_record(run.run_dir)  # again, because another process may have changed the record meanwhile
-    write_record(run.run_dir, record | {"benchmarks": merged(record.get("benchmarks"), entry)})
-    if options.keep_items:
-        write_items(run.run_dir, run.step, evaluation)
-    show(str(run.checkpoint), benchmark_rows(entry))
-    return 0 if evaluation.results else 1
+    complete, earlier = True, None
+    for run_dir in options.run_dirs:
+        run = FinishedRun(run_dir, options.checkpoint, options.accelerator, "evaluated")
+        suite = Suite(settings, run.model, run.datamodule)
+        run.datamodule.prepare_data()
+        run.datamodule.setup("validate")
+        if earlier is not None and not shares_model(run, earlier):
+            print(f"litpeft: {run_dir} has another model or adapter, so its base is read again.", file=sys.stderr)
+            earlier.model.backbone = None  # frees the memory
+        run.build(run.trainer.strategy.root_device, like=earlier)
+        with _progress() as progress:
+            evaluation = suite.evaluate(run.model, run.datamodule, progress, _warn)
+        entry = {"step": run.step} | evaluation.as_entry()
+        record = read_record(run.run_dir)  # again, because another process may have changed the record meanwhile
+        write_record(run.run_dir, record | {"benchmarks": merged(record.get("benchmarks"), entry)})
+        if options.keep_items:
+            write_items(run.run_dir, run.step, evaluation)
+        show(str(run.checkpoint), benchmark_rows(entry))
+        complete, earlier = complete and bool(evaluation.results), run
+    return 0 if complete else 1
+
+
+def _warn(message: str) -> None:
+    print(f"litpeft: warning: {message}", file=sys.stderr)
 
 
 def merged(earlier: list[dict[str, Any]] | None, new: dict[str, Any]) -> list[dict[str, Any]]:

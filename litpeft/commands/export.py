@@ -30,8 +30,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--base",
         choices=["dequantised", "original"],
-        help="weights that a 4-bit adapter is merged into: the dequantised weights that it was trained on (default), "
-        "or the original weights, which the adapter has never seen",
+        help="weights that an adapter of a quantised base is merged into: the dequantised weights that it was trained "
+        "on (default), or the original weights, which the adapter has never seen",
     )
     parser.add_argument(
         "--dtype",
@@ -66,7 +66,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     import torch  # slow imports, only now: mistakes in the options were reported before
 
     from litpeft.adapters.new_tokens import merge_new_tokens
-    from litpeft.adapters.qlora import four_bit_layers
+    from litpeft.adapters.quantised_model import quantised_layers
     from litpeft.cli.console import quieten
     from litpeft.cli.finished_run import FinishedRun
     from litpeft.commands.export_check import check_adapter, check_merged, example_inputs, logits
@@ -77,9 +77,10 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     quieten()
     run = FinishedRun(options.run_dir, options.checkpoint, "cpu", "exported")
     task, data, adapter = run.model, run.datamodule, run.model.adapter
-    if options.base and not hasattr(adapter, "disable_quantisation"):
+    if options.base and not adapter.quantises:
         raise UserError(
-            f"--base applies to 4-bit runs, and {options.run_dir} is a {shown_name(adapter.name)} run; leave it out."
+            f"--base applies to runs that quantise the base, and {options.run_dir} is a {shown_name(adapter.name)} "
+            "run; leave it out."
         )
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
@@ -94,12 +95,13 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"
     inputs = example_inputs(run, model)
     trained = logits(model, inputs, task)
+    quantises_inputs = any(layer.kind == "int8" for layer in quantised_layers(model))
     if options.base == "original":
         adapter.disable_quantisation("merged into the original base")
         model = run.build(torch.device("cpu"))
     dtype = DTYPES[options.dtype or ("fp32" if adapter.trains_base else task.dtype_name)]
     if dtype == torch.float32:  # convert before merging, so that the sum is not rounded
-        for layer in four_bit_layers(model):
+        for layer in quantised_layers(model):
             layer.dtype = dtype
         model.float()
     adapter.merge(model)
@@ -110,4 +112,5 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     if ends := getattr(data, "stops", ([], []))[0]:  # answers end as in training, wherever the model is loaded
         model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
     model.to(dtype).save_pretrained(folder)
-    return check_merged(folder, type(model), trained, inputs, same_base=options.base != "original")
+    same_base = options.base != "original"
+    return check_merged(folder, type(model), trained, inputs, same_base, quantises_inputs)

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from litpeft.adapters.lora import LoRA
 from litpeft.adapters.new_tokens import embedding_rows
 from litpeft.adapters.peft_format import load_adapter
+from litpeft.adapters.quantised_model import quantised_layers
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.errors import UserError, first_sentence
 from litpeft.tasks import FineTuner
@@ -90,14 +91,20 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
         _check_tensors(folder, task.backbone, adapter, run.state)
         return "PEFT is not installed, so the tensors were read back and compared, and no logits"
     in_run_dtype = task.backbone  # already built for the export
-    if hasattr(adapter, "disable_quantisation"):
+    if adapter.quantises:
         adapter.disable_quantisation("compared with PEFT on the unquantised base")
-        in_run_dtype = run.build(torch.device("cpu"))
+        try:
+            in_run_dtype = run.build(torch.device("cpu"))
+        except UserError as error:  # the constants of some methods of PEFT are computed from the weights of the base
+            raise UserError(
+                f"PEFT would compute other constants of {adapter.name} from the unquantised base; give --format merged."
+            ) from error
     inputs = example_inputs(run, in_run_dtype)
     rounded = logits(in_run_dtype, inputs, task)
     dtype = task.compute_dtype
     count = sum(parameter.numel() for parameter in in_run_dtype.parameters())
-    if dtype != torch.float32 and count <= FP32_PARAMETERS:
+    on_disk = bool(quantised_layers(in_run_dtype))  # the files are quantised, with constants in their own dtype
+    if dtype != torch.float32 and count <= FP32_PARAMETERS and not on_disk:
         model, dtype = _in_fp32(run, in_run_dtype)
     else:
         model = in_run_dtype
@@ -105,6 +112,8 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     rows, old_rows = embedding_rows(model), getattr(model, "first_new_token", None)
     del model, in_run_dtype
     task.backbone = None  # frees the memory for PEFT's model
+    if on_disk:
+        config.quantization_config = AutoConfig.from_pretrained(base).quantization_config
     try:
         if old_rows is not None:
             config.get_text_config().vocab_size = old_rows
@@ -116,7 +125,8 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
         reason = " ".join(str(error).split())
         raise UserError(f"PEFT cannot load the adapter ({reason[:300]}); give --format merged.") from error
     difference = (logits(loaded, inputs) - ours).abs().max().item()
-    if not difference <= ROUNDING[dtype] * max(ours.abs().max().item(), 0.1):
+    rounding = ROUNDING[torch.bfloat16 if on_disk else dtype]  # kernels of packages compute in bf16
+    if not difference <= rounding * max(ours.abs().max().item(), 0.1):
         raise UserError(
             f"PEFT computes other logits than the trained adapter (difference {difference:.2e} on {inputs.source}); "
             "give --format merged."
@@ -139,7 +149,14 @@ def _in_fp32(run: FinishedRun, model: nn.Module) -> tuple[nn.Module, torch.dtype
         return model, dtype
 
 
-def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inputs: Inputs, same_base: bool) -> str:
+def check_merged(
+    folder: Path,
+    kind: type[PreTrainedModel],
+    trained: Tensor,
+    inputs: Inputs,
+    same_base: bool,
+    quantises_inputs: bool = False,
+) -> str:
     """Load a merged model with transformers and compare its logits with those of the trained model.
 
     Args:
@@ -148,6 +165,7 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
         trained: logits of the trained model.
         inputs: rows that the logits are of.
         same_base: the model was merged into the base that it was trained on.
+        quantises_inputs: the trained model quantises the inputs of its layers (int8), and the merged model does not.
 
     Returns:
         The result as a phrase.
@@ -171,7 +189,8 @@ def check_merged(folder: Path, kind: type[PreTrainedModel], trained: Tensor, inp
             f"({first_sentence(error)}); give --dtype fp32."
         ) from error
     difference, largest = (found - trained).abs().max().item(), trained.abs().max().item()
-    if same_base and not difference <= MERGED_ROUNDING[reloaded.dtype] * max(largest, 0.1):
+    rounding = MERGED_ROUNDING[torch.bfloat16 if quantises_inputs else reloaded.dtype]
+    if same_base and not difference <= rounding * max(largest, 0.1):
         raise UserError(
             f"the logits of the merged model differ by {difference:.2e} from the trained model; nothing is written."
         )

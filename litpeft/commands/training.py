@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from itertools import takewhile
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from litpeft.callbacks.run_record import is_out_of_memory
 from litpeft.cli.console import quieten
 from litpeft.cli.lightning_cli import LitPeftCLI
+from litpeft.cli.shared_model import predict_runs
 from litpeft.errors import UserError, find_system_error
 from litpeft.training import failure_messages
 from litpeft.training.processes import is_first_process
@@ -56,8 +58,13 @@ def main(arguments: list[str]) -> int:
 
 def _one_of_several(arguments: list[str]) -> None:
     """The first process tells how all of them ended, and the others do where it cannot."""
+    verb, options = arguments[0], arguments[1:]
+    run_dirs = list(takewhile(lambda word: not word.startswith("-"), options)) if verb == "predict" else []
     try:
-        LitPeftCLI(arguments[0], arguments[1:])
+        if run_dirs:
+            predict_runs(run_dirs, options[len(run_dirs) :])
+        else:
+            LitPeftCLI(verb, options)
     except BaseException as error:
         if is_first_process():
             failure_messages.publish_from_rank_zero(str(error))

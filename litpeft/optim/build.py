@@ -47,7 +47,7 @@ def build_optimizer(
     else:
         try:
             optimizer = MuonAndAdamW(factory, groups, default_lr) if is_muon else factory(groups)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AssertionError) as error:  # torchao asserts that there is a GPU
             raise UserError(f"model.optimizer cannot be created: {error}.") from error
     if is_schedule_free(optimizer):
         optimizer.train()

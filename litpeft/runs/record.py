@@ -39,7 +39,11 @@ FIELDS = {
     "configured one",
     "scheduler": "class of the learning-rate schedule; null: constant learning rate",
     "seed": "random seed (seed_everything)",
-    "precision": "compute dtype and dtype of the frozen weights, bf16 or fp32; trainable parameters are fp32",
+    "precision": "compute dtype and dtype of the frozen weights, bf16 or fp32; trainable parameters are fp32 "
+    "unless adapter_options has dtype bf16",
+    "base": "how the frozen weights are held: nf4, fp4, int8, or the package that quantised them; null: in the compute "
+    "dtype, and in old records",
+    "tf32": "whether factors of fp32 products were rounded to TF32 on a GPU; null in old records",
     "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes",
     "processes": "number of training processes, one per device. Losses, metrics, rows, tokens, operations and energy "
     "are totals or means over all processes; seconds are those of the first process. Null in old records",

@@ -15,7 +15,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("status", record["status"]),
         ("adapter", record["adapter"] and shown_name(record["adapter"])),
         ("trainable params", f"{trainable:,} of {total:,} ({trainable / total:.2%})" if trainable and total else None),
-        ("quantised to 4 bits", _quantised((record["adapter_summary"] or {}).get("quantised"))),
+        ("quantised", _quantised((record["adapter_summary"] or {}).get("quantised"))),
         ("model / adapter bytes", f"{_bytes(record['model_bytes'])} / {_bytes(record['adapter_bytes'])}"),
         ("peak GPU memory", _bytes(record["peak_allocated_bytes"])),
         ("peak host memory", _bytes(record["peak_rss_bytes"])),

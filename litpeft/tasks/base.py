@@ -22,20 +22,20 @@ from torch import Tensor, nn
 
 from litpeft.adapters import Adapter, Full
 from litpeft.adapters.base import trainable
+from litpeft.adapters.base_options import put_on_base
+from litpeft.adapters.bases import DTYPES
 from litpeft.errors import UserError
 from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler, fast_forward
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
-from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
-from litpeft.tasks.losses import TrainLoss, non_finite_loss
+from litpeft.tasks.gradients import check_gradients, compile_blocks, enable_gradient_checkpointing
+from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
 from litpeft.tasks.run_length import total_steps
 from litpeft.training import processes
 from litpeft.training.sharding import full_tensors, reshard, shard_like
 from litpeft.training.strategies import FSDP2
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 Batch = dict[str, Tensor]
 
@@ -55,6 +55,9 @@ class FineTuner(L.LightningModule):
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
         resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
+        base: how the frozen weights are held; by default in `dtype`. `nf4`, `fp4` (four bits), `int8` (LLM.int8), or
+            the class path of a quantisation configuration of transformers, such as `transformers.QuantoConfig`.
+        tf32: round the factors of fp32 products to TF32 on an NVIDIA GPU: faster, with 10 bits of mantissa.
     """
 
     monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # metric that selects the best checkpoint
@@ -70,6 +73,8 @@ class FineTuner(L.LightningModule):
         gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
         compile_blocks: bool = False,
         resize_embeddings: bool = False,
+        base: str | dict[str, Any] | None = None,
+        tf32: bool = False,
     ) -> None:
         super().__init__()
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
@@ -80,7 +85,8 @@ class FineTuner(L.LightningModule):
         self.return_row_results = False  # validation_step returns `loss` (B,) and, for a classifier, `correct` (B,)
         self.head: list[str] = []  # names of the head modules
         self.new_tensors: list[str] = []  # names of the newly initialised parameters
-        self.base: str | None = None  # fingerprint of the base weights
+        self.base, self.tf32 = put_on_base(self.adapter, base), tf32
+        self.fingerprint: str | None = None  # of the base weights
         self.train_loss = TrainLoss()
         self._saved_total_steps: int | None = None  # length of the run in the checkpoint that is resumed
 
@@ -131,6 +137,8 @@ class FineTuner(L.LightningModule):
             weights: whether to read the weights; if False the model is built from meta tensors.
         """
         start = time.perf_counter()
+        if device.type == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
         with torch.device("cpu" if weights else "meta"):
             # base weights that train are read in fp32, not rounded to bf16 first
             dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
@@ -141,12 +149,10 @@ class FineTuner(L.LightningModule):
             use_lean_attention(model)
             use_lean_dropout(model)
         self.head, self.new_tensors = list(head), new
-        self.base = base_fingerprint(self.model_name) if weights else None
+        self.fingerprint = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)
         if self.compile_blocks:
-            for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-                for block in blocks:
-                    block.compile(dynamic=True)  # the sequence length differs from batch to batch
+            compile_blocks(model)
         model.train()  # transformers returns eval mode and Lightning does not change it: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - start
@@ -167,11 +173,7 @@ class FineTuner(L.LightningModule):
         Returns:
             The sum of the weights of all ranks.
         """
-        loss, total_weight = loss.detach(), weight
-        if processes.world_size() > 1:
-            rank_weight = torch.full_like(loss, weight, dtype=torch.float64)
-            loss_sum, total_weight = processes.sum_over_ranks(torch.stack([loss * rank_weight, rank_weight]))
-            loss = (loss_sum / total_weight.clamp(min=1)).float()
+        loss, total_weight = mean_over_ranks(loss.detach(), weight)
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
         self.train_loss.update(loss, total_weight, self.trainer.fit_loop.total_batch_idx)
         return total_weight
@@ -251,8 +253,9 @@ class FineTuner(L.LightningModule):
         if self.trainer.state.fn == "fit":
             self._check_loss()
         check_complete(checkpoint["state_dict"], self.adapter.state_dict(self.backbone))
-        checkpoint |= {"origin": origin(self.base, self.adapter), "train_loss": self.train_loss.state_dict()}
-        checkpoint["total_steps"] = self.total_steps() if self.trainer.state.fn == "fit" else None
+        steps = self.total_steps() if self.trainer.state.fn == "fit" else None
+        checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": steps}
+        checkpoint["origin"] = origin(self.fingerprint, self.adapter, self.base)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> FineTuner:
@@ -264,7 +267,7 @@ class FineTuner(L.LightningModule):
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a UserError that names the difference if the checkpoint has other base weights or another adapter."""
-        check_origin(checkpoint["origin"], self.base, self.adapter, self.model_name)
+        check_origin(checkpoint["origin"], self.fingerprint, self.adapter, self.model_name, self.base)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)

@@ -6,15 +6,22 @@ from collections.abc import Iterable
 from typing import Any
 
 from litpeft.adapters import Adapter
+from litpeft.adapters.bases import Base
 from litpeft.errors import UserError
 
 
-def origin(base_fingerprint: str | None, adapter: Adapter) -> dict[str, Any]:
-    """Return the fingerprint of the base weights and the adapter's options, which are saved with a checkpoint."""
-    return {"base": base_fingerprint, "adapter": {"class": type(adapter).__name__} | _plain(adapter.settings())}
+def origin(base_fingerprint: str | None, adapter: Adapter, base: Base | None = None) -> dict[str, Any]:
+    """Return the fingerprint of the base weights, the adapter's options and the base's, saved with a checkpoint."""
+    return {
+        "base": base_fingerprint,
+        "adapter": {"class": type(adapter).__name__} | _plain(adapter.settings()),
+        "quantisation": None if base is None else _plain(base.settings()),
+    }
 
 
-def check_origin(saved: dict[str, Any], base_fingerprint: str | None, adapter: Adapter, model_name: str) -> None:
+def check_origin(
+    saved: dict[str, Any], base_fingerprint: str | None, adapter: Adapter, model_name: str, base: Base | None = None
+) -> None:
     """Check that a checkpoint belongs to these base weights and this adapter.
 
     Args:
@@ -22,15 +29,22 @@ def check_origin(saved: dict[str, Any], base_fingerprint: str | None, adapter: A
         base_fingerprint: hash of the base weights that are loaded now.
         adapter: the adapter that is used now.
         model_name: name of the base model, for the error message.
+        base: how the frozen weights are held now (`model.base`).
 
     Raises:
         UserError: the base weights or an adapter option differ; the message names the difference.
     """
-    current = origin(base_fingerprint, adapter)
+    current = origin(base_fingerprint, adapter, base)
     if saved["base"] != current["base"]:
         raise UserError(
             f"model.model_name {model_name}: these are not the base weights that the checkpoint was trained on "
             f"(fingerprint {current['base']}, not {saved['base']}); give the model that it was trained on."
+        )
+    held, holds = saved.get("quantisation"), current["quantisation"]  # absent in checkpoints of 0.1.0
+    if held != holds:
+        raise UserError(
+            f"model.base is {holds or 'null'}, but the checkpoint was trained with {held or 'null'}; "
+            "give the value of the checkpoint."
         )
     before, now = saved["adapter"], current["adapter"]
     for name in [key for key in before | now if before.get(key) != now.get(key)]:

@@ -1,4 +1,4 @@
-"""Gradient checkpointing, and the check that every tensor of an adapter gets a gradient."""
+"""Gradient checkpointing, compiled blocks, and the check that every tensor of an adapter gets a gradient."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def enable_gradient_checkpointing(model: nn.Module, kind: Kind) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
     # the reentrant variant needs inputs with requires_grad, which frozen embeddings lack; the other does not
     (model.enable_input_require_grads if reentrant else model.disable_input_require_grads)()
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile each block of a model in place."""
+    for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
+        for block in blocks:
+            block.compile(dynamic=True)  # the sequence length differs from batch to batch
 
 
 def check_gradients(added: Mapping[str, nn.Parameter], kind: Kind) -> None:

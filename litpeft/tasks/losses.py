@@ -10,6 +10,21 @@ from lightning import Trainer
 from torch import Tensor
 
 from litpeft.errors import UserError
+from litpeft.training import processes
+
+
+def mean_over_ranks(loss: Tensor, weight: int) -> tuple[Tensor, Tensor | int]:
+    """Return the mean loss over all ranks and the sum of their weights.
+
+    Args:
+        loss: mean loss of this rank, a scalar.
+        weight: weight of this rank.
+    """
+    if processes.world_size() == 1:
+        return loss, weight
+    rank_weight = torch.full_like(loss, weight, dtype=torch.float64)
+    loss_sum, total_weight = processes.sum_over_ranks(torch.stack([loss * rank_weight, rank_weight]))
+    return (loss_sum / total_weight.clamp(min=1)).float(), total_weight
 
 
 class TrainLoss:

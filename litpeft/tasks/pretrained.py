@@ -12,7 +12,11 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.integrations import accelerate
 
+from litpeft.adapters.base_options import base_on_disk, unquantised_shapes
+from litpeft.adapters.bases import cannot_estimate
 from litpeft.adapters.new_tokens import add_new_tokens, embedding_rows
+from litpeft.adapters.quantised_linear import QuantisedLinear
+from litpeft.adapters.quantised_model import adopt_quantised_layers
 from litpeft.errors import UserError
 from litpeft.hub.base_weights import tensors_without_data, weight_files
 from litpeft.hub.hub import explaining_hub_errors, local_or_hub
@@ -41,16 +45,18 @@ def load_pretrained(
     with explaining_hub_errors(name, "model.model_name", "a local folder, or package:NAME"):
         path = local_or_hub(name, "model.model_name")
         config = AutoConfig.from_pretrained(path, **{k: v for k, v in options.items() if k not in WEIGHT_OPTIONS})
-        if any(getattr(part, "quantization_config", None) for part in (config, config.get_text_config())):
+        on_disk = _quantisation_on_disk(config)
+        if on_disk and "quantization_config" in options:
             raise UserError(
-                f"model.model_name {name}: its weights are quantised already; "
-                "give the original model, and an adapter that quantises it."
+                f"model.model_name {name}: its weights are quantised already; leave model.base out, and give LoRA or "
+                "DoRA instead of QLoRA or QDoRA."
             )
         if torch.get_default_device().type == "meta":
             mismatch = {"ignore_mismatched_sizes": options.get("ignore_mismatched_sizes", False)}
-            model, report = _load_without_data(auto, name, config, dtype, **mismatch)
+            model, report = _load_without_data(auto, name, config, dtype, on_disk, **mismatch)
         else:
             model, report = auto.from_pretrained(path, dtype=dtype, output_loading_info=True, **options)
+            adopt_quantised_layers(model, dtype)
     _cast_stray_parameters(model, dtype)
     if getattr(model.config, "rescale_every", 0):  # RWKV halves frozen weights for inference, but not an adapter's
         model.config.rescale_every = 0
@@ -68,21 +74,49 @@ def load_pretrained(
             "give the tokenizer of the model, or --model.resize_embeddings true to add rows and train them."
         )
     mismatched = [key for key, *_ in report["mismatched_keys"]]
-    return model, sorted({*report["missing_keys"], *mismatched}), mismatched
+    new = {*report["missing_keys"], *mismatched}
+    for key in sorted(new):  # of layers that another package has quantised
+        if isinstance(model.get_submodule(key.rpartition(".")[0]), QuantisedLinear):
+            if key.endswith(".weight"):
+                raise UserError(f"model.model_name {name}: the file lacks {key}, and model.base quantises it.")
+            new.remove(key)
+    return model, sorted(new), mismatched
+
+
+def _quantisation_on_disk(config: PreTrainedConfig) -> Any:
+    """Return the `quantization_config` of weight files that are quantised already; None for other files."""
+    parts = (config, config.get_text_config())
+    return next(filter(None, (getattr(part, "quantization_config", None) for part in parts)), None)
 
 
 def _load_without_data(
-    auto: Any, name: str, config: PreTrainedConfig, dtype: torch.dtype, **options: Any
+    auto: Any, name: str, config: PreTrainedConfig, dtype: torch.dtype, on_disk: Any, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Return the model with meta tensors, and its `missing_keys` and `mismatched_keys` as in `from_pretrained`."""
+    """Return the model with meta tensors, and its `missing_keys` and `mismatched_keys` as in `from_pretrained`.
+
+    Layers that bitsandbytes has quantised on disk are quantised in the model too.
+    """
+    base = base_on_disk(on_disk) if on_disk else None
+    if on_disk and base is None:
+        raise cannot_estimate(f"model.model_name {name}")
+    for part in (config, config.get_text_config()):
+        vars(part).pop("quantization_config", None)
     model = auto.from_config(config, dtype=dtype)
     files = weight_files(name)
     if not files:
+        if base is not None:
+            base.quantise(model.requires_grad_(False))
         return model, {"missing_keys": [], "mismatched_keys": []}
     options |= {"dtype": dtype, "device_map": {"": torch.device("meta")}, "output_loading_info": True}
+    tensors = tensors_without_data(files)
+    if base is not None:
+        tensors, quantised = unquantised_shapes(tensors, {key: p.shape for key, p in model.named_parameters()})
     # transformers demands accelerate for any device_map, but uses it only for several devices
     with patch.object(accelerate, "is_accelerate_available", lambda *_: True):
-        return type(model).from_pretrained(None, config=config, state_dict=tensors_without_data(files), **options)
+        model, report = type(model).from_pretrained(None, config=config, state_dict=tensors, **options)
+    if base is not None:
+        base.quantise_named(model.requires_grad_(False), quantised)
+    return model, report
 
 
 def _cast_stray_parameters(model: nn.Module, dtype: torch.dtype) -> None:

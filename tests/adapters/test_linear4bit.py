@@ -14,9 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
-from litpeft.adapters.layers import AdaptedConv1D, AdaptedLinear, AdaptedLinear4bit, LowRank, adapted_layers
+from litpeft.adapters.layers import AdaptedConv1D, AdaptedLinear, AdaptedQuantisedLinear, LowRank, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit, bitsandbytes, dequantise, quantisation_failure
-from litpeft.adapters.qlora import four_bit_layers
+from litpeft.adapters.quantised_model import quantised_layers
 from litpeft.errors import UserError
 from tests.adapters.small_models import IDS, LABELS, MODELS, disturb, small
 
@@ -259,7 +259,7 @@ def test_an_adapter_on_four_bits_equals_one_on_the_dequantised_weight(
     plain = base.plain()
     options = LowRank(4, 1.5, magnitude=magnitude)
     layers = []
-    for kind, module in ((AdaptedLinear4bit, base), (AdaptedLinear, plain)):
+    for kind, module in ((AdaptedQuantisedLinear, base), (AdaptedLinear, plain)):
         torch.manual_seed(3)
         layer = kind(module, options)
         disturb(layer)
@@ -278,7 +278,7 @@ def test_an_adapter_on_four_bits_equals_one_on_the_dequantised_weight(
 
 
 def test_codes_stay_packed_in_the_graph_of_an_adapted_layer() -> None:
-    layer = AdaptedLinear4bit(frozen((256, 256), torch.bfloat16), LowRank(4, 1.5))
+    layer = AdaptedQuantisedLinear(frozen((256, 256), torch.bfloat16), LowRank(4, 1.5))
     x = weight((2, 256), torch.bfloat16).requires_grad_()
     saved: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
@@ -337,7 +337,7 @@ def test_codes_and_all_of_the_base_stay_bit_stable_in_training(
     model = small(name).to(torch.bfloat16)
     kind(rank=4, targets=MODELS[name].targets, double_quant=double_quant).apply(model, head=MODELS[name].head)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    assert sum(key.endswith("codes") for key in before) == len(four_bit_layers(model)) > 0
+    assert sum(key.endswith("codes") for key in before) == len(quantised_layers(model)) > 0
     inputs = {k: v.bfloat16() if v.is_floating_point() else v for k, v in MODELS[name].inputs.items()}
     steps(model, inputs)
     names = set(trainable(model))
@@ -379,7 +379,7 @@ def test_a_model_quantised_by_bitsandbytes_is_converted() -> None:
     x = weight((4, 128), seed=2)
     expected = model["query"](x)
     LoRA(rank=4, targets=["query"]).apply(model, head=["out"])
-    assert type(model["query"]) is AdaptedLinear4bit
+    assert type(model["query"]) is AdaptedQuantisedLinear
     torch.testing.assert_close(model["query"](x), expected, rtol=0, atol=1e-6)
 
 
@@ -389,7 +389,7 @@ def test_a_model_quantised_by_bitsandbytes_is_converted() -> None:
 @pytest.fixture
 def unavailable(monkeypatch: pytest.MonkeyPatch) -> str:
     reason = "no kernel for this device"
-    monkeypatch.setattr("litpeft.adapters.qlora.quantisation_failure", lambda device: reason)
+    monkeypatch.setattr("litpeft.adapters.bases.quantisation_failure", lambda device: reason)
     return reason
 
 
@@ -423,7 +423,7 @@ def test_full_precision_trains_like_the_plain_adapter_and_records_the_reason(
     for one, strategy in ((model, adapter), (plain, (DoRA if kind is QDoRA else LoRA)(rank=4))):
         torch.manual_seed(3)
         strategy.apply(one, head=["classifier"])
-    assert not four_bit_layers(model)
+    assert not quantised_layers(model)
     steps(model, {"input_ids": IDS}), steps(plain, {"input_ids": IDS})
     assert torch.equal(model(IDS).logits, plain(IDS).logits)
     description = adapter.describe(model)
@@ -463,7 +463,7 @@ def test_an_output_layer_tied_to_the_embedding_stays_tied_and_is_not_quantised(
     assert type(model.lm_head) is nn.Linear
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model.lm_head.weight, before)
-    assert len(four_bit_layers(model)) == 2 * 4
+    assert len(quantised_layers(model)) == 2 * 4
     model(IDS, labels=IDS).loss.backward()
     assert all(p.grad is not None for p in trainable(model).values())
 
@@ -503,21 +503,21 @@ def test_the_description_counts_layers_parameters_and_bytes(kind: type[QLoRA], d
     assert description["model_bytes"] == 4 * (plain + added) + size + squares + others
     assert description["adapted_layers"] == {"query": 2, "value": 2}
     assert adapter.name == f"{'qdora' if kind is QDoRA else 'qlora'}-nf4"
-    assert all(type(layer) is AdaptedLinear4bit for layer in adapted_layers(model).values())
+    assert all(type(layer) is AdaptedQuantisedLinear for layer in adapted_layers(model).values())
 
 
 def test_gpt2s_layers_are_adapted_as_linear_ones_in_four_bits_and_as_conv1d_where_skipped() -> None:
     model = small("gpt2")
     QLoRA(rank=4, targets=["c_attn", "c_proj"], skip=["c_proj"]).apply(model, head=["score"])
     kinds = {name.rpartition(".")[2]: type(layer) for name, layer in adapted_layers(model).items()}
-    assert kinds == {"c_attn": AdaptedLinear4bit, "c_proj": AdaptedConv1D}
+    assert kinds == {"c_attn": AdaptedQuantisedLinear, "c_proj": AdaptedConv1D}
 
 
 @pytest.mark.parametrize(("given", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32), (None, None)])
 def test_the_compute_dtype_reaches_every_layer(given: str | None, dtype: torch.dtype | None) -> None:
     model = small("bert")
     QLoRA(rank=4, compute_dtype=given).apply(model, head=["classifier"])
-    assert {layer.compute_dtype for layer in four_bit_layers(model)} == {dtype}
+    assert {layer.compute_dtype for layer in quantised_layers(model)} == {dtype}
     out = model(IDS, labels=LABELS)
     assert out.logits.dtype == torch.float32
     out.loss.backward()

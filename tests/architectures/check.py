@@ -25,7 +25,7 @@ from transformers import (
 
 from litpeft.__main__ import main
 from litpeft.adapters.experts import StackedLinear4bit
-from litpeft.adapters.qlora import four_bit_layers
+from litpeft.adapters.quantised_model import quantised_layers
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.commands.estimate import Plan
 from litpeft.errors import UserError
@@ -174,7 +174,7 @@ def plain_model(task: Any, base: Path, dtype: torch.dtype) -> nn.Module:
     with torch.no_grad():
         for name in report["missing_keys"]:
             plain.get_parameter(name).copy_(names[name])
-        quantised = {id(layer) for layer in four_bit_layers(ours)}
+        quantised = {id(layer) for layer in quantised_layers(ours)}
         for name, module in ours.named_modules():
             if id(module) in quantised:
                 name = name.removesuffix(".base")

@@ -63,7 +63,7 @@ MISTAKES = {
     "--model.scheduler WarmupLinear --model.scheduler.warmup x": "model.scheduler.warmup must be float, got x.",
     "--data.delimiter \\t": "data.delimiter must be one character",
     "--ckpt_path /nowhere": "--ckpt_path: to resume a fit from its newest checkpoint, give --run_dir RUN --resume instead.",
-    "--model.adapter.rank 4 --model.adapter LoRA": "first name a class that has this option (DoRA, LoRA, QDoRA, QLoRA) with --model.adapter ...",
+    "--model.adapter.rank 4 --model.adapter LoRA": "first name a class that has this option (DoRA, LoRA, NormalisedUpdate, QDoRA, QLoRA) with --model.adapter ...",
     "--model.adapter LoRA --model.adapter.quant_type nf4": "model.adapter.quant_type: first name a class that has this option (QDoRA, QLoRA) with --model.adapter ...",
     "--model.adapter QLoRA --model.adapter.skip query": "model.adapter.skip must be a list, as [a,b], got query.",
     "--model.adapter LoRA --model.adapter.alpha x": "model.adapter.alpha must be float.",

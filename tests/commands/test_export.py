@@ -101,7 +101,7 @@ def test_a_run_can_start_from_an_exported_one(runs: dict[str, Path], fit_argumen
     ("name", "options", "message"),
     [
         ("none", ["--format", "adapter"], "PEFT has no adapter of type full; give --format merged"),
-        ("lora", ["--format", "merged", "--base", "original"], "--base applies to 4-bit runs"),
+        ("lora", ["--format", "merged", "--base", "original"], "--base applies to runs that quantise the base"),
         ("lora", ["--format", "adapter", "--dtype", "fp32"], "leave them out with --format adapter"),
     ],
 )

@@ -16,9 +16,11 @@ from litpeft.adapters.experts import StackedLinear, StackedLinear4bit
 from litpeft.adapters.layers.base import AdaptedLayer, LowRank
 from litpeft.adapters.layers.convolution import AdaptedConv1d, AdaptedConv2d, AdaptedConvolution
 from litpeft.adapters.layers.embedding import AdaptedEmbedding
-from litpeft.adapters.layers.linear import AdaptedConv1D, AdaptedLinear, AdaptedLinear4bit
+from litpeft.adapters.layers.linear import AdaptedConv1D, AdaptedLinear, AdaptedQuantisedLinear
 from litpeft.adapters.layers.stacked import AdaptedStackedLinear, AdaptedStackedLinear4bit
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.linear8bit import Linear8bit
+from litpeft.adapters.packaged_linear import PackagedLinear
 
 __all__ = [
     "ADAPTED",
@@ -30,7 +32,7 @@ __all__ = [
     "AdaptedEmbedding",
     "AdaptedLayer",
     "AdaptedLinear",
-    "AdaptedLinear4bit",
+    "AdaptedQuantisedLinear",
     "AdaptedStackedLinear",
     "AdaptedStackedLinear4bit",
     "LowRank",
@@ -40,14 +42,17 @@ __all__ = [
 ADAPTED: dict[type[nn.Module], type[AdaptedLayer]] = {  # layer type -> adapted layer; add new types here
     nn.Linear: AdaptedLinear,
     Conv1D: AdaptedConv1D,
-    Linear4bit: AdaptedLinear4bit,
+    Linear4bit: AdaptedQuantisedLinear,
+    Linear8bit: AdaptedQuantisedLinear,
+    PackagedLinear: AdaptedQuantisedLinear,
     StackedLinear: AdaptedStackedLinear,
     StackedLinear4bit: AdaptedStackedLinear4bit,
     nn.Embedding: AdaptedEmbedding,
     nn.Conv1d: AdaptedConv1d,
     nn.Conv2d: AdaptedConv2d,
 }
-LINEAR = (nn.Linear, Conv1D, Linear4bit, StackedLinear, StackedLinear4bit)  # the types that `all-linear` selects
+# the types that `all-linear` selects
+LINEAR = (nn.Linear, Conv1D, Linear4bit, Linear8bit, PackagedLinear, StackedLinear, StackedLinear4bit)
 
 
 def adapted_layers(model: nn.Module) -> dict[str, AdaptedLayer]:

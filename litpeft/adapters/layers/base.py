@@ -82,12 +82,12 @@ class AdaptedLayer(nn.Module):
         """Initialise A at random and B with zeros, so that the update BA starts at zero.
 
         `kaiming`: uniform with bound 1/sqrt(in), as in nn.Linear and in the LoRA authors' loralib/layers.py.
-        `gaussian`: normal with standard deviation 1/r.
+        `gaussian`: normal with standard deviation 1/r, as in PEFT. `normal`: with variance 1/r.
         """
         if init == "kaiming":
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         else:
-            nn.init.normal_(self.lora_A, std=1 / self.rank)
+            nn.init.normal_(self.lora_A, std=1 / self.rank if init == "gaussian" else self.rank**-0.5)
         nn.init.zeros_(self.lora_B)
 
     def __getstate__(self) -> dict[str, Any]:

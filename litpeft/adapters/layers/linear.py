@@ -1,4 +1,4 @@
-"""Linear layers with an adapter: nn.Linear, Conv1D (GPT-2, transposed weight) and four-bit layers."""
+"""Linear layers with an adapter: nn.Linear, Conv1D (GPT-2, transposed weight) and quantised layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters.functional import ToMatrix, adapted_linear
 from litpeft.adapters.layers.base import AdaptedLayer
-from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.ops.autocast import as_autocast, without_autocast
 
 
@@ -46,7 +46,7 @@ class AdaptedLinear(AdaptedLayer):
         prepared = self.prepared(x.dtype)
         gain = weight = None
         if self.magnitude is not None and (prepared is None or prepared.gain is None):
-            # the norm and the product share W, so that a four-bit weight is dequantised once
+            # the norm and the product share W, so that a quantised weight is dequantised once
             if self.norm_group() is None and self.norm_is_stale() and not torch.compiler.is_compiling():
                 weight = self.to_matrix(*self.stored, dtype=x.dtype)
             gain = self.gain(weight)
@@ -91,16 +91,16 @@ class AdaptedConv1D(AdaptedLinear):
         return layer
 
 
-class AdaptedLinear4bit(AdaptedLinear):
-    """Four-bit linear layer with an adapter. Merging gives the original layer type with a dequantised weight."""
+class AdaptedQuantisedLinear(AdaptedLinear):
+    """Quantised linear layer with an adapter. Merging gives the original layer type with a dequantised weight."""
 
-    def take_over(self, base: Linear4bit) -> None:
+    def take_over(self, base: QuantisedLinear) -> None:
         self.bias, base.bias = base.bias, None
         self.base = base  # a sub-module, so that its buffers move with this layer
         self.in_features, self.out_features = base.in_features, base.out_features
 
     def frozen(self) -> Iterator[Tensor]:
-        return self.base.buffers()
+        return iter(self.base.held())
 
     def matrix(self) -> Tensor:
         return self.base.weight

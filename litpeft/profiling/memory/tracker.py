@@ -17,7 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    is_traceable_wrapper_subclass,
+)
 from torch.utils._pytree import tree_leaves
 
 CATEGORIES = {
@@ -179,21 +183,28 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def _dense(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the tensors; a sparse tensor has no storage of its own, so yield the tensors that it consists of."""
+    """Yield the tensors; sparse and wrapped tensors have no storage of their own, so yield the tensors inside."""
     for tensor in tensors:
-        if tensor.layout == torch.strided:
+        if is_traceable_wrapper_subclass(tensor) and not hasattr(tensor, "fake_mode"):  # weights of torchao, quanto
+            with _disable_current_modes():
+                inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+            yield from _dense(inner)
+        elif tensor.layout == torch.strided:
             yield tensor
-            continue
-        with _disable_current_modes():  # reading the parts is no operation of the model
-            if tensor.layout == torch.sparse_coo:
-                parts = tensor._indices(), tensor._values()
-            elif tensor.layout == torch.sparse_csr:
-                parts = tensor.crow_indices(), tensor.col_indices(), tensor.values()
-            elif tensor.layout == torch.sparse_csc:
-                parts = tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-            else:
-                raise NotImplementedError(f"the memory of a tensor of layout {tensor.layout} cannot be tracked")
-        yield from parts
+        else:
+            with _disable_current_modes():  # reading the parts is no operation of the model
+                parts = _sparse_parts(tensor)
+            yield from parts
+
+
+def _sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout == torch.sparse_csr:
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    if tensor.layout == torch.sparse_csc:
+        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
+    raise NotImplementedError(f"the memory of a tensor of layout {tensor.layout} cannot be tracked")
 
 
 def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:

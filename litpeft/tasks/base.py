@@ -25,6 +25,7 @@ from litpeft.adapters.base import trainable
 from litpeft.errors import UserError
 from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
+from litpeft.ops.compiled_blocks import compile_blocks
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.optim import build_optimizer, build_scheduler, fast_forward
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
@@ -144,9 +145,7 @@ class FineTuner(L.LightningModule):
         self.base = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)
         if self.compile_blocks:
-            for blocks in (module for module in model.modules() if isinstance(module, nn.ModuleList)):
-                for block in blocks:
-                    block.compile(dynamic=True)  # the sequence length differs from batch to batch
+            compile_blocks(model)
         model.train()  # transformers returns eval mode and Lightning does not change it: dropout would be off
         self.backbone = model
         self.load_seconds = time.perf_counter() - start

@@ -67,12 +67,14 @@ class InstructionRows(Dataset):
         return len(self.rows) if self.bins is None else len(self.bins)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a batch, all int64.
+        """Return a batch, int64 unless stated otherwise.
 
         Returns:
             `input_ids` and `attention_mask` (B, T), `row` (B,). `text` also has `labels` (B, T): the token id where a
             token has loss, else -100. `pairs` also has `labels` (B, U). Packed batches have `position_ids` (B, T)
-            instead of a mask; positions restart at 0 for each example and for the padding.
+            instead of a mask, which restart at 0 for each document: an example, or the padding of a row. `cu_seqlens`
+            (documents + 1), int32: the first token of each document in the B T tokens, and B T. `max_seqlen` (L, 0):
+            empty, its size is the number of tokens of the longest document, known without reading from a GPU.
         """
         if self.bins is not None:
             return self._packed([self.bins[i] for i in indices])
@@ -126,9 +128,14 @@ class InstructionRows(Dataset):
             "labels": _padded(labels, IGNORED),
             "position_ids": position_ids,
         }
+        starts = np.append(np.flatnonzero(position_ids == 0), position_ids.size)
+        documents = {
+            "cu_seqlens": torch.from_numpy(starts.astype(np.int32)),
+            "max_seqlen": torch.empty(int(position_ids.max()) + 1, 0),
+        }
         tokens = sum(map(len, ids))
         counts = {"row": np.array(firsts), "real_tokens": np.array(tokens), "samples": np.array(sum(map(len, bins)))}
-        return {name: torch.from_numpy(array.astype(np.int64)) for name, array in (batch | counts).items()}
+        return documents | {name: torch.from_numpy(a.astype(np.int64)) for name, a in (batch | counts).items()}
 
 
 class _Lists:

@@ -40,6 +40,7 @@ FIELDS = {
     "scheduler": "class of the learning-rate schedule; null: constant learning rate",
     "seed": "random seed (seed_everything)",
     "precision": "compute dtype and dtype of the frozen weights, bf16 or fp32; trainable parameters are fp32",
+    "kernels": "fused kernels of the model: none, or Liger's version and kernels; null in old records",
     "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes",
     "processes": "number of training processes, one per device. Losses, metrics, rows, tokens, operations and energy "
     "are totals or means over all processes; seconds are those of the first process. Null in old records",

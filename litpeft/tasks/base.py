@@ -27,11 +27,12 @@ from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.compiled_blocks import compile_blocks
 from litpeft.ops.dropout import use_lean_dropout
-from litpeft.optim import build_optimizer, build_scheduler, fast_forward
+from litpeft.ops.kernels import Kernels, use_kernels
+from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, non_finite_loss
-from litpeft.tasks.run_length import total_steps
+from litpeft.tasks.run_length import continue_schedule, total_steps
 from litpeft.training import processes
 from litpeft.training.sharding import full_tensors, reshard, shard_like
 from litpeft.training.strategies import FSDP2
@@ -55,6 +56,8 @@ class FineTuner(L.LightningModule):
         gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
+        kernels: fused GPU kernels of norms, rotary embeddings and MLPs: `liger` (extra `gpu`), `none`, or
+            `auto`, which is Liger on a GPU if it is installed and knows the architecture. `estimate` counts without it.
         resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
     """
 
@@ -70,12 +73,14 @@ class FineTuner(L.LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
         compile_blocks: bool = False,
+        kernels: Kernels = "auto",
         resize_embeddings: bool = False,
     ) -> None:
         super().__init__()
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
         self.optimizer, self.scheduler, self.resize_embeddings = optimizer, scheduler, resize_embeddings
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
+        self.kernels, self.kernels_used = kernels, "none"
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
         self.return_row_results = False  # validation_step returns `loss` (B,) and, for a classifier, `correct` (B,)
@@ -141,6 +146,7 @@ class FineTuner(L.LightningModule):
         if device.type == "cpu":
             use_lean_attention(model)
             use_lean_dropout(model)
+        self.kernels_used = use_kernels(model, self.kernels if weights else "none", device, self.compile_blocks)
         self.head, self.new_tensors = list(head), new
         self.base = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)
@@ -197,15 +203,6 @@ class FineTuner(L.LightningModule):
         scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps())
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
 
-    def _continue_schedule(self) -> None:
-        """Continue the schedule of a run resumed with another length as if it had had this length from the start."""
-        schedules, total = self.trainer.lr_scheduler_configs, self.total_steps()
-        if not schedules or schedules[0].interval != "step" or self._saved_total_steps in (None, total):
-            return
-        fresh = self.configure_optimizers()
-        pair = fresh["optimizer"], fresh["lr_scheduler"]["scheduler"]
-        fast_forward(schedules[0].scheduler, self.trainer.optimizers[0], pair, self.trainer.global_step)
-
     def total_steps(self) -> int | None:
         """Return the number of optimizer steps of the whole run; None if the run has no end."""
         return total_steps(self.trainer)
@@ -239,7 +236,7 @@ class FineTuner(L.LightningModule):
         """Give each rank its own dropout masks; until here all ranks share a seed, for equal initial weights."""
         if processes.rank():
             torch.manual_seed(torch.initial_seed() + processes.rank())
-        self._continue_schedule()
+        continue_schedule(self, self._saved_total_steps)
 
     def on_train_epoch_end(self) -> None:
         self.log("train_loss_epoch", self.train_loss.mean(), batch_size=1)

@@ -26,7 +26,7 @@ PHASE = {OTHERS: ANY, "tensor_bytes": {OTHERS: NUMBER}, "peak_tensor_bytes": NUM
 RECORD = {
     OTHERS: NUMBER,
     **dict.fromkeys(("version", "seed", "steps", "val_step", "trainable_params", "total_params"), WHOLE),
-    **dict.fromkeys(("adapter_bytes", "model_bytes", "effective_batch_size", "sampled_steps"), WHOLE),
+    **dict.fromkeys(("adapter_bytes", "model_bytes", "effective_batch_size", "sampled_steps", "skipped_steps"), WHOLE),
     **dict.fromkeys(("status", "error", "started_at", "experiment", "run_name", "adapter", "task", "model_name"), TEXT),
     **dict.fromkeys(("data", "optimizer", "scheduler", "precision", "val_examples", "checkpoint", "selection"), TEXT),
     "kernels": TEXT,

@@ -30,14 +30,14 @@ from litpeft.ops.dropout import use_lean_dropout
 from litpeft.ops.kernels import Kernels, use_kernels
 from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
+from litpeft.tasks.compute_dtype import DTYPES, check_dtype
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, non_finite_loss
 from litpeft.tasks.run_length import continue_schedule, total_steps
 from litpeft.training import processes
+from litpeft.training.loss_scaling import LossScaling
 from litpeft.training.sharding import full_tensors, reshard, shard_like
 from litpeft.training.strategies import FSDP2
-
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 Batch = dict[str, Tensor]
 
@@ -50,7 +50,8 @@ class FineTuner(L.LightningModule):
     Args:
         model_name: hub id, local folder, `package:NAME` (an installed package that contains a model), or `demo:NAME`.
         adapter: the fine-tuning strategy; full fine-tuning (`Full`) by default.
-        dtype: dtype of the frozen weights, and compute dtype. Trainable parameters are always fp32.
+        dtype: dtype of the frozen weights, and compute dtype. Trainable parameters are always fp32. fp16, with loss
+            scaling, is for GPUs without bf16 (T4, V100, RTX 20).
         optimizer: any optimizer class; AdamW at the adapter's default learning rate by default.
         scheduler: any learning-rate scheduler class, stepped after each optimizer step; constant by default.
         gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
@@ -62,12 +63,13 @@ class FineTuner(L.LightningModule):
     """
 
     monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # metric that selects the best checkpoint
+    first_loss_scale = 2.0**16  # with fp16; torch's default, for losses that are means
 
     def __init__(
         self,
         model_name: str,
         adapter: Adapter | None = None,
-        dtype: Literal["bf16", "fp32"] = "bf16",
+        dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
         # None, not AdamW: the arguments of a default class would leak into another class that the user names
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
@@ -120,7 +122,11 @@ class FineTuner(L.LightningModule):
     def configure_model(self) -> None:
         """Build the backbone; Lightning calls this when data and device are known."""
         if self.backbone is None:
-            self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
+            device = self.trainer.strategy.root_device
+            check_dtype(self.dtype_name, device)
+            if self.dtype_name == "fp16" and self.trainer.state.fn == "fit":
+                self.trainer.strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
+            self.build(self.trainer.datamodule, device)
             if isinstance(self.trainer.strategy, FSDP2):
                 self.adapter.check_sharding()
                 self.trainer.strategy.shard(self.backbone)
@@ -195,8 +201,8 @@ class FineTuner(L.LightningModule):
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimizer of the trainable parameters; see `build_optimizer`."""
-        groups = self.adapter.param_groups(self.backbone)
-        return build_optimizer(self.optimizer, groups, self.adapter.default_lr, self.backbone, self.head)
+        groups, lr = self.adapter.param_groups(self.backbone), self.adapter.default_lr
+        return build_optimizer(self.optimizer, groups, lr, self.backbone, self.head)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.new_optimizer()
@@ -230,7 +236,7 @@ class FineTuner(L.LightningModule):
     def _check_loss(self) -> None:
         """Raise a UserError if the training loss was NaN or infinite in any batch so far."""
         if self.train_loss.first_non_finite() is not None:
-            raise non_finite_loss(self.train_loss, self.trainer, self.optimizers().param_groups[0]["lr"])
+            raise non_finite_loss(self.train_loss, self.trainer, self.dtype_name == "fp16")
 
     def on_train_start(self) -> None:
         """Give each rank its own dropout masks; until here all ranks share a seed, for equal initial weights."""

@@ -34,6 +34,7 @@ class LanguageModelling(FineTuner):
 
     auto: Any  # auto class of transformers that loads the model
     encoder_decoder = False
+    first_loss_scale = 2.0**5  # the loss is a sum over some thousand tokens
 
     def __init__(self, *common: Any, generate_samples: int = 0, max_new_tokens: int = 64, **options: Any) -> None:
         super().__init__(*common, **options)

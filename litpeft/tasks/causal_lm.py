@@ -22,6 +22,7 @@ class CausalLM(LanguageModelling):
     """Fine-tunes any causal language model of transformers to respond to instructions."""
 
     auto = AutoModelForCausalLM
+    label_shift = 1
     _document_masks = False  # packed rows: whether attention takes the offsets of documents instead of a mask
 
     def load(

@@ -1,18 +1,28 @@
-"""Whether a causal model can train on packed rows without a mask of T x T for rows of T tokens."""
+"""Packed rows, and what transformers does with them: without a mask of T x T for rows of T tokens, if a model can."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel, masking_utils
 
 from litpeft.ops.attention import NAME, attention, use_lean_attention
 from litpeft.ops.packed_attention import document_mask, is_document_mask
 
 LENGTHS = (5, 3)  # tokens of two made-up documents
+
+
+def not_packed() -> AbstractContextManager:
+    """Tell transformers, inside the with block, that rows hold one example each; to find out, it waits for the GPU."""
+    return patch.object(masking_utils, "find_packed_sequence_indices", _none)
+
+
+def _none(*_: Tensor) -> None:
+    return None
 
 
 @torch.no_grad()

@@ -77,8 +77,11 @@ class LanguageModelling(FineTuner):
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Add `loss_positions`, found while the batch is on the CPU: on a GPU, their number would be waited for.
 
-        They are the positions with loss, (N), counted row after row.
+        They are the positions with loss, (N), counted row after row. Lightning calls this hook of the task only, so the
+        data's own is called here.
         """
+        data = getattr(self._trainer, "datamodule", None)
+        batch = batch if data is None else data.on_before_batch_transfer(batch, dataloader_idx)
         if "labels" not in batch:
             return batch
         row, column = (batch["labels"][:, self.label_shift :] != IGNORED).nonzero(as_tuple=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -72,3 +73,14 @@ def test_positions_found_before_the_transfer_select_what_a_mask_selects(byte_lla
     states, targets = task.at_labels(hidden, labels)
     assert torch.equal(hidden.flatten(0, 1)[positions], states)
     assert torch.equal(labels.flatten()[positions + task.label_shift], targets)
+
+
+def test_the_data_keeps_its_own_hook(byte_llama: str) -> None:
+    class Data(LightningDataModule):
+        def on_before_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+            return batch | {"labels": batch["labels"].masked_fill(batch["labels"] == 7, -100)}
+
+    task = CausalLM(byte_llama, LoRA())
+    task.trainer = SimpleNamespace(datamodule=Data())
+    batch = task.on_before_batch_transfer({"labels": torch.tensor([[5, 6, 7, 8]])}, 0)
+    assert batch["loss_positions"].tolist() == [0, 2]

@@ -27,6 +27,7 @@ from litpeft.ops.dropout import functional_mask, keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 
 WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
+Product = Callable[[Tensor, "Tensor | None"], Tensor]
 ToMatrix = Callable[..., Tensor]  # (*stored tensors, dtype=...) -> W (out, in): casts, transposes or dequantises
 
 
@@ -73,7 +74,7 @@ def adapted_linear(
     dropout: float = 0.0,
     magnitude: Tensor | None = None,
     gain: Tensor | None = None,
-    weight: Tensor | None = None,
+    weight: Tensor | Product | None = None,
     prepared: Prepared | None = None,
 ) -> Tensor:
     """Compute a frozen linear layer with LoRA, or with DoRA if a magnitude is given.
@@ -93,7 +94,8 @@ def adapted_linear(
         dropout: dropout probability of the input of A.
         magnitude: m (out), or None for LoRA.
         gain: m/n (out), a constant for autograd; None for LoRA, or if `prepared` has it.
-        weight: W, if the caller has computed it already; used in forward and not saved.
+        weight: W, if the caller has computed it already, or a function that returns x Wᵀ + b, given x (N, in) and b;
+            used in forward and not saved.
         prepared: A and B in the dtype of x, and the gain, computed before; None to cast A and B here.
 
     Returns:
@@ -125,7 +127,7 @@ class _AdaptedLinear(torch.autograd.Function):
         dropout: float,
         seed: int | None,
         to_matrix: ToMatrix,
-        weight: Tensor | None,
+        weight: Tensor | Product | None,
         prepared: Prepared | None,
         *stored: Tensor,
     ) -> Tensor:
@@ -136,7 +138,8 @@ class _AdaptedLinear(torch.autograd.Function):
         added = bias.to(dtype) if bias is not None else None
         if weight is None:
             weight = to_matrix(*stored, dtype=dtype)
-        out = F.linear(rows, weight, added if magnitude is None else None)
+        first = added if magnitude is None else None
+        out = F.linear(rows, weight, first) if isinstance(weight, Tensor) else weight(rows, first)
         out.addmm_(low, b.T)  # in place: no second tensor of the output's size
         scaled = None
         if magnitude is not None:

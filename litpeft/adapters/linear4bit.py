@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import ToMatrix, frozen_linear
+from litpeft.adapters.functional import Product, ToMatrix, frozen_linear
 from litpeft.errors import UserError
 from litpeft.ops.autocast import as_autocast, without_autocast
 
 BLOCK, NESTED_BLOCK = 64, 256
+FUSED = ("cuda",)  # devices on which bitsandbytes' fused product pays
 
 
 class Linear4bit(nn.Module):
@@ -130,8 +131,28 @@ class Linear4bit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         x = as_autocast(x)
         with without_autocast(x):
-            out = frozen_linear(x.to(self.compute_dtype or x.dtype), self.stored, self.to_matrix, self.bias)
-            return out.to(x.dtype)
+            wide = x.to(self.compute_dtype or x.dtype)
+            if product := self.fused_product(wide):
+                return product(wide, self.bias).to(x.dtype)
+            return frozen_linear(wide, self.stored, self.to_matrix, self.bias).to(x.dtype)
+
+    def fused_product(self, x: Tensor) -> Product | None:
+        """Return bitsandbytes' product x Wᵀ + b, as a function of x and b, for evaluation on a GPU; else None.
+
+        For few rows it reads the four-bit weight once and never writes W; for many rows it dequantises W first. Not in
+        training, where forward and backward must use the same rounding of W, also if a checkpoint repeats forward.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type not in FUSED:
+            return None
+        kernel = getattr(torch.ops.bitsandbytes, "gemm_4bit", None)  # bitsandbytes 0.50
+        return None if kernel is None or self.in_features % BLOCK else partial(self._product, kernel.default)
+
+    def _product(self, kernel: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+        shape, bias = [self.out_features, self.in_features], None if bias is None else bias.to(x.dtype)
+        if not self.double_quant:
+            return kernel(x, self.codes, shape, self.absmax, BLOCK, self.quant_type, bias)
+        nested = self.absmax, self._table, self.offset
+        return kernel(x, self.codes, shape, self.nested_absmax, BLOCK, self.quant_type, bias, *nested)
 
     def plain(self, matrix: Tensor | None = None) -> nn.Linear | Conv1D:
         """Return an unquantised layer with the weight `matrix` (out, in), by default the dequantised weight."""

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from litpeft.__main__ import main
-from litpeft.adapters import DoRA, LoRA, QLoRA
+from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
 from litpeft.ops import packed_attention as ours
 from litpeft.ops.attention import attention
@@ -94,3 +94,16 @@ def test_a_run_in_fp16(tmp_path: Path, byte_llama: str, adapter: str) -> None:
     record = read_record(tmp_path)
     assert (record["status"], record["precision"]) == ("ok", "fp16")
     assert record["skipped_steps"] < record["steps"]
+
+
+@pytest.mark.parametrize("rows", [1, 16, 2000])
+@pytest.mark.parametrize("adapter", [QLoRA, QDoRA])
+def test_evaluation_of_four_bit_layers_equals_their_training_mode(adapter: type[LoRA], rows: int) -> None:
+    model = nn.Sequential(nn.Linear(256, 192), nn.Linear(192, 256)).bfloat16()
+    adapter(rank=4, targets=["0"]).apply(model)
+    disturb(model)
+    model.to(CUDA)
+    x = torch.randn(rows, 256, device=CUDA, dtype=torch.bfloat16)
+    with torch.no_grad():
+        one, other = model.train()(x), model.eval()(x)
+    assert float((one.float() - other.float()).norm() / one.float().norm()) < 1e-2

@@ -5,13 +5,15 @@ row after row, as int32 (1, 1, L, documents + 1). L, the tokens of the longest d
 that nothing is read from a GPU; the offsets are repeated along it without a copy. transformers hands a mask with four
 dimensions to the attention of each layer as it is.
 
-With torch 2.13 or newer, a GPU computes all documents in one call of FlashAttention's kernel for variable lengths
-(Dao 2023, https://arxiv.org/abs/2307.08691). Elsewhere each document is computed alone.
+With torch 2.13 or newer, a GPU that can (compute capability 8 or more) computes all documents in one call of
+FlashAttention's kernel for variable lengths (Dao 2023, https://arxiv.org/abs/2307.08691). Elsewhere each document is
+computed alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from inspect import signature
 from itertools import pairwise
 
@@ -31,7 +33,6 @@ except ImportError:
 
 HALF = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256  # largest head size of the flash kernel
-AMPERE = 8  # major compute capability that the flash kernel needs
 
 
 def document_mask(offsets: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
@@ -117,7 +118,33 @@ def _has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether one call can compute all documents on this device; meta tensors stand for a GPU that can."""
     if dtype not in HALF or varlen_attn is None:
         return False
-    return device.type == "meta" or (device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= AMPERE)
+    return device.type == "meta" or (device.type == "cuda" and _kernel_works(device, dtype))
+
+
+@cache
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _kernel_works(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether the kernel computes two short documents, forward and backward, as each alone."""
+    # not random numbers: they would advance the generator, whose state a resumed run restores
+    numbers = (torch.arange(n * 24 * 64, device=device).mul(n).sin().to(dtype).view(24, n, 64) for n in (2, 1, 1))
+    q, k, v = (tensor.requires_grad_() for tensor in numbers)
+    offsets = torch.tensor([0, 16, 24], dtype=torch.int32, device=device)
+    found = []
+    try:
+        for place in (offsets, offsets.cpu()):  # offsets on the CPU: each document alone
+            mask = place.expand(1, 1, 16, -1)
+            given = (t.transpose(0, 1)[None] for t in (q, k, v))
+            out, _ = packed_attention(nn.Module(), *given, mask, 0.0, None, None, alone=_alone)
+            found.append([out, *torch.autograd.grad(out.float().square().sum(), (q, k, v))])
+    except (RuntimeError, NotImplementedError):  # a card or a build without the kernel
+        return False
+    return all(torch.allclose(one, other, rtol=0.1, atol=0.1) for one, other in zip(*found, strict=True))
+
+
+def _alone(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, None]:
+    out = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    return out.transpose(1, 2), None
 
 
 def _in_one_call(query: Tensor, offsets: Tensor) -> bool:

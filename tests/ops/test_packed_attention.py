@@ -77,6 +77,26 @@ def test_attention_within_documents_equals_a_dense_mask(
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_the_kernel_is_used_only_if_it_computes_what_each_document_alone_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: Any, **__: Any) -> Tensor:
+        raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+    def by_hand(q: Tensor, k: Tensor, v: Tensor, first: Tensor, *_: Any, window_size: tuple[int, int], **__: Any):
+        assert window_size == (-1, 0)
+        parts = zip(*(t.split(first.diff().tolist()) for t in (q, k, v)), strict=True)
+        return torch.cat([ours._alone(None, *(t.transpose(0, 1)[None] for t in part))[0][0] for part in parts])
+
+    monkeypatch.setattr(ours, "_in_one_call", lambda *_: next(first))
+    for kernel, works in ((by_hand, True), (lambda *a, **o: 2 * by_hand(*a, **o), False), (fails, False)):
+        first = iter((True, False))
+        monkeypatch.setattr(ours, "varlen_attn", kernel)
+        ours._kernel_works.cache_clear()
+        assert ours._kernel_works(torch.device("cpu"), torch.float32) is works
+    ours._kernel_works.cache_clear()
+
+
 class LargeTensors(TorchDispatchMode):
     """Keep the shapes of tensors with two dimensions of at least `tokens`."""
 

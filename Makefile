@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-whole test-gpu architectures lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation clean lock audit
+.PHONY: help setup demo test test-fast test-whole test-gpu architectures lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,12 @@ bench-adapters: setup  ## measure the cost of each adapter relative to its froze
 
 bench-evaluation: setup  ## measure the speed of benchmarks relative to lm-eval (DATA=FOLDER: on TruthfulQA)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.peers.bench_evaluation $(if $(DATA),--data_dir $(DATA))
+
+OUT ?= bench-gpu.jsonl
+bench-gpu: setup  ## on a GPU: profile, then rates and peaks relative to Trainer + PEFT (seven minutes each), then tests/gpu
+	KINETO_LOG_LEVEL=9 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.peers.bench_gpu profile --out $(OUT)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.peers.bench_gpu rates --out $(OUT)
+	$(BIN)/python -m pytest tests/gpu -rs
 
 OF_TORCH := torch triton nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft \
 	nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \

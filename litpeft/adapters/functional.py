@@ -23,10 +23,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.adapters.gain import times_backward, times_plus
-from litpeft.ops.dropout import keep_mask, new_seed
+from litpeft.ops.dropout import functional_mask, keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 
 WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
+Product = Callable[[Tensor, "Tensor | None"], Tensor]
 ToMatrix = Callable[..., Tensor]  # (*stored tensors, dtype=...) -> W (out, in): casts, transposes or dequantises
 
 
@@ -73,13 +74,14 @@ def adapted_linear(
     dropout: float = 0.0,
     magnitude: Tensor | None = None,
     gain: Tensor | None = None,
-    weight: Tensor | None = None,
+    weight: Tensor | Product | None = None,
     prepared: Prepared | None = None,
 ) -> Tensor:
     """Compute a frozen linear layer with LoRA, or with DoRA if a magnitude is given.
 
     Saved for backward: x, s x Aᵀ (N, r), the parameters and the stored form of W; with DoRA also the gain and the
-    output before the bias. Dropout masks are drawn again in backward from their seed.
+    output before the bias. Dropout masks are drawn again in backward from their seed. Compiled calls draw masks without
+    a seed, because a seed on the host would break the graph; the compiler decides whether to keep or to redraw them.
 
     Args:
         x: (..., in), in the compute dtype.
@@ -92,16 +94,21 @@ def adapted_linear(
         dropout: dropout probability of the input of A.
         magnitude: m (out), or None for LoRA.
         gain: m/n (out), a constant for autograd; None for LoRA, or if `prepared` has it.
-        weight: W, if the caller has computed it already; used in forward and not saved.
+        weight: W, if the caller has computed it already, or a function that returns x Wᵀ + b, given x (N, in) and b;
+            used in forward and not saved.
         prepared: A and B in the dtype of x, and the gain, computed before; None to cast A and B here.
 
     Returns:
         (..., out), in the dtype of x.
     """
-    seed = new_seed() if dropout else None
     rows = x.reshape(-1, x.shape[-1])  # (N, in); reshaped here: a view from a Function cannot be changed in place
+    seed = mask = None
+    if dropout and torch.compiler.is_compiling():
+        mask = functional_mask(rows, dropout)
+    elif dropout:
+        seed = new_seed()
     options = scaling / (1 - dropout), dropout, seed, to_matrix, weight, prepared
-    out = _AdaptedLinear.apply(rows, bias, A, B, magnitude, gain, *options, *stored)
+    out = _AdaptedLinear.apply(rows, bias, A, B, magnitude, gain, mask, *options, *stored)
     return out.view(*x.shape[:-1], out.shape[-1])
 
 
@@ -115,17 +122,19 @@ class _AdaptedLinear(torch.autograd.Function):
         B: Tensor,
         magnitude: Tensor | None,
         gain: Tensor | None,
+        mask: Tensor | None,
         factor: float,
         dropout: float,
         seed: int | None,
         to_matrix: ToMatrix,
-        weight: Tensor | None,
+        weight: Tensor | Product | None,
         prepared: Prepared | None,
         *stored: Tensor,
     ) -> Tensor:
         dtype = rows.dtype
         a, b = (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
-        low = _scaled_product(_zeroed(rows, _mask(rows, dropout, seed)), a.T, factor)  # (N, r)
+        drawn = _mask(rows, dropout, seed) if mask is None else mask
+        low = _scaled_product(_zeroed(rows, drawn), a.T, factor)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
         out = _frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight)
         out.addmm_(low, b.T)  # in place: no second tensor of the output's size
@@ -135,14 +144,14 @@ class _AdaptedLinear(torch.autograd.Function):
             scaled, out = times_plus(out, m_over_n, added, keep=any(ctx.needs_input_grad))
         # `prepared` is not saved for backward: a later call writes the same values into its tensors. If the values
         # change, so do A, B or m, whose change autograd reports.
-        ctx.save_for_backward(rows, low, bias, A, B, magnitude, gain, scaled, *stored)
+        ctx.save_for_backward(rows, low, bias, A, B, magnitude, gain, mask, scaled, *stored)
         ctx.settings = factor, dropout, seed, to_matrix, prepared
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        rows, low, bias, A, B, magnitude, gain, scaled, *stored = ctx.saved_tensors
+        rows, low, bias, A, B, magnitude, gain, mask, scaled, *stored = ctx.saved_tensors
         factor, dropout, seed, to_matrix, prepared = ctx.settings
         need_x, need_bias, need_A, need_B = ctx.needs_input_grad[:4]
         dx = dbias = dA = dB = dm = None
@@ -156,7 +165,8 @@ class _AdaptedLinear(torch.autograd.Function):
         if magnitude is not None:
             dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain)
         dlow = _scaled_product(dy, _for_product(b), factor)  # (N, r)
-        mask = _mask(rows, dropout, seed) if need_A or need_x else None
+        if mask is None and (need_A or need_x):
+            mask = _mask(rows, dropout, seed)
         if need_A:
             dA = _product(dlow.T, _zeroed(rows, mask), A.dtype)
         if need_B and dy.device.type == "cpu":  # (lowᵀ dy)ᵀ, not dyᵀ low: several times faster
@@ -169,16 +179,22 @@ class _AdaptedLinear(torch.autograd.Function):
                 dx.addmm_(dlow, a)
             else:
                 dx.addcmul_(dlow @ a, _factor(mask, dy))
-        return (dx, dbias, dA, dB, dm, *[None] * (7 + len(stored)))
+        return (dx, dbias, dA, dB, dm, *[None] * (8 + len(stored)))
 
 
 def _frozen_product(
-    rows: Tensor, stored: tuple[Tensor, ...], to_matrix: ToMatrix, bias: Tensor | None, weight: Tensor | None = None
+    rows: Tensor,
+    stored: tuple[Tensor, ...],
+    to_matrix: ToMatrix,
+    bias: Tensor | None,
+    weight: Tensor | Product | None = None,
 ) -> Tensor:
     """Return x Wᵀ + b; with eight-bit weights the product is that of LLM.int8(), without dequantising W."""
     if hasattr(to_matrix, "product"):
         return to_matrix.product(rows, *stored, bias)
-    return F.linear(rows, to_matrix(*stored, dtype=rows.dtype) if weight is None else weight, bias)
+    if weight is None:
+        weight = to_matrix(*stored, dtype=rows.dtype)
+    return F.linear(rows, weight, bias) if isinstance(weight, Tensor) else weight(rows, bias)
 
 
 def _scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:

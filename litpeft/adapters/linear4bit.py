@@ -20,11 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import ToMatrix
+from litpeft.adapters.functional import Product, ToMatrix
 from litpeft.adapters.quantised_linear import QuantisedLinear, matrix_of, replaced_conv1d
 from litpeft.errors import UserError
 
 BLOCK, NESTED_BLOCK = 64, 256
+FUSED = ("cuda",)  # devices on which bitsandbytes' fused product pays
 
 
 class Linear4bit(QuantisedLinear):
@@ -115,6 +116,24 @@ class Linear4bit(QuantisedLinear):
     def to_matrix(self) -> ToMatrix:
         """The function that dequantises `stored` to the weight (out, in)."""
         return partial(dequantise, shape=(self.out_features, self.in_features), quant_type=self.quant_type)
+
+    def fused_product(self, x: Tensor) -> Product | None:
+        """Return bitsandbytes' product x Wᵀ + b, as a function of x and b, for evaluation on a GPU; else None.
+
+        For few rows it reads the four-bit weight once and never writes W; for many rows it dequantises W first. Not in
+        training, where forward and backward must use the same rounding of W, also if a checkpoint repeats forward.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type not in FUSED:
+            return None
+        kernel = getattr(torch.ops.bitsandbytes, "gemm_4bit", None)  # bitsandbytes 0.50
+        return None if kernel is None or self.in_features % BLOCK else partial(self._product, kernel.default)
+
+    def _product(self, kernel: Any, x: Tensor, bias: Tensor | None) -> Tensor:
+        shape, bias = [self.out_features, self.in_features], None if bias is None else bias.to(x.dtype)
+        if not self.double_quant:
+            return kernel(x, self.codes, shape, self.absmax, BLOCK, self.quant_type, bias)
+        nested = self.absmax, self._table, self.offset
+        return kernel(x, self.codes, shape, self.nested_absmax, BLOCK, self.quant_type, bias, *nested)
 
     def extra_repr(self) -> str:
         nested = ", double_quant" if self.double_quant else ""

@@ -65,7 +65,10 @@ class VirtualTokens:
                 "model.adapter.method: a model with virtual tokens takes input_ids by name and no embeddings."
             )
         ids, mask, positions = (options.get(name) for name in ("input_ids", "attention_mask", "position_ids"))
-        if mask is None and positions is not None and bool((positions.diff() < 0).any()):
+        whole = (
+            mask is None or mask.dim() != 2
+        )  # packed rows have no mask, or the offsets of their examples in its place
+        if whole and positions is not None and bool((positions.diff() < 0).any()):
             raise UserError(
                 "model.adapter.method: virtual tokens stand before a row, not before each packed example; "
                 "leave out data.packing."

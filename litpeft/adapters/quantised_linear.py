@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import ToMatrix, frozen_linear
+from litpeft.adapters.functional import Product, ToMatrix, frozen_linear
 from litpeft.ops.autocast import as_autocast, without_autocast
 
 
@@ -72,8 +72,14 @@ class QuantisedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
         x = as_autocast(x)
         with without_autocast(x):
-            out = frozen_linear(x.to(self.compute_dtype or x.dtype), self.stored, self.to_matrix, self.bias)
-            return out.to(x.dtype)
+            wide = x.to(self.compute_dtype or x.dtype)
+            if product := self.fused_product(wide):
+                return product(wide, self.bias).to(x.dtype)
+            return frozen_linear(wide, self.stored, self.to_matrix, self.bias).to(x.dtype)
+
+    def fused_product(self, x: Tensor) -> Product | None:
+        """Return a function of x and b that computes x Wᵀ + b from the stored form of W, where one pays; else None."""
+        return None
 
     def plain(self, matrix: Tensor | None = None) -> nn.Linear | Conv1D:
         """Return an unquantised layer with the weight `matrix` (out, in), by default the dequantised weight."""

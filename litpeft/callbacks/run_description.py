@@ -83,6 +83,7 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "new_tensors": pl_module.new_tensors,
         "head_labels": getattr(pl_module, "head_labels", None),
         "load_seconds": pl_module.load_seconds,
+        "kernels": pl_module.kernels_used,
         "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
         "processes": trainer.world_size,
         "strategy": parallel_strategy_name(trainer.strategy),

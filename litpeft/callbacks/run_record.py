@@ -207,6 +207,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         self.record |= _metrics(trainer, "val_") | {
             "train_loss": float(train_loss) if train_loss is not None else None,
             "steps": trainer.global_step,
+            "skipped_steps": getattr(trainer.precision_plugin, "skipped_steps", None),
             "epochs": batches / trainer.datamodule.num_train_batches if batches else 0.0,
             "wall_seconds": time.perf_counter() - self._started_at,
         }

@@ -40,6 +40,7 @@ def quieten() -> None:
         ".*removed in v5.0.0.*",
         ".*treespec.*",
         ".*will be removed in.*",
+        ".*have overridden `on_before_batch_transfer`.*",  # the task calls the data's own
         ".*broadcast_buffers.*is deprecated.*",
         ".*sync_dist=True.*when logging on epoch level.*",  # these metrics are already reduced over processes
     ):

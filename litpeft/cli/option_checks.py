@@ -85,6 +85,8 @@ def check_distributed(options: Namespace, verb: str) -> None:
         )
     if trainer.strategy != "fsdp2":
         return
+    if task.dtype == "fp16":
+        raise UserError("model.dtype fp16 does not work with trainer.strategy fsdp2; give ddp, or --model.dtype bf16.")
     if task.compile_blocks:
         raise UserError("model.compile_blocks does not work with trainer.strategy fsdp2; leave it out, or give ddp.")
     if task.optimizer and task.optimizer.class_path.startswith("bitsandbytes."):
@@ -149,7 +151,7 @@ def check_trainer(trainer: Namespace) -> None:
     if trainer.precision not in (None, "32-true", "32", 32):
         raise UserError(
             f"trainer.precision {trainer.precision} would also change the dtype of the trainable tensors; "
-            "leave it out and give --model.dtype bf16 or fp32."
+            "leave it out and give --model.dtype bf16, fp16 or fp32."
         )
     if trainer.default_root_dir is not None:
         raise UserError("trainer.default_root_dir: give --run_dir instead, the folder for all files of the run.")

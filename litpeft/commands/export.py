@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--dtype",
-        choices=["bf16", "fp32"],
+        choices=["bf16", "fp16", "fp32"],
         help="dtype of merged weights (default: the dtype of the run, fp32 for full fine-tuning)",
     )
     parser.add_argument(
@@ -72,7 +72,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.commands.export_check import check_adapter, check_merged, example_inputs, logits
     from litpeft.commands.model_card import write_model_card
     from litpeft.hub.hub import local_or_hub
-    from litpeft.tasks.base import DTYPES
+    from litpeft.tasks.compute_dtype import DTYPES
 
     quieten()
     run = FinishedRun(options.run_dir, options.checkpoint, "cpu", "exported")

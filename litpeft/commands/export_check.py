@@ -141,11 +141,11 @@ def _in_fp32(run: FinishedRun, model: nn.Module) -> tuple[nn.Module, torch.dtype
 
     Some methods of PEFT compute constants from the base weights, and these depend on the dtype.
     """
-    dtype, run.model.dtype_name = run.model.compute_dtype, "fp32"
+    name, dtype, run.model.dtype_name = run.model.dtype_name, run.model.compute_dtype, "fp32"
     try:
         return run.build(torch.device("cpu")), torch.float32
     except UserError:
-        run.model.dtype_name = "bf16"
+        run.model.dtype_name = name
         return model, dtype
 
 

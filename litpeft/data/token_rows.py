@@ -7,6 +7,7 @@ from typing import Literal
 
 import datasets
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -72,12 +73,14 @@ class TokenRows(Dataset):
         return len(self.rows) if self.bins is None else len(self.bins)
 
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Return a batch, all int64.
+        """Return a batch, int64 unless stated otherwise.
 
         Returns:
             `input_ids` and `attention_mask` (B, T), `row` (B,), and `labels` (B, T) unless these are prompts: the token
-            id where a token has loss, else -100. Packed batches have `position_ids` (B, T) instead of a mask; positions
-            restart at 0 for each example and for the padding.
+            id where a token has loss, else -100. Packed batches have `position_ids` (B, T) instead of a mask, which
+            restart at 0 for each document: an example, or the padding of a row. `cu_seqlens` (documents + 1), int32:
+            the first token of each document in the B T tokens, and B T. `max_seqlen` (L, 0): empty, its size is the
+            number of tokens of the longest document, known without reading from a GPU.
         """
         if self.bins is not None:
             return self._packed([self.bins[i] for i in indices])
@@ -112,7 +115,12 @@ class TokenRows(Dataset):
         position_ids = np.stack([np.append(p, np.arange(width - len(p))) for p in positions])
         batch = {"input_ids": padded(ids, self.pad_id), "labels": padded(labels, IGNORED), "position_ids": position_ids}
         counts = {"row": firsts, "real_tokens": sum(map(len, ids)), "samples": sum(map(len, bins))}
-        return tensors(batch | {name: np.array(count) for name, count in counts.items()})
+        starts = np.append(np.flatnonzero(position_ids == 0), position_ids.size)
+        documents = {
+            "cu_seqlens": torch.from_numpy(starts.astype(np.int32)),
+            "max_seqlen": torch.empty(int(position_ids.max()) + 1, 0),
+        }
+        return documents | tensors(batch | {name: np.array(count) for name, count in counts.items()})
 
     def marked(self, index: int) -> list[tuple[np.ndarray, bool]]:
         """Return runs of token ids of one row, each with whether its tokens have loss, to show the row."""

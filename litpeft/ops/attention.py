@@ -24,6 +24,7 @@ from transformers.masking_utils import sdpa_mask
 from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import keep_mask, new_seed
 from litpeft.ops.overridable import overridable
+from litpeft.ops.packed_attention import is_document_mask, packed_attention
 
 NAME = "litpeft"
 LONGEST = 512  # tokens; for longer sequences torch's kernel is as fast and needs less memory
@@ -57,7 +58,7 @@ def attention(
         key: (B, G, S, D); each key head serves H/G query heads.
         value: (B, G, S, D).
         attention_mask: (B, 1 or H, T, S), bool (True attends) or added to the scores; None for no mask, or a causal
-            mask if `is_causal`.
+            mask if `is_causal`; for packed rows a document mask (`litpeft.ops.packed_attention`).
         dropout: dropout probability of the attention probabilities.
         scaling: s; None for 1/√D.
         is_causal: whether each position attends only to earlier positions; used if there is no mask.
@@ -69,6 +70,11 @@ def attention(
     short = max(query.shape[2], key.shape[2]) <= LONGEST and 0 <= dropout < 1
     bias_trains = attention_mask is not None and attention_mask.requires_grad
     unsupported = any(others.get(name) is not None for name in ("position_bias", "softcap", "cache"))
+    if is_document_mask(attention_mask):
+        if unsupported:
+            raise ValueError("attention within documents has no position bias, soft cap or cache")
+        window = others.get("sliding_window")
+        return packed_attention(module, query, key, value, attention_mask, dropout, scaling, window, alone=attention)
     # depends on the training mode, not on requires_grad, so that gradient checkpointing repeats the same computation
     if not (module.training and faster and short) or bias_trains or unsupported or torch.compiler.is_compiling():
         return sdpa_attention_forward(

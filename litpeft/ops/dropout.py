@@ -38,6 +38,14 @@ def keep_mask(x: Tensor, dropout: float, seed: int) -> Tensor:
     return torch.ge(draws[:count].view(x.shape), threshold, out=mask)
 
 
+def functional_mask(x: Tensor, dropout: float) -> Tensor:
+    """Return a bool dropout mask in the shape of x (True: keep), from torch's global generator.
+
+    For compiled calls: the compiler fuses the mask into the product with x and can draw it again in backward.
+    """
+    return torch.rand(x.shape, device=x.device) >= dropout
+
+
 @cache
 def _generator(device: torch.device) -> torch.Generator:
     """Return one generator per GPU: creating a generator takes longer than drawing."""

@@ -39,11 +39,12 @@ FIELDS = {
     "configured one",
     "scheduler": "class of the learning-rate schedule; null: constant learning rate",
     "seed": "random seed (seed_everything)",
-    "precision": "compute dtype and dtype of the frozen weights, bf16 or fp32; trainable parameters are fp32 "
+    "precision": "compute dtype and dtype of the frozen weights, bf16, fp16 or fp32; trainable parameters are fp32 "
     "unless adapter_options has dtype bf16",
     "base": "how the frozen weights are held: nf4, fp4, int8, or the package that quantised them; null: in the compute "
     "dtype, and in old records",
     "tf32": "whether factors of fp32 products were rounded to TF32 on a GPU; null in old records",
+    "kernels": "fused kernels of the model: none, or Liger's version and kernels; null in old records",
     "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes",
     "processes": "number of training processes, one per device. Losses, metrics, rows, tokens, operations and energy "
     "are totals or means over all processes; seconds are those of the first process. Null in old records",
@@ -80,6 +81,7 @@ FIELDS = {
     "wall_seconds": "seconds since start or resume, including loading, validation, checkpoints and benchmarks",
     "epochs": "passes over the training rows; a partial pass counts as a fraction",
     "steps": "number of optimizer steps",
+    "skipped_steps": "optimizer steps skipped because scaled fp16 gradients overflowed; null for other compute dtypes",
     "warmup_steps_left_out": "number of steps after start or resume that the step times and rates exclude",
     "step_seconds_p50": "median seconds per optimizer step, without sampled steps, as all per-second rates except "
     "model_flops_per_second",

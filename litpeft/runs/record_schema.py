@@ -26,9 +26,10 @@ PHASE = {OTHERS: ANY, "tensor_bytes": {OTHERS: NUMBER}, "peak_tensor_bytes": NUM
 RECORD = {
     OTHERS: NUMBER,
     **dict.fromkeys(("version", "seed", "steps", "val_step", "trainable_params", "total_params"), WHOLE),
-    **dict.fromkeys(("adapter_bytes", "model_bytes", "effective_batch_size", "sampled_steps"), WHOLE),
+    **dict.fromkeys(("adapter_bytes", "model_bytes", "effective_batch_size", "sampled_steps", "skipped_steps"), WHOLE),
     **dict.fromkeys(("status", "error", "started_at", "experiment", "run_name", "adapter", "task", "model_name"), TEXT),
     **dict.fromkeys(("data", "optimizer", "scheduler", "precision", "val_examples", "checkpoint", "selection"), TEXT),
+    "kernels": TEXT,
     **{"processes": WHOLE, "strategy": TEXT, "base": TEXT, "tf32": FLAG, "peaks_by_process": [{OTHERS: NUMBER}]},
     **{name: {OTHERS: ANY} for name in ("adapter_options", "config", "machine", "git", "packages")},
     "adapter_summary": {OTHERS: ANY, "quantised": {"layers!": WHOLE, "params!": WHOLE, "bytes!": WHOLE}},

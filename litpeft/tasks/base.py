@@ -23,17 +23,20 @@ from torch import Tensor, nn
 from litpeft.adapters import Adapter, Full
 from litpeft.adapters.base import trainable
 from litpeft.adapters.base_options import put_on_base
-from litpeft.adapters.bases import DTYPES
 from litpeft.errors import UserError
 from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
+from litpeft.ops.compiled_blocks import compile_blocks
 from litpeft.ops.dropout import use_lean_dropout
-from litpeft.optim import build_optimizer, build_scheduler, fast_forward
+from litpeft.ops.kernels import Kernels, use_kernels
+from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
-from litpeft.tasks.gradients import check_gradients, compile_blocks, enable_gradient_checkpointing
+from litpeft.tasks.compute_dtype import DTYPES, check_dtype
+from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
-from litpeft.tasks.run_length import total_steps
+from litpeft.tasks.run_length import continue_schedule, total_steps
 from litpeft.training import processes
+from litpeft.training.loss_scaling import LossScaling
 from litpeft.training.sharding import full_tensors, reshard, shard_like
 from litpeft.training.strategies import FSDP2
 
@@ -48,12 +51,15 @@ class FineTuner(L.LightningModule):
     Args:
         model_name: hub id, local folder, `package:NAME` (an installed package that contains a model), or `demo:NAME`.
         adapter: the fine-tuning strategy; full fine-tuning (`Full`) by default.
-        dtype: dtype of the frozen weights, and compute dtype. Trainable parameters are always fp32.
+        dtype: dtype of the frozen weights, and compute dtype. Trainable parameters are always fp32. fp16, with loss
+            scaling, is for GPUs without bf16 (T4, V100, RTX 20).
         optimizer: any optimizer class; AdamW at the adapter's default learning rate by default.
         scheduler: any learning-rate scheduler class, stepped after each optimizer step; constant by default.
         gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
+        kernels: fused GPU kernels of norms, rotary embeddings and MLPs: `liger` (extra `gpu`), `none`, or
+            `auto`, which is Liger on a GPU if it is installed and knows the architecture. `estimate` counts without it.
         resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
         base: how the frozen weights are held; by default in `dtype`. `nf4`, `fp4` (four bits), `int8` (LLM.int8), or
             the class path of a quantisation configuration of transformers, such as `transformers.QuantoConfig`.
@@ -61,17 +67,19 @@ class FineTuner(L.LightningModule):
     """
 
     monitor: tuple[str, Literal["min", "max"]] = ("val_loss", "min")  # metric that selects the best checkpoint
+    first_loss_scale = 2.0**16  # with fp16; torch's default, for losses that are means
 
     def __init__(
         self,
         model_name: str,
         adapter: Adapter | None = None,
-        dtype: Literal["bf16", "fp32"] = "bf16",
+        dtype: Literal["bf16", "fp16", "fp32"] = "bf16",
         # None, not AdamW: the arguments of a default class would leak into another class that the user names
         optimizer: OptimizerCallable | None = None,
         scheduler: LRSchedulerCallable | None = None,
         gradient_checkpointing: Literal["none", "non_reentrant", "reentrant"] = "none",
         compile_blocks: bool = False,
+        kernels: Kernels = "auto",
         resize_embeddings: bool = False,
         base: str | dict[str, Any] | None = None,
         tf32: bool = False,
@@ -80,6 +88,7 @@ class FineTuner(L.LightningModule):
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
         self.optimizer, self.scheduler, self.resize_embeddings = optimizer, scheduler, resize_embeddings
         self.gradient_checkpointing, self.compile_blocks = gradient_checkpointing, compile_blocks
+        self.kernels, self.kernels_used = kernels, "none"
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
         self.return_row_results = False  # validation_step returns `loss` (B,) and, for a classifier, `correct` (B,)
@@ -120,7 +129,11 @@ class FineTuner(L.LightningModule):
     def configure_model(self) -> None:
         """Build the backbone; Lightning calls this when data and device are known."""
         if self.backbone is None:
-            self.build(self.trainer.datamodule, self.trainer.strategy.root_device)
+            device = self.trainer.strategy.root_device
+            check_dtype(self.dtype_name, device)
+            if self.dtype_name == "fp16" and self.trainer.state.fn == "fit":
+                self.trainer.strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
+            self.build(self.trainer.datamodule, device)
             if isinstance(self.trainer.strategy, FSDP2):
                 self.adapter.check_sharding()
                 self.trainer.strategy.shard(self.backbone)
@@ -148,6 +161,7 @@ class FineTuner(L.LightningModule):
         if device.type == "cpu":
             use_lean_attention(model)
             use_lean_dropout(model)
+        self.kernels_used = use_kernels(model, self.kernels if weights else "none", device, self.compile_blocks)
         self.head, self.new_tensors = list(head), new
         self.fingerprint = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)
@@ -192,22 +206,13 @@ class FineTuner(L.LightningModule):
 
     def new_optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimizer of the trainable parameters; see `build_optimizer`."""
-        groups = self.adapter.param_groups(self.backbone)
-        return build_optimizer(self.optimizer, groups, self.adapter.default_lr, self.backbone, self.head)
+        groups, lr = self.adapter.param_groups(self.backbone), self.adapter.default_lr
+        return build_optimizer(self.optimizer, groups, lr, self.backbone, self.head)
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.new_optimizer()
         scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps())
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
-
-    def _continue_schedule(self) -> None:
-        """Continue the schedule of a run resumed with another length as if it had had this length from the start."""
-        schedules, total = self.trainer.lr_scheduler_configs, self.total_steps()
-        if not schedules or schedules[0].interval != "step" or self._saved_total_steps in (None, total):
-            return
-        fresh = self.configure_optimizers()
-        pair = fresh["optimizer"], fresh["lr_scheduler"]["scheduler"]
-        fast_forward(schedules[0].scheduler, self.trainer.optimizers[0], pair, self.trainer.global_step)
 
     def total_steps(self) -> int | None:
         """Return the number of optimizer steps of the whole run; None if the run has no end."""
@@ -236,13 +241,13 @@ class FineTuner(L.LightningModule):
     def _check_loss(self) -> None:
         """Raise a UserError if the training loss was NaN or infinite in any batch so far."""
         if self.train_loss.first_non_finite() is not None:
-            raise non_finite_loss(self.train_loss, self.trainer, self.optimizers().param_groups[0]["lr"])
+            raise non_finite_loss(self.train_loss, self.trainer, self.dtype_name == "fp16")
 
     def on_train_start(self) -> None:
         """Give each rank its own dropout masks; until here all ranks share a seed, for equal initial weights."""
         if processes.rank():
             torch.manual_seed(torch.initial_seed() + processes.rank())
-        self._continue_schedule()
+        continue_schedule(self, self._saved_total_steps)
 
     def on_train_epoch_end(self) -> None:
         self.log("train_loss_epoch", self.train_loss.mean(), batch_size=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -11,14 +12,18 @@ from transformers import AutoModelForCausalLM
 
 from litpeft.data.token_rows import IGNORED
 from litpeft.errors import UserError
+from litpeft.ops.packed_attention import document_mask
 from litpeft.tasks.base import Batch
 from litpeft.tasks.language_modelling import LanguageModelling
+from litpeft.tasks.packed_rows import attends_within_documents
 
 
 class CausalLM(LanguageModelling):
     """Fine-tunes any causal language model of transformers to respond to instructions."""
 
     auto = AutoModelForCausalLM
+    label_shift = 1
+    _document_masks = False  # packed rows: whether attention takes the offsets of documents instead of a mask
 
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
@@ -29,14 +34,27 @@ class CausalLM(LanguageModelling):
                 f"model.model_name {self.model_name}: its tokens attend to later tokens, so it cannot predict them; "
                 "give a causal model."
             )
+        if getattr(data, "packing", False):
+            self._document_masks = attends_within_documents(model)
+            if not self._document_masks:
+                print(
+                    f"litpeft: data.packing: {type(model).__name__} needs a mask of T x T for packed rows of T tokens, "
+                    "whose memory grows with the square of data.max_length.",
+                    file=sys.stderr,
+                )
         return model, head, new
 
     def inputs(self, batch: Batch) -> dict[str, Tensor]:
         """Return the model's inputs, without a mask: padding is on the right, where no causal token looks.
 
-        In packed rows the positions restart at each example, and transformers then keeps attention within an example.
+        In packed rows the positions restart at each example, and attention stays within an example: by the offsets of
+        the examples where the model's attention takes them, else by a mask that transformers makes from the positions.
         """
-        return {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+        inputs = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+        if self._document_masks and "cu_seqlens" in batch:
+            longest = batch["max_seqlen"].shape[0]
+            inputs["attention_mask"] = document_mask(batch["cu_seqlens"], longest, self.compute_dtype)
+        return inputs
 
     def at_labels(self, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         following = labels[:, 1:]  # each position predicts the next token

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from litpeft.data.token_rows import IGNORED
 from litpeft.errors import UserError
 from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner
+from litpeft.tasks.packed_rows import not_packed
 from litpeft.tasks.pretrained import check_base, load_pretrained
 from litpeft.training import processes
 
@@ -35,6 +37,8 @@ class LanguageModelling(FineTuner):
 
     auto: Any  # auto class of transformers that loads the model
     encoder_decoder = False
+    label_shift = 0  # tokens from a position to the label that it predicts
+    first_loss_scale = 2.0**5  # the loss is a sum over some thousand tokens
 
     def __init__(self, *common: Any, generate_samples: int = 0, max_new_tokens: int = 64, **options: Any) -> None:
         super().__init__(*common, **options)
@@ -71,6 +75,20 @@ class LanguageModelling(FineTuner):
         """Select the positions with loss: (B, T, width) and (B, T) become (N, width) and the labels (N)."""
         raise NotImplementedError
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Add `loss_positions`, found while the batch is on the CPU: on a GPU, their number would be waited for.
+
+        They are the positions with loss, (N), counted row after row. Lightning calls this hook of the task only, so the
+        data's own is called here.
+        """
+        data = getattr(self._trainer, "datamodule", None)
+        batch = batch if data is None else data.on_before_batch_transfer(batch, dataloader_idx)
+        if "labels" not in batch:
+            return batch
+        row, column = (batch["labels"][:, self.label_shift :] != IGNORED).nonzero(as_tuple=True)
+        positions = row * batch["labels"].shape[1] + column
+        return batch | {"loss_positions": positions.pin_memory() if self.device.type == "cuda" else positions}
+
     def token_loss(self, batch: Batch) -> tuple[Tensor, int]:
         """Return the sum of the cross-entropies over the tokens with loss, and the number of these tokens."""
         with self.autocast():
@@ -87,9 +105,16 @@ class LanguageModelling(FineTuner):
 
     def _at_labels(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return hidden states before the head, or logits, at the positions with loss (N, width); and labels (N)."""
-        if self._needs_full_logits:
-            return self.at_labels(self.backbone(**self.inputs(batch)).logits, batch["labels"])
-        return self.at_labels(_hidden_states(self.backbone, self.inputs(batch)), batch["labels"])
+        inputs, labels = self.inputs(batch), batch["labels"]
+        with nullcontext() if "position_ids" in inputs else not_packed():
+            if self._needs_full_logits:
+                states = self.backbone(**inputs).logits
+            else:
+                states = _hidden_states(self.backbone, inputs)
+        if "loss_positions" not in batch:
+            return self.at_labels(states, labels)
+        positions = batch["loss_positions"]
+        return states.flatten(0, 1)[positions], labels.flatten()[positions + self.label_shift]
 
     def _summed(self, states: Tensor, labels: Tensor) -> Tensor:
         if self._needs_full_logits:

@@ -77,19 +77,21 @@ class TrainLoss:
         self.state = dict(state)
 
 
-def non_finite_loss(losses: TrainLoss, trainer: Trainer, lr: float) -> UserError:
+def non_finite_loss(losses: TrainLoss, trainer: Trainer, fp16: bool = False) -> UserError:
     """Return the error about the first NaN or infinite loss: its step and batch, and what to try.
 
     Args:
         losses: training losses, with a NaN or infinite loss among them.
-        trainer: the trainer of the run.
-        lr: learning rate of the step.
+        trainer: the trainer of the run, at the step.
+        fp16: whether the compute dtype is fp16.
     """
     number, loss = losses.first_non_finite()
     epoch, batch = divmod(number, trainer.num_training_batches)
+    lr = trainer.optimizers[0].param_groups[0]["lr"]
     accumulated = trainer.accumulate_grad_batches
     step = epoch * math.ceil(trainer.num_training_batches / accumulated) + batch // accumulated
+    wider = "fp16 ends at 65,504: give --model.dtype bf16 or fp32, or " if fp16 else ""
     return UserError(
         f"the training loss is {loss} at step {step} (batch {batch} of epoch {epoch}, learning rate {lr}); "
-        "try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
+        f"{wider}try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
     )

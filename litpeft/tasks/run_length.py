@@ -1,10 +1,13 @@
-"""The number of optimizer steps of a run, for learning-rate schedules."""
+"""The number of optimizer steps of a run, and its learning-rate schedule if the run is resumed with another number."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lightning import Trainer
+
+from litpeft.optim import fast_forward
 
 
 def total_steps(trainer: Trainer) -> int | None:
@@ -20,3 +23,18 @@ def total_steps(trainer: Trainer) -> int | None:
     if steps < 0:
         return None
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def continue_schedule(task: Any, saved_total_steps: int | None) -> None:
+    """Continue the schedule of a run resumed with another length as if it had had this length from the start.
+
+    Args:
+        task: the task, in a trainer that has restored its checkpoint.
+        saved_total_steps: number of optimizer steps of the run that saved the checkpoint; None if unknown.
+    """
+    schedules, total = task.trainer.lr_scheduler_configs, task.total_steps()
+    if not schedules or schedules[0].interval != "step" or saved_total_steps in (None, total):
+        return
+    fresh = task.configure_optimizers()
+    pair = fresh["optimizer"], fresh["lr_scheduler"]["scheduler"]
+    fast_forward(schedules[0].scheduler, task.trainer.optimizers[0], pair, task.trainer.global_step)

@@ -227,6 +227,7 @@ REFUSED = {
     "--trainer.devices 2 --trainer.strategy deepspeed": "trainer.strategy deepspeed: give ddp (each process holds the whole model)",
     "--trainer.devices 2 --model.gradient_checkpointing reentrant": "reentrant does not work with several processes; give non_reentrant.",
     "--trainer.devices 2 --trainer.strategy fsdp2 --model.compile_blocks true": "model.compile_blocks does not work with trainer.strategy fsdp2",
+    "--trainer.devices 2 --trainer.strategy fsdp2 --model.dtype fp16": "model.dtype fp16 does not work with trainer.strategy fsdp2; give ddp",
     "--trainer.devices 2 --trainer.strategy fsdp2 --model.optimizer bitsandbytes.optim.AdamW8bit": "cannot hold sharded parameters (trainer.strategy fsdp2)",
     "--trainer.devices 2 --trainer.strategy fsdp2 --benchmarks.tasks held_out": "run litpeft evaluate on the finished run, or give ddp.",
 }

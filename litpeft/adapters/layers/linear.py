@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import ToMatrix, adapted_linear
+from litpeft.adapters.functional import Product, ToMatrix, adapted_linear
 from litpeft.adapters.layers.base import AdaptedLayer
 from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.ops.autocast import as_autocast, without_autocast
@@ -50,11 +50,17 @@ class AdaptedLinear(AdaptedLayer):
             if self.norm_group() is None and self.norm_is_stale() and not torch.compiler.is_compiling():
                 weight = self.to_matrix(*self.stored, dtype=x.dtype)
             gain = self.gain(weight)
+        if weight is None:
+            weight = self.fused_product(x)
         dropout = self.dropout if self.training else 0.0
         parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, gain, weight, prepared
         out = adapted_linear(x, self.stored, self.to_matrix, self.bias, *parts)
         keeps_output = self.magnitude is not None and self.bias is None  # for the gradient of the magnitude
         return out.clone() if self.output_is_changed and keeps_output else out
+
+    def fused_product(self, x: Tensor) -> Product | None:
+        """Return a function of x and b that computes x Wᵀ + b without W in memory; None where this does not pay."""
+        return None
 
     def norm_group(self) -> tuple[object, ...] | None:
         A, device = self.lora_A, self.lora_A.device
@@ -117,6 +123,9 @@ class AdaptedQuantisedLinear(AdaptedLinear):
     @property
     def to_matrix(self) -> ToMatrix:
         return self.base.to_matrix
+
+    def fused_product(self, x: Tensor) -> Product | None:
+        return self.base.fused_product(x)
 
     def plain(self, matrix: Tensor) -> nn.Module:
         layer = self.base.plain(matrix)

@@ -89,6 +89,7 @@ def trace(
     values = MetaValues()
     with meta_execution(values):
         task.build(data, torch.device(device), weights=False)
+    batch, held_out = (each and task.on_before_batch_transfer(dict(each), 0) for each in (batch, held_out))
     facts = _batch_facts(task, batch)
     held_out_facts = facts if held_out is None else _batch_facts(task, held_out)
     fake = FakeTensorMode(allow_non_fake_inputs=True) if device == "cpu" else None

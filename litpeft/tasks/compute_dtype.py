@@ -1,0 +1,31 @@
+"""The dtypes that products can be computed in, and whether a device suits them."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from litpeft.errors import UserError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def check_dtype(name: str, device: torch.device) -> None:
+    """Print a sentence if the GPU has no units for bf16.
+
+    Raises:
+        UserError: torch cannot compute fp16 products on this CPU.
+    """
+    if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        print(
+            f"litpeft: model.dtype bf16: {torch.cuda.get_device_name(device)} has no units for bf16 and is slow in it; "
+            "give --model.dtype fp16.",
+            file=sys.stderr,
+        )
+    if name == "fp16" and device.type == "cpu":
+        try:
+            one = torch.ones(2, 2, dtype=torch.float16)
+            torch.nn.functional.scaled_dot_product_attention(*[(one @ one)[None, None]] * 3)
+        except RuntimeError as error:
+            raise UserError("model.dtype fp16: torch cannot compute it on this CPU; give bf16 or fp32.") from error

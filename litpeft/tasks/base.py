@@ -92,8 +92,7 @@ class FineTuner(L.LightningModule):
         self.backbone: nn.Module | None = None
         self.load_seconds: float | None = None
         self.return_row_results = False  # validation_step returns `loss` (B,) and, for a classifier, `correct` (B,)
-        self.head: list[str] = []  # names of the head modules
-        self.new_tensors: list[str] = []  # names of the newly initialised parameters
+        self.head, self.new_tensors = list[str](), list[str]()  # names of head modules and newly initialised parameters
         self.base, self.tf32 = put_on_base(self.adapter, base), tf32
         self.fingerprint: str | None = None  # of the base weights
         self.train_loss = TrainLoss()

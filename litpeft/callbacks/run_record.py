@@ -82,10 +82,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         if self._resumed and (earlier := self._resumed["data_summary"]):
             now, before = trainer.datamodule.describe()["tables"], earlier["tables"]
             if any(before.get(split, facts)["fingerprint"] != facts["fingerprint"] for split, facts in now.items()):
-                raise UserError(
-                    "--resume: the data, or how this version prepares them, changed after the run was started; "
-                    "give another --run_dir."
-                )
+                changed = "the data, or how this version prepares them, changed after the run was started"
+                raise UserError(f"--resume: {changed}; give another --run_dir.")
         if not self._owns_folder:
             self._take_folder(trainer, pl_module)
         if self._resumed:

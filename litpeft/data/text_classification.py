@@ -198,7 +198,7 @@ class TextClassification(TabularData):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        if stage == "fit" and (self.trainer is None or self.trainer.is_global_zero):
+        if stage == "fit" and getattr(self.trainer, "is_global_zero", True):  # the first process speaks
             warn_of_similar(self.label_names)
             self._warn_of_missing_separator()
             if empty := [name for name, count in self.class_counts("train").items() if not count]:

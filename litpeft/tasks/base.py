@@ -31,7 +31,7 @@ from litpeft.ops.dropout import use_lean_dropout
 from litpeft.ops.kernels import Kernels, use_kernels
 from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
-from litpeft.tasks.compute_dtype import DTYPES, check_dtype
+from litpeft.tasks.compute_dtype import DTYPES, check_dtype, use_tf32
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
 from litpeft.tasks.run_length import continue_schedule, total_steps
@@ -116,8 +116,7 @@ class FineTuner(L.LightningModule):
 
     def example(self, rows: int, tokens: int) -> Batch:
         """Return a made-up batch (rows, tokens) with a label at each token, for memory estimates."""
-        ids = torch.zeros(rows, tokens, dtype=torch.int64)
-        mask = torch.ones_like(ids)
+        ids, mask = torch.zeros(rows, tokens, dtype=torch.int64), torch.ones(rows, tokens, dtype=torch.int64)
         mask[-1, -1] = rows == 1  # several rows: one padding token, because models skip the mask without padding
         return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
@@ -128,8 +127,7 @@ class FineTuner(L.LightningModule):
     def configure_model(self) -> None:
         """Build the backbone; Lightning calls this when data and device are known."""
         if self.backbone is None:
-            device = self.trainer.strategy.root_device
-            check_dtype(self.dtype_name, device)
+            check_dtype(self.dtype_name, device := self.trainer.strategy.root_device)
             if self.dtype_name == "fp16" and self.trainer.state.fn == "fit":
                 self.trainer.strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
             self.build(self.trainer.datamodule, device)
@@ -146,11 +144,10 @@ class FineTuner(L.LightningModule):
         Args:
             data: the data module.
             device: the device that the model will be trained on.
-            weights: whether to read the weights; if False the model is built from meta tensors.
+            weights: whether to read the weights; otherwise the model has meta tensors.
         """
         start = time.perf_counter()
-        if device.type == "cuda":
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+        use_tf32(self.tf32, device)
         with torch.device("cpu" if weights else "meta"):
             # base weights that train are read in fp32, not rounded to bf16 first
             dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
@@ -193,7 +190,6 @@ class FineTuner(L.LightningModule):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """The dtype of matrix products."""
         return DTYPES[self.dtype_name]
 
     @contextmanager
@@ -279,8 +275,8 @@ class FineTuner(L.LightningModule):
         self._saved_total_steps = checkpoint.get("total_steps")  # absent in checkpoints of 0.1.0
 
     def on_train_batch_end(self, *_: Any) -> None:
-        if self.trainer.global_step == self.trainer.max_steps:
-            self.trainer.should_stop = True  # with this flag, Lightning validates the final weights before it stops
+        # with this flag, Lightning validates the final weights before it stops
+        self.trainer.should_stop |= self.trainer.global_step == self.trainer.max_steps
 
     def state_dict(
         self, *, destination: dict[str, Tensor] | None = None, prefix: str = "", keep_vars: bool = False
@@ -300,6 +296,5 @@ class FineTuner(L.LightningModule):
     def load_state_dict(self, state_dict: dict[str, Tensor], strict: bool = True, assign: bool = False) -> None:
         """Load the trainable tensors, always strictly (`strict` is ignored); see `Adapter.load_state_dict`."""
         reshard(self.backbone)
-        parameters = trainable(self.backbone)
-        shards = {name: shard_like(tensor, parameters.get(name, tensor)) for name, tensor in state_dict.items()}
-        self.adapter.load_state_dict(self.backbone, shards)
+        own = trainable(self.backbone)
+        self.adapter.load_state_dict(self.backbone, {n: shard_like(t, own.get(n, t)) for n, t in state_dict.items()})

@@ -29,3 +29,9 @@ def check_dtype(name: str, device: torch.device) -> None:
             torch.nn.functional.scaled_dot_product_attention(*[(one @ one)[None, None]] * 3)
         except RuntimeError as error:
             raise UserError("model.dtype fp16: torch cannot compute it on this CPU; give bf16 or fp32.") from error
+
+
+def use_tf32(tf32: bool, device: torch.device) -> None:
+    """Set whether the factors of fp32 products on an NVIDIA GPU are rounded to TF32."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32

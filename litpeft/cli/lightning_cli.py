@@ -40,7 +40,7 @@ from litpeft.cli.console import show
 from litpeft.cli.error_context import naming_source, naming_trainer_option
 from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed, name_devices
 from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
-from litpeft.cli.run_folder import keep_old_data_options, lock_run_folder, selected_checkpoint
+from litpeft.cli.run_folder import keep_old_options, lock_run_folder, selected_checkpoint
 from litpeft.cli.run_names import run_names
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError
@@ -181,7 +181,7 @@ class LitPeftCLI(LightningCLI):
                 "--ckpt_path: to resume a fit from its newest checkpoint, give --run_dir RUN --resume instead."
             )
         if options.resume:
-            keep_old_data_options(options.data.init_args, self.run_dir)
+            keep_old_options(options, self.run_dir)
         config = self._resolved()
         self.checkpoint = record = None
         if is_distributed(options.trainer) and not is_first_process():  # only the first process owns the folder
@@ -211,7 +211,7 @@ class LitPeftCLI(LightningCLI):
             raise UserError(f"litpeft {self.verb} needs --run_dir, the folder of a run.")
         self.run_dir = Path(options.run_dir or Path(self.checkpoint).resolve().parent.parent)
         record = read_record(self.run_dir, to_write=self.verb == "test")
-        keep_old_data_options(options.data.init_args, self.run_dir)
+        keep_old_options(options, self.run_dir)
         names = (record["data_summary"] or {}).get("label_names")
         if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
             options.data.init_args.label_names = names

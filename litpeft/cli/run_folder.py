@@ -32,15 +32,16 @@ def lock_run_folder(run_dir: Path) -> FileLock:
         raise UserError(f"--run_dir {run_dir}: {error.strerror or error}.") from error
 
 
-def keep_old_data_options(data: Namespace, run_dir: Path) -> None:
-    """Set the data options that the run of version 0.1.0 in this folder lacks to what that version did."""
+def keep_old_options(options: Namespace, run_dir: Path) -> None:
+    """Set the options that the run of version 0.1.0 in this folder lacks to what that version did."""
     if not (run_dir / CONFIG).is_file():
         return
-    saved = saved_config(run_dir).get("data", {}).get("init_args") or {}
+    config = saved_config(run_dir)
     for option, value in NEW_OPTIONS.items():
-        group, _, name = option.rpartition(".")
-        if group == "data.init_args" and name in data and name not in saved:
-            data[name] = value
+        group, _, name = option.split(".")
+        given, saved = options[group].init_args, config.get(group, {}).get("init_args") or {}
+        if name in given and name not in saved:
+            given[name] = value
 
 
 def selected_checkpoint(run_dir: Path, record: dict[str, Any]) -> Path:

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from litpeft.data.rendered import CannotRender, Message, Rendered
 from litpeft.errors import UserError, first_sentence
+from litpeft.runs.record_schema import is_utf8
 
-Message = dict[str, Any]  # `role`, `content`, and what the template reads besides, such as `tool_calls`
+Out = TypeVar("Out")
 MARK = "\ue000\ue001"  # private characters of Unicode, in place of a text
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
-
-
-class CannotRender(Exception):
-    """A template cannot render a conversation; the message says why."""
-
-
-@dataclass
-class Rendered:
-    """A rendered conversation.
-
-    Attributes:
-        text: the conversation, up to the end of its last answer.
-        answers: start and end of each answer in the text, in characters, with what ends the answer.
-    """
-
-    text: str
-    answers: list[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -78,6 +64,21 @@ class ChatTemplate:
         self.appends_end = not self.end
         if self.appends_end:
             self.end = tokenizer.eos_token or ""
+        self._end_within = self._end_of_earlier_answers()
+
+    @cached_property
+    def learns_end(self) -> bool:
+        """Whether what ends an answer has loss; generation blocks may leave it out."""
+        if not self._marks_answers:
+            return True
+        text, ((_, end),) = self._generated(
+            [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], None
+        )
+        return text[:end].endswith(self.end)
+
+    def jinja_text(self) -> str:
+        """Return the template as Jinja, to be exported with a tokenizer."""
+        return self.source
 
     @cached_property
     def folds_system(self) -> bool:
@@ -93,7 +94,7 @@ class ChatTemplate:
         Raises:
             CannotRender: the template refuses the conversation or leaves out its tools.
         """
-        return self._checked(self._prepared(messages), tools, prompt=True)
+        return self._with_arguments(self._prepared(messages), lambda turns: self._checked(turns, tools, prompt=True))
 
     def render(self, messages: Sequence[Message], tools: Any = None) -> Rendered:
         """Return the text of a conversation whose last turn is an answer, and where its answers are.
@@ -101,19 +102,34 @@ class ChatTemplate:
         Raises:
             CannotRender: the template refuses the conversation or leaves out its tools, or the answers cannot be found.
         """
-        prepared = self._prepared(messages)
+        return self._with_arguments(self._prepared(messages), lambda turns: self._rendered(turns, tools))
+
+    def _rendered(self, turns: list[Message], tools: Any) -> Rendered:
         if self._marks_answers:
-            text, answers = self._generated(prepared, tools)
+            text, answers = self._generated(turns, tools)
+            if len(answers) != sum(turn["role"] == "assistant" for turn in turns):
+                raise CannotRender("the template's {% generation %} blocks are not one for each answer")
         else:
-            text = self._checked(prepared, tools)
-            answers = self._found_by_marks(prepared, tools, text) or self._found_by_prompts(prepared, tools, text)
-        if len(answers) != sum(turn["role"] == "assistant" for turn in prepared):
+            text = self._checked(turns, tools)
+            answers = self._found_by_marks(turns, tools, text) or self._found_by_prompts(turns, tools, text)
+        apart = all(one[1] <= other[0] for one, other in itertools.pairwise(answers))
+        if not apart or len(answers) != sum(turn["role"] == "assistant" for turn in turns):
             raise CannotRender("the template does not show where each answer is; give one with {% generation %} blocks")
         text = text[: answers[-1][1]]
         if self.appends_end and not text.endswith(self.end):
             text += self.end
             answers[-1] = answers[-1][0], len(text)
-        return Rendered(text, answers)
+        learnt = [turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"]
+        return Rendered(text, [answer for answer, weight in zip(answers, learnt, strict=True) if weight])
+
+    def _with_arguments(self, turns: list[Message], use: Callable[[list[Message]], Out]) -> Out:
+        """Return what `use` makes of the turns; templates take arguments of calls as objects or as JSON text."""
+        try:
+            return use(turns)
+        except CannotRender:
+            if not any(turn.get("tool_calls") for turn in turns):
+                raise
+            return use([_with_json_arguments(turn) for turn in turns])
 
     def _prepared(self, messages: Sequence[Message]) -> list[Message]:
         """Return the turns as the template takes them: answers without their end, no system turn if it has none."""
@@ -134,20 +150,36 @@ class ChatTemplate:
             )
         except TemplateError as error:
             raise CannotRender(f"the template says: {first_sentence(error).rstrip('.')}") from error
-        except (TypeError, ValueError, KeyError, AttributeError) as error:  # what the template does with the values
+        except Exception as error:  # a template is a program, with any error of its own
             raise CannotRender(f"the template fails: {first_sentence(error).rstrip('.')}") from error
+        if not is_utf8(rendered[0]):
+            raise CannotRender("an escape such as \\ud800 is half a character; remove the escape")
         return rendered[0]
 
     def _checked(self, messages: list[Message], tools: Any, prompt: bool = False) -> str:
         """Return the rendered text; raise CannotRender if the template leaves out tools, calls or roles."""
         text = self._jinja(messages, tools, prompt)
-        calls = [call["function"]["name"] for turn in messages for call in turn.get("tool_calls") or ()]
-        offered = [str(tool.get("function", tool).get("name")) for tool in tools or ()]
-        if any(name not in text for name in [*calls, *offered]):
+        renamed = [_renamed(tool) for tool in tools or ()]
+        if tools and self._unchanged(text, messages, renamed, prompt):
             raise CannotRender("the template leaves out tools; give a data.template that has them")
-        if any(turn["role"] == "tool" and turn["content"].strip() not in text for turn in messages):
-            raise CannotRender("the template leaves out what tools return; give a data.template that has tool turns")
+        for number, turn in enumerate(messages):
+            before, after = messages[:number], messages[number + 1 :]
+            calls = {name: value for name, value in turn.items() if name != "tool_calls"}
+            if turn.get("tool_calls") and self._unchanged(text, [*before, calls, *after], tools, prompt):
+                raise CannotRender("the template leaves out tools; give a data.template that has them")
+            other = turn | {"content": f"{turn['content']}{MARK}"}
+            if turn["role"] == "tool" and self._unchanged(text, [*before, other, *after], tools, prompt):
+                raise CannotRender(
+                    "the template leaves out what tools return; give a data.template that has tool turns"
+                )
         return text
+
+    def _unchanged(self, text: str, messages: list[Message], tools: Any, prompt: bool) -> bool:
+        """Return whether the template gives the same text for other messages or tools."""
+        try:
+            return self._jinja(messages, tools, prompt) == text
+        except CannotRender:
+            return False
 
     def _generated(self, messages: list[Message], tools: Any) -> tuple[str, list[tuple[int, int]]]:
         """Return the text and its answers as the template's generation blocks mark them."""
@@ -167,7 +199,11 @@ class ChatTemplate:
             else:
                 marked.append(turn)
         pieces = self._jinja(marked, tools).split(MARK)
-        if len(pieces) != len(contents) + 1:
+        thoughts = any(turn.get("reasoning_content") or turn.get("thinking") for turn in messages)
+        # a thought before an answer may repeat the header
+        several = thoughts and self._header and any(piece.count(self._header) > 1 for piece in pieces[:-1])
+        calls = self.appends_end and any(turn.get("tool_calls") for turn in messages)  # they follow the content
+        if len(pieces) != len(contents) + 1 or several or calls:
             return []
         answers, at = [], 0
         for number, content in enumerate(contents):
@@ -182,21 +218,32 @@ class ChatTemplate:
                     break
             else:
                 return []
-            place = following.find(self.end) if not self.appends_end else -1
-            answers.append((start, at + (place + len(self.end) if place >= 0 else 0)))
+            end = self._end_within if number + 1 < len(contents) else "" if self.appends_end else self.end
+            place = following.find(end) if end else -1
+            answers.append((start, at + (place + len(end) if place >= 0 else 0)))
         return answers
 
     def _found_by_prompts(self, messages: list[Message], tools: Any, text: str) -> list[tuple[int, int]]:
         """Find each answer between the prompt for generation and the next end; [] if that is impossible."""
         answers = []
+        last = max(number for number, turn in enumerate(messages) if turn["role"] == "assistant")
         for number, turn in enumerate(messages):
             if turn["role"] != "assistant":
                 continue
-            prompt = self._jinja(messages[:number], tools, prompt=True)
-            end = text.find(self.end, len(prompt)) if self.end and not self.appends_end else -1
-            if not text.startswith(prompt) or end < 0:
+            prompt, before = self._jinja(messages[:number], tools, prompt=True), self._jinja(messages[:number], tools)
+            start = _length_in_common(prompt, text)  # a prompt may open a thought that the answer does not have
+            if start <= _length_in_common(prompt, before) and start < len(prompt):
                 return []
-            answers.append((len(prompt), end + len(self.end)))
+            if self.appends_end:  # what the template writes up to the next turn
+                whole = self._jinja(messages[: number + 1], tools).rstrip()
+                end = len(whole) if text.startswith(whole) else -1
+            else:
+                written = self.end if number == last else self._end_within
+                place = text.find(written, start)
+                end = place + len(written) if place >= 0 else -1
+            if end < start:
+                return []
+            answers.append((start, end))
         return answers
 
     def _start_in(self, piece: str) -> int:
@@ -210,7 +257,38 @@ class ChatTemplate:
         if not tokens:
             return tail.strip()
         first = min(tokens, key=lambda token: (tail.find(token), -len(token)))
-        return tail[: tail.find(first) + len(first)].strip()
+        end = tail.find(first) + len(first)
+        end += len(self._tokens["eos_token"]) if tail[end:].startswith(self._tokens["eos_token"]) else 0
+        return tail[:end].strip()
+
+    def _end_of_earlier_answers(self) -> str:
+        """Return what ends an answer that another turn follows; in some formats that is another token."""
+        turns = [{"role": role, "content": text} for role, text in (("user", "A"), ("assistant", MARK), ("user", "B"))]
+        try:
+            tail = self._jinja(turns).partition(MARK)[2]
+        except CannotRender:
+            return "" if self.appends_end else self.end
+        if not self.appends_end and self.end in tail:
+            return self.end
+        begin = self._tokens["bos_token"]
+        tokens = [
+            t for t in self._tokenizer.get_added_vocab() if t.strip() and t != begin and tail.lstrip().startswith(t)
+        ]
+        return max(tokens, key=len, default="")
+
+
+def _with_json_arguments(turn: Message) -> Message:
+    """Return a turn whose tool calls have their arguments as JSON text."""
+    if not turn.get("tool_calls"):
+        return turn
+    calls = [call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
+             for call in turn["tool_calls"]]  # fmt: skip
+    return turn | {"tool_calls": calls}
+
+
+def _renamed(tool: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool with another name."""
+    return tool | {"function": tool["function"] | {"name": f"{tool['function'].get('name')}{MARK}"}}
 
 
 def _length_in_common(one: str, other: str) -> int:

@@ -16,12 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from litpeft.data.base import Split
 from litpeft.data.cache import dataset_of, stored
-from litpeft.data.chat_template import CannotRender, ChatTemplate, Message, Rendered
+from litpeft.data.rendered import CannotRender, Message, Rendered
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.templates import Template, find_template
 from litpeft.data.token_rows import PairRows, TokenRows
 from litpeft.errors import UserError
 
+RULES = 2  # increase when conversations are rendered otherwise, so that cached tables are not used
 TRAIN_ON = {"response": "assistant", "prompt": "all"}  # names of version 0.1.0
 Conversation = tuple[str, list[Message], list[dict[str, Any]] | None]  # place for error messages, turns, tools
 
@@ -78,7 +79,13 @@ class Chats(Sequences):
         source = self.source_of_conversations(split)
         # special tokens end the answers
         tokens = {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()}
-        rules = {"kind": "chats", "template": self.template.source, "tokens": tokens, "encoder": self.encoder}
+        rules = {
+            "kind": "chats",
+            "rules": RULES,
+            "template": self.template.source,
+            "tokens": tokens,
+            "encoder": self.encoder,
+        }
         return source and source | rules
 
     @property
@@ -89,8 +96,7 @@ class Chats(Sequences):
     def tokenizer_to_export(self) -> PreTrainedTokenizerBase:
         """Return the tokenizer with the chat template that the model was trained with."""
         tokenizer = copy.deepcopy(self.tokenizer)
-        if isinstance(self.template, ChatTemplate):
-            tokenizer.chat_template = self.template.source
+        tokenizer.chat_template = self.template.jinja_text()
         return tokenizer
 
     @cached_property
@@ -114,6 +120,7 @@ class Chats(Sequences):
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         counts = {"total_rows": 0, "empty_responses_dropped": 0, "turns_after_last_answer": 0, "answers": 0}
+        counts["answers_without_text"] = 0
         batches = (self._columns_of(batch) for batch in batched(self._rendered(split, counts), BATCH))
         first = next(batches, None)
         if first is None:
@@ -128,11 +135,13 @@ class Chats(Sequences):
             last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
             if split == "predict":
                 before = turns if last is None or last + 1 < len(turns) else turns[:-1]
-            elif last is None or not any(_says_something(turn) for turn in turns if turn["role"] == "assistant"):
+            elif last is None or not any(map(_says_something, turns[last:] if self.encoder else turns)):
                 counts["empty_responses_dropped"] += 1
                 continue
             else:
                 counts["turns_after_last_answer"] += len(turns) - last - 1
+                silent = [turn for turn in turns if turn["role"] == "assistant" and not _says_something(turn)]
+                counts["answers_without_text"] += sum(turn.get("weight", 1) for turn in silent)
                 before, turns = turns[:last], turns[: last + 1]
             try:
                 if split == "predict" or self.encoder:
@@ -164,14 +173,20 @@ class Chats(Sequences):
         """Return the base class's facts, and how conversations are rendered."""
         template, told = self._template
         carries = {"assistant": "each answer", "last": "the last answer", "all": "all tokens"}[self.train_on]
+        carries = "the last answer" if self.encoder else carries
         told = f"conversations are rendered with {told}; loss on {carries}; {template.end!r} ends an answer"
         if template.folds_system:
             told += "; the template has no system turn, so a system text goes before the first question"
+        if not template.learns_end:
+            told += "; its generation blocks leave out what ends an answer, so that this is not learnt"
         return super().describe() | {"format": told}
 
 
 def _says_something(turn: Message) -> bool:
-    return bool(turn["content"].strip() or turn.get("tool_calls"))
+    """Return whether a turn is an answer with text or calls of tools, and with loss."""
+    return turn["role"] == "assistant" and bool(
+        turn.get("weight", 1) and (turn["content"].strip() or turn.get("tool_calls"))
+    )
 
 
 def _shown(turns: list[Message]) -> str:

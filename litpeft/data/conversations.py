@@ -9,6 +9,7 @@ from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
 from litpeft.data.chats import Chats, Conversation
 from litpeft.data.messages import LISTS, PROMPTS, RESPONSES, Columns, Unusable, conversation, find_columns
+from litpeft.data.raw_files import expand
 from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
 
@@ -22,7 +23,9 @@ class Conversations(Chats, TabularData):
     answer) and `tools` are used where they exist. Which columns are used is printed before training.
 
     Args:
-        template: as for `Chats`; by default the tokenizer's chat template, or `plain` if it has none.
+        template: as for `Chats`: `auto` (the tokenizer's chat template, or `plain` if it has none), `chat`, `alpaca`,
+            `plain`, `none`, `chatml`, `llama2`, `llama3`, `mistral`, `gemma`, `phi3`, `qwen`, `zephyr`, a file, or
+            Jinja text.
         messages_column: name of the column with a list of turns, each with `role` and `content` (or `from`, `value`).
         prompt_column: name of the column with the question, or with a list of turns.
         input_column: name of the column with text that belongs to the question; it may be missing or empty.
@@ -73,8 +76,13 @@ class Conversations(Chats, TabularData):
                 turns = [turn for turn in turns if turn["role"] != "assistant"]  # no response: the row is dropped
             yield place, turns, tools
         bad.check(rows)
-        self.facts_of_reading[split] = {"columns": self.used_columns[read_split]}
+        context = self.columns_given["input"]
+        if context not in (None, "input") and columns.input and context not in self.used_columns[read_split]:
+            raise UserError(f"data.{self.column_options['input']} {context}: no row has this column.")
+        self.facts_of_reading[split] = {"total_rows": rows, "columns": self.used_columns[read_split]}
         self.facts_of_reading[split] |= {"unused_columns": self.unused_columns[read_split]}
+        if self.files[read_split]:
+            self.facts_of_reading[split]["files"] = len(expand(self.files[read_split]))
         self.facts_of_reading[split] |= {"skipped_rows": len(bad.reasons)} if bad.reasons else {}
 
     def cannot_render(self, split: Split, place: str, reason: str) -> None:

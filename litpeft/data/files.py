@@ -61,7 +61,7 @@ def read_rows(
     for place, row in rows:
         for name in required:
             if name not in row and "." in name:
-                _add_field(row, name)
+                add_field(row, name)
             if name not in row:
                 raise UserError(
                     f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} (see {required[name]}{layout})."
@@ -94,7 +94,7 @@ def _reader(path: Path, lines: Iterator[str], delimiter: str | None) -> Any:
     return csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
 
 
-def _add_field(row: dict[str, Any], name: str) -> None:
+def add_field(row: dict[str, Any], name: str) -> None:
     """Add the field that a dotted name means, if the row has it: `input.text` is `text` in the object `input`."""
     value: Any = row
     for part in name.split("."):
@@ -136,12 +136,12 @@ def _texts(path: Path, text: str, documents: str) -> Iterator[tuple[str, dict[st
     """Yield the lines, the paragraphs or the whole of a text, without those that are empty."""
     if documents == "file":
         if text.strip():
-            yield f"{path}", {"text": text}
+            yield f"{path}", {"text": text.replace("\r\n", "\n")}
         return
     line = 1
     for part in re.split(r"(\n)" if documents == "line" else r"(\n[ \t\r]*\n\s*)", text):
         if part.strip():
-            yield f"{path} line {line}", {"text": part.removesuffix("\r")}
+            yield f"{path} line {line}", {"text": part.removesuffix("\r").replace("\r\n", "\n")}
         line += part.count("\n")
 
 
@@ -157,6 +157,8 @@ def _json(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
             return
         text = text_of(path, encoding)
         items = json.loads(text) if text.strip() else []
+        if isinstance(items, dict) and {"messages", "conversations"} & items.keys():
+            items = [items]  # one conversation
         if isinstance(items, dict):
             lists = [value for value in items.values() if isinstance(value, list) and value]
             items = lists[0] if len(lists) == 1 else items
@@ -197,8 +199,10 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     from pyarrow import parquet
 
     try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches():
+        number, file = 0, parquet.ParquetFile(path)
+        if duplicates := [name for name in file.schema_arrow.names if file.schema_arrow.names.count(name) > 1]:
+            raise UserError(f"{path}: two columns are called {duplicates[0]!r}; rename one of them.")
+        for batch in file.iter_batches():
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path} row {number}", row

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from litpeft.data.chat_template import Message
+from litpeft.data.rendered import Message
 from litpeft.runs.record_schema import is_utf8
 
 ROLES = {
@@ -139,16 +139,17 @@ def _turns(value: Any, column: str | None) -> list[Message]:
         role = ROLES.get(str(name).lower())
         if role is None:
             raise Unusable(f"turn {number} has the role {name!r}; known roles: {', '.join(ROLES)}")
-        content = _content(turn.pop("value", None) or turn.pop("content", None), number)
-        turn = {"role": role, "content": content} | {
-            key: item
-            for key, item in turn.items()
-            if key in ("tool_calls", "tool_call_id", "name", "reasoning_content")
-        }
+        content = _content(turn.pop("value", None) or turn.pop("content", None) or turn.pop("refusal", None), number)
+        if turn.get("train", turn.get("weight", 1)) not in (0, 1):
+            raise Unusable(f"turn {number} has the weight {turn.get('weight')}; known weights: 0 (no loss) and 1")
+        weight = {} if turn.get("train", turn.get("weight", 1)) else {"weight": 0}
+        calls = turn.pop("function_call", None) or turn.pop("tool_calls", None)
+        kept = ("tool_call_id", "name", "reasoning_content", "thinking")
+        turn = {"role": role, "content": content, **weight} | {key: turn[key] for key in kept if key in turn}
         if name == "function_call":
             turn |= {"content": "", "tool_calls": _calls(content, number)}
-        elif "tool_calls" in turn:
-            turn["tool_calls"] = _calls(turn["tool_calls"], number)
+        elif calls:
+            turn["tool_calls"] = _calls(calls, number)
         turns.append(turn)
     return turns
 
@@ -171,9 +172,13 @@ def _calls(value: Any, number: int) -> list[dict[str, Any]]:
         found = []
         for call in calls:
             function = call.get("function", call)
-            arguments = function.get("arguments", {})
-            arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            found.append({"type": "function", "function": {"name": function["name"], "arguments": arguments}})
+            given = function.get("arguments") or {}
+            arguments = json.loads(given) if isinstance(given, str) else _without_nulls(given)
+            if not isinstance(function["name"], str):
+                raise ValueError
+            number_of_call = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+            called = {"name": function["name"], "arguments": arguments}
+            found.append({"type": "function", **number_of_call, "function": called})
     except (ValueError, KeyError, AttributeError, RecursionError) as error:
         raise Unusable(f"turn {number} calls a tool, but not as JSON with a name and arguments") from error
     return found
@@ -181,10 +186,17 @@ def _calls(value: Any, number: int) -> list[dict[str, Any]]:
 
 def _tools(value: Any, column: str) -> list[dict[str, Any]] | None:
     tools = _parsed(value, column) if value not in (None, "") else []
-    if not all(isinstance(tool, Mapping) for tool in tools):
+    if not all(isinstance(tool, Mapping) and isinstance(tool.get("function", tool), Mapping) for tool in tools):
         raise Unusable(f"column {column!r} must hold a list of tools")
     whole = [dict(tool) if "function" in tool else {"type": "function", "function": dict(tool)} for tool in tools]
-    return whole or None
+    return _without_nulls(whole) or None
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without empty fields: Arrow and Parquet give each object the fields of all other objects."""
+    if isinstance(value, Mapping):
+        return {name: _without_nulls(item) for name, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _parsed(value: Any, column: str | None) -> list[Any]:

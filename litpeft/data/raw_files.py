@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import io
+import itertools
 import lzma
 import os
 import zipfile
@@ -18,7 +19,7 @@ import pyarrow
 from litpeft.errors import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
-DAMAGED = (OSError, EOFError, ValueError, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException)
+DAMAGED = (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException)
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # after one of the suffixes: train.csv.gz
 
 
@@ -31,6 +32,10 @@ def expand(path: str) -> list[Path]:
     name = os.path.expanduser(path)
     if os.path.isdir(name):
         found = sorted(file for file in Path(name).iterdir() if file.is_file() and kind_of(file) in SUFFIXES)
+        if len(kinds := {kind_of(file) for file in found}) > 1:
+            raise UserError(
+                f"{path}: the folder has files of several kinds ({', '.join(sorted(kinds))}); give a pattern."
+            )
     elif os.path.exists(name) or not glob.has_magic(name):
         return [Path(name)]
     else:
@@ -68,13 +73,15 @@ def lines_of(path: Path, encoding: str, newline: str = "\n") -> Iterator[str]:
     """
     is_utf_8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     try:
-        codecs.lookup(encoding)
-    except LookupError as error:
+        "".encode(encoding)  # not codecs.lookup, which also knows encodings of bytes, such as hex
+    except (LookupError, UnicodeError) as error:
         raise UserError(f"data.encoding {encoding}: Python has no such encoding.") from error
     try:
         with _opened(path) as stream:
             # "-sig" skips a byte-order mark
-            yield from io.TextIOWrapper(stream, "utf-8-sig" if is_utf_8 else encoding, newline=newline)
+            lines = iter(io.TextIOWrapper(stream, "utf-8-sig" if is_utf_8 else encoding, newline=newline))
+            yield from (line.removeprefix("\ufeff") for line in itertools.islice(lines, 1))  # utf-16-le keeps it
+            yield from lines
     except UnicodeDecodeError as error:
         raw = _bytes(path)
         line = _first_undecodable(raw, encoding)
@@ -117,7 +124,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     suffix = path.suffix.lower()
     if suffix == ".zip":
         with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if not name.endswith("/")]
+            names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
             if len(names) != 1:
                 raise UserError(f"{path}: the archive holds {len(names)} files; give an archive of one, or unpack it.")
             with archive.open(names[0]) as stream:

@@ -154,4 +154,9 @@ def _tokens_of(encoded: Any, number: int, span: Span, length: int, tokens: int) 
     start, end = span
     first = next((t for c in range(start, length) if (t := encoded.char_to_token(number, c)) is not None), tokens)
     last = next((t for c in range(end - 1, start - 1, -1) if (t := encoded.char_to_token(number, c)) is not None), None)
-    return (first, last + 1) if last is not None else (first, first)
+    if last is None:
+        return first, first
+    # several tokens may share a character, such as the bytes of an emoji
+    while last + 1 < tokens and (place := encoded.token_to_chars(number, last + 1)) and start <= place.start < end:
+        last += 1
+    return first, last + 1

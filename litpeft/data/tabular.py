@@ -13,7 +13,7 @@ import datasets
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import FineTuneData, Split
-from litpeft.data.files import read_rows
+from litpeft.data.files import add_field, read_rows
 from litpeft.data.raw_files import expand
 from litpeft.errors import UserError
 from litpeft.hub.demo_assets import PREFIX, asset
@@ -112,7 +112,7 @@ class TabularData(FineTuneData):
 
     def bad_rows(self, split: Split) -> BadRows:
         """Return a new collection of a split's rows that cannot be used."""
-        return BadRows(skip=self.on_bad_row == "skip" and split != "predict")
+        return BadRows(skip=self.on_bad_row == "skip" and split != "predict", may_skip=split != "predict")
 
     def read(
         self, split: Split, required: dict[str, str], optional: Sequence[str] = ()
@@ -127,6 +127,9 @@ class TabularData(FineTuneData):
         known = {name.partition(".")[0] for name in [*required, *optional]} | {*required, *optional}
         found: dict[str, None] = {}
         for place, row in self._rows(split, required):
+            for name in optional:
+                if "." in name and name not in row:
+                    add_field(row, name)
             if not row.keys() <= found.keys():
                 found |= dict.fromkeys(row)
                 self.used_columns[split] = [name for name in found if name in known]

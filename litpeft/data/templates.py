@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.data.chat_formats import CHAT_FORMATS
-from litpeft.data.chat_template import CannotRender, ChatTemplate, Message, Rendered
+from litpeft.data.chat_template import ChatTemplate
+from litpeft.data.rendered import CannotRender, Message, Rendered
 from litpeft.errors import UserError
-from litpeft.runs.safe_read import read_text, read_yaml_file
+from litpeft.runs.safe_read import read_json_file, read_text, read_yaml_file
 
 # https://github.com/tatsu-lab/stanford_alpaca#data-release
 ALPACA = {
@@ -44,10 +46,12 @@ class TextTemplate:
 
     adds_specials = True  # the tokenizer adds what begins a text
     appends_end = folds_system = False
+    learns_end = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: dict[str, str]) -> None:
         self.source, self.end = texts, tokenizer.eos_token or ""
         self._begin = tokenizer.bos_token or ""
+        self._adds_begin = bool(self._begin) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
     def prompt(self, messages: Sequence[Message], tools: Any = None) -> str:
         """Return the text that the next answer follows."""
@@ -70,11 +74,26 @@ class TextTemplate:
             if turn["role"] == "assistant":
                 start = len(text)
                 text += turn["content"].removesuffix(self.end) + self.end
-                answers.append((start, len(text)))
+                if turn.get("weight", 1):
+                    answers.append((start, len(text)))
                 continue
             part = turn["content"] if turn["role"] == "system" else self._question(turn)
             text += between + part if text else part.removeprefix(self._begin)
         return Rendered(text, answers)
+
+    def jinja_text(self) -> str:
+        """Return the template as Jinja, to be exported with a tokenizer; an input is part of the question."""
+        before, _, after = self.source["prompt_no_input"].partition("{instruction}")
+        between = "" if self.source is NONE else "\n\n"
+        return (
+            ("{{- bos_token -}}" if self._adds_begin else "")
+            + "{%- for message in messages -%}"
+            + "{%- if message['role'] == 'assistant' -%}{{- message['content'] + eos_token -}}{%- else -%}"
+            + f"{{{{- {json.dumps(between)} if not loop.first else '' -}}}}"
+            + "{%- if message['role'] == 'system' -%}{{- message['content'] -}}{%- else -%}"
+            + f"{{{{- {json.dumps(before)} + message['content'] + {json.dumps(after)} -}}}}"
+            + "{%- endif -%}{%- endif -%}{%- endfor -%}"
+        )
 
     def _question(self, turn: Message) -> str:
         instruction, given = turn.get("instruction", turn["content"]), turn.get("input", "")
@@ -99,7 +118,7 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Templa
         UserError: the file or the chat template does not exist, or it cannot be used.
     """
     own = tokenizer.chat_template
-    own = own.get("default") if isinstance(own, dict) else own
+    own = own.get("default") if isinstance(own, dict) else own  # of several templates, by name
     if name in ("auto", "chat") and own:
         return ChatTemplate(tokenizer, own), "the chat template of the tokenizer"
     if name == "chat":
@@ -121,6 +140,8 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Templa
             f"data.template {name}: there is no such file; give a file, Jinja text, or one of {', '.join(NAMES)}."
         )
     text = read_text(path, "data.template")
+    if text.lstrip().startswith("{") and '"chat_template"' in text:  # a tokenizer_config.json
+        text = str(read_json_file(path, "data.template").get("chat_template"))
     if "{{" in text or "{%" in text:
         return ChatTemplate(tokenizer, text), f"the chat template {name}"
     return TextTemplate(tokenizer, _read_texts(path, name)), f"the template {name}"

@@ -25,10 +25,12 @@ def tell(data: dict[str, Any]) -> None:
             "without a response": table.get("empty_responses_dropped"),
             "dropped because of data.max_length": data.get("dropped_without_response", {}).get(split),
             "truncated to data.max_length": data.get("truncated_rows", {}).get(split) or table.get("truncated_rows"),
+            "answers without text, of which the end is learnt": table.get("answers_without_text"),
             "turns after a last answer left out": table.get("turns_after_last_answer"),
         }
         told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
         told += f"; tokens per row: median {tokens['median']:g}, longest {tokens['longest']:,}" if tokens else ""
+        told += f"; {table['files']} files" if table.get("files", 1) > 1 else ""
         used, unused = table.get("columns"), table.get("unused_columns")
         told += f"; columns used: {', '.join(used)}" if used else ""
         told += f"; columns not used: {', '.join(unused)}" if unused else ""

@@ -26,6 +26,7 @@ NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that doe
     "data.init_args.join_columns": True,
     "data.init_args.on_bad_row": "error",
     "model.init_args.label_smoothing": 0.0,
+    "model.init_args.kernels": "none",
     "model.init_args.tf32": False,
 }
 MAY_CHANGE = re.compile(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from litpeft.adapters import linear4bit
-from litpeft.adapters.layers import AdaptedLinear4bit, LowRank
+from litpeft.adapters.layers import AdaptedQuantisedLinear, LowRank
 from litpeft.adapters.linear4bit import Linear4bit
 
 
@@ -39,7 +39,7 @@ def test_evaluation_equals_the_dequantised_weight(
     x = torch.randn(2, 3, 128)
     expected = x.double() @ W.T
     if adapter != "frozen":
-        layer = AdaptedLinear4bit(base, LowRank(4, 0.5, 0.1, magnitude=adapter == "dora"))
+        layer = AdaptedQuantisedLinear(base, LowRank(4, 0.5, 0.1, magnitude=adapter == "dora"))
         nn.init.normal_(layer.lora_B)
         A, B = layer.lora_A.detach().double(), layer.lora_B.detach().double()
         expected = expected + 0.5 * x.double() @ A.T @ B.T

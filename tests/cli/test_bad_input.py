@@ -147,7 +147,7 @@ VALUES = {
     "--data.num_workers 99999999999999999999": "data.num_workers must be less than 1e+15",
     f"--data.batch_size -{'9' * 400}": "data.batch_size must be less than 1e+15 in size.",
     "--data ArithmeticInstructions --data.val_rows -3": "data.val_rows must be at least 1, got -3.",
-    "--model.dtype null": "model.dtype must be Literal['bf16', 'fp32'], not null; leave it out for 'bf16'.",
+    "--model.dtype null": "model.dtype must be Literal['bf16', 'fp16', 'fp32'], not null; leave it out for 'bf16'.",
     "--trainer [1]": "trainer must hold options by name",
     "--trainer.max_steps null": "trainer.max_steps must be int, got None.",
     "--data FineTuneData": "data: FineTuneData is an abstract base class; name one of AGNews, ",

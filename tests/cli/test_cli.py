@@ -30,7 +30,7 @@ MISTAKES = {
     "--model.adapter LoRA --model.adapter.rank -1": "model.adapter.rank must be at least 1, got -1.",
     "--model.adapter LoRA --model.adapter.targets [foo]": "model.adapter.targets 'foo' matches no layer of BertFor",
     "--modle.adapter LoRA": "unknown option --modle.adapter (did you mean --model.adapter?).",
-    "--model.dtype fp16": "model.dtype must be one of 'bf16', 'fp32', got fp16.",
+    "--model.dtype fp8": "model.dtype must be one of 'bf16', 'fp16', 'fp32', got fp8.",
     "--model SeqCls": "model: no class named 'SeqCls'; known: ",
     "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, Alpaca, ArithmeticInstructions, Conversations, SST2, Text, TextClassification.",
     "--data.batch_size 0": "data.batch_size must be at least 1, got 0.",

@@ -45,7 +45,11 @@ def test_names_are_unique_and_every_file_is_found() -> None:
 EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+@pytest.mark.parametrize(
+    "name",
+    # the small one has the same methods
+    [pytest.param(name, marks=pytest.mark.whole) if name == "peft_methods" else name for name in sorted(EXPERIMENTS)],
+)
 def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_line(FILES[name])[:2] == ["sweep", name]
     monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")

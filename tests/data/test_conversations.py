@@ -15,7 +15,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from litpeft.__main__ import main
 from litpeft.data import Alpaca, Conversations
 from litpeft.data.chat_formats import CHAT_FORMATS
-from litpeft.data.chat_template import CannotRender, ChatTemplate
+from litpeft.data.chat_template import ChatTemplate
+from litpeft.data.rendered import CannotRender
 from litpeft.data.templates import find_template
 from litpeft.errors import UserError
 from tests.data.test_text_classification import make

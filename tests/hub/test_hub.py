@@ -88,7 +88,7 @@ def test_an_unreachable_hub_costs_one_short_request(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n"])
-@pytest.mark.parametrize("asked", ["model.model_name", "data.dataset"])
+@pytest.mark.parametrize("asked", ["model.model_name", pytest.param("data.dataset", marks=pytest.mark.whole)])
 def test_a_hub_that_never_answers_is_one_sentence(
     tmp_path: Path, fit_arguments: list[str], tiny_model: str, answer: bytes, asked: str
 ) -> None:

@@ -378,6 +378,7 @@ def test_validation_loss_is_the_mean_over_all_tokens(folders: dict[str, str], ro
     assert read_record(tmp_path / "b")["val_loss"] == one
 
 
+@pytest.mark.whole  # tests/ops/test_compiled_blocks.py has the mathematics
 def test_compiled_blocks_give_the_same_losses(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
     options = ["--trainer.max_steps", "3", "--model.adapter.dropout", "0"]
     assert run(folders["llama"], rows, "llama", tmp_path / "eager", *options) == 0

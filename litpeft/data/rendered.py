@@ -1,0 +1,25 @@
+"""A conversation, and its text as a template renders it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+Message = dict[str, Any]  # `role`, `content`, and what the template reads besides, such as `tool_calls`
+
+
+class CannotRender(Exception):
+    """A template cannot render a conversation; the message says why."""
+
+
+@dataclass
+class Rendered:
+    """A rendered conversation.
+
+    Attributes:
+        text: the conversation, up to the end of its last answer.
+        answers: start and end of each answer in the text, in characters, with what ends the answer.
+    """
+
+    text: str
+    answers: list[tuple[int, int]]

@@ -1,0 +1,172 @@
+"""Conversations in odd forms: weights, calls and thoughts, templates with several ends, and what would be lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from litpeft.data import Alpaca, Conversations
+from litpeft.data.templates import find_template
+from litpeft.errors import UserError
+from tests.data.test_conversations import CALL, TOOL_ROW, TURNS, WITH_TOOLS, load, marked, tokenizer, write
+from tests.data.test_text_classification import make
+
+TWO_ENDS = """\
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{ '<|user|>' + m.content }}
+{%- else -%}
+{%- if m.reasoning_content -%}{{ '<|assistant|>thought ' + m.reasoning_content + '<|end|>' }}{%- endif -%}
+{{ '<|assistant|>' + m.content + ('<|im_end|>' if loop.last else '<|end|>') }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"""
+OPENS_A_THOUGHT = """\
+{%- for m in messages -%}
+{{ '<|user|>' + m.content if m.role == 'user' else '<|assistant|>' + m.content.split('</think>')[-1] + '</s>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|><think>\\n' }}{%- endif -%}"""
+HIDES_THE_END = """\
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{ '<|user|>' + m.content }}
+{%- else -%}{{ '<|assistant|>' }}{% generation %}{{ m.content }}{% endgeneration %}{{ '<|end|>' }}{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}"""
+
+
+def test_each_answer_ends_as_the_template_ends_it_in_its_place(tmp_path: Path) -> None:
+    text = marked(load(tmp_path, [{"messages": TURNS}] * 2, template=TWO_ENDS))
+    assert text == (
+        "<|user|>What is one?<|assistant|>«It is 1.<|end|>»<|user|>And two?<|assistant|>«It is 2.<|im_end|>»"
+    )
+
+
+def test_a_thought_before_an_answer_has_loss(tmp_path: Path) -> None:
+    row = {"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "hmm"}]}
+    text = marked(load(tmp_path, [row] * 2, template=TWO_ENDS))
+    assert text == "<|user|>What is one?<|assistant|>«thought hmm<|end|><|assistant|>It is 1.<|im_end|>»"
+
+
+def test_a_prompt_that_opens_a_thought_does_not_hide_the_answer(tmp_path: Path) -> None:
+    row = {"messages": [TURNS[0], {"role": "assistant", "content": "<think>hmm</think>It is 1."}]}
+    text = marked(load(tmp_path, [row] * 2, template=OPENS_A_THOUGHT))
+    assert text == "<|user|>What is one?<|assistant|>«It is 1.</s>»"
+
+
+def test_generation_blocks_without_the_end_are_told(tmp_path: Path) -> None:
+    data = load(tmp_path, [{"messages": TURNS}] * 2, template=HIDES_THE_END)
+    assert marked(data).endswith("«It is 2.»")
+    assert "leave out what ends an answer, so that this is not learnt" in data.describe()["format"]
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])
+def test_answers_of_weight_0_have_no_loss(mark: dict[str, Any], tmp_path: Path) -> None:
+    row = {"messages": [TURNS[0], TURNS[1] | mark, *TURNS[2:]]}
+    for template in ("chatml", "plain"):
+        text = marked(load(tmp_path, [row] * 2, template=template))
+        assert text.count("«") == 1
+        assert "«It is 2." in text
+    with pytest.raises(UserError, match=r"turn 2 has the weight 0.5; known weights: 0 \(no loss\) and 1"):
+        load(tmp_path, [{"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}])
+
+
+@pytest.mark.parametrize("call", [{"function_call": CALL}, {"tool_calls": [{"id": "abcdefghi", "function": CALL}]}])
+def test_calls_in_the_forms_of_openai_are_read(call: dict[str, Any], tmp_path: Path) -> None:
+    row = {"messages": [TURNS[0], {"role": "assistant", "content": None} | call, {"role": "tool", "content": "1"}]}
+    row["messages"].append({"role": "assistant", "content": None, "refusal": "I will not."})
+    text = marked(load(tmp_path, [row] * 2, template=WITH_TOOLS))
+    assert '«\n<call>{"name": "add", "arguments": {"a": 1}}</call><|im_end|>»' in text
+    assert text.endswith("«I will not.<|im_end|>»")
+
+
+@pytest.mark.parametrize(
+    ("part", "without", "message"),
+    [
+        ("m.tool_calls or []", "[]", "leaves out tools"),
+        ("(tools | tojson)", "'add'", "leaves out tools"),
+        ("m.content }}", "(m.content if m.role != 'tool' else '') }}", "leaves out what tools return"),
+    ],
+)
+def test_a_template_that_leaves_out_a_part_of_tools_is_refused(
+    part: str, without: str, message: str, tmp_path: Path
+) -> None:
+    assert part in WITH_TOOLS
+    with pytest.raises(UserError, match=message):
+        load(tmp_path, [TOOL_ROW] * 2, template=WITH_TOOLS.replace(part, without))
+
+
+def test_what_tools_return_may_be_escaped_and_arguments_may_be_text(tmp_path: Path) -> None:
+    row = json.loads(json.dumps(TOOL_ROW))
+    row["conversations"][2]["value"] = '{"a": "b"}'
+    template = WITH_TOOLS.replace("m.content }}", "(m.content | tojson if m.role == 'tool' else m.content) }}")
+    template = template.replace("(call.function | tojson)", "call.function.name + '(' + call.function.arguments + ')'")
+    text = marked(load(tmp_path, [row] * 2, template=template))
+    assert '<|im_start|>tool\n"{\\"a\\": \\"b\\"}"<|im_end|>' in text
+    assert '«\n<call>add({"a": 1})</call><|im_end|>»' in text
+
+
+def test_parquet_gives_the_rows_of_json(tmp_path: Path) -> None:
+    other = {"name": "look", "arguments": {"city": "Rome"}}
+    rows = [
+        {"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}]}
+        for call in (CALL, other)
+    ]
+    plain = load(tmp_path, rows, template=WITH_TOOLS)
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    file = str(tmp_path / "rows.parquet")
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "max_length": 400, "template": WITH_TOOLS}
+    same = make(Conversations, train_file=file, val_file=file, **options)
+    assert [marked(same, row) for row in (0, 1)] == [marked(plain, row) for row in (0, 1)]
+
+
+def test_a_nested_input_is_used_and_a_missing_one_is_told(tmp_path: Path) -> None:
+    rows = [{"d": {"q": "What is", "a": "It is 1.", "more": "one?"}}] * 2
+    columns = {"prompt_column": "d.q", "response_column": "d.a"}
+    data = load(tmp_path, rows, template="plain", input_column="d.more", **columns)
+    assert marked(data) == "User:\nWhat is\n\none?\n\nAssistant:\n«It is 1.</s>»"
+    with pytest.raises(UserError, match=r"^data\.input_column d.less: no row has this column\.$"):
+        load(tmp_path, rows, template="plain", input_column="d.less", **columns)
+
+
+def test_all_bytes_of_a_last_character_have_loss(tmp_path: Path) -> None:
+    template = HIDES_THE_END.replace("<|end|>", "")
+    data = load(
+        tmp_path, [{"messages": [TURNS[0], {"role": "assistant", "content": "fine 🙂"}]}] * 2, template=template
+    )
+    assert "«fine 🙂" in marked(data)
+
+
+@pytest.mark.parametrize("name", ["alpaca", "plain", "none"])
+def test_an_exported_text_template_gives_the_prompts_of_training(name: str, tmp_path: Path) -> None:
+    ours = tokenizer("bytes", tmp_path)
+    template, _ = find_template(name, ours)
+    system = {"role": "system", "content": 'Say "no".'}
+    ours.chat_template = template.jinja_text()
+    for turns in ([TURNS[0]], TURNS[:3], [system, *TURNS[:3]]):
+        assert ours.apply_chat_template(turns, tokenize=False) == template.prompt(turns)
+
+
+def test_one_conversation_in_a_json_file_and_odd_folders(tmp_path: Path) -> None:
+    tokenizer("bytes", tmp_path / "tokenizer")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "one.json").write_text(json.dumps({"messages": TURNS}))
+    options = {"tokenizer": str(tmp_path / "tokenizer"), "template": "plain"}
+    file = str(tmp_path / "data" / "one.json")
+    data = make(Conversations, train_file=file, val_file=file, **options)
+    assert len(data.rows["train"]) == 1
+    (tmp_path / "data" / "README.txt").write_text("about these data")
+    with pytest.raises(UserError, match=r"the folder has files of several kinds \(.json, .txt\); give a pattern"):
+        make(Conversations, train_file=str(tmp_path / "data"), **options)
+
+
+def test_rows_to_predict_are_not_offered_to_be_skipped(tmp_path: Path) -> None:
+    tokenizer("bytes", tmp_path / "tokenizer")
+    good = write(tmp_path / "good.jsonl", [{"instruction": "What is one?", "output": "It is 1."}] * 4)
+    bad = write(tmp_path / "bad.jsonl", [{"instruction": "What is one?"}, {"instruction": ""}])
+    data = Alpaca(tokenizer=str(tmp_path / "tokenizer"), train_file=good, predict_file=bad, on_bad_row="skip")
+    with pytest.raises(UserError, match=r"line 2: .* is empty; mend the row\.$"):
+        data.table("predict")

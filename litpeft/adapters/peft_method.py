@@ -117,9 +117,12 @@ class Peft(Adapter):
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         dtype = base_dtype(model, [name.rpartition(".")[0] for name in trainable(model)])
-        self._check_dtype(dtype)
+        if dtype != torch.float32:
+            why = "in bf16 its rounding could not be exported exactly"
+            self._check_base("in bf16", why, "give --model.dtype fp32")
         if quantised_layers(model):
-            self._check_quantised()
+            why = "quantised weights cannot hold the change"
+            self._check_base("on a quantised base", why, "leave model.base out")
         left_out, in_full, before = not_adapted(model), list(trainable(model)), {id(t) for _, t in tensors_of(model)}
         config = build_config(self.method, self._filled_options(model))
         if self.method in PROMPTS:
@@ -244,29 +247,13 @@ class Peft(Adapter):
             | {"constants_bytes": sum(t.nbytes for t in constants)}
         )
 
-    def _check_dtype(self, dtype: torch.dtype) -> None:
-        if dtype == torch.float32:
-            return
+    def _check_base(self, kind: str, why: str, advice: str) -> None:
+        """Refuse what PEFT cannot do on this kind of base; `why` a change of the base could not be kept on it."""
         if changes_base(self.options):
-            raise UserError(
-                f"model.adapter.options.init_lora_weights {self.options['init_lora_weights']} changes the base, and in "
-                "bf16 its rounding could not be exported exactly; give --model.dtype fp32."
-            )
+            init = f"model.adapter.options.init_lora_weights {self.options['init_lora_weights']}"
+            raise UserError(f"{init} changes the base, and {why}; {advice}.")
         if self.method == "ADAPTION_PROMPT":
-            raise UserError(
-                "model.adapter.method ADAPTION_PROMPT does not run in bf16 with PEFT; give --model.dtype fp32."
-            )
-
-    def _check_quantised(self) -> None:
-        if changes_base(self.options):
-            raise UserError(
-                f"model.adapter.options.init_lora_weights {self.options['init_lora_weights']} changes the base, and "
-                "quantised weights cannot hold the change; leave model.base out."
-            )
-        if self.method == "ADAPTION_PROMPT":
-            raise UserError(
-                "model.adapter.method ADAPTION_PROMPT does not run on a quantised base with PEFT; leave model.base out."
-            )
+            raise UserError(f"model.adapter.method ADAPTION_PROMPT does not run {kind} with PEFT; {advice}.")
 
     def _filled_options(self, model: nn.Module | None = None) -> dict[str, Any]:
         """Return the options with the defaults that PEFT lacks, and with the targets in this model."""

@@ -234,10 +234,10 @@ class FineTuneData(L.LightningDataModule):
         """Return the number of rows used of each split, the facts about their tables and a row, for the run record."""
         lengths = {split: rows.lengths for split, rows in self.rows.items() if len(rows)}
         parts = shortened(self.example("train")) if "train" in self.rows else []
-        own_validation = "val" not in self.rows or self.source("val") is not None
+        is_cut = "val" in self.rows and "val" not in self._tables
         return {
             "example": [{"text": text, "has_loss": has_loss} for text, has_loss in parts],
-            "val_cut_from_train": None if own_validation else self.why_cut(),
+            "val_cut_from_train": self.why_cut() if is_cut else None,
             "rows": {split: len(rows) for split, rows in self.rows.items()},
             "tokens_per_row": {
                 split: {"median": float(np.median(tokens)), "longest": int(tokens.max())}

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from litpeft.data.rendered import CannotRender, Message, Rendered
+from litpeft.data.rendered import CannotRender, Message, Rendered, Span
 from litpeft.errors import UserError, first_sentence
 from litpeft.runs.record_schema import is_utf8
 
@@ -71,8 +71,8 @@ class ChatTemplate:
         """Whether what ends an answer has loss; generation blocks may leave it out."""
         if not self._marks_answers:
             return True
-        text, ((_, end),) = self._generated(
-            [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}], None
+        text, ((_, end),) = self._jinja_and_blocks(
+            [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
         )
         return text[:end].endswith(self.end)
 
@@ -94,7 +94,7 @@ class ChatTemplate:
         Raises:
             CannotRender: the template refuses the conversation or leaves out its tools.
         """
-        return self._with_arguments(self._prepared(messages), lambda turns: self._checked(turns, tools, prompt=True))
+        return self._with_arguments(self._prepared(messages), lambda turns: self._prompt(turns, tools))
 
     def render(self, messages: Sequence[Message], tools: Any = None) -> Rendered:
         """Return the text of a conversation whose last turn is an answer, and where its answers are.
@@ -104,17 +104,21 @@ class ChatTemplate:
         """
         return self._with_arguments(self._prepared(messages), lambda turns: self._rendered(turns, tools))
 
+    def _prompt(self, turns: list[Message], tools: Any) -> str:
+        text = self._jinja(turns, tools, prompt=True)
+        self._check(text, turns, tools, prompt=True)
+        return text
+
     def _rendered(self, turns: list[Message], tools: Any) -> Rendered:
-        if self._marks_answers:
-            text, answers = self._generated(turns, tools)
-            if len(answers) != sum(turn["role"] == "assistant" for turn in turns):
-                raise CannotRender("the template's {% generation %} blocks are not one for each answer")
-        else:
-            text = self._checked(turns, tools)
+        text, answers = self._jinja_and_blocks(turns, tools, blocks=self._marks_answers)
+        self._check(text, turns, tools)
+        lost = "the template's {% generation %} blocks are not one for each answer"
+        if not self._marks_answers:
+            lost = "the template does not show where each answer is; give one with {% generation %} blocks"
             answers = self._found_by_marks(turns, tools, text) or self._found_by_prompts(turns, tools, text)
         apart = all(one[1] <= other[0] for one, other in itertools.pairwise(answers))
         if not apart or len(answers) != sum(turn["role"] == "assistant" for turn in turns):
-            raise CannotRender("the template does not show where each answer is; give one with {% generation %} blocks")
+            raise CannotRender(lost)
         text = text[: answers[-1][1]]
         if self.appends_end and not text.endswith(self.end):
             text += self.end
@@ -126,10 +130,13 @@ class ChatTemplate:
         """Return what `use` makes of the turns; templates take arguments of calls as objects or as JSON text."""
         try:
             return use(turns)
-        except CannotRender:
+        except CannotRender as error:
             if not any(turn.get("tool_calls") for turn in turns):
                 raise
-            return use([_with_json_arguments(turn) for turn in turns])
+            try:
+                return use([_with_json_arguments(turn) for turn in turns])
+            except CannotRender:
+                raise error from None
 
     def _prepared(self, messages: Sequence[Message]) -> list[Message]:
         """Return the turns as the template takes them: answers without their end, no system turn if it has none."""
@@ -144,21 +151,27 @@ class ChatTemplate:
         return turns
 
     def _jinja(self, messages: list[Message], tools: Any = None, prompt: bool = False) -> str:
+        return self._jinja_and_blocks(messages, tools, prompt, blocks=False)[0]
+
+    def _jinja_and_blocks(
+        self, messages: list[Message], tools: Any = None, prompt: bool = False, blocks: bool = True
+    ) -> tuple[str, list[Span]]:
+        """Return the rendered text, and where its generation blocks are; without `blocks` an empty list."""
+        options = {"add_generation_prompt": prompt, "return_assistant_tokens_mask": blocks}
         try:
-            rendered, _ = render_jinja_template(
-                [messages], tools, chat_template=self.source, add_generation_prompt=prompt, **self._tokens
+            (text,), found = render_jinja_template(
+                [messages], tools, chat_template=self.source, **options, **self._tokens
             )
         except TemplateError as error:
             raise CannotRender(f"the template says: {first_sentence(error).rstrip('.')}") from error
         except Exception as error:  # a template is a program, with any error of its own
             raise CannotRender(f"the template fails: {first_sentence(error).rstrip('.')}") from error
-        if not is_utf8(rendered[0]):
+        if not is_utf8(text):
             raise CannotRender("an escape such as \\ud800 is half a character; remove the escape")
-        return rendered[0]
+        return text, [(int(start), int(end)) for start, end in (found[0] if blocks else ())]
 
-    def _checked(self, messages: list[Message], tools: Any, prompt: bool = False) -> str:
-        """Return the rendered text; raise CannotRender if the template leaves out tools, calls or roles."""
-        text = self._jinja(messages, tools, prompt)
+    def _check(self, text: str, messages: list[Message], tools: Any, prompt: bool = False) -> None:
+        """Raise CannotRender if a rendered text lacks tools, their calls or what they return."""
         renamed = [_renamed(tool) for tool in tools or ()]
         if tools and self._unchanged(text, messages, renamed, prompt):
             raise CannotRender("the template leaves out tools; give a data.template that has them")
@@ -172,7 +185,6 @@ class ChatTemplate:
                 raise CannotRender(
                     "the template leaves out what tools return; give a data.template that has tool turns"
                 )
-        return text
 
     def _unchanged(self, text: str, messages: list[Message], tools: Any, prompt: bool) -> bool:
         """Return whether the template gives the same text for other messages or tools."""
@@ -181,15 +193,7 @@ class ChatTemplate:
         except CannotRender:
             return False
 
-    def _generated(self, messages: list[Message], tools: Any) -> tuple[str, list[tuple[int, int]]]:
-        """Return the text and its answers as the template's generation blocks mark them."""
-        self._checked(messages, tools)
-        rendered, blocks = render_jinja_template(
-            [messages], tools, chat_template=self.source, return_assistant_tokens_mask=True, **self._tokens
-        )
-        return rendered[0], [(int(start), int(end)) for start, end in blocks[0]]
-
-    def _found_by_marks(self, messages: list[Message], tools: Any, text: str) -> list[tuple[int, int]]:
+    def _found_by_marks(self, messages: list[Message], tools: Any, text: str) -> list[Span]:
         """Find the answers by rendering marks in their place; [] if the rest of the text depends on the answers."""
         marked, contents = [], []
         for turn in messages:
@@ -223,7 +227,7 @@ class ChatTemplate:
             answers.append((start, at + (place + len(end) if place >= 0 else 0)))
         return answers
 
-    def _found_by_prompts(self, messages: list[Message], tools: Any, text: str) -> list[tuple[int, int]]:
+    def _found_by_prompts(self, messages: list[Message], tools: Any, text: str) -> list[Span]:
         """Find each answer between the prompt for generation and the next end; [] if that is impossible."""
         answers = []
         last = max(number for number, turn in enumerate(messages) if turn["role"] == "assistant")

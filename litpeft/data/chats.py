@@ -22,7 +22,7 @@ from litpeft.data.templates import Template, find_template
 from litpeft.data.token_rows import PairRows, TokenRows
 from litpeft.errors import UserError
 
-RULES = 2  # increase when conversations are rendered otherwise, so that cached tables are not used
+RULES = 3  # increase when conversations are rendered otherwise, so that cached tables are not used
 TRAIN_ON = {"response": "assistant", "prompt": "all"}  # names of version 0.1.0
 Conversation = tuple[str, list[Message], list[dict[str, Any]] | None]  # place for error messages, turns, tools
 
@@ -132,17 +132,17 @@ class Chats(Sequences):
         """Yield the rendered conversations of a split, and count rows and what is left out."""
         for place, turns, tools in self.conversations(split):
             counts["total_rows"] += 1
-            last = max((i for i, turn in enumerate(turns) if turn["role"] == "assistant"), default=None)
+            answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and turn.get("weight", 1)]
+            silent = [i for i in answers if not (turns[i]["content"].strip() or turns[i].get("tool_calls"))]
             if split == "predict":
-                before = turns if last is None or last + 1 < len(turns) else turns[:-1]
-            elif last is None or not any(map(_says_something, turns[last:] if self.encoder else turns)):
+                before = turns[:-1] if turns[-1]["role"] == "assistant" else turns
+            elif silent == answers or (self.encoder and answers[-1] in silent):
                 counts["empty_responses_dropped"] += 1
                 continue
             else:
-                counts["turns_after_last_answer"] += len(turns) - last - 1
-                silent = [turn for turn in turns if turn["role"] == "assistant" and not _says_something(turn)]
-                counts["answers_without_text"] += sum(turn.get("weight", 1) for turn in silent)
-                before, turns = turns[:last], turns[: last + 1]
+                counts["turns_after_last_answer"] += len(turns) - answers[-1] - 1
+                counts["answers_without_text"] += len(silent)
+                before, turns = turns[: answers[-1]], turns[: answers[-1] + 1]
             try:
                 if split == "predict" or self.encoder:
                     rendered = Rendered(self.template.prompt(before, tools), [])
@@ -180,13 +180,6 @@ class Chats(Sequences):
         if not template.learns_end:
             told += "; its generation blocks leave out what ends an answer, so that this is not learnt"
         return super().describe() | {"format": told}
-
-
-def _says_something(turn: Message) -> bool:
-    """Return whether a turn is an answer with text or calls of tools, and with loss."""
-    return turn["role"] == "assistant" and bool(
-        turn.get("weight", 1) and (turn["content"].strip() or turn.get("tool_calls"))
-    )
 
 
 def _shown(turns: list[Message]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+Span = tuple[int, int]  # start and end in a text, in characters
 Message = dict[str, Any]  # `role`, `content`, and what the template reads besides, such as `tool_calls`
 
 
@@ -22,4 +23,4 @@ class Rendered:
     """
 
     text: str
-    answers: list[tuple[int, int]]
+    answers: list[Span]

@@ -70,6 +70,10 @@ def test_answers_of_weight_0_have_no_loss(mark: dict[str, Any], tmp_path: Path) 
         text = marked(load(tmp_path, [row] * 2, template=template))
         assert text.count("«") == 1
         assert "«It is 2." in text
+    data = load(tmp_path, [{"messages": [*TURNS[:3], TURNS[3] | mark]}] * 2, "chatml")
+    assert marked(data).endswith("assistant\n«It is 1.<|im_end|>»")
+    assert data.describe()["tables"]["train"]["turns_after_last_answer"] == 4
+    assert next(data.prompts("train", 1))[1:] == (["What is one?"], ["It is 1."])
     with pytest.raises(UserError, match=r"turn 2 has the weight 0.5; known weights: 0 \(no loss\) and 1"):
         load(tmp_path, [{"messages": [TURNS[0], TURNS[1] | {"weight": 0.5}]}])
 

@@ -75,9 +75,9 @@ class _AdaptedLinears(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         dtype = rows.dtype
         factors = [_factors(c.prepared, c.A, c.B, dtype) for c in calls]
-        low = scaled_product(rows, _stacked([a for a, _ in factors]).T, factor)  # (N, r_1 + .. + r_n)
-        outs, scaled = [], []
-        lows = _columns(low, [len(a) for a, _ in factors])
+        stacked = torch.cat([a for a, _ in factors])
+        low = scaled_product(rows, stacked.T, factor)  # (N, r_1 + .. + r_n)
+        outs, scaled, lows = [], [], _columns(low, [len(a) for a, _ in factors])
         for c, (_, b), part in zip(calls, factors, lows, strict=True):
             added = None if c.bias is None else c.bias.to(dtype)
             out = frozen_product(rows, c.stored, c.to_matrix, added if c.magnitude is None else None, c.weight)
@@ -88,7 +88,7 @@ class _AdaptedLinears(torch.autograd.Function):
                 kept, out = times_plus(out, gain, added, keep=any(ctx.needs_input_grad))
             outs.append(out)
             scaled.append(kept)
-        ctx.save_for_backward(rows, *lows, *scaled, *tensors)
+        ctx.save_for_backward(rows, stacked, *lows, *scaled, *tensors)
         ctx.settings = factor, on_backward, [(c.to_matrix, c.prepared, 5 + len(c.stored)) for c in calls]
         ctx.set_materialize_grads(False)
         return tuple(outs)
@@ -98,7 +98,7 @@ class _AdaptedLinears(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         factor, on_backward, settings = ctx.settings
         on_backward()
-        rows, *saved = ctx.saved_tensors
+        rows, stacked, *saved = ctx.saved_tensors
         count = len(settings)
         lows, scaled, tensors = saved[:count], saved[count : 2 * count], saved[2 * count :]
         need_x, needs = ctx.needs_input_grad[0], ctx.needs_input_grad[4:]
@@ -106,7 +106,7 @@ class _AdaptedLinears(torch.autograd.Function):
         for (to_matrix, prepared, count), dy, low, kept in zip(settings, upstream, lows, scaled, strict=True):
             bias, A, B, magnitude, gain, *stored = tensors[first : first + count]
             if dy is not None:
-                a, b = _factors(prepared, A, B, dy.dtype)
+                _, b = _factors(prepared, A, B, dy.dtype)
                 if prepared is not None:
                     prepared.used = True
                 if needs[first]:
@@ -116,17 +116,17 @@ class _AdaptedLinears(torch.autograd.Function):
                     dy, grads[first + 3] = times_backward(dy, kept, magnitude, gain)
                 if needs[first + 2]:
                     grads[first + 2] = gradient_of_B(dy, low, B.dtype)
-                layers.append((first + 1, a, b, dy))
+                layers.append((first + 1, b, dy))
                 if need_x:
                     w = to_matrix(*stored, dtype=dy.dtype)
                     dx = dy @ w if dx is None else dx.addmm_(dy, w)
             first += count
         if not layers:
             return (None,) * (4 + len(tensors))
-        ranks = [len(a) for _, a, _, _ in layers]
+        ranks = [b.shape[1] for _, b, _ in layers]
         dlow = rows.new_empty(len(rows), sum(ranks))  # (N, r_1 + .. + r_n)
         parts = _columns(dlow, ranks)
-        for part, (_, _, b, dy) in zip(parts, layers, strict=True):
+        for part, (_, b, dy) in zip(parts, layers, strict=True):
             part.addmm_(dy, for_product(b), beta=0, alpha=factor)
         if parts[0]._base is not dlow:
             torch.cat(parts, 1, out=dlow)
@@ -135,7 +135,10 @@ class _AdaptedLinears(torch.autograd.Function):
             for (place, *_), part in zip(layers, dA.split(ranks), strict=True):
                 grads[place] = part
         if need_x:
-            dx.addmm_(dlow, _stacked([a for _, a, _, _ in layers]))
+            if len(layers) < len(settings):  # the rows of A of these layers
+                every = stacked.split([low.shape[1] for low in lows])
+                stacked = torch.cat([a for a, dy in zip(every, upstream, strict=True) if dy is not None])
+            dx.addmm_(dlow, stacked)
         return (dx, None, None, None, *grads)
 
 
@@ -148,11 +151,3 @@ def _columns(matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
     """Return the columns of each layer: views, or copies on a CPU, where products with a view take a third longer."""
     parts = matrix.split(widths, 1)
     return tuple(part.contiguous() for part in parts) if matrix.device.type == "cpu" else parts
-
-
-def _stacked(parts: list[Tensor]) -> Tensor:
-    """Return the matrices below each other, without a copy if they are all rows of one tensor."""
-    whole = parts[0]._base
-    if whole is not None and all(part._base is whole for part in parts) and len(whole) == sum(map(len, parts)):
-        return whole
-    return torch.cat(parts)

@@ -14,7 +14,6 @@ import weakref
 from collections import Counter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from litpeft.adapters.shared_linears import adapted_linears
@@ -30,7 +29,6 @@ class SharedInput:
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self._members = [weakref.ref(layer) for layer in layers]
-        self._rows: Tensor | None = None  # A of all layers, stacked, in the compute dtype
         self._input: tuple[Tensor, int] | None = None  # the last input, and its version
         self._outputs: dict[int, Tensor] = {}  # id of a layer -> its output, until it is called
 
@@ -39,22 +37,12 @@ class SharedInput:
         """Let the layers share their input."""
         shared = cls(layers)
         for layer in layers:
-            layer.shared_input, layer._prepared = shared, None
+            layer.shared_input = shared
 
     def layers(self) -> list[nn.Module] | None:
         """Return the layers; None if one no longer exists or has left."""
         layers = [member() for member in self._members]
         return layers if all(getattr(layer, "shared_input", None) is self for layer in layers) else None
-
-    def rows_of(self, layer: nn.Module, dtype: torch.dtype) -> Tensor:
-        """Return where A (r, in) of this layer is kept in the compute dtype: rows of one tensor of all layers."""
-        layers, A = self.layers(), layer.lora_A
-        if layers is None:
-            return torch.empty_like(A, dtype=dtype, requires_grad=False)
-        ranks = [len(each.lora_A) for each in layers]
-        if self._rows is None or self._rows.dtype != dtype or self._rows.device != A.device:
-            self._rows = A.new_empty(sum(ranks), A.shape[1], dtype=dtype, requires_grad=False)
-        return self._rows.split(ranks)[layers.index(layer)]
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         """Return this layer's output; None if it has to be computed alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.data.base import Split
-from litpeft.data.cache import dataset_of, stored
+from litpeft.data.cache import dataset_of
 from litpeft.data.rendered import CannotRender, Message, Rendered
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.templates import Template, find_template
@@ -122,11 +122,14 @@ class Chats(Sequences):
         counts = {"total_rows": 0, "empty_responses_dropped": 0, "turns_after_last_answer": 0, "answers": 0}
         counts["answers_without_text"] = 0
         batches = (self._columns_of(batch) for batch in batched(self._rendered(split, counts), BATCH))
-        first = next(batches, None)
-        if first is None:
-            raise UserError(f"data: the {split} rows of {type(self).__name__} have no responses to train on.")
-        table = stored(itertools.chain([first], batches), self.cache_dir / "tables")
+        table = self.stored(batches)
         return dataset_of(table), counts | self.facts_of_reading.get(split, {})
+
+    def stored(self, batches: Iterable[dict[str, pa.Array]]) -> pa.Table:
+        first = next(iterator := iter(batches), None)
+        if first is None:
+            raise UserError(f"data: no row of {type(self).__name__} has a response to train on.")
+        return super().stored(itertools.chain([first], iterator))
 
     def _rendered(self, split: Split, counts: dict[str, int]) -> Iterator[_Row]:
         """Yield the rendered conversations of a split, and count rows and what is left out."""

@@ -47,7 +47,8 @@ class Sequences(FineTuneData):
         task = self.trainer.lightning_module if self.trainer is not None else None
         return getattr(task, "encoder_decoder", False)
 
-    def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+    def kept(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+        """Return the rows that can be used, of these rows of the split's table; count the others."""
         table = self.table(split)[0]
         encoded = self._rows_of(table, rows, prompts=split == "predict")
         if self.long_rows == "drop" and split != "predict":
@@ -55,6 +56,10 @@ class Sequences(FineTuneData):
             encoded = self._rows_of(table, whole)
         self.dropped[split] = len(rows) - len(encoded)
         self.truncated[split] = encoded.truncated
+        return encoded
+
+    def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+        encoded = self.kept(split, rows)
         if not len(encoded):
             raise UserError(
                 f"data.max_length {self.max_length} leaves no response in any of the {split} rows; give a larger one."

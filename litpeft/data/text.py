@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from litpeft.data.base import Split
-from litpeft.data.cache import dataset_of, stored
+from litpeft.data.cache import dataset_of
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.token_rows import ANSWER
@@ -61,7 +61,7 @@ class Text(Sequences, TabularData):
         facts = {"total_rows": 0, "documents": 0}
         columns = self._prompts if split == "predict" else self._blocks
         batches = (columns(texts) for texts in batched(self._documents(split, facts), BATCH))
-        table = stored(batches, self.cache_dir / "tables")
+        table = self.stored(batches)
         return dataset_of(table), facts | {"total_rows": len(table)}
 
     def _documents(self, split: Split, facts: dict[str, Any]) -> Iterator[str]:

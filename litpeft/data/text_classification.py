@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
-from litpeft.data.cache import dataset_of, stored
-from litpeft.data.labels import class_numbers, warn_of_similar
+from litpeft.data.cache import dataset_of
+from litpeft.data.labels import class_numbers, classes_needed, warn_of_similar
 from litpeft.data.sequences import BATCH, IDS, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.told import Part
@@ -94,13 +94,15 @@ class TextClassification(TabularData):
                 places.append(place), labels.append(label)
                 yield text
 
-        table = stored((self._encode(part, truncated) for part in batched(texts(), BATCH)), self.cache_dir / "tables")
+        table = self.stored(self._encode(part, truncated) for part in batched(texts(), BATCH))
         names = self._label_names or self._hub_label_names()
         if split not in ("train", "predict"):
             names = self.label_names
         file = self.files[read_split]
         offset = self.layout(file)["label_offset"] if file else self.label_offset
         ids = [-1] * len(places)
+        if labelled and names is None and self.streaming:
+            raise classes_needed(labels)
         if labelled:
             ids, names = class_numbers(labels, places, names, offset, bad)
         bad.check(len(places))
@@ -201,7 +203,8 @@ class TextClassification(TabularData):
         if stage == "fit" and getattr(self.trainer, "is_global_zero", True):  # the first process speaks
             warn_of_similar(self.label_names)
             self._warn_of_missing_separator()
-            if empty := [name for name, count in self.class_counts("train").items() if not count]:
+            counts = {} if self.streaming else self.class_counts("train")
+            if empty := [name for name, count in counts.items() if not count]:
                 print(
                     f"litpeft: warning: no training row has the label {', '.join(map(repr, empty))}.", file=sys.stderr
                 )

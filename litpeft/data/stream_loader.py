@@ -58,7 +58,7 @@ class StreamLoader:
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        self.dataset, self.batches, self.seed = blocks, batches, seed
+        self.blocks, self.batches, self.seed = blocks, batches, seed
         self.size, self.rank, self.world_size, self.most = batch_size * world_size, rank, world_size, most
         self.num_workers, self.pin_memory = num_workers, pin_memory
         self.requested_at = 0.0
@@ -79,19 +79,19 @@ class StreamLoader:
 
     def _from_here(self) -> Iterator[dict[str, Tensor]]:
         """Yield the batches that follow the position, without end, and move the position."""
-        self.dataset.passed, self.dataset.number = self._passed, self._number
+        self.blocks.passed, self.blocks.number = self._passed, self._number
         workers = {"prefetch_factor": 1, "worker_init_fn": _start_worker} if self.num_workers else {}
         # a separate generator: by default a seed is drawn from the global one, which would change dropout
         generator = torch.Generator().manual_seed(0)
         blocks = iter(
-            DataLoader(self.dataset, batch_size=None, num_workers=self.num_workers, generator=generator, **workers)
+            DataLoader(self.blocks, batch_size=None, num_workers=self.num_workers, generator=generator, **workers)
         )
         if self.num_workers:
             report_dead_worker_once()
         used = self._number > 0  # whether this pass has given a row
         for block in blocks:
             if block.passed > self._passed:
-                self.dataset.per_pass = self._number if self.dataset.per_pass is None else self.dataset.per_pass
+                self.blocks.per_pass = self._number if self.blocks.per_pass is None else self.blocks.per_pass
                 if not used:
                     raise UserError("data.streaming: no training row can be used; `litpeft data` shows why.")
                 used = False
@@ -160,11 +160,13 @@ class StreamLoader:
     def state_dict(self) -> dict[str, Any]:
         carried = None if self._carried is None else _as_tensor(self._carried)
         place = {"pass": self._passed, "block": self._number, "batches": self._served}
-        return place | {"per_pass": self.dataset.per_pass, "counts": dict(self._before), "carried": carried}
+        counts = {"counts": dict(self.counts), "counts_before": dict(self._before)}
+        return place | counts | {"per_pass": self.blocks.per_pass, "carried": carried}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._passed, self._number, self._served = state["pass"], state["block"], state["batches"]
-        self.dataset.per_pass, self._before = state["per_pass"], Counter(state["counts"])
+        self.counts, self._before = Counter(state["counts"]), Counter(state["counts_before"])
+        self.blocks.per_pass = state["per_pass"]
         self._carried = None if state["carried"] is None else _as_table(state["carried"])
 
 

@@ -24,7 +24,7 @@ from litpeft.errors import UserError
 
 COUNTED = (  # facts of a block that are summed over the blocks of a run
     *("skipped_rows", "truncated_rows", "empty_responses_dropped", "turns_after_last_answer", "answers"),
-    *("answers_without_text", "documents"),
+    *("answers_without_text", "thoughts_left_out", "documents"),
 )
 SHOWN = ("text", "answer")  # columns for people, which batches do not need
 

@@ -129,6 +129,9 @@ class TextClassification(TabularData):
         truncated[0] += len(long)
         kinds = {"input_ids": IDS, "token_type_ids": pa.list_(pa.int8())}
         encoded = {name: pa.array(columns[name], kind) for name, kind in kinds.items() if name in columns}
+        cut = np.zeros(len(texts), dtype=bool)
+        cut[long] = True
+        encoded["truncated"] = pa.array(cut)
         return encoded | {"text": pa.array(["\n".join(text) for text in texts])}
 
     def _read(self, split: Split, labelled: bool, bad: BadRows) -> Iterator[tuple[str, tuple[str, ...], Any]]:
@@ -196,7 +199,12 @@ class TextClassification(TabularData):
     def describe(self) -> dict[str, Any]:
         names = self.label_names
         classes = {split: self.class_counts(split) for split in self.rows if split != "predict"}
-        return super().describe() | {"label_names": names, "classes": classes}
+        cut = {split: self._truncated(split) for split in self.rows if "truncated" in self.table(split)[0].column_names}
+        return super().describe() | {"label_names": names, "classes": classes, "truncated_rows": cut}
+
+    def _truncated(self, split: Split) -> int:
+        """Return how many of the used rows of a split are truncated; tables of version 0.1.0 do not know it."""
+        return int(self.table(split)[0].data.column("truncated").to_numpy()[self.rows[split].rows].sum())
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

@@ -32,7 +32,9 @@ def tell(data: dict[str, Any]) -> None:
             "skipped": table.get("skipped_rows"),
             "without a response": table.get("empty_responses_dropped"),
             "dropped because of data.max_length": data.get("dropped_without_response", {}).get(split),
-            "truncated to data.max_length": data.get("truncated_rows", {}).get(split) or table.get("truncated_rows"),
+            "truncated to data.max_length": data.get("truncated_rows", {}).get(split, table.get("truncated_rows")),
+            "of them prompts that lost their end": data.get("truncated_prompts", {}).get(split),
+            "thoughts left out by the template": table.get("thoughts_left_out"),
             "answers without text, of which the end is learnt": table.get("answers_without_text"),
             "turns after a last answer left out": table.get("turns_after_last_answer"),
         }

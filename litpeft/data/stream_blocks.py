@@ -85,11 +85,15 @@ class Blocks(IterableDataset):
         self._reader: Iterator[tuple[str, dict[str, Any]]] | None = None
         self._at, self._start, self._read = 0, first_row, 0  # rows read; first row of the block; rows of the block
 
-    def __iter__(self) -> Iterator[Block]:
+    def __iter__(self) -> Iterator[Block | UserError]:
+        """Yield the blocks, and for a block that cannot be read the error, which a worker process must not raise."""
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         for following in itertools.count(first, step):
-            yield self.block(following)
+            try:
+                yield self.block(following)
+            except UserError as error:
+                yield error
 
     def first_table(self) -> tuple[datasets.Dataset, dict[str, Any]]:
         """Return the table of the first block with all of its columns, and the facts about it.

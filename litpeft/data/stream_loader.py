@@ -90,6 +90,8 @@ class StreamLoader:
             report_dead_worker_once()
         used = self._number > 0  # whether this pass has given a row
         for block in blocks:
+            if isinstance(block, UserError):
+                raise block
             if block.passed > self._passed:
                 self.blocks.per_pass = self._number if self.blocks.per_pass is None else self.blocks.per_pass
                 if not used:

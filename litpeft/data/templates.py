@@ -125,7 +125,9 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Templa
     if name in named:
         return ChatTemplate(tokenizer, named[name]), f"the chat template {name} of the tokenizer"
     if name in ("auto", "chat") and named:
-        raise UserError(f"data.template {name}: the tokenizer has several chat templates; give {' or '.join(named)}.")
+        raise UserError(
+            f"data.template {name}: the tokenizer has several chat templates; give {' or '.join(sorted(named))}."
+        )
     if name == "chat":
         raise UserError(
             f"data.template chat: the tokenizer {tokenizer.name_or_path} has no chat template; give one of "

@@ -209,10 +209,15 @@ def test_bad_long_and_empty_rows_are_counted_as_they_pass(tmp_path: Path, chat_t
     assert found["empty_responses_dropped"] == table["empty_responses_dropped"] == 1
     assert found["truncated_rows"] == facts.truncated["train"] > 0
     assert found.get("dropped_rows", 0) == facts.dropped["train"]
-    stopping = make(Conversations, **given | {"train_file": write(tmp_path / "b.jsonl", [*ROWS, rows[20]])}, streaming=True,
-                    shuffle_buffer=10)  # fmt: skip
-    with pytest.raises(UserError, match=r"b\.jsonl line 54: the question in column 'prompt' is empty"):
-        list(itertools.islice(stopping.train_dataloader(), 30))
+    bad = write(tmp_path / "b.jsonl", [*ROWS, rows[20]])
+    for workers in (0, 1):
+        stopping = make(
+            Conversations, **given | {"train_file": bad}, streaming=True, shuffle_buffer=10, num_workers=workers
+        )
+        with pytest.raises(
+            UserError, match=r"^[^\n]*b\.jsonl line 54: the question in column 'prompt' is empty[^\n]*$"
+        ):
+            list(itertools.islice(stopping.train_dataloader(), 30))
 
 
 def test_a_stream_without_usable_rows_ends_in_a_sentence(tmp_path: Path, chat_tokenizer: str) -> None:

@@ -82,6 +82,11 @@ class StreamedData(FineTuneData):
         order = np.random.default_rng(SUBSET_SEED).permutation(len(self.table("val")[0]))
         return np.sort(order[: self.samples["val"]])
 
+    def prepare_data(self) -> None:
+        if self.streaming and "train" in super()._needed():
+            self._check_options()
+        super().prepare_data()
+
     def setup(self, stage: str) -> None:
         """Prepare the splits; of a stream, read the first rows, to show them and to find mistakes before training."""
         if self.streaming and stage == "fit":

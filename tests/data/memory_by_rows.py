@@ -64,7 +64,7 @@ def measure(folder: Path, tokenizer: str, streaming: bool) -> None:
             peaks[:] = map(max, peaks, resident())
             time.sleep(0.02)
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     started, more = time.monotonic(), {"streaming": True, "val_samples": 100} if streaming else {}
     data = Alpaca(tokenizer=tokenizer, train_file=str(folder / "rows.jsonl"), cache_dir=str(folder / "cache"), **more)
@@ -72,7 +72,7 @@ def measure(folder: Path, tokenizer: str, streaming: bool) -> None:
     data.highest_token()
     loader = data.train_dataloader()
     for number, _ in enumerate(loader):
-        if number == 50 and not streaming or streaming and loader.measured()["passes"]:
+        if (number == 50 and not streaming) or (streaming and loader.measured()["passes"]):
             break
     running = False
     watcher.join()

@@ -25,10 +25,9 @@ import datasets
 import lightning as L
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from litpeft.data.cache import cached_table, fingerprint, stored, tokenizer_fingerprint
+from litpeft.data.cache import cached_table, fingerprint, highest_token, stored, tokenizer_fingerprint
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
 from litpeft.data.told import Part, shortened
@@ -90,6 +89,7 @@ class FineTuneData(L.LightningDataModule):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.rows: dict[str, EncodedRows] = {}
         self._tables: dict[str, tuple[datasets.Dataset, dict[str, Any]]] = {}
+        self._highest: dict[str, int | None] = {}  # split -> largest token id of its table
 
     def source(self, split: Split) -> dict[str, Any] | None:
         """Return everything that the rows of a split depend on, for the cache key; None if there is no such split."""
@@ -158,14 +158,18 @@ class FineTuneData(L.LightningDataModule):
             raise UserError(f"{type(self).__name__} has no {split} split; give data.{split}_file.")
         name = fingerprint(source, self._tokenizer_fingerprint, self.max_length)
         table, facts = cached_table(self.cache_dir / "tables" / name, lambda: self.tokenise(split))
+        self._highest[split] = facts.pop("highest_token", None)  # absent in tables of version 0.1.0
         self._tables[split] = table, facts | {"fingerprint": name}
         return self._tables[split]
 
     def highest_token(self) -> int:
         """Return the largest token id in the loaded tables, to compare with the model's embeddings."""
-        columns = [table.data.column(name) for table, _ in self._tables.values() for name in table.column_names]
-        lists = [c for c in columns if pa.types.is_list(c.type) and pa.types.is_int32(c.type.value_type)]
-        return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in lists), default=0)
+        known = self._highest
+        found = [
+            known[split] if known.get(split) is not None else highest_token(self._tables[split][0])
+            for split in self._tables
+        ]
+        return max(found, default=0)
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:

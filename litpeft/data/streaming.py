@@ -56,6 +56,7 @@ class StreamedData(FineTuneData):
             name = fingerprint(self._stream, self._tokenizer_fingerprint, self.max_length, "first", rows)
             folder = self.cache_dir / "tables" / name
             table, facts = cached_table(folder, lambda: Blocks(self, rows).first_table())
+            self._highest["val"] = facts.pop("highest_token", None)
             self._tables["val"] = table, facts | {"fingerprint": name}
         return super().table(split)
 

@@ -69,7 +69,10 @@ class Conversations(Chats, TabularData):
     def conversations(self, split: Split) -> Iterator[Conversation]:
         read_split, rows = self.split_to_read(split), 0
         bad = self._bad[split] = self.bad_rows(split)
-        given = self._options_of([part for part in NEEDED if self.columns_given[part]], self.columns_given, split)
+        asked = self.columns_given["prompt"] or self.columns_given["response"]
+        unread = ("messages",) if asked else ("history",) if self.columns_given["messages"] else ()
+        named = [part for part in NEEDED if self.columns_given[part] and part not in unread]
+        given = self._options_of(named, self.columns_given, split)
         placed = self._rows(read_split, given)
         first = next(placed, None)
         if first is None:

@@ -53,7 +53,7 @@ def read_rows(
     elif suffix in (".tsv", ".csv"):
         rows = _separated(path, _reader(path, lines_of(path, encoding, newline=""), delimiter), required, columns)
     elif suffix == ".txt":
-        rows = _texts(path, text_of(path, encoding), documents)
+        rows = _lines(path, encoding) if documents == "line" else _texts(path, text_of(path, encoding), documents)
     else:
         rows = _json(path, encoding)
     layout = ", data.delimiter and, for a file without a header, data.columns" if suffix in (".tsv", ".csv") else ""
@@ -137,14 +137,21 @@ def _separated(
         raise UserError(f"{path} line {reader.line_num}: {error}.") from error
 
 
+def _lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a text without those that are empty; reads as it goes."""
+    for number, line in enumerate(lines_of(path, encoding), 1):
+        if line.strip():
+            yield f"{path} line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
+
+
 def _texts(path: Path, text: str, documents: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines, the paragraphs or the whole of a text, without those that are empty."""
+    """Yield the paragraphs or the whole of a text, without those that are empty."""
     if documents == "file":
         if text.strip():
             yield f"{path}", {"text": text.replace("\r\n", "\n")}
         return
     line = 1
-    for part in re.split(r"(\n)" if documents == "line" else r"(\n[ \t\r]*\n\s*)", text):
+    for part in re.split(r"(\n[ \t\r]*\n\s*)", text):
         if part.strip():
             yield f"{path} line {line}", {"text": part.removesuffix("\r").replace("\r\n", "\n")}
         line += part.count("\n")

@@ -27,7 +27,8 @@ class Text(Sequences, TabularData):
 
     Args:
         text_column: name of the column with the text, in files other than .txt.
-        documents: what a document is in a .txt file: the whole `file`, a `paragraph` (between empty lines) or a `line`.
+        documents: what a document is in a .txt file: the whole `file`, a `paragraph` (between empty lines) or a `line`
+            (only then is a file not read into memory whole).
         packing: as for `Sequences`.
         options: files, batch size, limits and the other options of `TabularData` and `FineTuneData`.
     """

@@ -33,6 +33,7 @@ ARITHMETIC = "--data ArithmeticInstructions --data.train_rows 60 --data.val_rows
 TEXT = "--data SST2 --data.train_file {train} --data.val_file {val} --data.batch_size 8"
 BERT = f"--model SequenceClassification --model.model_name {{bert}} {TEXT}"
 LLAMA = "--model CausalLM --model.model_name {llama}"
+STREAM = f"--data.streaming true {EVERY_3_STEPS} --trainer.max_epochs -1"
 CASES = {  # an epoch of BERT has 12 batches
     "none, mid-epoch": f"{BERT} {EVERY_3_STEPS} --model.scheduler WarmupCosine",
     "lora, dropout, two workers": f"{BERT} {LORA} {EVERY_3_STEPS} --data.num_workers 2 --model.scheduler WarmupLinear",
@@ -48,6 +49,11 @@ CASES = {  # an epoch of BERT has 12 batches
     "--model.optimizer torch.optim.SGD --model.optimizer.lr 0.1 --model.optimizer.momentum 0.9",
     "causal lm, packing": f"{LLAMA} {ARITHMETIC} --data.packing true {LORA} {EVERY_3_STEPS} --data.max_length 128 "
     "--model.optimizer bitsandbytes.optim.PagedAdamW8bit --trainer.accumulate_grad_batches 2",
+    "stream, two workers": f"{BERT} {LORA} {STREAM} --data.shuffle_buffer 40 --data.num_workers 2 --trainer.max_steps 25 "
+    "--trainer.val_check_interval 0.4 --model.scheduler WarmupCosine",
+    "stream, packing, accumulation": f"{LLAMA} --data Text --data.train_file {{train}} --data.text_column sentence "
+    f"--data.max_length 64 --data.batch_size 2 {LORA} {STREAM} --data.shuffle_buffer 30 --data.val_samples 20 "
+    "--trainer.max_steps 13 --trainer.accumulate_grad_batches 2",
     "frozen, Lion8bit": f"{BERT} --model.adapter Frozen {EVERY_3_STEPS} --model.optimizer bitsandbytes.optim.Lion8bit "
     "--model.scheduler Constant --model.scheduler.warmup 5 --trainer.max_epochs 3 --trainer.check_val_every_n_epoch 2",
 }

@@ -206,11 +206,11 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
             "train_loss": float(train_loss) if train_loss is not None else None,
             "steps": trainer.global_step,
             "skipped_steps": getattr(trainer.precision_plugin, "skipped_steps", None),
-            "epochs": batches / trainer.datamodule.num_train_batches if batches else 0.0,
+            "epochs": trainer.datamodule.epochs(batches),
             "wall_seconds": time.perf_counter() - self._started_at,
         }
-        for callback in trainer.callbacks:
-            self.record |= callback.measured() if hasattr(callback, "measured") else {}
+        for part in (*trainer.callbacks, trainer.datamodule):
+            self.record |= part.measured() if hasattr(part, "measured") else {}
         if processes.world_size() > 1 and alone:
             self.record |= {name: most((peak, self.record[name])) for name, peak in before.items()}
             self.record |= {"energy_joules": None, "energy_joules_by_source": None}

@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
         data.setup("test")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     tell(data.describe() | {"example": []})
-    for index in range(min(options.examples, len(data.rows[options.split].rows))):
+    rows = data.head if options.split == "train" and getattr(data, "streaming", False) else data
+    for index in range(min(options.examples, len(rows.rows[options.split].rows))):
         print(f"--- {options.split} row {index + 1} ({'green' if colour else '« »'} has loss)")
-        print(shown(data.example(options.split, index), colour))
+        print(shown(rows.example(options.split, index), colour))
     return 0

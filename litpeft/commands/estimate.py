@@ -114,7 +114,8 @@ class Plan:
         self.data = data
         self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
         self.rows, self.tokens = self.batch["input_ids"].shape
-        self.source = "the longest batch of the data, with which a run starts"
+        of = "the first block of the stream" if getattr(data, "streaming", False) else "the data"
+        self.source = f"the longest batch of {of}, with which a run starts"
 
     def trace(self, adapter: Adapter, batch: Any = None, first_step: bool = True) -> Trace:
         """Trace the training steps with this adapter; validation too, unless another batch is given."""

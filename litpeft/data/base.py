@@ -16,6 +16,7 @@ the class in `__init__.py`. A minimal example:
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -24,10 +25,9 @@ import datasets
 import lightning as L
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from litpeft.data.cache import cached_table, fingerprint, tokenizer_fingerprint
+from litpeft.data.cache import cached_table, fingerprint, highest_token, stored, tokenizer_fingerprint
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
 from litpeft.data.told import Part, shortened
@@ -89,6 +89,7 @@ class FineTuneData(L.LightningDataModule):
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
         self.rows: dict[str, EncodedRows] = {}
         self._tables: dict[str, tuple[datasets.Dataset, dict[str, Any]]] = {}
+        self._highest: dict[str, int | None] = {}  # split -> largest token id of its table
 
     def source(self, split: Split) -> dict[str, Any] | None:
         """Return everything that the rows of a split depend on, for the cache key; None if there is no such split."""
@@ -136,7 +137,15 @@ class FineTuneData(L.LightningDataModule):
 
     def encoded(self, split: Split, rows: np.ndarray) -> EncodedRows:
         """Return the data set that batches are built from: these rows of the split's table."""
+        return self.kept(split, rows)
+
+    def kept(self, split: Split, rows: np.ndarray) -> EncodedRows:
+        """Return the rows of the split's table that can be used, of these; the default keeps all."""
         return EncodedRows(self.table(split)[0], rows, self.tokenizer.pad_token_id)
+
+    def stored(self, batches: Iterable[dict[str, pa.Array]]) -> pa.Table:
+        """Return batches of columns, at least one, as one table that is read from the disk."""
+        return stored(batches, self.cache_dir / "tables")
 
     def table(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         """Return all tokenised rows of a split and facts about them; train's table if validation is cut from train."""
@@ -149,14 +158,18 @@ class FineTuneData(L.LightningDataModule):
             raise UserError(f"{type(self).__name__} has no {split} split; give data.{split}_file.")
         name = fingerprint(source, self._tokenizer_fingerprint, self.max_length)
         table, facts = cached_table(self.cache_dir / "tables" / name, lambda: self.tokenise(split))
+        self._highest[split] = facts.pop("highest_token", None)  # absent in tables of version 0.1.0
         self._tables[split] = table, facts | {"fingerprint": name}
         return self._tables[split]
 
     def highest_token(self) -> int:
         """Return the largest token id in the loaded tables, to compare with the model's embeddings."""
-        columns = [table.data.column(name) for table, _ in self._tables.values() for name in table.column_names]
-        lists = [c for c in columns if pa.types.is_list(c.type) and pa.types.is_int32(c.type.value_type)]
-        return max((pc.max(pc.list_flatten(column)).as_py() or 0 for column in lists), default=0)
+        known = self._highest
+        found = [
+            known[split] if known.get(split) is not None else highest_token(self._tables[split][0])
+            for split in self._tables
+        ]
+        return max(found, default=0)
 
     @cached_property
     def _tokenizer_fingerprint(self) -> str:
@@ -195,11 +208,19 @@ class FineTuneData(L.LightningDataModule):
         """Batches per epoch (of all processes together); known after `setup`."""
         return len(self._sampler("train"))
 
+    def epochs(self, batches: int) -> float | None:
+        """Return how often a run has passed over the training rows after this many batches; None if unknown."""
+        return batches / self.num_train_batches if batches else 0.0
+
     def _sampler(self, split: Split, all_rows: bool = False) -> LengthGroupedBatches:
-        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
         shared = self.trainer is not None and not all_rows
         ranks = (self.trainer.global_rank, self.trainer.world_size) if shared else (0, 1)
-        return LengthGroupedBatches(self.rows[split].lengths, self.batch_size, seed, split == "train", *ranks)
+        return LengthGroupedBatches(self.rows[split].lengths, self.batch_size, self.seed_used, split == "train", *ranks)
+
+    @property
+    def seed_used(self) -> int:
+        """Random seed of the order of the batches."""
+        return int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
 
     def _loader(self, split: Split, all_rows: bool = False) -> ResumableLoader:
         return ResumableLoader(

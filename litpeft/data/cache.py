@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import sys
 import tempfile
+import threading
 import uuid
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.errors import first_sentence
 from litpeft.runs.atomic_write import damage, remove_folder, whole_folder
 
+_mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # the files of tables that `stored` returned
 FORMAT = 1  # increase when the columns of a cached table change
 
 
@@ -59,7 +65,9 @@ def cached_table(
         remove_folder(folder)
     table, facts = make()
     with whole_folder(folder, replace=False) as scratch:
-        table.save_to_disk(str(scratch / "table"))
+        with _dropping_pages():
+            facts = facts | {"highest_token": highest_token(table)}
+            table.save_to_disk(str(scratch / "table"))
         (scratch / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
     return _read(folder)
 
@@ -86,9 +94,44 @@ def stored(batches: Iterable[dict[str, pa.Array]], folder: Path) -> pa.Table:
                 writer.write_batch(batch)
             assert writer is not None
             writer.close()
-        return pa.ipc.open_stream(pa.memory_map(path)).read_all()
+        with open(path, "rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        _mapped.add(mapped)
+        return pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()
     finally:
         os.unlink(path)
+
+
+@contextmanager
+def _dropping_pages() -> Iterator[None]:
+    """Drop what is read of the files of `stored` from memory while the block runs: it would count as this process's."""
+    done = threading.Event()
+
+    def drop() -> None:
+        while not done.wait(0.1):
+            for file in list(_mapped):
+                file.madvise(mmap.MADV_DONTNEED)
+
+    thread = threading.Thread(target=drop, daemon=True)
+    if hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        if thread.ident is not None:
+            thread.join()
+
+
+def highest_token(table: datasets.Dataset) -> int:
+    """Return the largest token id of a table."""
+    columns = [table.data.column(name) for name in table.column_names]
+    chunks = [chunk for column in columns if _holds_ids(column.type) for chunk in column.chunks]
+    return max((pc.max(chunk.flatten()).as_py() or 0 for chunk in chunks), default=0)
+
+
+def _holds_ids(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) and pa.types.is_int32(kind.value_type)
 
 
 def dataset_of(table: pa.Table) -> datasets.Dataset:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from litpeft.data.jinja_template import MARK, JinjaTemplate
 from litpeft.data.rendered import CannotRender, Message, Rendered, Span
-from litpeft.errors import UserError, first_sentence
-from litpeft.runs.record_schema import is_utf8
+from litpeft.errors import UserError
 
-Out = TypeVar("Out")
-MARK = "\ue000\ue001"  # private characters of Unicode, in place of a text
+QUESTION = {"role": "user", "content": "A"}
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+LOST_BLOCKS = "some answer is in none of the template's {% generation %} blocks"
 
 
-class ChatTemplate:
+class ChatTemplate(JinjaTemplate):
     """Renders conversations with a Jinja template, and finds the answers in the text.
 
     The answers are what the template's `{% generation %}` blocks contain. In a template without them, an answer starts
@@ -37,6 +34,7 @@ class ChatTemplate:
     Attributes:
         end: what ends an answer.
         folds_system: whether the template has no system turn, so that a system text goes before the first user turn.
+        with_tools: the template of conversations with tools, if the tokenizer has one for them; else None.
 
     Raises:
         UserError: the template cannot render a question with its answer.
@@ -45,16 +43,13 @@ class ChatTemplate:
     adds_specials = False  # the template has written them
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
-        self.source = template
+        super().__init__(tokenizer, template)
         self._tokenizer = tokenizer
-        self._tokens = {
-            name: token for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)
-        } | {name: "" for name in ("bos_token", "eos_token") if not tokenizer.special_tokens_map.get(name)}
         self._marks_answers = GENERATION.search(template) is not None
-        question = {"role": "user", "content": "A"}
+        self.with_tools: ChatTemplate | None = None
         try:
-            whole = self._jinja([question, {"role": "assistant", "content": MARK}])
-            prompt, without = self._jinja([question], prompt=True), self._jinja([question])
+            whole = self.text([QUESTION, {"role": "assistant", "content": MARK}])
+            prompt, without = self.text([QUESTION], prompt=True), self.text([QUESTION])
         except CannotRender as error:
             raise UserError(f"data.template: it cannot render a question with its answer: {error}.") from error
         if MARK not in whole:
@@ -71,20 +66,26 @@ class ChatTemplate:
         """Whether what ends an answer has loss; generation blocks may leave it out."""
         if not self._marks_answers:
             return True
-        text, ((_, end),) = self._jinja_and_blocks(
-            [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
-        )
-        return text[:end].endswith(self.end)
+        text, blocks = self.text_and_blocks([QUESTION, {"role": "assistant", "content": "B"}])
+        return bool(blocks) and text[: blocks[-1][1]].endswith(self.end)
 
-    def jinja_text(self) -> str:
-        """Return the template as Jinja, to be exported with a tokenizer."""
-        return self.source
+    @cached_property
+    def opening(self) -> str:
+        """What a prompt has after the place where an answer starts, such as `<think>`; mostly nothing."""
+        prompt, turns = self.text([QUESTION], prompt=True), [QUESTION, {"role": "assistant", "content": "B"}]
+        rendered = self.render(turns)
+        start = _length_in_common(prompt, rendered.text)
+        return prompt[start:] if rendered.answers[0][0] == start else ""
+
+    def jinja_text(self) -> str | dict[str, str]:
+        """Return the template as Jinja, to be exported with a tokenizer; both by name if there is one for tools."""
+        return self.source if self.with_tools is None else {"default": self.source, "tool_use": self.with_tools.source}
 
     @cached_property
     def folds_system(self) -> bool:
         turns = [{"role": "user", "content": "A"}, {"role": "assistant", "content": "B"}]
         try:
-            return MARK not in self._jinja([{"role": "system", "content": MARK}, *turns])
+            return MARK not in self.text([{"role": "system", "content": MARK}, *turns])
         except CannotRender:
             return True
 
@@ -94,7 +95,9 @@ class ChatTemplate:
         Raises:
             CannotRender: the template refuses the conversation or leaves out its tools.
         """
-        return self._with_arguments(self._prepared(messages), lambda turns: self._prompt(turns, tools))
+        if self._is_for_tools(messages, tools):
+            return self.with_tools.prompt(messages, tools)
+        return self.with_arguments(self._prepared(messages), lambda turns: self._prompt(turns, tools))
 
     def render(self, messages: Sequence[Message], tools: Any = None) -> Rendered:
         """Return the text of a conversation whose last turn is an answer, and where its answers are.
@@ -102,41 +105,52 @@ class ChatTemplate:
         Raises:
             CannotRender: the template refuses the conversation or leaves out its tools, or the answers cannot be found.
         """
-        return self._with_arguments(self._prepared(messages), lambda turns: self._rendered(turns, tools))
+        if self._is_for_tools(messages, tools):
+            return self.with_tools.render(messages, tools)
+        return self.with_arguments(self._prepared(messages), lambda turns: self._rendered(turns, tools))
+
+    def _is_for_tools(self, messages: Sequence[Message], tools: Any) -> bool:
+        """Return whether the template for tools renders this conversation."""
+        called = any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages)
+        return self.with_tools is not None and bool(tools or called)
 
     def _prompt(self, turns: list[Message], tools: Any) -> str:
-        text = self._jinja(turns, tools, prompt=True)
-        self._check(text, turns, tools, prompt=True)
+        text = self.text(turns, tools, prompt=True)
+        self.check(text, turns, tools, prompt=True)
         return text
 
     def _rendered(self, turns: list[Message], tools: Any) -> Rendered:
-        text, answers = self._jinja_and_blocks(turns, tools, blocks=self._marks_answers)
-        self._check(text, turns, tools)
-        lost = "the template's {% generation %} blocks are not one for each answer"
-        if not self._marks_answers:
-            lost = "the template does not show where each answer is; give one with {% generation %} blocks"
-            answers = self._found_by_marks(turns, tools, text) or self._found_by_prompts(turns, tools, text)
-        apart = all(one[1] <= other[0] for one, other in itertools.pairwise(answers))
+        text, blocks = self.text_and_blocks(turns, tools, blocks=self._marks_answers)
+        self.check(text, turns, tools)
+        if self._marks_answers:
+            answers = self._parts_of_answers(turns, tools, blocks)
+        else:
+            found = self._found_by_marks(turns, tools, text) or self._found_by_prompts(turns, tools, text)
+            answers = [[answer] for answer in found]
+        spans = [span for parts in answers for span in parts]
+        apart = all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
         if not apart or len(answers) != sum(turn["role"] == "assistant" for turn in turns):
-            raise CannotRender(lost)
-        text = text[: answers[-1][1]]
+            lost = "the template does not show where each answer is; give one with {% generation %} blocks"
+            raise CannotRender(LOST_BLOCKS if self._marks_answers else lost)
+        text = text[: spans[-1][1]]
         if self.appends_end and not text.endswith(self.end):
             text += self.end
-            answers[-1] = answers[-1][0], len(text)
+            answers[-1][-1] = answers[-1][-1][0], len(text)
         learnt = [turn.get("weight", 1) for turn in turns if turn["role"] == "assistant"]
-        return Rendered(text, [answer for answer, weight in zip(answers, learnt, strict=True) if weight])
+        answers = [parts for parts, weight in zip(answers, learnt, strict=True) if weight]
+        spans = [span for parts in answers for span in parts]
+        return Rendered(text, spans, len(spans) - len(answers[-1]) if answers else -1)
 
-    def _with_arguments(self, turns: list[Message], use: Callable[[list[Message]], Out]) -> Out:
-        """Return what `use` makes of the turns; templates take arguments of calls as objects or as JSON text."""
-        try:
-            return use(turns)
-        except CannotRender as error:
-            if not any(turn.get("tool_calls") for turn in turns):
-                raise
-            try:
-                return use([_with_json_arguments(turn) for turn in turns])
-            except CannotRender:
-                raise error from None
+    def _parts_of_answers(self, turns: list[Message], tools: Any, blocks: list[Span]) -> list[list[Span]]:
+        """Return the generation blocks of each answer; how many it has shows when the turns after it are left out."""
+        numbers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+        if len(blocks) == len(numbers):
+            return [[block] for block in blocks]
+        ends = [len(self.text_and_blocks(turns[: number + 1], tools)[1]) for number in numbers]
+        starts = [0, *ends[:-1]]
+        if ends[-1:] != [len(blocks)] or any(end <= start for start, end in zip(starts, ends, strict=True)):
+            raise CannotRender(LOST_BLOCKS)
+        return [blocks[start:end] for start, end in zip(starts, ends, strict=True)]
 
     def _prepared(self, messages: Sequence[Message]) -> list[Message]:
         """Return the turns as the template takes them: answers without their end, no system turn if it has none."""
@@ -150,49 +164,6 @@ class ChatTemplate:
             turns[0]["content"] = f"{system}\n\n{turns[0]['content']}" if system else turns[0]["content"]
         return turns
 
-    def _jinja(self, messages: list[Message], tools: Any = None, prompt: bool = False) -> str:
-        return self._jinja_and_blocks(messages, tools, prompt, blocks=False)[0]
-
-    def _jinja_and_blocks(
-        self, messages: list[Message], tools: Any = None, prompt: bool = False, blocks: bool = True
-    ) -> tuple[str, list[Span]]:
-        """Return the rendered text, and where its generation blocks are; without `blocks` an empty list."""
-        options = {"add_generation_prompt": prompt, "return_assistant_tokens_mask": blocks}
-        try:
-            (text,), found = render_jinja_template(
-                [messages], tools, chat_template=self.source, **options, **self._tokens
-            )
-        except TemplateError as error:
-            raise CannotRender(f"the template says: {first_sentence(error).rstrip('.')}") from error
-        except Exception as error:  # a template is a program, with any error of its own
-            raise CannotRender(f"the template fails: {first_sentence(error).rstrip('.')}") from error
-        if not is_utf8(text):
-            raise CannotRender("an escape such as \\ud800 is half a character; remove the escape")
-        return text, [(int(start), int(end)) for start, end in (found[0] if blocks else ())]
-
-    def _check(self, text: str, messages: list[Message], tools: Any, prompt: bool = False) -> None:
-        """Raise CannotRender if a rendered text lacks tools, their calls or what they return."""
-        renamed = [_renamed(tool) for tool in tools or ()]
-        if tools and self._unchanged(text, messages, renamed, prompt):
-            raise CannotRender("the template leaves out tools; give a data.template that has them")
-        for number, turn in enumerate(messages):
-            before, after = messages[:number], messages[number + 1 :]
-            calls = {name: value for name, value in turn.items() if name != "tool_calls"}
-            if turn.get("tool_calls") and self._unchanged(text, [*before, calls, *after], tools, prompt):
-                raise CannotRender("the template leaves out tools; give a data.template that has them")
-            other = turn | {"content": f"{turn['content']}{MARK}"}
-            if turn["role"] == "tool" and self._unchanged(text, [*before, other, *after], tools, prompt):
-                raise CannotRender(
-                    "the template leaves out what tools return; give a data.template that has tool turns"
-                )
-
-    def _unchanged(self, text: str, messages: list[Message], tools: Any, prompt: bool) -> bool:
-        """Return whether the template gives the same text for other messages or tools."""
-        try:
-            return self._jinja(messages, tools, prompt) == text
-        except CannotRender:
-            return False
-
     def _found_by_marks(self, messages: list[Message], tools: Any, text: str) -> list[Span]:
         """Find the answers by rendering marks in their place; [] if the rest of the text depends on the answers."""
         marked, contents = [], []
@@ -202,7 +173,7 @@ class ChatTemplate:
                 contents.append(turn["content"])
             else:
                 marked.append(turn)
-        pieces = self._jinja(marked, tools).split(MARK)
+        pieces = self.text(marked, tools).split(MARK)
         thoughts = any(turn.get("reasoning_content") or turn.get("thinking") for turn in messages)
         # a thought before an answer may repeat the header
         several = thoughts and self._header and any(piece.count(self._header) > 1 for piece in pieces[:-1])
@@ -234,12 +205,12 @@ class ChatTemplate:
         for number, turn in enumerate(messages):
             if turn["role"] != "assistant":
                 continue
-            prompt, before = self._jinja(messages[:number], tools, prompt=True), self._jinja(messages[:number], tools)
+            prompt, before = self.text(messages[:number], tools, prompt=True), self.text(messages[:number], tools)
             start = _length_in_common(prompt, text)  # a prompt may open a thought that the answer does not have
             if start <= _length_in_common(prompt, before) and start < len(prompt):
                 return []
             if self.appends_end:  # what the template writes up to the next turn
-                whole = self._jinja(messages[: number + 1], tools).rstrip()
+                whole = self.text(messages[: number + 1], tools).rstrip()
                 end = len(whole) if text.startswith(whole) else -1
             else:
                 written = self.end if number == last else self._end_within
@@ -269,7 +240,7 @@ class ChatTemplate:
         """Return what ends an answer that another turn follows; in some formats that is another token."""
         turns = [{"role": role, "content": text} for role, text in (("user", "A"), ("assistant", MARK), ("user", "B"))]
         try:
-            tail = self._jinja(turns).partition(MARK)[2]
+            tail = self.text(turns).partition(MARK)[2]
         except CannotRender:
             return "" if self.appends_end else self.end
         if not self.appends_end and self.end in tail:
@@ -279,20 +250,6 @@ class ChatTemplate:
             t for t in self._tokenizer.get_added_vocab() if t.strip() and t != begin and tail.lstrip().startswith(t)
         ]
         return max(tokens, key=len, default="")
-
-
-def _with_json_arguments(turn: Message) -> Message:
-    """Return a turn whose tool calls have their arguments as JSON text."""
-    if not turn.get("tool_calls"):
-        return turn
-    calls = [call | {"function": call["function"] | {"arguments": json.dumps(call["function"]["arguments"])}}
-             for call in turn["tool_calls"]]  # fmt: skip
-    return turn | {"tool_calls": calls}
-
-
-def _renamed(tool: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool with another name."""
-    return tool | {"function": tool["function"] | {"name": f"{tool['function'].get('name')}{MARK}"}}
 
 
 def _length_in_common(one: str, other: str) -> int:

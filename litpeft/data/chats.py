@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -15,14 +16,15 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from litpeft.data.base import Split
-from litpeft.data.cache import dataset_of, stored
+from litpeft.data.cache import dataset_of
 from litpeft.data.rendered import CannotRender, Message, Rendered
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
-from litpeft.data.templates import Template, find_template
+from litpeft.data.templates import Template, TextTemplate, find_template
 from litpeft.data.token_rows import PairRows, TokenRows
 from litpeft.errors import UserError
 
-RULES = 3  # increase when conversations are rendered otherwise, so that cached tables are not used
+RULES = 4  # increase when conversations are rendered otherwise, so that cached tables are not used
+THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 TRAIN_ON = {"response": "assistant", "prompt": "all"}  # names of version 0.1.0
 Conversation = tuple[str, list[Message], list[dict[str, Any]] | None]  # place for error messages, turns, tools
 
@@ -82,7 +84,7 @@ class Chats(Sequences):
         rules = {
             "kind": "chats",
             "rules": RULES,
-            "template": self.template.source,
+            "template": self.template.source if isinstance(self.template, TextTemplate) else self.template.jinja_text(),
             "tokens": tokens,
             "encoder": self.encoder,
         }
@@ -110,6 +112,10 @@ class Chats(Sequences):
         ids = {tokenizer.eos_token_id, tokenizer.get_added_vocab().get(end)} - {None}
         return sorted(ids), [] if end in tokenizer.get_added_vocab() or end == tokenizer.eos_token else [end]
 
+    @property
+    def opening(self) -> str:
+        return self.template.opening
+
     def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
         if not self.template.end or (self.encoder and self.tokenizer.eos_token_id is None):
             raise UserError(
@@ -120,13 +126,16 @@ class Chats(Sequences):
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         counts = {"total_rows": 0, "empty_responses_dropped": 0, "turns_after_last_answer": 0, "answers": 0}
-        counts["answers_without_text"] = 0
+        counts |= {"answers_without_text": 0, "thoughts_left_out": 0}
         batches = (self._columns_of(batch) for batch in batched(self._rendered(split, counts), BATCH))
-        first = next(batches, None)
-        if first is None:
-            raise UserError(f"data: the {split} rows of {type(self).__name__} have no responses to train on.")
-        table = stored(itertools.chain([first], batches), self.cache_dir / "tables")
+        table = self.stored(batches)
         return dataset_of(table), counts | self.facts_of_reading.get(split, {})
+
+    def stored(self, batches: Iterable[dict[str, pa.Array]]) -> pa.Table:
+        first = next(iterator := iter(batches), None)
+        if first is None:
+            raise UserError(f"data: no row of {type(self).__name__} has a response to train on.")
+        return super().stored(itertools.chain([first], iterator))
 
     def _rendered(self, split: Split, counts: dict[str, int]) -> Iterator[_Row]:
         """Yield the rendered conversations of a split, and count rows and what is left out."""
@@ -151,7 +160,8 @@ class Chats(Sequences):
             except CannotRender as error:
                 self.cannot_render(split, place, str(error))
                 continue
-            counts["answers"] += len(rendered.answers)
+            counts["answers"] += sum(1 for i in answers if i < len(turns)) if rendered.answers else 0
+            counts["thoughts_left_out"] += _thoughts_left_out(turns, rendered.text)
             answer = turns[-1]["content"].removesuffix(self.template.end) if len(turns) > len(before) else ""
             yield _Row(rendered, _shown(before), answer)
 
@@ -160,7 +170,8 @@ class Chats(Sequences):
         if self.encoder:
             columns = self._pairs(texts, answers)
         else:
-            columns = self.tokenised(texts, [row.rendered.answers for row in rows], self.template.adds_specials)
+            spans, lasts = [row.rendered.answers for row in rows], [row.rendered.last for row in rows]
+            columns = self.tokenised(texts, spans, self.template.adds_specials, lasts)
         return columns | {"text": pa.array([row.shown for row in rows]), "answer": pa.array(answers)}
 
     def _pairs(self, prompts: list[str], responses: list[str]) -> dict[str, pa.Array]:
@@ -180,6 +191,13 @@ class Chats(Sequences):
         if not template.learns_end:
             told += "; its generation blocks leave out what ends an answer, so that this is not learnt"
         return super().describe() | {"format": told}
+
+
+def _thoughts_left_out(turns: list[Message], text: str) -> int:
+    """Return the number of thoughts of the assistant that a rendered conversation lacks."""
+    found = [turn.get("reasoning_content") or turn.get("thinking") or "" for turn in turns]
+    found += [thought for turn in turns if turn["role"] == "assistant" for thought in THOUGHT.findall(turn["content"])]
+    return sum(1 for thought in found if isinstance(thought, str) and thought.strip() and thought.strip() not in text)
 
 
 def _shown(turns: list[Message]) -> str:

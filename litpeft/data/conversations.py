@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
 from litpeft.data.chats import Chats, Conversation
+from litpeft.data.files import check_columns
 from litpeft.data.messages import LISTS, PROMPTS, RESPONSES, Columns, Unusable, conversation, find_columns
 from litpeft.data.raw_files import expand
 from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
+
+NEEDED = ("messages", "prompt", "response", "system", "history", "tools")  # columns that rows must have, if given
 
 
 class Conversations(Chats, TabularData):
@@ -56,6 +60,7 @@ class Conversations(Chats, TabularData):
             **{"response": response_column, "system": system_column, "history": history_column, "tools": tools_column},
         }
         self._bad: dict[str, BadRows] = {}
+        self.columns_found: dict[Split, Columns] = {}
 
     def source_of_conversations(self, split: Split) -> dict[str, Any] | None:
         source = self.source_of_rows(self.split_to_read(split))
@@ -64,9 +69,22 @@ class Conversations(Chats, TabularData):
     def conversations(self, split: Split) -> Iterator[Conversation]:
         read_split, rows = self.split_to_read(split), 0
         bad = self._bad[split] = self.bad_rows(split)
-        columns, required, optional = self._columns(read_split, answered=split != "predict")
-        for place, row in self.read(read_split, required, optional):
+        asked = self.columns_given["prompt"] or self.columns_given["response"]
+        unread = ("messages",) if asked else ("history",) if self.columns_given["messages"] else ()
+        named = [part for part in NEEDED if self.columns_given[part] and part not in unread]
+        given = self._options_of(named, self.columns_given, split)
+        placed = self._rows(read_split, given)
+        first = next(placed, None)
+        if first is None:
+            return
+        if split not in self.columns_found:
+            self.columns_found[split] = self._columns(*first, answered=split != "predict")
+        columns = self.columns_found[split]
+        required = given | self._options_of(NEEDED[:3], vars(columns), split)
+        optional = [name for name in columns.names if name not in required]
+        for place, row in self.read(read_split, required, optional, itertools.chain([first], placed)):
             rows += 1
+            check_columns(place, row, required)
             try:
                 turns, tools = conversation(row, columns)
             except Unusable as error:
@@ -77,7 +95,8 @@ class Conversations(Chats, TabularData):
             yield place, turns, tools
         bad.check(rows)
         context = self.columns_given["input"]
-        if context not in (None, "input") and columns.input and context not in self.used_columns[read_split]:
+        missing = columns.input and context not in self.used_columns[read_split] and not self.streaming
+        if context not in (None, "input") and missing:
             raise UserError(f"data.{self.column_options['input']} {context}: no row has this column.")
         self.facts_of_reading[split] = {"total_rows": rows, "columns": self.used_columns[read_split]}
         self.facts_of_reading[split] |= {"unused_columns": self.unused_columns[read_split]}
@@ -88,19 +107,18 @@ class Conversations(Chats, TabularData):
     def cannot_render(self, split: Split, place: str, reason: str) -> None:
         self._bad[split].add(place, reason)
 
-    def _columns(self, split: Split, answered: bool) -> tuple[Columns, dict[str, str], list[str]]:
-        """Return the columns with conversations, those that rows must have with their options, and the others."""
-        place, first = next(iter(self.read(split, {})))
-        columns = find_columns(first, self.columns_given, answered)
+    def _columns(self, place: str, row: dict[str, Any], answered: bool) -> Columns:
+        """Return the columns with conversations, by the names in a row."""
+        columns = find_columns(row, self.columns_given, answered)
         if columns is None:
             usual = f"{', '.join(LISTS[:2])}, or {PROMPTS[0]} with {RESPONSES[0]}"
             raise UserError(
-                f"{place}: no column has conversations; it has: {', '.join(map(str, first))}; give one of {usual} "
+                f"{place}: no column has conversations; it has: {', '.join(map(str, row))}; give one of {usual} "
                 f"(see data.{self.column_options['messages']} and data.{self.column_options['prompt']})."
             )
-        needed = ["messages", "prompt", *(["response"] if answered else [])]
-        needed += [part for part in ("system", "history", "tools") if self.columns_given[part]]
-        required = {
-            name: f"data.{self.column_options[part]}" for part in needed if (name := getattr(columns, part)) is not None
-        }
-        return columns, required, [name for name in columns.names if name not in required]
+        return columns
+
+    def _options_of(self, parts: Sequence[str], names: Mapping[str, str | None], split: Split) -> dict[str, str]:
+        """Return the columns of these parts, with the options that name them; rows to predict need no response."""
+        needed = [part for part in parts if names[part] is not None and (part != "response" or split != "predict")]
+        return {names[part]: f"data.{self.column_options[part]}" for part in needed}

@@ -33,8 +33,8 @@ def read_rows(
             list of objects, or one object per line), .parquet or .txt file; text files may be compressed (.gz .bz2 .xz
             .zst .zip).
         required: required column -> option that names the column. `a.b` is field b of the object in column a.
-        columns: column names of a .tsv or .csv file without a header. A first row with all `required` names is still
-            read as a header.
+        columns: column names of a .tsv or .csv file without a header. A first row with all `required` names (or, if
+            there are none, all of these names) is still read as a header.
         delimiter: column delimiter of a .tsv or .csv file; a tab or a comma by default.
         encoding: encoding of a text file. A byte-order mark is skipped.
         documents: what a row of a .txt file is, with the column `text`: a `line`, a `paragraph` or the `file`.
@@ -53,22 +53,27 @@ def read_rows(
     elif suffix in (".tsv", ".csv"):
         rows = _separated(path, _reader(path, lines_of(path, encoding, newline=""), delimiter), required, columns)
     elif suffix == ".txt":
-        rows = _texts(path, text_of(path, encoding), documents)
+        rows = _lines(path, encoding) if documents == "line" else _texts(path, text_of(path, encoding), documents)
     else:
         rows = _json(path, encoding)
     layout = ", data.delimiter and, for a file without a header, data.columns" if suffix in (".tsv", ".csv") else ""
     place = None
     for place, row in rows:
-        for name in required:
-            if name not in row and "." in name:
-                add_field(row, name)
-            if name not in row:
-                raise UserError(
-                    f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} (see {required[name]}{layout})."
-                )
+        check_columns(place, row, required, layout)
         yield place, row
     if place is None:
         raise UserError(f"{path}: the file has no rows.")
+
+
+def check_columns(place: str, row: dict[str, Any], required: Mapping[str, str], layout: str = "") -> None:
+    """Raise a UserError if a row lacks a required column; add the field that a dotted name means."""
+    for name in required:
+        if name not in row and "." in name:
+            add_field(row, name)
+        if name not in row:
+            raise UserError(
+                f"{place}: no column {name!r}; it has: {', '.join(map(str, row))} (see {required[name]}{layout})."
+            )
 
 
 def has_header(
@@ -115,7 +120,7 @@ def _separated(
             if not fields:
                 continue
             if names is None:
-                header = columns is None or set(required) <= set(fields)
+                header = columns is None or set(required or columns) <= set(fields)
                 names = fields if header else columns
                 if duplicates := [name for name in required if list(names).count(name) > 1]:
                     raise UserError(f"{place}: two columns are called {duplicates[0]!r}; rename one of them.")
@@ -132,14 +137,21 @@ def _separated(
         raise UserError(f"{path} line {reader.line_num}: {error}.") from error
 
 
+def _lines(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the lines of a text without those that are empty; reads as it goes."""
+    for number, line in enumerate(lines_of(path, encoding), 1):
+        if line.strip():
+            yield f"{path} line {number}", {"text": line.removesuffix("\n").removesuffix("\r")}
+
+
 def _texts(path: Path, text: str, documents: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the lines, the paragraphs or the whole of a text, without those that are empty."""
+    """Yield the paragraphs or the whole of a text, without those that are empty."""
     if documents == "file":
         if text.strip():
             yield f"{path}", {"text": text.replace("\r\n", "\n")}
         return
     line = 1
-    for part in re.split(r"(\n)" if documents == "line" else r"(\n[ \t\r]*\n\s*)", text):
+    for part in re.split(r"(\n[ \t\r]*\n\s*)", text):
         if part.strip():
             yield f"{path} line {line}", {"text": part.removesuffix("\r").replace("\r\n", "\n")}
         line += part.count("\n")
@@ -147,7 +159,7 @@ def _texts(path: Path, text: str, documents: str) -> Iterator[tuple[str, dict[st
 
 def _json(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield objects: one per line, read as it goes, or those of a list."""
-    place, lines = f"{path}", kind_of(path) == ".jsonl" or _is_lines(path, encoding)
+    place, lines = f"{path}", kind_of(path) == ".jsonl" or is_json_lines(path, encoding)
     try:
         if lines:
             for number, line in enumerate(lines_of(path, encoding), 1):
@@ -176,7 +188,7 @@ def _json(path: Path, encoding: str) -> Iterator[tuple[str, dict[str, Any]]]:
         ) from error
 
 
-def _is_lines(path: Path, encoding: str) -> bool:
+def is_json_lines(path: Path, encoding: str) -> bool:
     """Return whether a JSON file has one object per line: the first line is an object, and more follows."""
     lines = (line for line in lines_of(path, encoding) if line.strip())
     first, second = next(lines, ""), next(lines, "")

@@ -89,6 +89,17 @@ def warn_of_similar(names: list[str]) -> None:
             print(f"litpeft: warning: data.label_column: {listed} count as {len(group)} classes.", file=sys.stderr)
 
 
+def classes_needed(labels: list[Any]) -> UserError:
+    """Return the error of a stream without class names, with the classes among the first labels as a suggestion."""
+    found = {label_text(label) for label in labels if not isinstance(label, (list, dict))} - {None}
+    names = sorted(found, key=lambda name: (int(name), "") if is_number(name) else (0, name))
+    listed = f"'[{', '.join(names)}]'" if len(names) <= ALWAYS_CLASSES else "'[...]'"
+    return UserError(
+        f"data.label_names is needed with data.streaming, because the labels are not read before training; the first "
+        f"{len(labels)} rows have {len(names)} different ones: give all as --data.label_names {listed}."
+    )
+
+
 def _names_from_labels(labels: list[str], places: list[str], offset: int) -> list[str]:
     """Return the classes of the training rows: the sorted names, or the numbers if all labels are numbers.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import glob
+import hashlib
 import io
 import itertools
 import lzma
@@ -20,6 +21,7 @@ from litpeft.errors import UserError
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 DAMAGED = (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException)
+SAMPLED = 1 << 20  # bytes
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")  # after one of the suffixes: train.csv.gz
 
 
@@ -43,6 +45,16 @@ def expand(path: str) -> list[Path]:
     if not found:
         raise UserError(f"{path}: there is no file with one of the suffixes {', '.join(SUFFIXES)}.")
     return found
+
+
+def sampled_hash(path: Path) -> str:
+    """Return a hash of a file's size and of its first and last MiB, for files that are too large to be read twice."""
+    digest = hashlib.sha256(str(size := path.stat().st_size).encode())
+    with path.open("rb") as file:
+        digest.update(file.read(SAMPLED))
+        file.seek(max(0, size - SAMPLED))
+        digest.update(file.read(SAMPLED))
+    return digest.hexdigest()
 
 
 def kind_of(path: Path) -> str:

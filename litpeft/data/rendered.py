@@ -19,8 +19,11 @@ class Rendered:
 
     Attributes:
         text: the conversation, up to the end of its last answer.
-        answers: start and end of each answer in the text, in characters, with what ends the answer.
+        answers: start and end of each answer in the text, in characters, with what ends the answer. An answer that
+            generation blocks divide has several parts.
+        last: number in `answers` of the first part of the last answer.
     """
 
     text: str
     answers: list[Span]
+    last: int = -1

@@ -121,7 +121,7 @@ class ResumableLoader:
         self.dataset, self.sampler = dataset, sampler
         # a separate generator: by default each epoch draws a seed from the global one, which would change dropout
         options["generator"] = torch.Generator().manual_seed(0)
-        options["worker_init_fn"] = _ignore_ctrl_c
+        options["worker_init_fn"] = ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.on_request: Callable[[], None] = lambda: None
         self._served = 0
@@ -134,7 +134,7 @@ class ResumableLoader:
         self._served = self.sampler.start
         batches = iter(self._loader)
         if self._loader.num_workers:
-            _report_dead_worker_once()
+            report_dead_worker_once()
         return self._counting(batches)
 
     def _counting(self, batches: Iterator[Any]) -> Iterator[Any]:
@@ -159,12 +159,12 @@ class ResumableLoader:
         self.sampler.epoch, self.sampler.start = epoch, batches
 
 
-def _ignore_ctrl_c(worker: int) -> None:
+def ignore_ctrl_c(worker: int) -> None:
     """Ignore SIGINT in workers: Ctrl-C reaches them too, but their batches are needed to finish and save the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def _report_dead_worker_once() -> None:
+def report_dead_worker_once() -> None:
     """Make torch's SIGCHLD handler raise for a dead worker once; a second error would stop the run record's update."""
     torch_handler = signal.getsignal(signal.SIGCHLD)
     if threading.current_thread() is not threading.main_thread() or getattr(torch_handler, "raises_once", False):

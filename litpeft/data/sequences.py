@@ -39,6 +39,7 @@ class Sequences(FineTuneData):
         self.packing, self.long_rows = packing, long_rows
         self.dropped: dict[str, int] = {}
         self.truncated: dict[str, int] = {}
+        self.cut_prompts: dict[str, int] = {}  # of encoder-decoder models
         self.packed_rows: dict[str, int] = {}
 
     @property
@@ -47,7 +48,8 @@ class Sequences(FineTuneData):
         task = self.trainer.lightning_module if self.trainer is not None else None
         return getattr(task, "encoder_decoder", False)
 
-    def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+    def kept(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+        """Return the rows that can be used, of these rows of the split's table; count the others."""
         table = self.table(split)[0]
         encoded = self._rows_of(table, rows, prompts=split == "predict")
         if self.long_rows == "drop" and split != "predict":
@@ -55,6 +57,12 @@ class Sequences(FineTuneData):
             encoded = self._rows_of(table, whole)
         self.dropped[split] = len(rows) - len(encoded)
         self.truncated[split] = encoded.truncated
+        if self.encoder:
+            self.cut_prompts[split] = encoded.cut_prompts
+        return encoded
+
+    def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
+        encoded = self.kept(split, rows)
         if not len(encoded):
             raise UserError(
                 f"data.max_length {self.max_length} leaves no response in any of the {split} rows; give a larger one."
@@ -69,25 +77,35 @@ class Sequences(FineTuneData):
     def _rows_of(self, table: datasets.Dataset, rows: np.ndarray, prompts: bool = False) -> TokenRows | PairRows:
         pad = self.tokenizer.pad_token_id
         if self.encoder:
-            return PairRows(table, rows, pad, self.max_length, prompts)
+            return PairRows(table, rows, pad, self.max_length, prompts, self.tokenizer.eos_token_id)
         return TokenRows(table, rows, pad, self.max_length, self.train_on, prompts)
+
+    @property
+    def opening(self) -> str:
+        """Text that a prompt for generation has after the place where an answer starts."""
+        return ""
 
     def describe(self) -> dict[str, Any]:
         """Return the base class's facts, the rows dropped and truncated, and with packing the packed rows."""
         packed = {"packed_rows": self.packed_rows} if self.packing else {}
         lost = {"dropped_without_response": self.dropped, "truncated_rows": self.truncated}
+        lost |= {"truncated_prompts": self.cut_prompts} if self.cut_prompts else {}
         return super().describe() | lost | packed
 
     def prompts(self, split: Split, count: int) -> Iterator[tuple[dict[str, Tensor], list[str], list[str]]]:
         """Yield batches of the first `count` prompts of a split, with their texts and the expected responses."""
         table = self.table(split)[0]
         rows = self._rows_of(table, self._selected_rows(split)[:count], prompts=True)
+        if self.opening and not self.encoder:
+            rows.opening = np.array(self._call_tokenizer([self.opening], False)["input_ids"][0])
         for start in range(0, len(rows), self.batch_size):
             batch = rows[range(start, min(start + self.batch_size, len(rows)))]
             numbers = batch["row"].tolist()
             yield batch, [table["text"][row] for row in numbers], [table["answer"][row] for row in numbers]
 
-    def tokenised(self, texts: list[str], answers: list[list[Span]], specials: bool) -> dict[str, pa.Array]:
+    def tokenised(
+        self, texts: list[str], answers: list[list[Span]], specials: bool, last_parts: list[int] | None = None
+    ) -> dict[str, pa.Array]:
         """Tokenise texts whole; return the columns of `TokenRows` but `text` and `answer`.
 
         A token has loss if it has a character of an answer. Where a text has no answers, all of it is a prompt.
@@ -96,6 +114,7 @@ class Sequences(FineTuneData):
             texts: the texts, one batch.
             answers: start and end of each answer in its text, in characters.
             specials: whether the tokenizer adds its special tokens.
+            last_parts: number of the first part of the last answer of each text, where answers have several parts.
         """
         all_ids, all_loss, firsts, lasts = [], [], [], []
         encoded = self._call_tokenizer(texts, specials)
@@ -108,12 +127,13 @@ class Sequences(FineTuneData):
             if specials:
                 ids = self._with_one_end(ids, bool(spans))
             loss = np.full(len(ids), NO_LOSS, dtype=np.int8)
-            for place in places:
-                loss[slice(*place)] = LAST_ANSWER if place == places[-1] else ANSWER
+            last = len(places) - 1 if last_parts is None or not places else last_parts[number]
+            for part, place in enumerate(places):
+                loss[slice(*place)] = LAST_ANSWER if part >= last else ANSWER
             all_ids.append(ids)
             all_loss.append(loss)
             firsts.append(places[0][0] if places else len(ids))
-            lasts.append(places[-1][0] if places else len(ids))
+            lasts.append(places[last][0] if places else len(ids))
         loss_lists = pa.ListArray.from_arrays(
             np.cumsum([0, *map(len, all_loss)], dtype=np.int32), np.concatenate(all_loss)
         )

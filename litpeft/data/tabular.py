@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,19 +12,22 @@ from typing import Any, Literal
 import datasets
 
 from litpeft.data.bad_rows import BadRows
-from litpeft.data.base import FineTuneData, Split
-from litpeft.data.files import add_field, read_rows
-from litpeft.data.raw_files import expand
+from litpeft.data.base import Split
+from litpeft.data.files import add_field, is_json_lines, read_rows
+from litpeft.data.raw_files import expand, kind_of, sampled_hash
+from litpeft.data.streaming import StreamedData
 from litpeft.errors import UserError
 from litpeft.hub.demo_assets import PREFIX, asset
 from litpeft.hub.hub import explaining_hub_errors
 from litpeft.runs.atomic_write import file_hash
 
 READING = ("columns", "delimiter", "encoding", "documents")  # options of `read_rows`
+Row = tuple[str, dict[str, Any]]  # place for error messages, and the cells by column
+LOCAL = "local files (data.train_file, data.val_file)"
 HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val", "dev"), "test": ("test",)}
 
 
-class TabularData(FineTuneData):
+class TabularData(StreamedData):
     """A data set with rows from local files or from the hub.
 
     Args:
@@ -44,7 +47,7 @@ class TabularData(FineTuneData):
         encoding: encoding of text files.
         on_bad_row: rows that cannot be used, for example without text: stop with an `error` that lists them, or `skip`
             and count them. Rows to predict are never skipped.
-        options: batch size, limits and the other options of `FineTuneData`.
+        options: streaming, batch size, limits and the other options of `StreamedData` and `FineTuneData`.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class TabularData(FineTuneData):
         self.subset, self.splits = subset, {"train": train_split, "val": val_split, "test": test_split}
         self.columns, self.delimiter, self.encoding, self.on_bad_row = columns, delimiter, encoding, on_bad_row
         self.unused_columns: dict[str, list[str]] = {}  # split -> columns that are not read
+        self._hub_version: str | None = None  # of a set that is streamed
         self.used_columns: dict[str, list[str]] = {}  # split -> columns that are read
         if delimiter is not None and len(delimiter) != 1:
             raise UserError(f"data.delimiter must be one character, got {delimiter!r} (a tab is typed $'\\t').")
@@ -89,6 +93,9 @@ class TabularData(FineTuneData):
                 return other
         return split
 
+    def has_rows(self, split: Split) -> bool:
+        return bool(self.files[split] or (self.dataset and self.hub_rows(split) is not None))
+
     def layout(self, path: str) -> dict[str, Any]:
         """Return how to read a file; part of the cache key."""
         return {"columns": self.columns, "delimiter": self.delimiter, "encoding": self.encoding}
@@ -99,7 +106,8 @@ class TabularData(FineTuneData):
         if path := self.files[split]:
             try:
                 files = expand(path)
-                digests = [file_hash(file) for file in files]
+                streamed = self.streaming and split == "train"  # too large to be read twice
+                digests = [sampled_hash(file) if streamed else file_hash(file) for file in files]
             except UserError as error:
                 raise UserError(f"data.{split}_file {error}") from error
             except OSError as error:
@@ -107,26 +115,35 @@ class TabularData(FineTuneData):
             content = digests[0] if len(digests) == 1 else digests
             return self.layout(str(files[0])) | {"split": split, "file": content, "suffix": files[0].suffix} | skip
         if self.dataset and split != "predict" and (rows := self.hub_rows(split)) is not None:
-            return {"split": split, "hub": rows._fingerprint} | skip
+            return {"split": split, "hub": getattr(rows, "_fingerprint", self._hub_version)} | skip
         return None
+
+    def check_stream(self) -> None:
+        for file in expand(self.files["train"]) if self.files["train"] else ():
+            if kind_of(file) == ".json" and not is_json_lines(file, self.encoding):
+                raise UserError(
+                    f"data.train_file {file}: a .json file with a list must be read whole, so it cannot be streamed; "
+                    "give JSON lines (.jsonl) or .parquet, or leave out data.streaming."
+                )
 
     def bad_rows(self, split: Split) -> BadRows:
         """Return a new collection of a split's rows that cannot be used."""
         return BadRows(skip=self.on_bad_row == "skip" and split != "predict", may_skip=split != "predict")
 
     def read(
-        self, split: Split, required: dict[str, str], optional: Sequence[str] = ()
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        self, split: Split, required: dict[str, str], optional: Sequence[str] = (), rows: Iterable[Row] | None = None
+    ) -> Iterator[Row]:
         """Yield (place, row) of each row; the place is for error messages.
 
         Args:
             split: the split to read.
             required: required column -> option that names the column.
             optional: further columns that are used where they exist.
+            rows: the rows, where they are being read already.
         """
         known = {name.partition(".")[0] for name in [*required, *optional]} | {*required, *optional}
         found: dict[str, None] = {}
-        for place, row in self._rows(split, required):
+        for place, row in self._rows(split, required) if rows is None else rows:
             for name in optional:
                 if "." in name and name not in row:
                     add_field(row, name)
@@ -136,7 +153,7 @@ class TabularData(FineTuneData):
                 self.unused_columns[split] = [name for name in found if name not in known]
             yield place, row
 
-    def _rows(self, split: Split, required: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _rows(self, split: Split, required: dict[str, str]) -> Iterator[Row]:
         path = self.files[split]
         if path:
             file: Path | str = path
@@ -149,20 +166,26 @@ class TabularData(FineTuneData):
                 raise UserError(f"data.{split}_file {error}" if about_file else str(error)) from error
             return
         hub = self.hub_rows(split)
-        for name in required:
-            if name not in hub.column_names:
-                raise UserError(
-                    f"data.dataset {self.dataset}: no column {name!r}; it has: {', '.join(hub.column_names)} "
-                    f"(see {required[name]})."
-                )
-        yield from ((f"{self.dataset} {split} row {i}", row) for i, row in enumerate(hub, 1))
+        with explaining_hub_errors(self.dataset, "data.dataset", LOCAL):  # a stream reads from the hub as it goes
+            names = hub.column_names or list(next(iter(hub), {}))
+            for name in required:
+                if name not in names:
+                    raise UserError(
+                        f"data.dataset {self.dataset}: no column {name!r}; it has: {', '.join(names)} "
+                        f"(see {required[name]})."
+                    )
+            yield from ((f"{self.dataset} {split} row {i}", row) for i, row in enumerate(hub, 1))
 
     @cached_property
-    def _hub_dataset(self) -> datasets.DatasetDict:
+    def _hub_dataset(self) -> datasets.DatasetDict | datasets.IterableDatasetDict:
         assert self.dataset is not None
-        with explaining_hub_errors(self.dataset, "data.dataset", "local files (data.train_file, data.val_file)"):
+        with explaining_hub_errors(self.dataset, "data.dataset", LOCAL):
             try:
-                return datasets.load_dataset(os.path.expanduser(self.dataset), self.subset)
+                if not self.streaming:
+                    return datasets.load_dataset(os.path.expanduser(self.dataset), self.subset)
+                builder = datasets.load_dataset_builder(os.path.expanduser(self.dataset), self.subset)
+                self._hub_version = f"{builder.config_id} {builder.hash}"
+                return builder.as_streaming_dataset()
             except ValueError as error:  # the subset is unknown, or one must be chosen
                 listed = re.search(r"(?:among the available configs|Available): \[(.*?)\]", str(error))
                 if listed is None:
@@ -176,7 +199,7 @@ class TabularData(FineTuneData):
         named = f" (data.val_split may name another: {', '.join(others)})" if others else ""
         return super().why_cut() + named
 
-    def hub_rows(self, split: Split) -> datasets.Dataset | None:
+    def hub_rows(self, split: Split) -> datasets.Dataset | datasets.IterableDataset | None:
         """Return the rows of a split on the hub; None if there is no such split.
 
         Raises:

@@ -47,6 +47,7 @@ class TextTemplate:
     adds_specials = True  # the tokenizer adds what begins a text
     appends_end = folds_system = False
     learns_end = True
+    opening = ""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, texts: dict[str, str]) -> None:
         self.source, self.end = texts, tokenizer.eos_token or ""
@@ -79,7 +80,7 @@ class TextTemplate:
                 continue
             part = turn["content"] if turn["role"] == "system" else self._question(turn)
             text += between + part if text else part.removeprefix(self._begin)
-        return Rendered(text, answers)
+        return Rendered(text, answers, len(answers) - 1)
 
     def jinja_text(self) -> str:
         """Return the template as Jinja, to be exported with a tokenizer; an input is part of the question."""
@@ -111,16 +112,22 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Templa
 
     Args:
         name: `auto` (the tokenizer's chat template, else `plain`), `chat` (the tokenizer's chat template), a name of
-            `NAMES`, a file (Jinja, or YAML as `TextTemplate` takes it), or Jinja text.
+            `NAMES` or of the tokenizer's templates, a file (Jinja, or YAML as `TextTemplate` takes it), or Jinja text.
         tokenizer: the tokenizer.
 
     Raises:
         UserError: the file or the chat template does not exist, or it cannot be used.
     """
     own = tokenizer.chat_template
-    own = own.get("default") if isinstance(own, dict) else own  # of several templates, by name
-    if name in ("auto", "chat") and own:
-        return ChatTemplate(tokenizer, own), "the chat template of the tokenizer"
+    named = own if isinstance(own, dict) else {"default": own} if own else {}
+    if name in ("auto", "chat") and "default" in named:
+        return _own_template(tokenizer, named)
+    if name in named:
+        return ChatTemplate(tokenizer, named[name]), f"the chat template {name} of the tokenizer"
+    if name in ("auto", "chat") and named:
+        raise UserError(
+            f"data.template {name}: the tokenizer has several chat templates; give {' or '.join(sorted(named))}."
+        )
     if name == "chat":
         raise UserError(
             f"data.template chat: the tokenizer {tokenizer.name_or_path} has no chat template; give one of "
@@ -145,6 +152,20 @@ def find_template(name: str, tokenizer: PreTrainedTokenizerBase) -> tuple[Templa
     if "{{" in text or "{%" in text:
         return ChatTemplate(tokenizer, text), f"the chat template {name}"
     return TextTemplate(tokenizer, _read_texts(path, name)), f"the template {name}"
+
+
+def _own_template(tokenizer: PreTrainedTokenizerBase, named: dict[str, str]) -> tuple[Template, str]:
+    """Return the default chat template of a tokenizer, with that for conversations with tools where it has one."""
+    template, told = ChatTemplate(tokenizer, named["default"]), "the chat template of the tokenizer"
+    if "tool_use" not in named:
+        return template, told
+    template.with_tools = ChatTemplate(tokenizer, named["tool_use"])
+    if template.with_tools.end != template.end:
+        raise UserError(
+            f"data.template: the tokenizer's templates end an answer differently ({template.end!r}, and with tools "
+            f"{template.with_tools.end!r}); give default or tool_use."
+        )
+    return template, f"{told} (with tools, its template tool_use)"
 
 
 def _read_texts(path: Path, name: str) -> dict[str, str]:

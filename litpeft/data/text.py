@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from litpeft.data.base import Split
-from litpeft.data.cache import dataset_of, stored
+from litpeft.data.cache import dataset_of
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.token_rows import ANSWER
@@ -27,7 +27,8 @@ class Text(Sequences, TabularData):
 
     Args:
         text_column: name of the column with the text, in files other than .txt.
-        documents: what a document is in a .txt file: the whole `file`, a `paragraph` (between empty lines) or a `line`.
+        documents: what a document is in a .txt file: the whole `file`, a `paragraph` (between empty lines) or a `line`
+            (only then is a file not read into memory whole).
         packing: as for `Sequences`.
         options: files, batch size, limits and the other options of `TabularData` and `FineTuneData`.
     """
@@ -61,7 +62,7 @@ class Text(Sequences, TabularData):
         facts = {"total_rows": 0, "documents": 0}
         columns = self._prompts if split == "predict" else self._blocks
         batches = (columns(texts) for texts in batched(self._documents(split, facts), BATCH))
-        table = stored(batches, self.cache_dir / "tables")
+        table = self.stored(batches)
         return dataset_of(table), facts | {"total_rows": len(table)}
 
     def _documents(self, split: Split, facts: dict[str, Any]) -> Iterator[str]:

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
-from litpeft.data.cache import dataset_of, stored
-from litpeft.data.labels import class_numbers, warn_of_similar
+from litpeft.data.cache import dataset_of
+from litpeft.data.labels import class_numbers, classes_needed, warn_of_similar
 from litpeft.data.sequences import BATCH, IDS, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.told import Part
@@ -94,13 +94,15 @@ class TextClassification(TabularData):
                 places.append(place), labels.append(label)
                 yield text
 
-        table = stored((self._encode(part, truncated) for part in batched(texts(), BATCH)), self.cache_dir / "tables")
+        table = self.stored(self._encode(part, truncated) for part in batched(texts(), BATCH))
         names = self._label_names or self._hub_label_names()
         if split not in ("train", "predict"):
             names = self.label_names
         file = self.files[read_split]
         offset = self.layout(file)["label_offset"] if file else self.label_offset
         ids = [-1] * len(places)
+        if labelled and names is None and self.streaming:
+            raise classes_needed(labels)
         if labelled:
             ids, names = class_numbers(labels, places, names, offset, bad)
         bad.check(len(places))
@@ -127,6 +129,9 @@ class TextClassification(TabularData):
         truncated[0] += len(long)
         kinds = {"input_ids": IDS, "token_type_ids": pa.list_(pa.int8())}
         encoded = {name: pa.array(columns[name], kind) for name, kind in kinds.items() if name in columns}
+        cut = np.zeros(len(texts), dtype=bool)
+        cut[long] = True
+        encoded["truncated"] = pa.array(cut)
         return encoded | {"text": pa.array(["\n".join(text) for text in texts])}
 
     def _read(self, split: Split, labelled: bool, bad: BadRows) -> Iterator[tuple[str, tuple[str, ...], Any]]:
@@ -194,14 +199,20 @@ class TextClassification(TabularData):
     def describe(self) -> dict[str, Any]:
         names = self.label_names
         classes = {split: self.class_counts(split) for split in self.rows if split != "predict"}
-        return super().describe() | {"label_names": names, "classes": classes}
+        cut = {split: self._truncated(split) for split in self.rows if "truncated" in self.table(split)[0].column_names}
+        return super().describe() | {"label_names": names, "classes": classes, "truncated_rows": cut}
+
+    def _truncated(self, split: Split) -> int:
+        """Return how many of the used rows of a split are truncated; tables of version 0.1.0 do not know it."""
+        return int(self.table(split)[0].data.column("truncated").to_numpy()[self.rows[split].rows].sum())
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
         if stage == "fit" and getattr(self.trainer, "is_global_zero", True):  # the first process speaks
             warn_of_similar(self.label_names)
             self._warn_of_missing_separator()
-            if empty := [name for name, count in self.class_counts("train").items() if not count]:
+            counts = {} if self.streaming else self.class_counts("train")
+            if empty := [name for name, count in counts.items() if not count]:
                 print(
                     f"litpeft: warning: no training row has the label {', '.join(map(repr, empty))}.", file=sys.stderr
                 )

@@ -36,7 +36,10 @@ class TokenRows(Dataset):
         bins: numbers of the rows that are packed into each row; None without packing.
         lengths: tokens of each row, or of each packed row.
         truncated: number of rows that `max_length` truncates.
+        opening: token ids that follow each prompt, (n,).
     """
+
+    opening = np.zeros(0, dtype=np.int64)
 
     def __init__(
         self,
@@ -87,7 +90,8 @@ class TokenRows(Dataset):
         rows = self.rows[indices]
         if self.prompts:
             # a long prompt keeps its end, which the response follows
-            texts = [self._ids[row][: self._last[row]][-self.max_length :] for row in rows]
+            whole = [np.concatenate([self._ids[row][: self._last[row]], self.opening]) for row in rows]
+            texts = [text[-self.max_length :] for text in whole]
             batch = {"input_ids": padded(texts, self.pad_id, left=True)}
         else:
             texts, labels = zip(*map(self._text, rows), strict=True)
@@ -136,16 +140,37 @@ class PairRows(Dataset):
         table: table with the columns `prompt` and `response`, lists of token ids.
         rows: row numbers in the table, in the order of this data set.
         pad_id: token id of the padding.
-        max_length: maximum length of a prompt and of a response, in tokens; longer ones are truncated.
+        max_length: maximum length of a prompt and of a response, in tokens; longer ones are truncated. A truncated
+            prompt keeps its start, which mostly has the instruction, and the special token that ends it.
         prompts: give only the prompts, for generation.
+        end_id: token id of the special token that ends a prompt; None if there is none.
+
+    Attributes:
+        truncated: number of rows whose prompt or response is truncated.
+        cut_prompts: number of rows whose prompt is truncated.
     """
 
     def __init__(
-        self, table: datasets.Dataset, rows: np.ndarray, pad_id: int, max_length: int, prompts: bool = False
+        self,
+        table: datasets.Dataset,
+        rows: np.ndarray,
+        pad_id: int,
+        max_length: int,
+        prompts: bool = False,
+        end_id: int | None = None,
     ) -> None:
+        self.end_id = end_id
         self._prompts, self._responses = Lists(table, "prompt"), Lists(table, "response")
         self.rows, self.pad_id, self.max_length, self.prompts = rows, pad_id, max_length, prompts
         self.truncated = int((self.whole_lengths > max_length).sum())
+        self.cut_prompts = int((self._prompts.lengths[rows] > max_length).sum())
+
+    def _prompt(self, row: int) -> np.ndarray:
+        """Return the token ids of a prompt, truncated before the special token that ends it."""
+        ids = self._prompts[row]
+        if len(ids) > self.max_length > 1 and ids[-1] == self.end_id:
+            return np.append(ids[: self.max_length - 1], ids[-1])
+        return ids[: self.max_length]
 
     @property
     def whole_lengths(self) -> np.ndarray:
@@ -164,7 +189,7 @@ class PairRows(Dataset):
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a batch, all int64: `input_ids` and `attention_mask` (B, T), `row` (B,) and `labels` (B, U)."""
         rows = self.rows[indices]
-        texts = [self._prompts[row][: self.max_length] for row in rows]
+        texts = [self._prompt(row) for row in rows]
         batch = {"input_ids": padded(texts, self.pad_id), "attention_mask": mask(texts)}
         if not self.prompts:
             batch["labels"] = padded([self._responses[row][: self.max_length] for row in rows], IGNORED)
@@ -173,4 +198,4 @@ class PairRows(Dataset):
     def marked(self, index: int) -> list[tuple[np.ndarray, bool]]:
         """Return the token ids of a prompt and of its response, which has the loss, to show the row."""
         row = int(self.rows[index])
-        return [(self._prompts[row][: self.max_length], False), (self._responses[row][: self.max_length], True)]
+        return [(self._prompt(row), False), (self._responses[row][: self.max_length], True)]

@@ -18,22 +18,29 @@ def tell(data: dict[str, Any]) -> None:
     Args:
         data: what `FineTuneData.describe` returns.
     """
+    if first := data.get("first_rows"):
+        table, tokens = data["tables"]["train"], first["tokens_per_row"]
+        kept = f"shuffled in blocks of {first['shuffle_buffer']:,}" if first["shuffle_buffer"] else "in their order"
+        print(
+            f"litpeft: train: a stream of rows, {kept}; the first {first['rows']:,}: tokens per row: median "
+            f"{tokens['median']:g}, longest {tokens['longest']:,}{_columns(table)}",
+            file=sys.stderr,
+        )
     for split, rows in data["rows"].items():
         table, tokens = data["tables"].get(split, {}), data["tokens_per_row"].get(split, {})
         notes = {
             "skipped": table.get("skipped_rows"),
             "without a response": table.get("empty_responses_dropped"),
             "dropped because of data.max_length": data.get("dropped_without_response", {}).get(split),
-            "truncated to data.max_length": data.get("truncated_rows", {}).get(split) or table.get("truncated_rows"),
+            "truncated to data.max_length": data.get("truncated_rows", {}).get(split, table.get("truncated_rows")),
+            "of them prompts that lost their end": data.get("truncated_prompts", {}).get(split),
+            "thoughts left out by the template": table.get("thoughts_left_out"),
             "answers without text, of which the end is learnt": table.get("answers_without_text"),
             "turns after a last answer left out": table.get("turns_after_last_answer"),
         }
         told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
         told += f"; tokens per row: median {tokens['median']:g}, longest {tokens['longest']:,}" if tokens else ""
-        told += f"; {table['files']} files" if table.get("files", 1) > 1 else ""
-        used, unused = table.get("columns"), table.get("unused_columns")
-        told += f"; columns used: {', '.join(used)}" if used else ""
-        told += f"; columns not used: {', '.join(unused)}" if unused else ""
+        told += _columns(table)
         print(f"litpeft: {split}: {rows:,} rows{told}", file=sys.stderr)
     if cut := data.get("val_cut_from_train"):
         print(f"litpeft: {cut}", file=sys.stderr)
@@ -47,6 +54,14 @@ def tell(data: dict[str, Any]) -> None:
         parts = [(part["text"], part["has_loss"]) for part in example]
         how = "green has loss" if sys.stderr.isatty() else "« » has loss"
         print(f"litpeft: a training row ({how}): {shown(parts, sys.stderr.isatty())}", file=sys.stderr)
+
+
+def _columns(table: dict[str, Any]) -> str:
+    """Return the number of files and the columns of a table, for the line of its split."""
+    used, unused = table.get("columns"), table.get("unused_columns")
+    told = f"; {table['files']} files" if table.get("files", 1) > 1 else ""
+    told += f"; columns used: {', '.join(used)}" if used else ""
+    return told + (f"; columns not used: {', '.join(unused)}" if unused else "")
 
 
 def shortened(parts: Sequence[Part], most: int = SHOWN_CHARACTERS) -> list[Part]:

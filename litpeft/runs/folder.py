@@ -25,6 +25,7 @@ NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that doe
     "data.init_args.val_cut": "random",
     "data.init_args.join_columns": True,
     "data.init_args.on_bad_row": "error",
+    "data.init_args.shuffle_buffer": 10_000,  # of no effect without data.streaming
     "model.init_args.label_smoothing": 0.0,
     "model.init_args.kernels": "none",
     "model.init_args.tf32": False,

@@ -79,7 +79,9 @@ FIELDS = {
     "train_seconds": "seconds of all optimizer steps: data loading, forward, backward, update; without validation and "
     "checkpoints. A resumed run includes the seconds before its checkpoint",
     "wall_seconds": "seconds since start or resume, including loading, validation, checkpoints and benchmarks",
-    "epochs": "passes over the training rows; a partial pass counts as a fraction",
+    "epochs": "passes over the training rows; a partial pass counts as a fraction; null for a stream",
+    "stream": "with data.streaming: training rows read and used so far, rows trained on, rows skipped, dropped or "
+    "truncated, and whole passes over the rows; else null",
     "steps": "number of optimizer steps",
     "skipped_steps": "optimizer steps skipped because scaled fp16 gradients overflowed; null for other compute dtypes",
     "warmup_steps_left_out": "number of steps after start or resume that the step times and rates exclude",

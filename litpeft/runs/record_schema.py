@@ -40,6 +40,7 @@ RECORD = {
     "optimizer_settings": [{OTHERS: ANY, "lr": NUMBER, "initial_lr": NUMBER}],
     "memory_phases": {OTHERS: PHASE},
     "tracked_steps": [WHOLE],
+    "stream": {OTHERS: WHOLE},
     "new_tensors": [TEXT],
     "head_labels": {"matched_by!": TEXT, "names!": {OTHERS: TEXT}},
     "step_split_seconds_p50": {OTHERS: NUMBER},

@@ -95,14 +95,15 @@ class SequenceClassification(FineTuner):
 
     def _class_weights(self, data: LightningDataModule) -> Tensor | None:
         """Return the weights of the classes, (classes); None without weights, or for data without training rows."""
-        if self.class_weights is None or "train" not in getattr(data, "rows", ()):
+        streamed = getattr(data, "streaming", False)
+        if self.class_weights is None or ("train" not in getattr(data, "rows", ()) and not streamed):
             return None
-        counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
         if self.class_weights == "balanced":
+            counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
             return counts.sum() / (len(counts) * counts.clamp_min(1))
-        if len(self.class_weights) != len(counts):
+        if len(self.class_weights) != len(data.label_names):
             raise UserError(
-                f"model.class_weights has {len(self.class_weights)} weights for {len(counts)} classes "
+                f"model.class_weights has {len(self.class_weights)} weights for {len(data.label_names)} classes "
                 f"({', '.join(data.label_names)})."
             )
         return torch.tensor(self.class_weights, dtype=torch.float32)

@@ -46,6 +46,8 @@ LINES = [  # each is valid
     PAIRS | LORA | {"data.val_cut": "stratified", "model.class_weights": "balanced", "model.label_smoothing": "0.1"},
     ANSWER | {"model.adapter": "LoRA", "data.packing": "true", "data.max_length": "200"},
 ]
+STREAM = {"data.streaming": "true", "data.shuffle_buffer": "5", "data.val_samples": "3"}
+LINES += [CLASSIFY | LORA | STREAM, CHAT | LORA | STREAM | {"data.on_bad_row": "skip"}, PROSE | LORA | STREAM]
 EXPERIMENT = {
     "question": "Is DoRA worth its time?",
     "configs": ["one.yaml"],

@@ -1,0 +1,297 @@
+"""Streams: the rows of the prepared table in the same order, exact resume, and what a stream cannot do is refused."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet
+
+from litpeft.__main__ import main
+from litpeft.data import Conversations, FineTuneData, Text, TextClassification
+from litpeft.errors import UserError
+from litpeft.runs.record import read_record
+from tests.conftest import write_sentences
+from tests.data.test_conversations import tokenizer
+from tests.data.test_text_classification import make
+
+ROWS = [
+    {
+        "prompt": f"What is {'one ' * (i % 7)}?",
+        "response": f"It is {i}." * (1 + i % 5),
+        "text": f"the cat {i} " * (i % 9 + 1),
+    }
+    for i in range(53)
+]
+LABELS = [{"a": f"the film {'was ' * (i % 5)}", "b": "very good", "label": ("bad", "good")[i % 2]} for i in range(53)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer("bytes", folder)
+    return str(folder)
+
+
+def options(kind: type, folder: Path, chat_tokenizer: str, tiny_model: str) -> dict[str, Any]:
+    """Return options of a data set of this kind with 53 training rows and 5 validation rows."""
+    if kind is TextClassification:
+        files = {
+            "train_file": write(folder / "train.jsonl", LABELS),
+            "val_file": write(folder / "val.jsonl", LABELS[:5]),
+        }
+        return files | {"tokenizer": tiny_model, "text_column": ["a", "b"], "label_names": ["bad", "good"]}
+    files = {"train_file": write(folder / "train.jsonl", ROWS), "val_file": write(folder / "val.jsonl", ROWS[:5])}
+    return files | {"tokenizer": chat_tokenizer, "max_length": 60}
+
+
+def tokens_of(batches: Any) -> list[list[int]]:
+    """Return the token ids of each row, without padding, in the order of the batches; labels follow."""
+    found = []
+    for batch in batches:
+        for number, ids in enumerate(batch["input_ids"]):
+            length = int(batch["attention_mask"][number].sum())
+            labels = batch["labels"][number]
+            found.append([*ids[:length].tolist(), *(labels[:length].tolist() if labels.dim() else [int(labels)])])
+    return found
+
+
+def table_rows(data: FineTuneData) -> list[list[int]]:
+    """Return the training rows of a prepared data set as `tokens_of` does, in the order of the file."""
+    rows = data.rows["train"]
+    return tokens_of(rows[[number]] for number in range(len(rows)))
+
+
+KINDS = [(Conversations, {}), (Text, {"packing": False}), (TextClassification, {})]
+
+
+@pytest.mark.parametrize(("kind", "more"), KINDS)
+def test_without_shuffling_the_rows_are_those_of_the_prepared_table_in_their_order(
+    kind: type, more: dict[str, Any], tmp_path: Path, chat_tokenizer: str, tiny_model: str
+) -> None:
+    given = options(kind, tmp_path, chat_tokenizer, tiny_model) | more | {"batch_size": 4}
+    expected = table_rows(make(kind, **given))
+    data = make(kind, **given, streaming=True, shuffle_buffer=0)
+    count = 2 * len(expected) // 4  # two passes; every batch is whole
+    batches = list(itertools.islice(data.train_dataloader(), count))
+    assert {len(batch["input_ids"]) for batch in batches} == {4}
+    found = tokens_of(batches)
+    assert found == (expected * 2)[: len(found)]
+    assert data.measured()["stream"]["rows_trained"] == 4 * count
+
+
+@pytest.mark.parametrize(("kind", "more"), [*KINDS, (Text, {"packing": True}), (Conversations, {"packing": True})])
+def test_each_pass_has_each_row_once_and_workers_change_nothing(
+    kind: type, more: dict[str, Any], tmp_path: Path, chat_tokenizer: str, tiny_model: str
+) -> None:
+    given = options(kind, tmp_path, chat_tokenizer, tiny_model) | more | {"batch_size": 3, "seed": 1}
+
+    def batches(**other: Any) -> list[dict[str, torch.Tensor]]:
+        data = make(kind, **given | {"streaming": True, "shuffle_buffer": 20} | other)
+        return list(itertools.islice(data.train_dataloader(), 40))
+
+    one = batches()
+    assert same(one, batches())
+    assert not same(one, batches(seed=2))
+    assert same(one, batches(num_workers=2))
+    assert {len(batch["input_ids"]) for batch in one} == {3}
+    if more.get("packing"):
+        assert max(batch["input_ids"].shape[1] for batch in one) <= 60
+        return
+    rows, found = table_rows(make(kind, **given)), tokens_of(one)
+    first = found[: len(rows) // 3 * 3]  # the other rows of the first pass are in the next batch
+    assert len(first) > 50
+    assert all(first.count(row) <= rows.count(row) for row in first)
+    assert first != found[len(first) : 2 * len(first)] != rows[: len(first)]
+
+
+def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.parametrize("shuffle_buffer", [0, 7, 20])
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_stream_resumes_at_any_batch(
+    packing: bool, shuffle_buffer: int, tmp_path: Path, chat_tokenizer: str, tiny_model: str
+) -> None:
+    given = options(Conversations, tmp_path, chat_tokenizer, tiny_model) | {"batch_size": 3, "packing": packing}
+    data = make(Conversations, **given, streaming=True, shuffle_buffer=shuffle_buffer)
+    whole, states, counts = [], [], []
+    loader = data.train_dataloader()
+    for batch in itertools.islice(loader, 30):
+        whole.append(batch)
+        states.append(loader.state_dict())
+        counts.append(loader.measured())
+    for done in range(0, 30, 4):
+        torch.save(states[done], tmp_path / "state.pt")
+        again = data.train_dataloader()
+        again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert again.measured() == counts[done]
+        assert same(list(itertools.islice(again, 29 - done)), whole[done + 1 :])
+        assert done == 29 or again.measured() == counts[-1]
+
+
+def test_two_processes_share_the_batches_of_one(tmp_path: Path, chat_tokenizer: str, tiny_model: str) -> None:
+    from litpeft.data.stream_blocks import Blocks
+    from litpeft.data.stream_loader import StreamLoader
+
+    given = options(Conversations, tmp_path, chat_tokenizer, tiny_model) | {"streaming": True}
+    data = make(Conversations, **given)
+    one = itertools.islice(StreamLoader(Blocks(data, 20), 4, 9, seed=0), 9)
+    ranks = [itertools.islice(StreamLoader(Blocks(data, 20), 2, 9, 0, rank, 2), 9) for rank in (0, 1)]
+    for whole, *parts in zip(one, *ranks, strict=True):
+        assert sorted(tokens_of([whole])) == sorted(tokens_of(parts))
+
+
+def test_files_of_every_kind_are_streamed_in_order(tmp_path: Path, chat_tokenizer: str) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    lines = [json.dumps(row) for row in ROWS]
+    with gzip.open(folder / "part-0.jsonl.gz", "wt") as file:
+        file.write("\n".join(lines[:20]))
+    (folder / "part-1.jsonl").write_text("\n".join(lines[20:]))
+    parquet.write_table(pa.Table.from_pylist(ROWS), tmp_path / "all.parquet")
+    given = {"tokenizer": chat_tokenizer, "val_file": write(tmp_path / "val.jsonl", ROWS[:5]), "max_length": 60}
+    expected = table_rows(make(Conversations, train_file=write(tmp_path / "all.jsonl", ROWS), **given))
+    for train_file in (folder, folder / "part-*", tmp_path / "all.parquet"):
+        data = make(Conversations, train_file=str(train_file), **given, streaming=True, shuffle_buffer=0, batch_size=5)
+        assert tokens_of(itertools.islice(data.train_dataloader(), 10)) == expected[:50]
+
+
+def test_a_set_in_the_form_of_the_hub_is_streamed(tmp_path: Path, chat_tokenizer: str) -> None:
+    write(tmp_path / "train.jsonl", ROWS)
+    write(tmp_path / "validation.jsonl", ROWS[:6])
+    given = {"tokenizer": chat_tokenizer, "dataset": str(tmp_path), "max_length": 60}
+    expected = table_rows(make(Conversations, **given))
+    data = make(Conversations, **given, streaming=True, shuffle_buffer=0, batch_size=5)
+    assert tokens_of(itertools.islice(data.train_dataloader(), 10)) == expected[:50]
+    assert data.describe()["rows"] == {"val": 6}
+
+
+def test_the_first_rows_are_held_out_without_validation_rows(tmp_path: Path, chat_tokenizer: str) -> None:
+    given = {"tokenizer": chat_tokenizer, "train_file": write(tmp_path / "a.jsonl", ROWS), "max_length": 60}
+    expected = table_rows(make(Conversations, **given, val_file=given["train_file"]))
+    data = make(Conversations, **given, streaming=True, shuffle_buffer=0, batch_size=5, val_samples=8, train_samples=30)
+    held_out = data.rows["val"]
+    assert tokens_of(held_out[[number]] for number in range(8)) == expected[:8]
+    assert tokens_of(itertools.islice(data.train_dataloader(), 6)) == expected[8:38]
+    assert tokens_of(itertools.islice(data.train_dataloader(), 7))[30:] == expected[8:13]  # the next pass
+    assert "the first 8 rows" in data.describe()["val_cut_from_train"]
+
+
+def test_bad_long_and_empty_rows_are_counted_as_they_pass(tmp_path: Path, chat_tokenizer: str) -> None:
+    rows = [*ROWS[:20], {"prompt": "", "response": "x"}, {"prompt": "one?", "response": ""}, *ROWS[20:]]
+    given = {"tokenizer": chat_tokenizer, "train_file": write(tmp_path / "a.jsonl", rows), "max_length": 40}
+    given |= {"val_file": write(tmp_path / "val.jsonl", ROWS[:5]), "batch_size": 4}
+    facts = make(Conversations, **given, on_bad_row="skip")
+    stream = make(Conversations, **given, on_bad_row="skip", streaming=True, shuffle_buffer=10)
+    table = facts.table("train")[1]
+    for batch in stream.train_dataloader():
+        assert len(batch["input_ids"]) == 4
+        found = stream.measured()["stream"]
+        if found["rows_read"] == len(rows):
+            break
+    assert found["skipped_rows"] == table["skipped_rows"] == 1
+    assert found["empty_responses_dropped"] == table["empty_responses_dropped"] == 1
+    assert found["truncated_rows"] == facts.truncated["train"] > 0
+    assert found.get("dropped_rows", 0) == facts.dropped["train"]
+    bad = write(tmp_path / "b.jsonl", [*ROWS, rows[20]])
+    for workers in (0, 1):
+        stopping = make(
+            Conversations, **given | {"train_file": bad}, streaming=True, shuffle_buffer=10, num_workers=workers
+        )
+        with pytest.raises(
+            UserError, match=r"^[^\n]*b\.jsonl line 54: the question in column 'prompt' is empty[^\n]*$"
+        ):
+            list(itertools.islice(stopping.train_dataloader(), 30))
+
+
+def test_a_stream_without_usable_rows_ends_in_a_sentence(tmp_path: Path, chat_tokenizer: str) -> None:
+    given = {"tokenizer": chat_tokenizer, "max_length": 60, "streaming": True, "on_bad_row": "skip"}
+    file = write(tmp_path / "a.jsonl", ROWS[:9])
+    with pytest.raises(UserError, match="no row is left for training; the first 2000 are for validation"):
+        make(Conversations, train_file=file, **given)
+    empty = write(tmp_path / "b.jsonl", [{"prompt": "", "response": ""}] * 9)
+    with pytest.raises(UserError, match="none of the first 9 training rows can be used"):
+        make(Conversations, train_file=empty, val_file=file, **given)
+
+
+def test_the_classes_of_a_stream_must_be_known(tmp_path: Path, tiny_model: str) -> None:
+    file = write(tmp_path / "a.jsonl", LABELS)
+    given = {"tokenizer": tiny_model, "train_file": file, "text_column": "a", "streaming": True, "val_samples": 9}
+    with pytest.raises(UserError, match=r"rows have 2 different ones: give all as --data.label_names '\[bad, good\]'"):
+        make(TextClassification, **given)
+
+
+def test_a_list_of_json_is_not_streamed(tmp_path: Path, chat_tokenizer: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    with pytest.raises(UserError, match=r"a\.json: a .json file with a list must be read whole"):
+        make(Conversations, tokenizer=chat_tokenizer, train_file=str(tmp_path / "a.json"), streaming=True)
+
+
+@pytest.fixture(scope="module")
+def fit_stream(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> list[str]:
+    file = write_sentences(tmp_path_factory.mktemp("stream") / "train.tsv", 200)
+    return [
+        *("--model", "SequenceClassification", "--model.model_name", tiny_model, "--model.dtype", "fp32"),
+        *("--data", "SST2", "--data.train_file", file, "--data.val_samples", "40", "--data.batch_size", "8"),
+        *("--data.streaming", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+    ]
+
+
+def test_verbs_on_a_stream(fit_stream: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run_dir = str(tmp_path / "run")
+    assert main(["data", *fit_stream, "--examples", "1"]) == 0
+    told = capsys.readouterr()
+    assert "a stream of rows, shuffled in blocks of 10,000; the first 160:" in told.err
+    assert "the first 40 rows of the stream are held out" in told.err
+    assert told.out.count("--- train row") == 1
+    weights = ["--model.class_weights", "[1,2]", "--trainer.max_steps", "25", "--trainer.val_check_interval", "10"]
+    assert main(["fit", *fit_stream, *weights, "--run_dir", run_dir]) == 0
+    record = read_record(Path(run_dir))
+    assert record["stream"] == {"passes": 1, "rows_read": 320, "rows_used": 320, "rows_trained": 200}
+    assert record["epochs"] is None
+    assert [row["step"] for row in record["validations"]] == [10, 20, 25]
+    assert record["data_summary"]["tables"]["train"]["streamed"]
+    assert record["data_summary"]["rows"] == {"val": 40}
+    assert main(["validate", "--run_dir", run_dir]) == 0
+    texts = write_sentences(tmp_path / "new.tsv", 7)
+    assert main(["predict", "--run_dir", run_dir, "--data.predict_file", texts]) == 0
+    assert len((tmp_path / "run" / "predictions.jsonl").read_text().splitlines()) == 7
+    assert main(["fit", *fit_stream, *weights[:2], "--trainer.max_steps", "30", "--trainer.val_check_interval", "10",
+                 "--run_dir", run_dir, "--resume"]) == 0  # fmt: skip
+    assert read_record(Path(run_dir))["stream"]["rows_trained"] == 240
+    capsys.readouterr()
+    assert main(["find_lr", *fit_stream, "--steps", "12"]) == 0
+    assert main(["estimate", *fit_stream]) == 0
+    assert "the longest batch of the first block of the stream" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "data.streaming trains by steps, because rows are not counted; give trainer.max_steps."),
+        (["--trainer.max_epochs", "2", "--trainer.max_steps", "9"], "leave out trainer.max_epochs."),
+        (["--model.class_weights", "balanced", "--trainer.max_steps", "9"], "give the weights as a list."),
+        (["--data.shuffle_buffer", "-1"], "data.shuffle_buffer must not be negative, got -1."),
+    ],
+)
+def test_options_that_a_stream_cannot_follow_are_refused(
+    more: list[str], message: str, fit_stream: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["fit", *fit_stream, *more, "--run_dir", str(tmp_path / "run")]) == 2
+    assert message in capsys.readouterr().err

@@ -90,8 +90,8 @@ class Plan:
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")
-            names = getattr(data, "_label_names", None)  # None also for a data set whose classes are not known
-            self.classes_assumed = names is None and hasattr(data, "_label_names")
+            names = getattr(data, "given_label_names", None)  # None also for a data set whose classes are not known
+            self.classes_assumed = names is None and hasattr(data, "given_label_names")
             names = names or ["0", "1"]
             tokenizer = data.tokenizer if self.task.resize_embeddings else SimpleNamespace(pad_token_id=0)
             self.data: Any = SimpleNamespace(max_length=tokens, label_names=names, tokenizer=tokenizer)

@@ -95,6 +95,7 @@ class Plan:
             names = names or ["0", "1"]
             tokenizer = data.tokenizer if self.task.resize_embeddings else SimpleNamespace(pad_token_id=0)
             self.data: Any = SimpleNamespace(max_length=tokens, label_names=names, tokenizer=tokenizer)
+            self.task.outputs = len(names)
             self.batch = self.held_out = self.task.example(self.rows, tokens)
             self.source = "made-up batch"
             return
@@ -112,6 +113,7 @@ class Plan:
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; or give --tokens to estimate without the data.") from error
         self.data = data
+        self.task.outputs = len(getattr(data, "label_names", ()))
         self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
         self.rows, self.tokens = self.batch["input_ids"].shape
         self.source = "the longest batch of the data, with which a run starts"

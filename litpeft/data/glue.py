@@ -99,11 +99,18 @@ class GLUE(LabelledTexts):
         """Return how to read a file: with the columns of the hub, or those of GLUE's own download."""
         spec = TASKS[self.task]
         layout = super().layout(path) | {"label_offset": 0}
-        wanted = [[*spec.texts, "label"], list(spec.texts)]  # a file to predict may have texts only
-        if self.columns or any(has_header(path, names, self.delimiter, self.encoding) for names in wanted):
+        if self.columns:
             return layout
         own = {column: name for name, column in spec.original}
         texts, label = [own.get(name, name) for name in spec.texts], own.get("label", "label")
-        if spec.original and has_header(path, texts, self.delimiter, self.encoding):
-            return layout | {"text_column": texts, "label_column": [label]}
+        original = layout | {"text_column": texts, "label_column": [label]}
+        # with labels first: a file to predict may have texts only
+        for names, found in (
+            ([*spec.texts, "label"], layout),
+            ([*texts, label], original),
+            (spec.texts, layout),
+            (texts, original),
+        ):
+            if has_header(path, names, self.delimiter, self.encoding):
+                return found
         return layout | ({"columns": list(spec.without_header)} if spec.without_header else {})

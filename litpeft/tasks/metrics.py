@@ -109,7 +109,6 @@ class OverTargets(Metric):
     def __init__(self, metric: Metric, targets: int) -> None:
         super().__init__()
         self.parts = torch.nn.ModuleList(copy.deepcopy(metric) for _ in range(targets))
-        self.higher_is_better = metric.higher_is_better
 
     def update(self, predictions: Tensor, targets: Tensor) -> None:
         """Add a batch; both are (B, targets)."""

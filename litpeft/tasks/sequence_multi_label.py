@@ -95,8 +95,7 @@ class SequenceMultiLabel(SequenceTask):
         return (torch.arange(rows * outputs).reshape(rows, outputs) % 3 > 0).long()
 
     def example(self, rows: int, tokens: int) -> Batch:
-        labels = self.backbone.config.num_labels if self.backbone is not None else 2
-        return super().example(rows, tokens) | {"labels": torch.zeros(rows, labels, dtype=torch.int64)}
+        return super().example(rows, tokens) | {"labels": torch.zeros(rows, self.outputs, dtype=torch.int64)}
 
     def loss(self, batch: Batch) -> Tensor:
         logits = self(batch)

@@ -142,7 +142,7 @@ class SequenceRegression(SequenceTask):
         return {f"all_{name}": pair for name, pair in found.items()} | single
 
     def example(self, rows: int, tokens: int) -> Batch:
-        return super().example(rows, tokens) | {"labels": torch.zeros(rows, len(self.mean), dtype=torch.float64)}
+        return super().example(rows, tokens) | {"labels": torch.zeros(rows, self.outputs, dtype=torch.float64)}
 
     def loss(self, batch: Batch) -> Tensor:
         return self.mean_loss(self(batch), batch)

@@ -27,6 +27,7 @@ class SequenceTask(ScoredTask):
 
     problem_type: str  # as in the configurations of transformers
     head_labels: dict[str, Any] | None = None  # how the labels of a pretrained head match those of the data
+    outputs = 2  # of the head, for made-up batches
 
     def __init__(self, *common: Any, **options: Any) -> None:
         super().__init__(*common, **options)
@@ -37,6 +38,7 @@ class SequenceTask(ScoredTask):
     ) -> tuple[nn.Module, list[str], list[str]]:
         self.check_labels(data)
         names = data.label_names
+        self.outputs = len(names)
         model, new, mismatched = load_pretrained(
             AutoModelForSequenceClassification,
             self.model_name,

@@ -13,7 +13,7 @@ from litpeft.analysis.comparison.differences import add_differences, estimate
 from litpeft.analysis.comparison.figures import choose
 from litpeft.analysis.comparison.grouping import find_runs, group_by_axes, group_by_sweep
 from litpeft.analysis.comparison.over_tasks import label_of, over_tasks, task_groups, without_axis
-from litpeft.analysis.comparison.results import Comparison, Group, Run
+from litpeft.analysis.comparison.results import Comparison, Figure, Group, Run
 from litpeft.analysis.comparison.row_tests import add_row_differences
 from litpeft.analysis.comparison.sweep_folder import FILE, Sweep, read_sweep, with_shown_names
 from litpeft.errors import UserError
@@ -65,11 +65,13 @@ def compare(
     check_groups(groups, axes)
     metric, not_run, remarks = described.metric if described else None, _not_run(groups, sweep), list[str]()
     if over:
+        _check_over(over, targets, examples)
         tasks = task_groups(groups, short_key(over))
         warnings = [sentence for each in tasks.values() for sentence in check_data(each, covered)]
         mixed = {key: found for each in tasks.values() for key, found in confounded(each, covered).items()}
         wanted = _label_over_tasks(groups, short_key(over), baseline or (sweep.baseline if sweep else None))
         groups, columns, remarks = over_tasks(tasks, short_key(over), metric)
+        columns, axes = _named(columns, figures), [axis for axis in axes if short_key(axis) != short_key(over)]
         base = _baseline(groups, wanted, None)
     else:
         warnings, mixed = check_data(groups, covered), confounded(groups, covered)
@@ -95,6 +97,24 @@ def compare(
         confounded=mixed,
         remarks=remarks,
     )
+
+
+def _check_over(axis: str, targets: Iterable[tuple[str, float]], examples: bool | None) -> None:
+    """Raise a UserError for options that have no meaning for an average over tasks."""
+    for option, given in (("--target", list(targets)), ("--examples", examples)):
+        if given:
+            raise UserError(f"--average_over {axis}: {option} is for runs of one task; leave one of the two out.")
+
+
+def _named(columns: list[Figure], names: Iterable[str] | None) -> list[Figure]:
+    """Return the columns with these names, in their order; all of them without names."""
+    if names is None:
+        return columns
+    known = {column.name: column for column in columns}
+    for name in (names := list(names)):
+        if name not in known:
+            raise UserError(f"--figures {name}: an average over tasks has {', '.join(known)}.")
+    return [known[name] for name in names]
 
 
 def _label_over_tasks(groups: Sequence[Group], axis: str, label: str | None) -> str | None:

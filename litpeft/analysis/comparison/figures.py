@@ -50,6 +50,7 @@ HIGHER = re.compile(
 LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])[wc]er(?![a-z])")
 TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
 SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share of the items
+AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
 PARTS = {"val_": "validation ", "test_": "test "}  # start of a metric's name -> of its title
 IN_STEPS = re.compile(r"(val|test)_accuracy")  # values are multiples of 1 / rows
 
@@ -114,6 +115,9 @@ def figure(name: str, directions: Mapping[str, str] | None = None) -> Figure:
         metric, goal = match["metric"], float(match["value"])
         sign = "≥" if direction(metric, directions) == "higher" else "≤"
         return Figure(name, f"time to {figure(metric).title.split(',')[0]} {sign} {goal:g}, s", "lower", "speed")
+    if name.startswith(SCORE):
+        task = "average over tasks" if name == AVERAGE else name.removeprefix(SCORE)
+        return Figure(name, f"{task}, points", "higher", "quality")
     plain = name.removeprefix("litpeft_")
     for part, long in PARTS.items():
         plain = long + plain.removeprefix(part) if plain.startswith(part) else plain

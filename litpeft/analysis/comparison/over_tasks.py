@@ -8,12 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from litpeft.analysis.comparison.caveats import shortlist
-from litpeft.analysis.comparison.figures import direction, figure, value
+from litpeft.analysis.comparison.figures import AVERAGE, SCORE, direction, figure, value
 from litpeft.analysis.comparison.number_format import number
 from litpeft.analysis.comparison.results import Figure, Group, Run
 from litpeft.errors import UserError
 
-AVERAGE, SCORE = "score_average", "score_"
 TOTALS = ("train_seconds", "wall_seconds", "energy_joules", "steps")  # summed over tasks
 PEAKS = (  # the largest of the tasks
     *("peak_reserved_bytes", "peak_allocated_bytes", "peak_tensor_bytes", "peak_rss_bytes", "model_bytes"),
@@ -99,7 +98,7 @@ def over_tasks(
         group.runs = [_combined(by_seed[seed], seed, list(tasks), metrics, group.axes) for seed in seeds]
     finished = [run for group in merged.values() for run in group.runs]
     scores = [Figure(AVERAGE, f"average over {len(tasks)} tasks, points", "higher", "quality")]
-    scores += [Figure(_score_name(task), f"{task}, points", "higher", "quality") for task in tasks]
+    scores += [figure(SCORE + task) for task in tasks]
     costs = [figure(name) for name in SHOWN if any(value(run.record, name) is not None for run in finished)]
     return list(merged.values()), scores + costs, _remarks(tasks, metrics)
 
@@ -109,8 +108,8 @@ def _combined(
 ) -> Run:
     """Return the run that stands for the runs of one seed on several tasks."""
     found = {task: _score(run, metrics[task]) for task, run in parts.items()}
-    scores = {_score_name(task): score for task, score in found.items() if score is not None}
-    steps = {_score_name(task): _resolution(run) for task, run in parts.items()}
+    scores = {SCORE + task: score for task, score in found.items() if score is not None}
+    steps = {SCORE + task: _resolution(run) for task, run in parts.items()}
     runs = list(parts.values())
     record: dict[str, Any] = {name: runs[0].record.get(name) for name in ("machine", "packages", "git", "adapter")}
     record |= {"seed": seed, "status": "ok"}
@@ -135,10 +134,6 @@ def _resolution(run: Run) -> float:
     summary = run.record.get("data_summary") or {}
     rows = number((summary.get("rows") or {}).get("val"))
     return 1 / rows if rows and not summary.get("target_mean") else 0.0
-
-
-def _score_name(task: str) -> str:
-    return SCORE + task
 
 
 def _remarks(tasks: Mapping[str, Any], metrics: Mapping[str, Sequence[str]]) -> list[str]:

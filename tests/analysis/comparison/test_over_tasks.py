@@ -131,6 +131,15 @@ def test_what_has_no_average_is_refused(runs: Path, tmp_path: Path) -> None:
         compare([*(runs / f"cola-{name}-0" for name in ("none", "lora"))], average_over="data.task")
 
 
+def test_columns_can_be_chosen_and_other_options_are_refused(runs: Path) -> None:
+    found = compare([runs], average_over="data.task", figures=["score_stsb", "score_average"])
+    assert [figure.name for figure in found.figures] == ["score_stsb", "score_average"]
+    with pytest.raises(UserError, match="--figures val_loss: an average over tasks has score_average, score_cola"):
+        compare([runs], average_over="data.task", figures=["val_loss"])
+    with pytest.raises(UserError, match="--average_over data.task: --target is for runs of one task"):
+        compare([runs], average_over="data.task", targets=[("val_accuracy", 0.5)])
+
+
 def test_different_rows_of_a_task_are_refused(runs: Path) -> None:
     other = {"rows": {"val": 400}, "tables": {"val": {"fingerprint": "other"}}}
     write_task(runs, "cola", "lora", 0, 0.5, data_summary=other)

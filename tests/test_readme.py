@@ -16,7 +16,7 @@ from litpeft.sweeps.experiment import read_experiment
 from litpeft.sweeps.resolve import resolve
 
 REPO = Path(__file__).parents[1]
-PAGES = [REPO / "README.md", *sorted((REPO / "experiments").rglob("README.md"))]
+PAGES = [REPO / "README.md", REPO / "docs" / "tasks.md", *sorted((REPO / "experiments").rglob("README.md"))]
 
 
 def commands() -> list[str]:

@@ -7,6 +7,7 @@ results. A method `on_saved(trainer)` is called after each checkpoint is written
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.checkpoint import Checkpoint
 from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
+from litpeft.callbacks.confusion import ConfusionRecorder
 from litpeft.callbacks.energy import EnergyRecorder
 from litpeft.callbacks.evaluation_weights import ScheduleFreeWeights
 from litpeft.callbacks.memory import MemoryRecorder
@@ -20,6 +21,7 @@ from litpeft.callbacks.weight_averaging import on_trainable_tensors
 __all__ = [
     "BenchmarkEvaluation",
     "Checkpoint",
+    "ConfusionRecorder",
     "EnergyRecorder",
     "ExampleRecorder",
     "FolderCheckpointIO",

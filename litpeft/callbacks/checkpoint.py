@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from pathlib import Path
 from typing import Any, Literal
@@ -48,10 +49,8 @@ class Checkpoint(LightningCheckpoint):
         self._rng: dict[str, Any] | None = None  # random states of the resumed run
         self._metrics: dict[str, torch.Tensor] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._monitor = pl_module.monitor
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._monitor = pl_module.monitor  # known after the task's own setup
         if self.keep == "best" and not trainer.enable_validation:
             raise UserError("checkpoint.keep best needs validation; leave out trainer.limit_val_batches 0.")
         if trainer.global_step:
@@ -83,7 +82,8 @@ class Checkpoint(LightningCheckpoint):
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val_")}
         if self.keep == "best" and metric in metrics:
             sign = 1 if mode == "max" else -1
-            if not self.best_metrics or sign * metrics[metric] > sign * self.best_metrics[metric]:
+            best = self.best_metrics.get(metric, math.nan)
+            if math.isnan(best) or sign * metrics[metric] > sign * best:  # a correlation of equal values is NaN
                 self.best, self.best_metrics = _name(self.val_step), metrics | {"val_step": self.val_step}
 
     def between_steps(self, trainer: Trainer) -> None:

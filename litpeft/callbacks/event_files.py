@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lightning import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
 EVENTS = "events.out.tfevents.*"
 
 
@@ -30,3 +33,19 @@ def cut_curves(run_dir: Path, sizes: dict[str, int], keep: Path | None = None) -
             file.unlink()
         elif file.stat().st_size > sizes[file.name]:
             os.truncate(file, sizes[file.name])
+
+
+def event_file(trainer: Trainer) -> Path | None:
+    """Return the event file that TensorBoard is writing; None without TensorBoard."""
+    writers = [each.experiment.file_writer for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+    return Path(writers[0].event_writer._file_name) if writers and writers[0] else None
+
+
+def remove_event_file(trainer: Trainer) -> None:
+    """Close and delete the event file that TensorBoard created for this process."""
+    path = event_file(trainer)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.close()
+    if path is not None:
+        path.unlink(missing_ok=True)

@@ -82,6 +82,8 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "base": quantisation_name(pl_module.backbone),
         "new_tensors": pl_module.new_tensors,
         "head_labels": getattr(pl_module, "head_labels", None),
+        "main_metrics": getattr(pl_module, "main_metrics", None),
+        "metric_directions": getattr(pl_module, "metric_directions", None),
         "load_seconds": pl_module.load_seconds,
         "kernels": pl_module.kernels_used,
         "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,

@@ -22,13 +22,13 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litpeft.callbacks.across_processes import PEAKS, combine, most
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
-from litpeft.callbacks.event_files import curve_sizes, cut_curves
+from litpeft.callbacks.event_files import curve_sizes, cut_curves, event_file, remove_event_file
 from litpeft.callbacks.run_description import describe_model, describe_setup, print_notices
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import write_atomically
 from litpeft.runs.benchmark_results import final_evaluation, scores
 from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint
-from litpeft.runs.record import FIELDS, as_json, by_field, new_record, write_record
+from litpeft.runs.record import FIELDS, as_json, by_field, new_record, with_metrics, write_record
 from litpeft.training import failure_messages, processes
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
@@ -144,7 +144,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         ):
             message = exception.sentence = other
         if not self._owns_folder and (self._stale or self._resumed):
-            _remove_event_file(trainer)  # this run never started: leave the folder as it was
+            remove_event_file(trainer)  # this run never started: leave the folder as it was
             return
         if not self._owns_folder:  # failed before training, for example while reading the data
             self._take_folder(trainer, pl_module)
@@ -174,7 +174,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
             return
         now, earlier = trainer.datamodule.describe(), self._resumed["data_summary"] or {}
         summary = earlier | {kind: earlier.get(kind, {}) | now[kind] for kind in ("rows", "tables")}
-        write_record(folder, self._resumed | _metrics(trainer, "test_") | {"data_summary": summary})
+        tested = with_metrics(self._resumed, _named(trainer, "test_"))
+        write_record(folder, tested | {"data_summary": summary})
 
     def _take_folder(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the files of an earlier run and write the record and configuration of this run."""
@@ -186,6 +187,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         for path in self._stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         self.record |= {name: None for name in FIELDS if name.startswith("test_")}  # test metrics of earlier weights
+        others = {name: value for name, value in (self.record["other_metrics"] or {}).items() if name[:5] != "test_"}
+        self.record["other_metrics"] = others or None
         started_at = self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.record |= {"started_at": started_at} | describe_setup(trainer, pl_module)
         write_record(folder, self.record)
@@ -235,6 +238,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
+                metrics |= self.record["other_metrics"] or {}
                 metrics |= scores(final_evaluation(self.record) or {"results": {}})
                 shown = {name: _plain(value) for name, value in settings.items() if value is not None}
                 logger.log_hyperparams(shown, metrics, step=trainer.global_step)
@@ -248,7 +252,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
 
     def _cut_curves(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
-            cut_curves(Path(trainer.default_root_dir), self._curves, _event_file(trainer))
+            cut_curves(Path(trainer.default_root_dir), self._curves, event_file(trainer))
 
 
 def _limits(record: dict[str, Any]) -> list[Any]:
@@ -257,25 +261,14 @@ def _limits(record: dict[str, Any]) -> list[Any]:
     return [trainer.get(name) for name in ("max_epochs", "max_steps", "max_time")]
 
 
-def _event_file(trainer: Trainer) -> Path | None:
-    """Return the event file that TensorBoard is writing; None without TensorBoard."""
-    writers = [each.experiment.file_writer for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
-    return Path(writers[0].event_writer._file_name) if writers and writers[0] else None
-
-
-def _remove_event_file(trainer: Trainer) -> None:
-    """Close and delete the event file that TensorBoard created for this process."""
-    path = _event_file(trainer)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.experiment.close()
-    if path is not None:
-        path.unlink(missing_ok=True)
-
-
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
     """Return the metrics with a prefix, by record field."""
-    return by_field({name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)})
+    return by_field(_named(trainer, prefix))
+
+
+def _named(trainer: Trainer, prefix: str) -> dict[str, float]:
+    """Return the metrics with a prefix, by name."""
+    return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
 
 
 def _plain(value: Any) -> Any:

@@ -23,6 +23,7 @@ from litpeft.adapters.base_options import base_name
 from litpeft.callbacks import (
     BenchmarkEvaluation,
     Checkpoint,
+    ConfusionRecorder,
     EnergyRecorder,
     ExampleRecorder,
     FolderCheckpointIO,
@@ -54,7 +55,7 @@ from litpeft.runs.folder import (
     saved_config,
 )
 from litpeft.runs.record import FILE_NAME, read_record
-from litpeft.runs.summary import summary
+from litpeft.runs.summary import metric_text, summary
 from litpeft.tasks import FineTuner
 from litpeft.training.loop import save_between_steps
 from litpeft.training.processes import is_first_process
@@ -212,9 +213,10 @@ class LitPeftCLI(LightningCLI):
         self.run_dir = Path(options.run_dir or Path(self.checkpoint).resolve().parent.parent)
         record = read_record(self.run_dir, to_write=self.verb == "test")
         keep_old_options(options, self.run_dir)
-        names = (record["data_summary"] or {}).get("label_names")
-        if names and "label_names" in options.data.init_args and not options.data.init_args.label_names:
-            options.data.init_args.label_names = names
+        found = record["data_summary"] or {}
+        for name in class_at(options.data.class_path).from_training_rows:
+            if found.get(name) and name in options.data.init_args and not options.data.init_args[name]:
+                options.data.init_args[name] = found[name]
         if self.checkpoint is not None:  # chosen with --ckpt_path: not the weights that the record describes
             return
         self.checkpoint = selected_checkpoint(self.run_dir, record)
@@ -259,6 +261,7 @@ class LitPeftCLI(LightningCLI):
             ScheduleFreeWeights(),
             given.predictions,
             given.record,
+            ConfusionRecorder(),
             given.checkpoint,
             given.benchmarks,
             self.recorder,
@@ -281,7 +284,7 @@ class LitPeftCLI(LightningCLI):
     def after_validate(self) -> None:
         """Print the metrics and the checkpoint that they belong to."""
         metrics = {name: value.item() for name, value in self.trainer.callback_metrics.items()}
-        shown = {n: f"{v:.2%}" if n.endswith(("accuracy", "f1")) else f"{v:.4f}" for n, v in sorted(metrics.items())}
+        shown = {name: metric_text(name, value) for name, value in sorted(metrics.items())}
         show(str(self.checkpoint), [(name.replace("_", " "), value) for name, value in shown.items()])
 
     after_test = after_validate

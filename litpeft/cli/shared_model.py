@@ -9,7 +9,8 @@ from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 
-FOR_TRAINING = ("optimizer", "scheduler", "class_weights", "label_smoothing")  # options of a task
+# options of a task that do not change what it computes
+FOR_TRAINING = ("optimizer", "scheduler", "class_weights", "label_smoothing", "positive_weights", "loss", "metrics")
 
 
 def shares_model(one: LitPeftCLI, other: LitPeftCLI) -> bool:

@@ -5,26 +5,75 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from litpeft.commands.parser import CommandParser
 from litpeft.hub.demo_assets import asset
 
+MINILM = "MiniLM (22.7 M parameters)"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One task of the demo.
+
+    Attributes:
+        text: name of the text in `demo_assets`.
+        rows: what a row of the text is.
+        options: options of `fit` beside the model and the text.
+        model: name of the model in `demo_assets`.
+        about: the model, for the user.
+    """
+
+    text: str
+    rows: str
+    options: tuple[str, ...]
+    model: str = "minilm"
+    about: str = MINILM
+
+
+TASKS = {
+    "classes": Demo("snippets", "film review snippets", ("--config", "demo")),
+    "ratings": Demo("ratings", "film review snippets and their ratings", ("--config", "demo", "--config", "ratings")),
+    "pairs": Demo("snippet_pairs", "pairs of film review snippets", ("--config", "demo", "--config", "snippet_pairs")),
+    "chat": Demo(
+        "snippet_chat",
+        "conversations about film review snippets",
+        (
+            *("--config", "snippet_chat", "--config", "lora", "--model.adapter.targets", "all-linear"),
+            *("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"),
+            *("--data.train_samples", "320", "--data.val_samples", "64"),
+        ),
+        "smollm2",
+        "SmolLM2 (135 M parameters)",
+    ),
+}
+
 
 def main(arguments: list[str]) -> int:
     parser = CommandParser("demo", description=__doc__)
+    parser.add_argument(
+        "--task",
+        choices=TASKS,
+        default="classes",
+        help="what is learned: classes of snippets (default), their ratings, which of a pair is rated higher, or chat",
+    )
     parser.add_argument("--assets", type=Path, help="folder for model and text (default: in the user's cache folder)")
     parser.add_argument("--assets_only", action="store_true", help="download model and text only")
     options, rest = parser.parse_known_args(arguments)
-    model, text = (asset(name, "litpeft demo", options.assets) for name in ("minilm", "snippets"))
+    demo = TASKS[options.task]
+    model, text = (asset(name, "litpeft demo", options.assets) for name in (demo.model, demo.text))
     if options.assets_only:
         print(f"model: {model}\ntext:  {text}")
         return 0
-    snippets = len(text.read_text(encoding="utf-8").splitlines()) - 1
-    print(f"MiniLM (22.7 M parameters) with LoRA on {snippets:,} film review snippets")
+    rows = len(text.read_text(encoding="utf-8").splitlines()) - (text.suffix == ".tsv")  # without the header
+    print(f"{demo.about} with LoRA on {rows:,} {demo.rows}")
     from litpeft.commands import training  # imports torch and Lightning, which takes seconds
 
-    arguments = ["fit", "--config", "demo", "--model.model_name", str(model), "--data.train_file", str(text)]
+    arguments = ["fit", *demo.options, "--model.model_name", str(model), "--data.train_file", str(text)]
+    if options.task != "classes":
+        arguments += ["--experiment", f"demo_{options.task}"]
     if not any(word.startswith(("--run_dir", "--resume", "--overwrite")) for word in rest):
         arguments.append("--overwrite")  # the demo may replace its own earlier run
     code = training.main([*arguments, *rest])

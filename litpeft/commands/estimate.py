@@ -90,11 +90,12 @@ class Plan:
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")
-            names = getattr(data, "_label_names", None)  # None also for a data set whose classes are not known
-            self.classes_assumed = names is None and hasattr(data, "_label_names")
+            names = getattr(data, "given_label_names", None)  # None also for a data set whose classes are not known
+            self.classes_assumed = names is None and hasattr(data, "given_label_names")
             names = names or ["0", "1"]
             tokenizer = data.tokenizer if self.task.resize_embeddings else SimpleNamespace(pad_token_id=0)
             self.data: Any = SimpleNamespace(max_length=tokens, label_names=names, tokenizer=tokenizer)
+            self.task.outputs = len(names)
             self.batch = self.held_out = self.task.example(self.rows, tokens)
             self.source = "made-up batch"
             return
@@ -112,6 +113,7 @@ class Plan:
         except UserError as error:
             raise UserError(f"{str(error).rstrip('.')}; or give --tokens to estimate without the data.") from error
         self.data = data
+        self.task.outputs = len(getattr(data, "label_names", ()))
         self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
         self.rows, self.tokens = self.batch["input_ids"].shape
         of = "the first block of the stream" if getattr(data, "streaming", False) else "the data"

@@ -73,6 +73,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.commands.model_card import write_model_card
     from litpeft.hub.hub import local_or_hub
     from litpeft.tasks.compute_dtype import DTYPES
+    from litpeft.tasks.sequence_task import SequenceTask
 
     quieten()
     run = FinishedRun(options.run_dir, options.checkpoint, "cpu", "exported")
@@ -83,14 +84,15 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
             "run; leave it out."
         )
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
-    (folder / MARK).write_text(json.dumps(origin, indent=2) + "\n", encoding="utf-8")
     model = run.build(torch.device("cpu"))
+    settings = task.exported_settings(data) if isinstance(task, SequenceTask) else {}
+    (folder / MARK).write_text(json.dumps(origin | settings, indent=2) + "\n", encoding="utf-8")
     data.tokenizer_to_export().save_pretrained(folder)
     if options.format == "adapter":
         base = local_or_hub(task.model_name, "model.model_name")
         base = str(Path(base).resolve()) if os.path.isdir(base) else base
         adapter.export(folder, model, base)
-        write_model_card(folder, run.record, base)
+        write_model_card(folder, run.record, base, settings)
         size = sum(tensor.nbytes for tensor in run.state.values())
         return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"
     inputs = example_inputs(run, model)
@@ -111,6 +113,11 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights
     if ends := getattr(data, "stops", ([], []))[0]:  # answers end as in training, wherever the model is loaded
         model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+    about = ""
+    if isinstance(task, SequenceTask):
+        trained, about = task.outputs_in_own_unit(model, dtype, trained)
+        model.config.update(task.exported_settings(data))
     model.to(dtype).save_pretrained(folder)
     same_base = options.base != "original"
-    return check_merged(folder, type(model), trained, inputs, same_base, quantises_inputs)
+    checked = check_merged(folder, type(model), trained, inputs, same_base, quantises_inputs)
+    return f"{checked}; {about}" if about else checked

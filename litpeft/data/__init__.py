@@ -5,11 +5,17 @@ from litpeft.data.alpaca import Alpaca
 from litpeft.data.arithmetic import ArithmeticInstructions
 from litpeft.data.base import FineTuneData
 from litpeft.data.conversations import Conversations
+from litpeft.data.glue import GLUE
+from litpeft.data.imdb import IMDB
 from litpeft.data.sst2 import SST2
 from litpeft.data.text import Text
 from litpeft.data.text_classification import TextClassification
+from litpeft.data.text_multi_label import TextMultiLabel
+from litpeft.data.text_regression import TextRegression
 
 __all__ = [
+    "GLUE",
+    "IMDB",
     "SST2",
     "AGNews",
     "Alpaca",
@@ -18,4 +24,6 @@ __all__ = [
     "FineTuneData",
     "Text",
     "TextClassification",
+    "TextMultiLabel",
+    "TextRegression",
 ]

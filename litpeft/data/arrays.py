@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -42,5 +43,15 @@ def mask(rows: Sequence[np.ndarray], left: bool = False) -> np.ndarray:
 
 
 def tensors(arrays: dict[str, np.ndarray]) -> dict[str, Tensor]:
-    """Return the arrays as int64 tensors."""
-    return {name: torch.from_numpy(array.astype(np.int64)) for name, array in arrays.items()}
+    """Return the arrays as tensors: integers as int64, floating-point numbers in their own dtype."""
+    whole = {name: array if array.dtype.kind == "f" else array.astype(np.int64) for name, array in arrays.items()}
+    return {name: torch.from_numpy(array) for name, array in whole.items()}
+
+
+def column_array(table: datasets.Dataset, name: str) -> np.ndarray:
+    """Return a column of numbers, (rows,), or of lists of equal length, (rows, length)."""
+    column = table.data.column(name)
+    if not pa.types.is_fixed_size_list(column.type):
+        return column.to_numpy()
+    parts = [chunk.flatten().to_numpy() for chunk in column.chunks]
+    return np.concatenate(parts).reshape(-1, column.type.list_size)

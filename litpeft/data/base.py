@@ -27,6 +27,7 @@ import numpy as np
 import pyarrow as pa
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from litpeft.data.arrays import column_array
 from litpeft.data.cache import cached_table, fingerprint, highest_token, stored, tokenizer_fingerprint
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
@@ -62,6 +63,9 @@ class FineTuneData(L.LightningDataModule):
         num_workers: number of processes that build batches.
         cache_dir: folder of the tokenised tables; by default `$LITPEFT_CACHE` or the user's cache folder.
     """
+
+    # options that are found from the training rows if not given; a finished run takes them from its record
+    from_training_rows: tuple[str, ...] = ("label_names", "target_mean", "target_deviation")
 
     def __init__(
         self,
@@ -161,6 +165,10 @@ class FineTuneData(L.LightningDataModule):
         self._highest[split] = facts.pop("highest_token", None)  # absent in tables of version 0.1.0
         self._tables[split] = table, facts | {"fingerprint": name}
         return self._tables[split]
+
+    def stored_labels(self, split: Split, rows: np.ndarray | None = None) -> np.ndarray:
+        """Return the column `label`, (rows, ...): of the used rows of a split, or of these rows of its table."""
+        return column_array(self.table(split)[0], "label")[self.rows[split].rows if rows is None else rows]
 
     def highest_token(self) -> int:
         """Return the largest token id in the loaded tables, to compare with the model's embeddings."""

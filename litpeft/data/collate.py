@@ -9,15 +9,15 @@ import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from litpeft.data.arrays import Lists, mask, padded, tensors
+from litpeft.data.arrays import Lists, column_array, mask, padded, tensors
 
 
 class EncodedRows(Dataset):
     """Rows of a tokenised table; indexing with a list gives a batch padded to its longest row.
 
     Args:
-        table: table with the columns `input_ids` (a list of ints per row), `label` and, for pairs of texts,
-            `token_type_ids` (which text a token is of).
+        table: table with the columns `input_ids` (a list of ints per row), `label` (a number per row, or a list
+            of equal length) and, for pairs of texts, `token_type_ids` (which text a token is of).
         rows: row numbers in the table, in the order of this data set.
         pad_id: token id of the padding.
     """
@@ -25,7 +25,7 @@ class EncodedRows(Dataset):
     def __init__(self, table: datasets.Dataset, rows: np.ndarray, pad_id: int) -> None:
         self._ids = Lists(table, "input_ids")
         self._types = Lists(table, "token_type_ids") if "token_type_ids" in table.column_names else None
-        self._labels = table.data.column("label").to_numpy()
+        self._labels = column_array(table, "label")
         self.rows, self.pad_id = rows, pad_id
         self.lengths = self._ids.lengths[rows]
 
@@ -35,6 +35,7 @@ class EncodedRows(Dataset):
     def __getitem__(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Return a batch: `input_ids` and `attention_mask` (B, T), `labels` and `row` (B,), all int64.
 
+        Labels that are lists of equal length are (B, length); targets that are numbers are float64.
         Pairs of texts also have `token_type_ids` (B, T), 0 for padding. `row` is the row number in the table;
         predictions are sorted by it into the order of the file.
         """

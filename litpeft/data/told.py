@@ -37,6 +37,7 @@ def tell(data: dict[str, Any]) -> None:
             "thoughts left out by the template": table.get("thoughts_left_out"),
             "answers without text, of which the end is learnt": table.get("answers_without_text"),
             "turns after a last answer left out": table.get("turns_after_last_answer"),
+            "without any label": table.get("rows_without_label"),
         }
         told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
         told += f"; tokens per row: median {tokens['median']:g}, longest {tokens['longest']:,}" if tokens else ""
@@ -50,6 +51,10 @@ def tell(data: dict[str, Any]) -> None:
         listed = ", ".join(f"{name} {count:,}" for name, count in list(classes.items())[:SHOWN_CLASSES])
         more = f", ... ({len(classes)} classes)" if len(classes) > SHOWN_CLASSES else ""
         print(f"litpeft: classes in train: {listed}{more}", file=sys.stderr)
+    if mean := data.get("target_mean"):
+        targets = zip(data["label_names"], mean, data["target_deviation"], strict=True)
+        listed = ", ".join(f"{name} (mean {m:.6g}, standard deviation {s:.6g})" for name, m, s in targets)
+        print(f"litpeft: targets, standardised for training: {listed}", file=sys.stderr)
     if example := data.get("example"):
         parts = [(part["text"], part["has_loss"]) for part in example]
         how = "green has loss" if sys.stderr.isatty() else "« » has loss"

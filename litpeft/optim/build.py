@@ -77,11 +77,18 @@ def is_schedule_free(optimizer: Optimizer) -> bool:
 
 
 def build_scheduler(
-    factory: Callable[..., Any] | None, optimizer: Optimizer, total_steps: int | None
+    factory: Callable[..., Any] | None,
+    optimizer: Optimizer,
+    total_steps: int | None,
+    monitor: tuple[str, str] = ("val_loss", "min"),
 ) -> dict[str, Any] | None:
     """Return Lightning's `lr_scheduler` dict; None if `factory` is None.
 
-    `total_steps`, the optimizer steps of the whole run, replaces `total_steps: null` and torch's `T_max: -1`.
+    Args:
+        factory: creates the scheduler from the optimizer.
+        optimizer: the optimizer.
+        total_steps: optimizer steps of the whole run, in place of `total_steps: null` and torch's `T_max: -1`.
+        monitor: main metric of the task and its mode, for ReduceLROnPlateau.
 
     Raises:
         UserError: the scheduler does not accept its arguments, or needs a number of steps that is not known.
@@ -107,7 +114,8 @@ def build_scheduler(
     options = {"scheduler": scheduler, "interval": "step"}
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         # Lightning's sub-class names a metric; for torch's class it follows from the mode
-        metric = getattr(scheduler, "monitor", "val_loss" if scheduler.mode == "min" else "val_accuracy")
+        highest = monitor[0] if monitor[1] == "max" else "val_accuracy"
+        metric = getattr(scheduler, "monitor", "val_loss" if scheduler.mode == "min" else highest)
         options |= {"monitor": metric, "interval": "epoch", "strict": True}
     return options
 

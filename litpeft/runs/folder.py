@@ -18,6 +18,7 @@ STEP = re.compile(r"step-\d+")  # name of a checkpoint folder
 TRACEBACK = "traceback.txt"
 OURS = (
     *(FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "val_examples.json", "benchmark_items"),
+    "confusion_matrix.json",
     *("events.out.tfevents.*", "hparams.yaml"),
 )
 # options that may change on resume: duration, device and logging, which do not affect what is computed
@@ -27,6 +28,7 @@ NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that doe
     "data.init_args.on_bad_row": "error",
     "data.init_args.shuffle_buffer": 10_000,  # of no effect without data.streaming
     "model.init_args.label_smoothing": 0.0,
+    "model.init_args.metrics": None,
     "model.init_args.kernels": "none",
     "model.init_args.tf32": False,
 }

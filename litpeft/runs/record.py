@@ -118,7 +118,13 @@ FIELDS = {
     "benchmarks": "every benchmark evaluation in order of its step: step, seconds, results of each benchmark (scores, "
     "standard_errors over items, items, num_fewshot, fingerprint of the items, tasks of a group), and skipped "
     "benchmarks with the reason",
-    "other_metrics": "validation metrics without a field of their own, by name; null if there are none",
+    "other_metrics": "validation and test metrics without a field of their own, by name; null if there are none",
+    "main_metrics": "validation metrics, by name, whose mean is the score of the run: the first of model.metrics, the "
+    "official ones of GLUE, or that of the task; null for language models and in old records",
+    "metric_directions": "whether `higher` or `lower` is better, by name of the metric without val_ or test_; null in "
+    "old records",
+    "confusion_matrix": "file in the run folder with the confusion matrix of the last validation, for up to fifty "
+    "classes: JSON with `step`, `label_names` and `rows`, the number of rows of each class (list) by predicted class",
     "test_loss": "mean loss over the test rows, after `litpeft test`",
     "test_accuracy": "share of correctly classified test rows, after `litpeft test`",
     "test_f1": "macro F1 on the test rows, after `litpeft test`",
@@ -142,6 +148,13 @@ def by_field(metrics: dict[str, float]) -> dict[str, Any]:
     others = {name: value for name, value in metrics.items() if name not in FIELDS}
     known = {name: value for name, value in metrics.items() if name in FIELDS}
     return known | ({"other_metrics": others} if others else {})
+
+
+def with_metrics(record: dict[str, Any], metrics: dict[str, float]) -> dict[str, Any]:
+    """Return a record with metrics added; its other metrics stay."""
+    added = by_field(metrics)
+    others = (record.get("other_metrics") or {}) | added.get("other_metrics", {})
+    return record | added | {"other_metrics": others or None}
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

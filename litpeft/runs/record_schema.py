@@ -49,6 +49,7 @@ RECORD = {
     "validations": [{OTHERS: NUMBER}],
     "benchmarks": [EVALUATION],
     "other_metrics": {OTHERS: NUMBER},
+    **{"main_metrics": [TEXT], "metric_directions": {OTHERS: TEXT}, "confusion_matrix": TEXT},
 }
 VAL_EXAMPLES = {OTHERS: ANY, "step!": WHOLE, "table!": TEXT, "loss!": [NUMBER], "correct": [NUMBER]}
 ITEMS = {OTHERS: {OTHERS: [NUMBER], "fingerprint": TEXT}}

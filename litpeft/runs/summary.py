@@ -41,6 +41,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
         ("validation loss", _with_unit(record["val_loss"], ".4f")),
         ("validation accuracy", _with_unit(record["val_accuracy"], ".2%")),
         ("test accuracy", _with_unit(record["test_accuracy"], ".2%")),
+        *other_metrics(record),
         *_benchmarks(record),
     ]
     return [(name, value) for name, value in rows if value is not None]
@@ -48,6 +49,23 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _quantised(counts: dict[str, int] | None) -> str | None:
     return counts and f"{counts['params']:,} params of {counts['layers']} layers, {_bytes(counts['bytes'])}"
+
+
+def other_metrics(record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the metrics of a record that have no field of their own as (name, value) pairs."""
+    found = record.get("other_metrics") or {}
+    long = {"val_": "validation ", "test_": "test "}
+    rows = []
+    for name, value in found.items():
+        if value is not None:
+            shown = next((long[part] + name.removeprefix(part) for part in long if name.startswith(part)), name)
+            rows.append((shown.replace("_", " "), metric_text(name, value)))
+    return rows
+
+
+def metric_text(name: str, value: float) -> str:
+    """Return a metric as text: accuracies and F1 scores as percentages, others with four decimal places."""
+    return f"{value:.2%}" if name.endswith(("accuracy", "f1")) else f"{value:.4f}"
 
 
 def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:

@@ -15,8 +15,9 @@
     exclude: [{adapter: dora, size: rank=32}]        # values may be lists
     seeds: 5                                         # seeds 0 to 4; or a list of seeds
 
-Further keys: `baseline` (a label, or values of axes), `metric` and `target` (for `litpeft compare`), `published`, and
-`like: NAME`, which takes all keys missing here, except `published`, from another experiment.
+Further keys: `baseline` (a label, or values of axes), `metric`, `target` and `average_over` (the axis of the tasks, for
+`litpeft compare`), `published`, and `like: NAME`, which takes all keys missing here, except `published`, from another
+experiment.
 """
 
 from __future__ import annotations
@@ -33,10 +34,8 @@ from litpeft.errors import UserError
 from litpeft.runs.folder import folder_name
 from litpeft.runs.strategy_names import shown_label, stored_name
 
-KEYS = (
-    *("like", "question", "configs", "options", "axes", "exclude", "seeds"),
-    *("baseline", "metric", "target", "published"),
-)
+DESCRIPTION = ("question", "baseline", "metric", "target", "average_over", "published")  # for `litpeft compare`
+KEYS = ("like", "configs", "options", "axes", "exclude", "seeds", *DESCRIPTION)
 RESERVED = re.compile(r"config|run_dir|experiment|resume|overwrite|seed_everything|ckpt_path")  # set by the sweep
 OPTION = re.compile(r"(model|data|trainer|checkpoint|throughput|memory|record|predictions|benchmarks)(\.|$)")
 
@@ -129,7 +128,9 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     for trial in trials:
         if sum(trial.name == other.name for other in trials) > 1:
             raise UserError(f"{path}: axes: two trials are called {trial.label!r}; rename a variant.")
-    description = {key: content.get(key) for key in ("question", "baseline", "metric", "target", "published")}
+    description = {key: content.get(key) for key in DESCRIPTION}
+    if (over := description["average_over"]) is not None and over not in choices:
+        raise UserError(f"{path}: average_over {over!r} is none of the axes {', '.join(choices)}.")
     description["baseline"] = _baseline(path, description["baseline"], trials)
     return Experiment(path.stem, choices, trials, _seeds(path, content.get("seeds", 1)), description)
 

@@ -98,11 +98,12 @@ class Screen:
 
 def score(record: dict[str, Any], metric: str | None) -> tuple[float, str, float] | None:
     """Return (score, higher is better; name; value) of the metric of a record; None if the record does not have it."""
-    names = [metric] if metric else ["val_accuracy", "val_loss"]
+    names = [metric] if metric else [*(record.get("main_metrics") or ())[:1], "val_accuracy", "val_loss"]
     for name in names:
         found = value(record, name)
         if found is not None:
-            lower_is_better = direction(name) == "lower" or name.endswith(("bytes", "seconds", "p50", "p95", "joules"))
+            better = direction(name, record.get("metric_directions"))
+            lower_is_better = better == "lower" or name.endswith(("bytes", "seconds", "p50", "p95", "joules"))
             return (-found if lower_is_better else found), name, found
     return None
 

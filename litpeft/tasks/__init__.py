@@ -4,5 +4,14 @@ from litpeft.tasks.base import FineTuner
 from litpeft.tasks.causal_lm import CausalLM
 from litpeft.tasks.seq2seq_lm import Seq2SeqLM
 from litpeft.tasks.sequence_classification import SequenceClassification
+from litpeft.tasks.sequence_multi_label import SequenceMultiLabel
+from litpeft.tasks.sequence_regression import SequenceRegression
 
-__all__ = ["CausalLM", "FineTuner", "Seq2SeqLM", "SequenceClassification"]
+__all__ = [
+    "CausalLM",
+    "FineTuner",
+    "Seq2SeqLM",
+    "SequenceClassification",
+    "SequenceMultiLabel",
+    "SequenceRegression",
+]

@@ -206,7 +206,7 @@ class FineTuner(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         optimizer = self.new_optimizer()
-        scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps())
+        scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps(), self.monitor)
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
 
     def total_steps(self) -> int | None:

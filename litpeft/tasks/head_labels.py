@@ -23,6 +23,14 @@ def labels_in_file(model_name: str) -> list[str]:
     return [str(id2label[i]) for i in sorted(id2label)]
 
 
+def output_layer(model: nn.Module, head: Sequence[str], outputs: int) -> tuple[str, nn.Linear] | None:
+    """Return the name and the layer that computes the outputs of a head; None if it is no nn.Linear."""
+    inside = [(part, model.get_submodule(part)) for part in head]
+    layers = [(f"{part}.{name}".rstrip("."), layer) for part, top in inside for name, layer in top.named_modules()]
+    found = [(name, layer) for name, layer in layers if isinstance(layer, nn.Linear) and layer.out_features == outputs]
+    return found[-1] if found else None
+
+
 @torch.no_grad()
 def match_head_labels(
     model: nn.Module, head: Sequence[str], new: Sequence[str], model_name: str, names: Sequence[str]
@@ -53,15 +61,13 @@ def match_head_labels(
         return None
     if set(ours) != set(theirs) or len(set(theirs)) < len(theirs):
         return {"matched_by": "number", "names": dict(zip(names, in_file, strict=True))}
-    inside = [(part, model.get_submodule(part)) for part in head]
-    layers = [(f"{part}.{name}".rstrip("."), layer) for part, top in inside for name, layer in top.named_modules()]
-    outputs = [(n, x) for n, x in layers if isinstance(x, nn.Linear) and x.out_features == len(names)]
-    if not outputs:
+    found = output_layer(model, head, len(names))
+    if found is None:
         raise UserError(
             f"model.model_name {model_name}: its labels are in the order {', '.join(in_file)}, and litpeft cannot "
             f"reorder this head; give --data.label_names '[{', '.join(names[ours.index(name)] for name in theirs)}]'."
         )
-    name, layer = outputs[-1]
+    name, layer = found
     if f"{name}.weight" in new:
         return None
     order = [theirs.index(label) for label in ours]

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
-from torchmetrics.aggregation import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score
-from transformers import AutoModelForSequenceClassification
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from litpeft.errors import UserError
-from litpeft.tasks.base import Batch, FineTuner
-from litpeft.tasks.head_labels import match_head_labels
-from litpeft.tasks.pretrained import check_base, initialise_new_parameters, load_pretrained
+from litpeft.tasks.base import Batch
+from litpeft.tasks.metrics import CLASSES, Chosen, MetricInputs
+from litpeft.tasks.sequence_task import SequenceTask
+
+MOST_CONFUSED = 50  # classes up to which the confusion matrix is kept
 
 
-class SequenceClassification(FineTuner):
+class SequenceClassification(SequenceTask):
     """Fine-tunes a model with a classification head; the number and names of the labels come from the data.
 
     A head in the model's file is kept if it has as many labels; its rows are matched with the data's labels by name.
 
-    Metrics: cross-entropy, accuracy (share of correct rows) and macro F1 (mean of the F1 scores of the classes).
+    Metrics by default: cross-entropy, accuracy (share of correct rows) and macro F1 (mean of the F1 scores of the
+    classes). Others are `matthews`, `binary_f1` (F1 of the second of two classes), `balanced_accuracy`, `precision`,
+    `recall`, `kappa`, `auroc` and `ece`. The confusion matrix is kept for up to fifty classes.
 
     Args:
         class_weights: weights of the classes in the training loss, in the order of the labels; `balanced`: a class with
             n of N training rows and C classes weighs N / (C n). Validation losses have no weights.
         label_smoothing: share of each label that is spread over all classes in the training loss.
-        options: model, adapter, optimizer and the other options of `FineTuner`.
+        options: metrics, model, adapter, optimizer and the other options of `ScoredTask` and `FineTuner`.
     """
 
     monitor = ("val_accuracy", "max")
-    head_labels: dict[str, Any] | None = None  # how the labels of a pretrained head match those of the data
+    label_kind, problem_type = "class", "single_label_classification"
+    default_metrics, known_metrics = ("accuracy", "f1"), CLASSES
 
     def __init__(
         self,
@@ -50,48 +51,26 @@ class SequenceClassification(FineTuner):
         if isinstance(class_weights, list) and not all(weight >= 0 for weight in class_weights):
             raise UserError(f"model.class_weights must not be negative, got {class_weights}.")
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
-        self.input_names = ("input_ids", "attention_mask")  # names of the model's arguments
         self._weights: Tensor | None = None  # (classes), fp32
+        self.confusion: MulticlassConfusionMatrix | None = None  # of the validation rows
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         classes = len(self.trainer.datamodule.label_names)
-        scores = MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(classes, average="micro"),
-                "f1": MulticlassF1Score(classes, average="macro"),
-            }
-        )
-        # not Lightning's own mean, which rounds the number of rows
-        self.losses = nn.ModuleDict({kind: MeanMetric() for kind in ("val", "test")})
-        self.scores = nn.ModuleDict({kind: scores.clone(prefix=f"{kind}_") for kind in ("val", "test")})
+        self.confusion = MulticlassConfusionMatrix(classes) if classes <= MOST_CONFUSED else None
+
+    def choose(self, given: Any, names: Any) -> list[Chosen]:
+        chosen = super().choose(given, names)
+        if len(names) != 2 and (binary := [each.name for each in chosen if each.uses == "second_class"]):
+            raise UserError(f"model.metrics {binary[0]} is for two classes, and the data has {len(names)}.")
+        return chosen
 
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
-        names = data.label_names
-        model, new, mismatched = load_pretrained(
-            AutoModelForSequenceClassification,
-            self.model_name,
-            data,
-            dtype,
-            num_labels=len(names),
-            id2label=dict(enumerate(names)),
-            label2id={name: i for i, name in enumerate(names)},
-            resize_embeddings=self.resize_embeddings,
-            ignore_mismatched_sizes=True,  # a head with another number of labels is replaced
-            **options,
-        )
-        if model.config.pad_token_id is None:  # decoder models classify at the last token before the padding
-            model.config.pad_token_id = data.tokenizer.pad_token_id
-        base = model.base_model_prefix
-        head = [name for name, child in model.named_children() if name != base and list(child.parameters())]
-        check_base(self.model_name, model, head, new, mismatched)
-        initialise_new_parameters(model, new)
-        self.head_labels = match_head_labels(model, head, new, self.model_name, names)
-        if _takes_token_types(model):
-            self.input_names = ("input_ids", "attention_mask", "token_type_ids")
+        found = super().load(data, dtype, **options)
         self._weights = self._class_weights(data)
-        return model, head, new
+        return found
 
     def _class_weights(self, data: LightningDataModule) -> Tensor | None:
         """Return the weights of the classes, (classes); None without weights, or for data without training rows."""
@@ -111,41 +90,36 @@ class SequenceClassification(FineTuner):
     def example(self, rows: int, tokens: int) -> Batch:
         return super().example(rows, tokens) | {"labels": torch.zeros(rows, dtype=torch.int64)}
 
-    def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
-        rows, width = batch["input_ids"].shape
-        return {"samples": rows, "tokens": batch["attention_mask"].sum(), "padded": rows * width, "trained": rows}
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Return the logits, (B, classes) fp32."""
-        with self.autocast():
-            return self.backbone(**{name: batch[name] for name in self.input_names if name in batch}).logits.float()
-
     def loss(self, batch: Batch) -> Tensor:
         logits = self(batch)
         weights = None if self._weights is None else self._weights.to(logits.device)
         return F.cross_entropy(logits, batch["labels"], weights, label_smoothing=self.label_smoothing)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        logits = self._evaluate(batch, "val")
-        if not self.return_row_results:
-            return None
+    def mean_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
+        return F.cross_entropy(outputs, batch["labels"])
+
+    def row_losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         labels = batch["labels"]
         return {
-            "loss": F.cross_entropy(logits, labels, reduction="none"),
-            "correct": (logits.argmax(-1) == labels).int(),
+            "loss": F.cross_entropy(outputs, labels, reduction="none"),
+            "correct": (outputs.argmax(-1) == labels).int(),
         }
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+    def metric_inputs(self, outputs: Tensor, labels: Tensor) -> MetricInputs:
+        """Return logits (B, classes), probabilities (B, classes) and the probability of the second class (B,)."""
+        probabilities = outputs.softmax(dim=-1)
+        found = {"logits": (outputs, labels), "probabilities": (probabilities, labels)}
+        return found | {"second_class": (probabilities[:, 1], labels)}
 
-    def _evaluate(self, batch: Batch, stage: str) -> Tensor:
-        logits = self(batch)
-        rows = len(batch["labels"])
-        self.losses[stage].update(F.cross_entropy(logits, batch["labels"]), rows)
-        self.log(f"{stage}_loss", self.losses[stage], batch_size=rows)
-        self.scores[stage].update(logits, batch["labels"])
-        self.log_dict(self.scores[stage], batch_size=rows, prog_bar=True)
-        return logits
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        outputs = self.evaluate(batch, "val")
+        if self.confusion is not None:
+            self.confusion.update(outputs, batch["labels"])
+        return self.row_losses(outputs, batch) if self.return_row_results else None
+
+    def on_validation_epoch_start(self) -> None:
+        if self.confusion is not None:
+            self.confusion.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, the most likely label, and all probabilities."""
@@ -159,9 +133,3 @@ class SequenceClassification(FineTuner):
             }
             for row, p in zip(batch["row"].tolist(), probabilities, strict=True)
         ]
-
-
-def _takes_token_types(model: nn.Module) -> bool:
-    """Return whether a model has embeddings for the first and the second text of a pair, as BERT has."""
-    types = getattr(model.config, "type_vocab_size", 2)
-    return "token_type_ids" in inspect.signature(model.forward).parameters and types > 1

@@ -31,8 +31,10 @@ def first_line(path: Path) -> list[str]:
 def table(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a file that every shipped data set can read, because it has all their columns."""
     path = tmp_path_factory.mktemp("table") / "table.csv"
-    rows = [f"the {GOOD[i % 5]} film,the {GOOD[i % 5]} film,{i % 2}" for i in range(40)]
-    path.write_text("\n".join(["text,sentence,label", *rows]) + "\n")
+    texts = ("text", "sentence", "sentence1", "sentence2", "first", "second")
+    numbers = ("label", "rating", "higher")
+    rows = [",".join([*[f"the {GOOD[i % 5]} film"] * 6, *[str(i % 2)] * 3, ("x|y", "x")[i % 2]]) for i in range(40)]
+    path.write_text("\n".join([",".join([*texts, *numbers, "labels"]), *rows]) + "\n")
     return str(path)
 
 
@@ -42,13 +44,14 @@ def test_names_are_unique_and_every_file_is_found() -> None:
     assert all(find_config(name) == str(path) for name, path in FILES.items())
 
 
+LARGE = ("peft_methods", "glue_average")
 EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
 
 
 @pytest.mark.parametrize(
     "name",
-    # the small one has the same methods
-    [pytest.param(name, marks=pytest.mark.whole) if name == "peft_methods" else name for name in sorted(EXPERIMENTS)],
+    # the small ones have the same methods
+    [pytest.param(name, marks=pytest.mark.whole) if name in LARGE else name for name in sorted(EXPERIMENTS)],
 )
 def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_line(FILES[name])[:2] == ["sweep", name]
@@ -69,7 +72,9 @@ def test_the_command_of_each_file_trains_a_step(
     if arguments == ["demo"]:
         arguments = ["fit", "--config", "demo"]
     assert name in arguments
-    if "CausalLM" in arguments or name in ("conversations", "text"):
+    if name == "text_multi_label":
+        arguments += ["--data.label_separator", "|"]  # the table is separated by commas
+    if "CausalLM" in arguments or name in ("conversations", "snippet_chat", "text"):
         rows = [{"instruction": "a story", "input": "", "output": f"the {GOOD[i % 5]} film"} for i in range(40)]
         rows = [row | {"text": f"{row['instruction']} {i}"} for i, row in enumerate(rows)]
         (tmp_path / "rows.json").write_text(json.dumps(rows))

@@ -16,7 +16,7 @@ from tests.conftest import litpeft
 
 def test_ratings_become_labels_and_undecided_rows_are_dropped() -> None:
     text = "1\t2.5\t a fine film \n2\t-0.4\tundecided\n3\t-0.5\tdull 'at' best\n4\t0.5\tgood enough\n5\t3\t\n"
-    assert demo_assets._as_tsv(text).splitlines() == [
+    assert demo_assets._classes(demo_assets._rated(text)).splitlines() == [
         "text\tlabel",
         "a fine film\tpositive",
         "dull 'at' best\tnegative",

@@ -8,11 +8,12 @@ from pathlib import Path
 from litpeft.analysis.comparison.benchmarks import comparable_figures
 from litpeft.analysis.comparison.caveats import caveats, describe_unfinished, shortlist
 from litpeft.analysis.comparison.comparability import check_data, check_groups, check_seeds, confounded
-from litpeft.analysis.comparison.configs import covered_keys
+from litpeft.analysis.comparison.configs import covered_keys, short_key
 from litpeft.analysis.comparison.differences import add_differences, estimate
 from litpeft.analysis.comparison.figures import choose
 from litpeft.analysis.comparison.grouping import find_runs, group_by_axes, group_by_sweep
-from litpeft.analysis.comparison.results import Comparison, Group, Run
+from litpeft.analysis.comparison.over_tasks import label_of, over_tasks, task_groups, without_axis
+from litpeft.analysis.comparison.results import Comparison, Figure, Group, Run
 from litpeft.analysis.comparison.row_tests import add_row_differences
 from litpeft.analysis.comparison.sweep_folder import FILE, Sweep, read_sweep, with_shown_names
 from litpeft.errors import UserError
@@ -28,6 +29,7 @@ def compare(
     figures: Iterable[str] | None = None,
     targets: Iterable[tuple[str, float]] = (),
     examples: bool | None = None,
+    average_over: str | None = None,
 ) -> Comparison:
     """Compare the runs below these paths; reads result files only, no checkpoints.
 
@@ -40,6 +42,8 @@ def compare(
         figures: names of the columns; default: quality, memory, speed and sizes that the records have.
         targets: (metric, value) pairs; each adds a column with the seconds of training until the metric reached value.
         examples: test over validation rows too, if runs kept their results; None: only if the files are small.
+        average_over: the axis that says the task: the columns are then the score of each task and their average;
+            default: that of the sweep.
 
     Raises:
         UserError: a file cannot be read, or the runs are not comparable.
@@ -48,7 +52,9 @@ def compare(
     described = sweeps[0] if len(paths) == len(sweeps) == 1 else None  # gives title, question, targets, metric
     runs = find_runs(paths)
     sweep = with_shown_names(described, runs) if described and by is None else None  # gives axes, groups, baseline
+    over = average_over or (sweep.average_over if sweep else None)
     axes = list(sweep.axes if sweep else by or DEFAULT_AXES)
+    axes += [over] if over and not sweep and over not in axes else []
     by_label, left_out = group_by_sweep(runs, sweep) if sweep else group_by_axes(runs, axes)
     groups = [_group(label, members, sweep) for label, members in by_label.items()]
     finished = [run for group in groups for run in group.runs]
@@ -57,17 +63,28 @@ def compare(
     covered = covered_keys(sweep.varies if sweep else axes)
     check_seeds(groups)
     check_groups(groups, axes)
-    warnings = check_data(groups, covered)
-    goals = dict([*(described.targets if described else ()), *targets])
-    columns = choose(finished, described.metric if described else None, figures, goals.items())
-    columns, skipped = comparable_figures(finished, columns, figures is not None)
-    warnings += skipped
+    metric, not_run, remarks = described.metric if described else None, _not_run(groups, sweep), list[str]()
+    if over:
+        _check_over(over, targets, examples)
+        tasks = task_groups(groups, short_key(over))
+        warnings = [sentence for each in tasks.values() for sentence in check_data(each, covered)]
+        mixed = {key: found for each in tasks.values() for key, found in confounded(each, covered).items()}
+        wanted = _label_over_tasks(groups, short_key(over), baseline or (sweep.baseline if sweep else None))
+        groups, columns, remarks = over_tasks(tasks, short_key(over), metric)
+        columns, axes = _named(columns, figures), [axis for axis in axes if short_key(axis) != short_key(over)]
+        base = _baseline(groups, wanted, None)
+    else:
+        warnings, mixed = check_data(groups, covered), confounded(groups, covered)
+        goals = dict([*(described.targets if described else ()), *targets])
+        columns = choose(finished, metric, figures, goals.items())
+        columns, skipped = comparable_figures(finished, columns, figures is not None)
+        warnings += skipped
+        base = _baseline(groups, baseline, sweep)
     for group in groups:
         group.estimates = estimate(group, columns)
-    base = _baseline(groups, baseline, sweep)
     if base:
         add_differences(groups, base, columns)
-        warnings += add_row_differences(groups, base, columns, examples)
+        warnings += [] if over else add_row_differences(groups, base, columns, examples)
     return Comparison(
         title=described.title if described else _title(runs, paths),
         question=described.question if described else None,
@@ -76,9 +93,34 @@ def compare(
         groups=groups,
         baseline=base.label if base else None,
         published=described.published if described else None,
-        warnings=[*_left_out(left_out, sweep), *_not_run(groups, sweep), *warnings, *caveats(groups, base, columns)],
-        confounded=confounded(groups, covered),
+        warnings=[*_left_out(left_out, sweep), *not_run, *warnings, *caveats(groups, base, columns)],
+        confounded=mixed,
+        remarks=remarks,
     )
+
+
+def _check_over(axis: str, targets: Iterable[tuple[str, float]], examples: bool | None) -> None:
+    """Raise a UserError for options that have no meaning for an average over tasks."""
+    for option, given in (("--target", list(targets)), ("--examples", examples)):
+        if given:
+            raise UserError(f"--average_over {axis}: {option} is for runs of one task; leave one of the two out.")
+
+
+def _named(columns: list[Figure], names: Iterable[str] | None) -> list[Figure]:
+    """Return the columns with these names, in their order; all of them without names."""
+    if names is None:
+        return columns
+    known = {column.name: column for column in columns}
+    for name in (names := list(names)):
+        if name not in known:
+            raise UserError(f"--figures {name}: an average over tasks has {', '.join(known)}.")
+    return [known[name] for name in names]
+
+
+def _label_over_tasks(groups: Sequence[Group], axis: str, label: str | None) -> str | None:
+    """Return the label of a baseline without its task; None for none, and a label that has no task unchanged."""
+    found = next((group for group in groups if label is not None and group.label in (label, shown_label(label))), None)
+    return label if found is None else label_of(without_axis(found, axis))
 
 
 def _group(label: str, runs: Sequence[Run], sweep: Sweep | None) -> Group:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -50,6 +50,8 @@ HIGHER = re.compile(
 LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])[wc]er(?![a-z])")
 TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
 SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share of the items
+AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
+PARTS = {"val_": "validation ", "test_": "test "}  # start of a metric's name -> of its title
 IN_STEPS = re.compile(r"(val|test)_accuracy")  # values are multiples of 1 / rows
 
 
@@ -60,19 +62,24 @@ def choose(
 
     Args:
         runs: finished runs.
-        metric: main metric; default: val_accuracy if all runs have it, else val_loss.
+        metric: main metric; default: that of the runs if all have the same, else val_accuracy if all runs have it, else
+            val_loss.
         names: names of the columns; default: quality, memory, speed and sizes that the records have.
         targets: (metric, value) pairs; each adds a column with the seconds of training until the metric reached value.
 
     Raises:
         UserError: no run has a requested figure.
     """
-    reached = [target_name(*target) for target in targets]
+    directions = directions_in(runs)
+    reached = [target_name(*target, directions) for target in targets]
     if names is not None:
-        return [_requested(name, runs) for name in dict.fromkeys([*names, *reached])]
+        return [_requested(name, runs, directions) for name in dict.fromkeys([*names, *reached])]
     known = {name for name in KNOWN if any(value(run.record, name) is not None for run in runs)}
     classified = bool(runs) and all(value(run.record, "val_accuracy") is not None for run in runs)
-    first = metric or ("val_accuracy" if classified else "val_loss")
+    main, *further = _main_metrics(runs) or ["val_accuracy" if classified else "val_loss"]
+    others = [run.record.get("other_metrics") or {} for run in runs]
+    further += [name for name in (others or [{}])[0] if name[:4] == "val_" and all(name in each for each in others)]
+    first = metric or main
     peak = "peak_reserved_bytes" if "peak_reserved_bytes" in known else "peak_tensor_bytes"
     optional = [
         *("val_loss", "test_accuracy", peak, "peak_rss_bytes", "train_tokens_per_second", "step_seconds_p50"),
@@ -81,38 +88,63 @@ def choose(
     shown = [name for name in optional if name in known]
     sizes = [name for name in ("trainable_params", "adapter_bytes", "model_bytes") if name in known]
     scored = benchmarks.columns(runs)
-    chosen = [figure(name) for name in dict.fromkeys([first, *scored, *shown, *reached, *sizes])]
+    names = dict.fromkeys([first, *([main] if metric else []), *further, *scored, *shown, *reached, *sizes])
+    chosen = [figure(name, directions) for name in names]
     return [replace(each, kind="benchmark") if each.name in scored and each.name != first else each for each in chosen]
 
 
-def figure(name: str) -> Figure:
-    """Return the column of this name; the direction of a name not listed in `KNOWN` is guessed from the name."""
+def directions_in(runs: Iterable[Run]) -> dict[str, str]:
+    """Return the better direction of the metrics that the runs have recorded, by name without val_ or test_."""
+    return {name: better for run in runs for name, better in (run.record.get("metric_directions") or {}).items()}
+
+
+def _main_metrics(runs: Sequence[Run]) -> list[str]:
+    """Return the main metrics of the runs if all have the same, else none."""
+    found = {tuple(run.record.get("main_metrics") or ()) for run in runs}
+    return list(found.pop()) if len(found) == 1 else []
+
+
+def figure(name: str, directions: Mapping[str, str] | None = None) -> Figure:
+    """Return the column of this name.
+
+    Args:
+        name: name of the figure.
+        directions: better directions as `directions_in` returns them; others are guessed from the name.
+    """
     if match := TARGET.fullmatch(name):
         metric, goal = match["metric"], float(match["value"])
-        sign = "≥" if direction(metric) == "higher" else "≤"
+        sign = "≥" if direction(metric, directions) == "higher" else "≤"
         return Figure(name, f"time to {figure(metric).title.split(',')[0]} {sign} {goal:g}, s", "lower", "speed")
-    plain = name.removeprefix("litpeft_").replace("_", " ")
-    title, better, kind = KNOWN.get(name) or (plain, direction(name), "quality")
+    if name.startswith(SCORE):
+        task = "average over tasks" if name == AVERAGE else name.removeprefix(SCORE)
+        return Figure(name, f"{task}, points", "higher", "quality")
+    plain = name.removeprefix("litpeft_")
+    for part, long in PARTS.items():
+        plain = long + plain.removeprefix(part) if plain.startswith(part) else plain
+    title, better, kind = KNOWN.get(name) or (plain.replace("_", " "), direction(name, directions), "quality")
     suffix = unit(name)[1]
     return Figure(name, f"{title}, {suffix}" if suffix else title, better, kind)
 
 
-def direction(name: str) -> str | None:
-    """Return whether higher or lower is better; None if the name does not say."""
+def direction(name: str, directions: Mapping[str, str] | None = None) -> str | None:
+    """Return whether higher or lower is better; None if neither `directions` nor the name says."""
     if name in KNOWN:
         return KNOWN[name][1]
+    plain = name.removeprefix("val_").removeprefix("test_")
+    if directions and plain in directions:
+        return directions[plain]
     if name.endswith(benchmarks.BEFORE):  # a score before training is not a result of training
         return None
     return "higher" if HIGHER.search(name) else "lower" if LOWER.search(name) else None
 
 
-def target_name(metric: str, goal: float) -> str:
+def target_name(metric: str, goal: float, directions: Mapping[str, str] | None = None) -> str:
     """Return the name of the figure: seconds of training until `metric` first reached `goal`.
 
     Raises:
         UserError: it is unknown whether higher or lower values of the metric are better.
     """
-    if direction(metric) is None:
+    if direction(metric, directions) is None:
         raise UserError(f"--target {metric}={goal:g}: it is unknown whether higher or lower {metric} is better.")
     return f"seconds_to_{metric}_{goal!r}"
 
@@ -120,7 +152,8 @@ def target_name(metric: str, goal: float) -> str:
 def value(record: dict[str, Any], name: str) -> float | None:
     """Return the value of a figure in a record; None if unknown, or if a target was never reached."""
     if match := TARGET.fullmatch(name):
-        return _seconds_to(record.get("validations"), match["metric"], float(match["value"]))
+        sign = 1 if direction(match["metric"], record.get("metric_directions")) == "higher" else -1
+        return _seconds_to(record.get("validations"), match["metric"], float(match["value"]), sign)
     found = record.get(name)
     if found is None:
         found = (record.get("other_metrics") or {}).get(name)
@@ -131,6 +164,8 @@ def value(record: dict[str, Any], name: str) -> float | None:
 
 def resolution(run: Run, name: str) -> float:
     """Return the smallest difference between two values of a figure: 1 / rows for an accuracy; 0 if unknown."""
+    if (step := (run.record.get("resolutions") or {}).get(name)) is not None:  # of a score over tasks
+        return step
     if result := benchmarks.result_of(run.record, name):
         return 1 / result["items"] if SHARE.search(name) and result["items"] else 0.0
     if not (match := IN_STEPS.fullmatch(name)):
@@ -139,7 +174,7 @@ def resolution(run: Run, name: str) -> float:
     return 1 / rows if rows else 0.0
 
 
-def _requested(name: str, runs: Sequence[Run]) -> Figure:
+def _requested(name: str, runs: Sequence[Run], directions: Mapping[str, str]) -> Figure:
     """Return a requested column; raise if no run has the figure, except for a target, which may never be reached."""
     if not TARGET.fullmatch(name) and all(value(run.record, name) is None for run in runs):
         names = {
@@ -150,11 +185,10 @@ def _requested(name: str, runs: Sequence[Run]) -> Figure:
         there = sorted(key for key in names if any(value(run.record, key) is not None for run in runs))
         guess = did_you_mean(name, there)
         raise UserError(f"--figures {name}: no run has it{guess}; the runs have {', '.join(there)}.")
-    return figure(name)
+    return figure(name, directions)
 
 
-def _seconds_to(validations: Any, metric: str, goal: float) -> float | None:
-    sign = 1 if direction(metric) == "higher" else -1
+def _seconds_to(validations: Any, metric: str, goal: float, sign: int) -> float | None:
     for row in validations or ():
         reached = number(row.get(metric))
         if reached is not None and sign * reached >= sign * goal:

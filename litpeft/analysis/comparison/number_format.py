@@ -11,6 +11,7 @@ from litpeft.analysis.comparison.results import Estimate
 UNKNOWN = "—"
 MINUS = "\N{MINUS SIGN}"
 UNITS = (  # (pattern of names, factor, unit); CSV and JSON keep raw bytes and shares
+    (re.compile(r"score_.*"), 100.0, "points"),
     (re.compile(r".*_bytes"), 1 / 2**20, "MiB"),
     (
         re.compile(r".*(accuracy|_f1|_acc|_acc_norm|_ece|held_out_accuracy_.*)(_before|_change)?|flops_utilisation"),

@@ -36,11 +36,13 @@ class Run:
         folder: the run folder.
         record: the run record.
         axes: {axis: value as shown}.
+        parts: the runs that it stands for, if it is the mean of several tasks; else empty.
     """
 
     folder: Path
     record: dict[str, Any]
     axes: dict[str, str]
+    parts: tuple[Run, ...] = ()
 
     @property
     def seed(self) -> int | None:
@@ -130,6 +132,7 @@ class Comparison:
         published: results published by others: `source`, `note`, `rows` of {"label": ..., figure name: raw value}.
         warnings: caveats, one sentence each.
         confounded: {config key, not an axis, in which groups differ: {group label: value}}.
+        remarks: sentences about what the figures are, shown below the tables.
     """
 
     title: str
@@ -141,6 +144,7 @@ class Comparison:
     published: Mapping[str, Any] | None = None
     warnings: Sequence[str] = ()
     confounded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
 
 
 def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:

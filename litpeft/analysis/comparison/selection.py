@@ -23,6 +23,12 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
         metavar="LABEL",
         help="label of the baseline group; default: the baseline of the sweep, else the first group",
     )
+    parser.add_argument(
+        "--average_over",
+        metavar="AXIS",
+        help="average the scores of the runs over the tasks on this axis, such as data.task for GLUE: each task weighs "
+        "the same, and seeds are paired; default: average_over of the sweep",
+    )
     parser.add_argument("--figures", type=_names, metavar="A,B", help="columns, named by fields of the run record")
     parser.add_argument(
         "--target",
@@ -48,6 +54,7 @@ def compare_selected(options: argparse.Namespace) -> Comparison:
         figures=options.figures,
         targets=[target for targets in options.target for target in targets],
         examples=options.examples,
+        average_over=options.average_over,
     )
 
 

@@ -40,6 +40,7 @@ class Sweep:
         metric: main metric.
         targets: (metric, value) pairs; the comparison shows the seconds of training until the metric reached value.
         published: results published by others.
+        average_over: the axis that says the task, to average scores over tasks; None without an average.
         varies: config keys in which the trials differ.
         trials: all trials.
         seeds: seeds of every trial.
@@ -53,6 +54,7 @@ class Sweep:
     metric: str | None
     targets: Sequence[tuple[str, float]]
     published: Mapping[str, Any] | None
+    average_over: str | None
     varies: Sequence[str]
     trials: Sequence[Trial]
     seeds: Sequence[int]
@@ -80,7 +82,7 @@ def read_sweep(folder: Path) -> Sweep | None:
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is not a valid sweep description: {error!r}.") from error
     for name, _ in sweep.targets:
-        if direction(name) is None:
+        if direction(name) is None and not name.startswith(("val_", "test_")):  # their directions are in the records
             raise UserError(f"{path}: target {name}: it is unknown whether higher or lower {name} is better.")
     return sweep
 
@@ -124,6 +126,7 @@ def _sweep(folder: Path, content: Mapping[str, Any]) -> Sweep:
         metric=None if metric is None else str(metric),
         targets=[(str(name), float(goal)) for name, goal in (content.get("target") or {}).items()],
         published=_published(content.get("published")),
+        average_over=None if content.get("average_over") is None else str(content["average_over"]),
         varies=[str(key) for key in content.get("varies") or ()],
         trials=trials,
         seeds=[int(seed) for seed in content.get("seeds") or ()],

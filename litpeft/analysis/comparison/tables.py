@@ -112,6 +112,7 @@ def notes(comparison: Comparison) -> list[str]:
             "A test over examples compares these trained models on similar rows, not the training methods: another "
             "seed may reverse the result."
         )
+    sentences += comparison.remarks
     if published := comparison.published:
         parts = [str(published[key]).rstrip(".") for key in ("source", "note") if published.get(key)]
         sentences.append(f"Published rows were measured by others: {'. '.join(parts) or 'no source is given'}.")

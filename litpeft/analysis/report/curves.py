@@ -11,6 +11,7 @@ from statistics import fmean
 from litpeft.analysis.comparison import Run
 from litpeft.analysis.comparison.benchmarks import columns
 from litpeft.runs.benchmark_results import scores
+from litpeft.runs.record import FIELDS
 
 TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second"
 MOST_POINTS = 500  # points drawn per line
@@ -103,7 +104,8 @@ def _recorded(run: Run) -> dict[str, Curve]:
             if tag in scored:
                 found.setdefault(tag, {})[evaluation["step"]] = scored[tag]
     for validation in run.record.get("validations") or ():
-        for tag in ("val_loss", "val_accuracy"):
-            if validation.get(tag) is not None:
-                found.setdefault(tag, {})[validation["step"]] = validation[tag]
+        for tag, value in validation.items():
+            drawn = tag in TAGS or (tag.startswith("val_") and tag not in FIELDS)
+            if drawn and value is not None:
+                found.setdefault(tag, {})[validation["step"]] = value
     return found

@@ -59,7 +59,8 @@ def read_lines(comparison: Comparison) -> dict[str, list[Line]]:
     """Return the curves of all runs, unfinished ones included, by tag."""
     lines: dict[str, list[Line]] = {}
     for number, group in enumerate(comparison.groups):
-        for run in [*group.runs, *group.failed]:
+        # curves of different tasks have no common scale
+        for run in [*(run for run in group.runs if not run.parts), *group.failed]:
             name = "no seed" if run.seed is None else f"seed {run.seed}"
             finished = run in group.runs
             name += "" if finished else f" ({run.record['status']})"
@@ -69,10 +70,16 @@ def read_lines(comparison: Comparison) -> dict[str, list[Line]]:
 
 
 def curve_charts(lines: Mapping[str, Sequence[Line]]) -> dict[str, Chart]:
-    """Return a chart for each tag; tags not in `KINDS` are benchmark scores."""
+    """Return a chart for each tag; tags not in `KINDS` are validation metrics or benchmark scores."""
     named = {kind.tag: kind for kind in KINDS}
-    kinds = [*KINDS, *(_benchmark(tag) for tag in lines if tag not in named)]
+    others = [tag for tag in lines if tag not in named]
+    kinds = [*KINDS, *(_metric(tag) if tag.startswith("val_") else _benchmark(tag) for tag in others)]
     return {kind.tag: _chart(kind, lines[kind.tag]) for kind in kinds if kind.tag in lines}
+
+
+def _metric(tag: str) -> Kind:
+    title = plain_title(figure(tag).title)
+    return Kind(tag, title[:1].upper() + title[1:], ".2f" if unit(tag)[1] == "%" else ".4f")
 
 
 def _benchmark(tag: str) -> Kind:

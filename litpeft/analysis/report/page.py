@@ -47,7 +47,8 @@ def parts(comparison: Comparison) -> list[Part]:
     curves = curve_charts({tag: lines[tag] for tag in lines if tag not in once})  # a single point is not a curve
     scored = [tag for tag in curves if tag not in TAGS]
     learning = [curves[tag] for tag in ("train_loss", *VALIDATED, *scored) if tag in curves]
-    learning += estimate_charts(comparison, once)
+    scores = [figure.name for figure in comparison.figures if figure.name.startswith("score_")]
+    learning += estimate_charts(comparison, [*once, *scores])
     targets = [figure.name for figure in comparison.figures if figure.name.startswith("seconds_to_")]
     speed = [
         *estimate_charts(comparison, [*RATES, *targets]),

@@ -19,15 +19,25 @@ def sections(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the contents of a section for each run, unfinished runs included, for the template of the page."""
     base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
     return [
-        _section(number, group, run, _partner(run, base))
+        _section(number, group, run, _partner(run, group, base))
         for number, group in enumerate(comparison.groups)
-        for run in [*group.runs, *group.failed]
+        for run in _members(group)
     ]
 
 
-def _partner(run: Run, base: Group | None) -> Run | None:
-    """Return the baseline run with the same seed, else the first baseline run; None for this run itself."""
-    runs = [*base.runs, *base.failed] if base else []
+def _members(group: Group) -> list[Run]:
+    """Return the runs of a group, unfinished ones last; one that stands for several tasks as the runs of the tasks."""
+    return [*(part for run in group.runs for part in run.parts or (run,)), *group.failed]
+
+
+def _task(run: Run, group: Group) -> dict[str, str]:
+    """Return the value of a run on the axis of the tasks, over which the group is averaged; empty without one."""
+    return {axis: item for axis, item in run.axes.items() if axis not in group.axes}
+
+
+def _partner(run: Run, group: Group, base: Group | None) -> Run | None:
+    """Return the baseline run with the same task and seed, else the first with the task; None for this run itself."""
+    runs = [other for other in _members(base) if _task(run, group).items() <= other.axes.items()] if base else []
     found = next((other for other in runs if other.seed == run.seed), runs[0] if runs else None)
     return None if found is run else found
 
@@ -35,11 +45,12 @@ def _partner(run: Run, base: Group | None) -> Run | None:
 def _section(number: int, group: Group, run: Run, partner: Run | None) -> dict[str, Any]:
     record = run.record
     facts = [(name.replace("  ", "· "), value) for name, value in summary(dict.fromkeys(FIELDS) | record)]
+    seed = "no seed" if run.seed is None else f"seed {run.seed}"
     return {
         "group": number,
         "label": group.label,
-        "name": "no seed" if run.seed is None else f"seed {run.seed}",
-        "finished": run in group.runs,
+        "name": ", ".join([*_task(run, group).values(), seed]),
+        "finished": run not in group.failed,
         "status": str(record.get("status") or UNKNOWN),
         "folder": str(run.folder),
         "notes": _notes(record),

@@ -62,6 +62,8 @@ def definition(figure: Figure) -> str:
         return (
             "seconds of training until a validation first reached the target; runs that never reached it are left out"
         )
+    if figure.name.startswith("score_"):
+        return "mean of the main metrics of the task on its validation rows, times 100"
     other = "benchmarks" if figure.kind == "benchmark" else "other_metrics"
     return FIELDS.get(figure.name, FIELDS[other])
 

@@ -1,0 +1,76 @@
+"""Base class of the kinds of labels that a text can have: a class, numbers, or a set of labels."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from litpeft.data.bad_rows import BadRows
+from litpeft.data.base import Split
+from litpeft.data.tabular import TabularData
+
+
+class Labels:
+    """How the labels of a data set are read, stored in its tables, and described.
+
+    Args:
+        data: the data set.
+        columns: names of the columns with the labels.
+
+    Attributes:
+        kind: which tasks can learn them: `class`, `number` or `set`.
+        given: names of the model's outputs as given in the options; None to take them from the training rows.
+    """
+
+    kind: Literal["class", "number", "set"]
+    given: list[str] | None = None
+
+    def __init__(self, data: TabularData, columns: list[str]) -> None:
+        self.data, self.columns = data, columns
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the model's outputs, in their order."""
+        raise NotImplementedError
+
+    def rules(self, split: Split) -> dict[str, Any]:
+        """Return what the stored labels of a split depend on, for the cache key."""
+        raise NotImplementedError
+
+    def encode(
+        self, split: Split, labels: list[tuple[Any, ...]], places: list[str], bad: BadRows
+    ) -> tuple[pa.Array, dict[str, Any]]:
+        """Return the labels as stored, one item per row, and facts about them.
+
+        Args:
+            split: the split that is read.
+            labels: the values of the columns of each row, as read.
+            places: the place of each row, for messages.
+            bad: collects the rows without a usable label.
+        """
+        raise NotImplementedError
+
+    def blank(self, rows: int) -> tuple[pa.Array, dict[str, Any]]:
+        """Return placeholders for rows to predict, which have no labels, and facts about them."""
+        raise NotImplementedError
+
+    def shown(self, label: np.ndarray) -> str:
+        """Return the stored label of a row as text."""
+        raise NotImplementedError
+
+    def describe(self) -> dict[str, Any]:
+        """Return facts about the labels of the used rows, for the run record; known after `setup`."""
+        raise NotImplementedError
+
+    def counts(self, split: Split) -> dict[str, int]:
+        """Return the number of used rows with each label of a split, after `setup`; empty for numbers."""
+        return {}
+
+    def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
+        """Return the row numbers in `order` with the `rows` validation rows first; the default takes the first."""
+        return order
+
+    def warn(self) -> None:
+        """Print warnings about the labels of the training rows. The default prints none."""

@@ -108,7 +108,7 @@ def _dropping_pages() -> Iterator[None]:
     done = threading.Event()
 
     def drop() -> None:
-        while not done.wait(0.1):
+        while not done.wait(0.02):
             for file in list(_mapped):
                 file.madvise(mmap.MADV_DONTNEED)
 

@@ -174,7 +174,13 @@ class StreamedData(FineTuneData):
         found["tables"]["train"] = named | {"fingerprint": name, "streamed": True}
         found["example"] = [{"text": text, "has_loss": loss} for text, loss in shortened(self.head.example("train"))]
         tokens = {"median": float(np.median(rows.lengths)), "longest": int(rows.lengths.max())}
-        found["first_rows"] = {"rows": len(table), "tokens_per_row": tokens, "shuffle_buffer": self.shuffle_buffer}
+        lost = {
+            "skipped_rows": facts.get("skipped_rows", 0),
+            "dropped_rows": getattr(self.head, "dropped", {}).get("train", 0),
+            "truncated_rows": getattr(self.head, "truncated", {}).get("train", facts.get("truncated_rows", 0)),
+        }
+        first = {"rows": len(table), "tokens_per_row": tokens, "shuffle_buffer": self.shuffle_buffer}
+        found["first_rows"] = first | lost
         if self._held_out:
             held = f"the first {self._held_out:,} rows of the stream are held out for it and never trained on"
             found["val_cut_from_train"] = f"there is no validation split: {held}"

@@ -21,9 +21,11 @@ def tell(data: dict[str, Any]) -> None:
     if first := data.get("first_rows"):
         table, tokens = data["tables"]["train"], first["tokens_per_row"]
         kept = f"shuffled in blocks of {first['shuffle_buffer']:,}" if first["shuffle_buffer"] else "in their order"
+        lost = {name.removesuffix("_rows"): count for name, count in first.items() if name.endswith("d_rows") and count}
+        told = "".join(f", {count:,} {what}" for what, count in lost.items()) + "; all are counted in the record"
         print(
             f"litpeft: train: a stream of rows, {kept}; the first {first['rows']:,}: tokens per row: median "
-            f"{tokens['median']:g}, longest {tokens['longest']:,}{_columns(table)}",
+            f"{tokens['median']:g}, longest {tokens['longest']:,}{told if lost else ''}{_columns(table)}",
             file=sys.stderr,
         )
     for split, rows in data["rows"].items():

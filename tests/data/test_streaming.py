@@ -209,6 +209,9 @@ def test_bad_long_and_empty_rows_are_counted_as_they_pass(tmp_path: Path, chat_t
     assert found["empty_responses_dropped"] == table["empty_responses_dropped"] == 1
     assert found["truncated_rows"] == facts.truncated["train"] > 0
     assert found.get("dropped_rows", 0) == facts.dropped["train"]
+    told = stream.describe()["first_rows"]
+    assert told["rows"] == 10
+    assert told["truncated_rows"] > 0
     bad = write(tmp_path / "b.jsonl", [*ROWS, rows[20]])
     for workers in (0, 1):
         stopping = make(

@@ -115,7 +115,7 @@ class Plan:
         self.data = data
         self.task.outputs = len(getattr(data, "label_names", ()))
         self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
-        self.rows, self.tokens = self.batch["input_ids"].shape
+        self.rows, self.tokens = len(self.batch["labels"]), self.batch.get("input_ids", self.batch["labels"]).shape[-1]
         of = "the first block of the stream" if getattr(data, "streaming", False) else "the data"
         self.source = f"the longest batch of {of}, with which a run starts"
 

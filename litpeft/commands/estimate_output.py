@@ -34,7 +34,8 @@ def figures(plan: Any, traces: list[Trace]) -> list[dict[str, Any]]:
             needed = plan.needed(trace)
             row |= {"reserved_bytes": needed, "bytes_with_context": needed + plan.context, "device_bytes": plan.card}
             row |= {"fits": needed <= plan.limit, "largest_batch": plan.largest_batch(adapter, trace)}
-            row |= {"longest_row_tokens": plan.longest_rows(adapter, trace)} if len(traces) == 1 else {}
+            one_text = len(traces) == 1 and "input_ids" in plan.batch
+            row |= {"longest_row_tokens": plan.longest_rows(adapter, trace)} if one_text else {}
         rows.append(row)
     return rows
 
@@ -42,7 +43,8 @@ def figures(plan: Any, traces: list[Trace]) -> list[dict[str, Any]]:
 def show_tables(plan: Any, traces: list[Trace], rows: list[dict[str, Any]]) -> None:
     """Print the figures and the assumptions; a table that is wider than the terminal becomes one line per strategy."""
     console = Console()
-    shape = f"batches of {plan.rows} x {plan.tokens} tokens ({plan.source})"
+    size = f"{plan.rows} x {plan.tokens} tokens" if "input_ids" in plan.batch else f"{plan.rows} images"
+    shape = f"batches of {size} ({plan.source})"
     print(f"{type(plan.task).__name__}, {plan.task.model_name}, {plan.task.dtype_name}, {shape}")
     if len(traces) == 1:
         _print_table(console, _split(plan, traces[0]))
@@ -86,8 +88,8 @@ def _summary(plan: Any, rows: list[dict[str, Any]]) -> Table:
     columns = ["adapter", "trainable", "parameters", "checkpoint MiB", "model MiB", "peak tensors MiB"]
     if plan.limit is not None:
         columns += ["reserved MiB", "with context MiB", f"of {plan.card / GIB:,.1f} GiB"]
-        columns += [f"largest batch at {plan.tokens} tokens"]
-        columns += [f"longest row at batch {plan.rows}"] if len(rows) == 1 else []
+        columns += [f"largest batch at {plan.tokens} tokens" if "input_ids" in plan.batch else "largest batch"]
+        columns += [f"longest row at batch {plan.rows}"] if "longest_row_tokens" in rows[0] else []
     for column in columns:
         table.add_column(column, justify="left" if column == "adapter" else "right", no_wrap=True)
     sizes = ("adapter_bytes", "model_bytes", "peak_tensor_bytes", "reserved_bytes", "bytes_with_context")

@@ -17,7 +17,7 @@ from litpeft.adapters.peft_format import load_adapter
 from litpeft.adapters.quantised_model import quantised_layers
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.errors import UserError, first_sentence
-from litpeft.tasks import FineTuner
+from litpeft.tasks import FineTuner, ImageClassification
 
 ROWS = 4  # rows of the comparison
 FP32_PARAMETERS = 2 * 10**9  # larger models are compared in the dtype of the run, to save memory
@@ -49,20 +49,26 @@ def example_inputs(run: FinishedRun, model: PreTrainedModel) -> Inputs:
     if batch and "position_ids" not in batch:  # packed rows need an attention mask of their own
         names = getattr(run.model, "input_names", ("input_ids", "attention_mask"))
         tensors = {name: batch[name][:ROWS] for name in names if name in batch}
-        source = f"{len(tensors['input_ids'])} validation rows"
+        source = f"{len(next(iter(tensors.values())))} validation rows"
+    elif isinstance(run.model, ImageClassification):
+        images = run.model.example(ROWS, 1)["pixel_values"]
+        images.normal_(generator=torch.Generator().manual_seed(0))
+        tensors, source = {"pixel_values": images}, "random images"
     else:
         ids = _random_ids(model.config)
         tensors, source = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "random token ids"
-    if model.config.is_encoder_decoder:
+    if getattr(model.config, "is_encoder_decoder", False):
         tensors["decoder_input_ids"] = tensors["input_ids"]
     return Inputs(tensors, source)
 
 
 def logits(model: nn.Module, inputs: Inputs, task: FineTuner | None = None) -> Tensor:
     """Return the fp32 logits of a model, in the compute dtype of `task` if given; padded positions are left out."""
+    dtype = next(parameter.dtype for parameter in model.parameters() if parameter.is_floating_point())
+    tensors = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.tensors.items()}  # images
     with torch.inference_mode(), task.autocast() if task else nullcontext():
-        out = model.eval()(**inputs.tensors).logits.float()
-    mask, width = inputs.tensors.get("attention_mask"), inputs.tensors["input_ids"].shape[1]
+        out = model.eval()(**tensors).logits.float()
+    mask, width = inputs.tensors.get("attention_mask"), next(iter(inputs.tensors.values())).shape[1]
     if out.dim() == 3 and out.shape[1] > width:
         out = out[:, -width:]  # PEFT returns the logits of virtual tokens too
     return out[mask.bool()] if mask is not None and out.dim() == 3 and out.shape[:2] == mask.shape else out
@@ -117,7 +123,8 @@ def check_adapter(folder: Path, run: FinishedRun, base: str) -> str:
     try:
         if old_rows is not None:
             config.get_text_config().vocab_size = old_rows
-        model = kind.from_pretrained(base, config=config, dtype=dtype)
+        # a head with another number of labels is in the adapter
+        model = kind.from_pretrained(base, config=config, dtype=dtype, ignore_mismatched_sizes=True)
         if old_rows is not None:
             model.resize_token_embeddings(rows, mean_resizing=False)
         loaded = peft.PeftModel.from_pretrained(model, str(folder))

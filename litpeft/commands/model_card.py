@@ -44,7 +44,10 @@ def _how_to_load_the_base(record: dict[str, Any], settings: dict[str, Any]) -> l
     if names:
         kind = {"target_mean": "regression", "thresholds": "multi_label_classification"}
         problem = next((f', problem_type="{kind[name]}"' for name in kind if name in settings), "")
-        lines += [f"Load the base model with `num_labels={len(names)}, id2label={dict(enumerate(names))}{problem}`."]
+        lines += [
+            f"Load the base model with `num_labels={len(names)}, id2label={dict(enumerate(names))}{problem}, "
+            "ignore_mismatched_sizes=True`."
+        ]
     if "target_mean" in settings:
         mean, deviation = (dict(zip(names, settings[f"target_{each}"], strict=True)) for each in ("mean", "deviation"))
         lines += [f"Value in the target's own unit = output x deviation + mean: mean {mean}, deviation {deviation}."]

@@ -5,7 +5,9 @@ from litpeft.data.alpaca import Alpaca
 from litpeft.data.arithmetic import ArithmeticInstructions
 from litpeft.data.base import FineTuneData
 from litpeft.data.conversations import Conversations
+from litpeft.data.food101 import Food101
 from litpeft.data.glue import GLUE
+from litpeft.data.image_folder import ImageFolder
 from litpeft.data.imdb import IMDB
 from litpeft.data.sst2 import SST2
 from litpeft.data.text import Text
@@ -22,6 +24,8 @@ __all__ = [
     "ArithmeticInstructions",
     "Conversations",
     "FineTuneData",
+    "Food101",
+    "ImageFolder",
     "Text",
     "TextClassification",
     "TextMultiLabel",

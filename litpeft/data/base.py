@@ -64,6 +64,7 @@ class FineTuneData(L.LightningDataModule):
         cache_dir: folder of the tokenised tables; by default `$LITPEFT_CACHE` or the user's cache folder.
     """
 
+    batches: type[LengthGroupedBatches] = LengthGroupedBatches  # the order of the batches
     # options that are found from the training rows if not given; a finished run takes them from its record
     from_training_rows: tuple[str, ...] = ("label_names", "target_mean", "target_deviation")
 
@@ -223,7 +224,7 @@ class FineTuneData(L.LightningDataModule):
     def _sampler(self, split: Split, all_rows: bool = False) -> LengthGroupedBatches:
         shared = self.trainer is not None and not all_rows
         ranks = (self.trainer.global_rank, self.trainer.world_size) if shared else (0, 1)
-        return LengthGroupedBatches(self.rows[split].lengths, self.batch_size, self.seed_used, split == "train", *ranks)
+        return self.batches(self.rows[split].lengths, self.batch_size, self.seed_used, split == "train", *ranks)
 
     @property
     def seed_used(self) -> int:

@@ -2,6 +2,7 @@
 
 from litpeft.tasks.base import FineTuner
 from litpeft.tasks.causal_lm import CausalLM
+from litpeft.tasks.image_classification import ImageClassification
 from litpeft.tasks.seq2seq_lm import Seq2SeqLM
 from litpeft.tasks.sequence_classification import SequenceClassification
 from litpeft.tasks.sequence_multi_label import SequenceMultiLabel
@@ -10,6 +11,7 @@ from litpeft.tasks.sequence_regression import SequenceRegression
 __all__ = [
     "CausalLM",
     "FineTuner",
+    "ImageClassification",
     "Seq2SeqLM",
     "SequenceClassification",
     "SequenceMultiLabel",

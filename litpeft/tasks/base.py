@@ -169,7 +169,7 @@ class FineTuner(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss, scaled so that the average over ranks is the mean over all ranks' rows."""
-        loss, rows = self.loss(batch), len(batch["input_ids"])
+        loss, rows = self.loss(batch), len(batch["labels"])
         all_rows = self.log_train_loss(loss, rows)
         return loss if processes.world_size() == 1 else loss * (rows * processes.world_size() / all_rows)
 

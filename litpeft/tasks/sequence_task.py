@@ -25,6 +25,7 @@ class SequenceTask(ScoredTask):
         options: metrics, model, adapter, optimizer and the other options of `ScoredTask` and `FineTuner`.
     """
 
+    auto_class: Any = AutoModelForSequenceClassification  # auto class of transformers
     problem_type: str  # as in the configurations of transformers
     head_labels: dict[str, Any] | None = None  # how the labels of a pretrained head match those of the data
     outputs = 2  # of the head, for made-up batches
@@ -40,7 +41,7 @@ class SequenceTask(ScoredTask):
         names = data.label_names
         self.outputs = len(names)
         model, new, mismatched = load_pretrained(
-            AutoModelForSequenceClassification,
+            self.auto_class,
             self.model_name,
             data,
             dtype,
@@ -52,16 +53,20 @@ class SequenceTask(ScoredTask):
             ignore_mismatched_sizes=True,  # a head with another number of labels is replaced
             **options,
         )
-        if model.config.pad_token_id is None:  # decoder models classify at the last token before the padding
-            model.config.pad_token_id = data.tokenizer.pad_token_id
         base = model.base_model_prefix
         head = [name for name, child in model.named_children() if name != base and list(child.parameters())]
         check_base(self.model_name, model, head, new, mismatched)
         initialise_new_parameters(model, new)
         self.head_labels = match_head_labels(model, head, new, self.model_name, names)
+        self.finish_loading(model, data)
+        return model, head, new
+
+    def finish_loading(self, model: nn.Module, data: LightningDataModule) -> None:
+        """Set what the model needs to know about the data, and which inputs it takes."""
+        if model.config.pad_token_id is None:  # decoder models classify at the last token before the padding
+            model.config.pad_token_id = data.tokenizer.pad_token_id
         if _takes_token_types(model):
             self.input_names = ("input_ids", "attention_mask", "token_type_ids")
-        return model, head, new
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         rows, width = batch["input_ids"].shape

@@ -1,0 +1,80 @@
+"""Image classification with any image-classification model of transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import LightningDataModule
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForImageClassification
+
+from litpeft.errors import UserError
+from litpeft.hub.hub import explaining_hub_errors, local_or_hub
+from litpeft.tasks.base import Batch
+from litpeft.tasks.sequence_classification import SequenceClassification
+
+USUAL_SIZE = 224  # pixels; of models without a size of their own, such as ResNet
+
+
+class _Frozen:
+    """Keeps a batch norm in evaluation mode."""
+
+    def train(self, mode: bool = True) -> nn.Module:
+        return super().train(False)
+
+
+class FrozenBatchNorm1d(_Frozen, nn.BatchNorm1d):
+    """BatchNorm1d with frozen running statistics."""
+
+
+class FrozenBatchNorm2d(_Frozen, nn.BatchNorm2d):
+    """BatchNorm2d with frozen running statistics."""
+
+
+FROZEN: dict[type[nn.Module], type[nn.Module]] = {
+    nn.BatchNorm1d: FrozenBatchNorm1d,
+    nn.BatchNorm2d: FrozenBatchNorm2d,
+}
+
+
+class ImageClassification(SequenceClassification):
+    """Fine-tunes a vision model with a classification head: ViT, DeiT, Swin, ConvNeXt, DINOv2, ResNet and others.
+
+    The head is new, or kept if it has as many labels, as in `SequenceClassification`, whose metrics, class weights,
+    label smoothing and confusion matrix it has too. The running statistics of batch norms (ResNet) are frozen: a batch
+    would change them without a gradient, so that an adapter would not be all that was trained.
+    """
+
+    auto_class = AutoModelForImageClassification
+
+    def __init__(self, *common: Any, **options: Any) -> None:
+        super().__init__(*common, **options)
+        if self.resize_embeddings:
+            raise UserError("model.resize_embeddings applies to texts; leave it out for images.")
+        self.input_names = ("pixel_values",)
+
+    def finish_loading(self, model: nn.Module, data: LightningDataModule) -> None:
+        """Freeze the running statistics of batch norms; they use them in training too."""
+        for module in model.modules():
+            if type(module) in FROZEN:
+                module.__class__ = FROZEN[type(module)]
+
+    def example(self, rows: int, tokens: int) -> Batch:
+        """Return a made-up batch of images in the size of the model; `tokens` has no meaning."""
+        with explaining_hub_errors(self.model_name, "model.model_name", "a local folder, or package:NAME"):
+            config = AutoConfig.from_pretrained(local_or_hub(self.model_name, "model.model_name"))
+        size = getattr(config, "image_size", None) or USUAL_SIZE
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        pixels = torch.zeros(rows, getattr(config, "num_channels", 3), height, width)
+        return {"pixel_values": pixels, "labels": torch.zeros(rows, dtype=torch.int64)}
+
+    def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
+        """Count images; an image counts as one token."""
+        return dict.fromkeys(("samples", "tokens", "padded", "trained"), len(batch["labels"]))
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the outputs of the head, (B, outputs) fp32."""
+        dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
+        with self.autocast():
+            return self.backbone(pixel_values=batch["pixel_values"].to(dtype)).logits.float()

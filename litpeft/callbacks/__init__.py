@@ -10,6 +10,7 @@ from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
 from litpeft.callbacks.confusion import ConfusionRecorder
 from litpeft.callbacks.energy import EnergyRecorder
 from litpeft.callbacks.evaluation_weights import ScheduleFreeWeights
+from litpeft.callbacks.image_grid import ImageGrid
 from litpeft.callbacks.memory import MemoryRecorder
 from litpeft.callbacks.predictions import PredictionWriter
 from litpeft.callbacks.progress import ProgressBar, ProgressLines
@@ -25,6 +26,7 @@ __all__ = [
     "EnergyRecorder",
     "ExampleRecorder",
     "FolderCheckpointIO",
+    "ImageGrid",
     "MemoryRecorder",
     "PredictionWriter",
     "ProgressBar",

@@ -23,11 +23,11 @@ def flush(path: Path) -> None:
         os.close(opened)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write a temporary file in the same folder, force it to disk, and rename it to `path`."""
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        scratch.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         flush(scratch)
         os.replace(scratch, path)
         flush(path.parent)

@@ -18,7 +18,7 @@ STEP = re.compile(r"step-\d+")  # name of a checkpoint folder
 TRACEBACK = "traceback.txt"
 OURS = (
     *(FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "val_examples.json", "benchmark_items"),
-    "confusion_matrix.json",
+    *("confusion_matrix.json", "val_images.jpg"),
     *("events.out.tfevents.*", "hparams.yaml"),
 )
 # options that may change on resume: duration, device and logging, which do not affect what is computed

@@ -49,7 +49,7 @@ RECORD = {
     "validations": [{OTHERS: NUMBER}],
     "benchmarks": [EVALUATION],
     "other_metrics": {OTHERS: NUMBER},
-    **{"main_metrics": [TEXT], "metric_directions": {OTHERS: TEXT}, "confusion_matrix": TEXT},
+    **{"main_metrics": [TEXT], "metric_directions": {OTHERS: TEXT}, "confusion_matrix": TEXT, "image_grid": TEXT},
 }
 VAL_EXAMPLES = {OTHERS: ANY, "step!": WHOLE, "table!": TEXT, "loss!": [NUMBER], "correct": [NUMBER]}
 ITEMS = {OTHERS: {OTHERS: [NUMBER], "fingerprint": TEXT}}

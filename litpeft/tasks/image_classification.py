@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
@@ -14,6 +14,7 @@ from litpeft.hub.hub import explaining_hub_errors, local_or_hub
 from litpeft.tasks.base import Batch
 from litpeft.tasks.sequence_classification import SequenceClassification
 
+SHOWN = 16  # images of a validation
 USUAL_SIZE = 224  # pixels; of models without a size of their own, such as ResNet
 
 
@@ -53,6 +54,7 @@ class ImageClassification(SequenceClassification):
         if self.resize_embeddings:
             raise UserError("model.resize_embeddings applies to texts; leave it out for images.")
         self.input_names = ("pixel_values",)
+        self.shown_images: list[tuple[int, int, int, float]] = []  # see `evaluate`
 
     def finish_loading(self, model: nn.Module, data: LightningDataModule) -> None:
         """Freeze the running statistics of batch norms; they use them in training too."""
@@ -78,3 +80,21 @@ class ImageClassification(SequenceClassification):
         dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
         with self.autocast():
             return self.backbone(pixel_values=batch["pixel_values"].to(dtype)).logits.float()
+
+    def on_validation_epoch_start(self) -> None:
+        super().on_validation_epoch_start()
+        self.shown_images = []
+
+    def evaluate(self, batch: Batch, stage: Literal["val", "test"]) -> Tensor:
+        """Add a batch to the metrics; of a validation, keep the images to be shown in `shown_images`.
+
+        These are row, label, prediction and its probability of up to sixteen images of this process: wrong ones first,
+        then those with the highest probability.
+        """
+        outputs = super().evaluate(batch, stage)
+        if stage == "val":
+            probability, found = outputs.softmax(-1).max(-1)
+            columns = (batch["row"], batch["labels"], found, probability)
+            seen = [*self.shown_images, *zip(*(column.tolist() for column in columns), strict=True)]
+            self.shown_images = sorted(seen, key=lambda row: (row[1] == row[2], -row[3]))[:SHOWN]
+        return outputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,6 +58,7 @@ def _section(number: int, group: Group, run: Run, partner: Run | None) -> dict[s
         "facts": [(name, value) for name, value in facts if name != "status"],
         "differences": _differences(run, partner) if partner else [],
         "baseline_folder": str(partner.folder) if partner else None,
+        "picture": _picture(run),
         "memory": _memory(record.get("memory_phases") or {}),
         "environment": _environment(record),
     }
@@ -94,6 +96,15 @@ def _notes(record: Mapping[str, Any]) -> list[str]:
     if (record.get("git") or {}).get("dirty"):
         notes.append("The working directory had uncommitted changes.")
     return notes
+
+
+def _picture(run: Run) -> str | None:
+    """Return the picture of the run's validation images as a data URL; None without one."""
+    name = run.record.get("image_grid")
+    file = run.folder / str(name)
+    if name is None or not file.is_file():
+        return None
+    return f"data:image/jpeg;base64,{b64encode(file.read_bytes()).decode()}"
 
 
 def _memory(phases: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]] | None:

@@ -150,6 +150,11 @@ def choose_metrics(
             chosen.append(Chosen(each, found.build(outputs), found.uses, found.better))
         else:
             chosen.append(_from_path(each, outputs, uses))
+            if (name := chosen[-1].name) in known:  # the record defines val_accuracy and val_f1
+                raise UserError(
+                    f"model.metrics {each}: {name} is the name of another metric; give a mapping with class_path and "
+                    "another name."
+                )
     names = [each.name for each in chosen]
     if twice := next((name for name in names if names.count(name) > 1 or name in RESERVED), None):
         raise UserError(f"model.metrics: {twice} is taken; give a mapping with class_path and another name.")

@@ -114,9 +114,10 @@ def test_validations_of_killed_and_resumed_runs_have_the_metrics(run_dir: Path, 
         ("[]", "model.metrics must name at least one metric"),
         ("[torchmetrics.regression.PearsonCorrCoef]", "model.metrics pearson_corr_coef: it cannot be computed"),
         (
-            "[{class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {average: none}}]",
+            "[{class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {average: none}, name: each}]",
             "its result is 2",
         ),
+        ("[torchmetrics.classification.MulticlassAccuracy]", "accuracy is the name of another metric; give a mapping"),
         ("[{class_path: torchmetrics.SumMetric, wrong: 1}]", "or a mapping with class_path, init_args, name, better."),
     ],
 )

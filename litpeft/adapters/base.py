@@ -208,6 +208,12 @@ class Adapter:
             for name, parameter in parameters.items():
                 parameter.copy_(state[name])
 
+    def resume_state(self, model: nn.Module) -> Any:
+        """Return what a resumed run needs beside the trainable tensors to continue to the bit; None by default."""
+
+    def load_resume_state(self, model: nn.Module, state: Any) -> None:
+        """Restore what `resume_state` returned; None for the checkpoint of an older version."""
+
     def before_step(self, model: nn.Module) -> None:
         """Add to the gradients before an optimizer step and before clipping. The default does nothing."""
 

@@ -134,9 +134,9 @@ class _AdaptedLinear(torch.autograd.Function):
         dtype = rows.dtype
         a, b = (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
         drawn = _mask(rows, dropout, seed) if mask is None else mask
-        low = _scaled_product(_zeroed(rows, drawn), a.T, factor)  # (N, r)
+        low = scaled_product(_zeroed(rows, drawn), a.T, factor)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
-        out = _frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight)
+        out = frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight)
         out.addmm_(low, b.T)  # in place: no second tensor of the output's size
         scaled = None
         if magnitude is not None:
@@ -164,15 +164,13 @@ class _AdaptedLinear(torch.autograd.Function):
             dbias = dy.sum(0, dtype=bias.dtype)
         if magnitude is not None:
             dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain)
-        dlow = _scaled_product(dy, _for_product(b), factor)  # (N, r)
+        dlow = scaled_product(dy, for_product(b), factor)  # (N, r)
         if mask is None and (need_A or need_x):
             mask = _mask(rows, dropout, seed)
         if need_A:
-            dA = _product(dlow.T, _zeroed(rows, mask), A.dtype)
-        if need_B and dy.device.type == "cpu":  # (lowᵀ dy)ᵀ, not dyᵀ low: several times faster
-            dB = (low.T @ dy).T.to(B.dtype, memory_format=torch.contiguous_format)
-        elif need_B:
-            dB = _product(dy.T, low, B.dtype)
+            dA = matrix_product(dlow.T, _zeroed(rows, mask), A.dtype)
+        if need_B:
+            dB = gradient_of_B(dy, low, B.dtype)
         if need_x:
             dx = dy @ to_matrix(*stored, dtype=dy.dtype)
             if mask is None:
@@ -182,7 +180,7 @@ class _AdaptedLinear(torch.autograd.Function):
         return (dx, dbias, dA, dB, dm, *[None] * (8 + len(stored)))
 
 
-def _frozen_product(
+def frozen_product(
     rows: Tensor,
     stored: tuple[Tensor, ...],
     to_matrix: ToMatrix,
@@ -197,19 +195,26 @@ def _frozen_product(
     return F.linear(rows, weight, bias) if isinstance(weight, Tensor) else weight(rows, bias)
 
 
-def _scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+def scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
     """Return factor · left right in one launch; the sums are multiplied before they are rounded."""
     return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=factor)
 
 
-def _product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """Return left right in `dtype`. CUDA writes the fp32 sums of 16-bit factors in the same launch."""
     if WIDE_PRODUCTS and left.device.type in ("cuda", "meta") and dtype == torch.float32 and left.dtype.itemsize == 2:
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
 
 
-def _for_product(b: Tensor) -> Tensor:
+def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return dyᵀ low (out, r) in `dtype`; on a CPU as (lowᵀ dy)ᵀ, which is several times faster."""
+    if dy.device.type == "cpu":
+        return (low.T @ dy).T.to(dtype, memory_format=torch.contiguous_format)
+    return matrix_product(dy.T, low, dtype)
+
+
+def for_product(b: Tensor) -> Tensor:
     """Return B for the product dy B; on a CPU, fp32 products take half the time with B stored by column."""
     return b.T.contiguous().T if b.device.type == "cpu" and b.dtype.itemsize > 2 else b
 
@@ -241,7 +246,7 @@ class _FrozenLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, to_matrix: ToMatrix, *stored: Tensor) -> Tensor:
         ctx.save_for_backward(*stored)
         ctx.to_matrix, ctx.bias_dtype = to_matrix, None if bias is None else bias.dtype
-        return _frozen_product(x, stored, to_matrix, None if bias is None else bias.to(x.dtype))
+        return frozen_product(x, stored, to_matrix, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     @once_differentiable

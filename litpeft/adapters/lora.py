@@ -16,7 +16,9 @@ from torch.nn.utils import parametrize
 from litpeft.adapters.base import Adapter
 from litpeft.adapters.experts import restore_experts, separate_experts
 from litpeft.adapters.layers import ADAPTED, LINEAR, AdaptedLayer, LowRank, adapted_layers
+from litpeft.adapters.layers.base import optimizer_steps
 from litpeft.adapters.layers.group import LayerGroup
+from litpeft.adapters.layers.shared_input import share_inputs, shared_inputs
 from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
@@ -170,6 +172,13 @@ class LoRA(Adapter):
                 module.bias = nn.Parameter(bias, requires_grad=False)
         restore_experts(model)
         super().merge(model)
+
+    def resume_state(self, model: nn.Module) -> Any:
+        """Return the names of the layers that share an input; None before the first optimizer step."""
+        return shared_inputs(adapted_layers(model), optimizer_steps())
+
+    def load_resume_state(self, model: nn.Module, state: Any) -> None:
+        share_inputs(adapted_layers(model), state)
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
         write_adapter(folder, model, self, base_name)

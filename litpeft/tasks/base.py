@@ -256,6 +256,7 @@ class FineTuner(L.LightningModule):
         steps = self.total_steps() if self.trainer.state.fn == "fit" else None
         checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": steps}
         checkpoint["origin"] = origin(self.fingerprint, self.adapter, self.base)
+        checkpoint["adapter"] = self.adapter.resume_state(self.backbone)
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> FineTuner:
@@ -272,7 +273,8 @@ class FineTuner(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.check_checkpoint(checkpoint)
         self.train_loss.load_state_dict(checkpoint["train_loss"])
-        self._saved_total_steps = checkpoint.get("total_steps")  # absent in checkpoints of 0.1.0
+        self._saved_total_steps = checkpoint.get("total_steps")  # absent in checkpoints of 0.1.0, like the next one
+        self.adapter.load_resume_state(self.backbone, checkpoint.get("adapter"))
 
     def on_train_batch_end(self, *_: Any) -> None:
         # with this flag, Lightning validates the final weights before it stops

@@ -42,17 +42,17 @@ class Clock:
 
 
 class Loader:
-    """Yields batches, and records the time of each request, like ResumableLoader."""
+    """Yields batches, and reports each request, like ResumableLoader."""
 
     def __init__(self, clock: Clock, batches: int) -> None:
-        self.clock, self.batches, self.requested_at = clock, batches, 0.0
+        self.clock, self.batches, self.on_request = clock, batches, lambda: None
 
     def __len__(self) -> int:
         return self.batches
 
     def __iter__(self):
         for i in range(self.batches):
-            self.requested_at = self.clock()
+            self.on_request()
             self.clock.spend(WAIT * (8 if i == 0 else 1))
             yield torch.full((2, 5), float(i))
 
@@ -179,35 +179,87 @@ def test_steps_with_memory_tracking_are_excluded_from_all_figures() -> None:
     )
 
 
-def test_the_device_is_synchronised_only_in_sampled_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The device is a fake: queued work takes its time at the next synchronisation."""
-    clock, queue = Clock(), []
+class FakeGpu:
+    """A queue of work. The GPU starts work when it is queued, or when the work before it is done."""
 
-    def synchronise(device: torch.device) -> None:
-        clock.spend(sum(queue))
-        queue.clear()
+    def __init__(self, host: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.host, self.free_at, self.waits = host, host.now, 0
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda device: self.wait(self.free_at))
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: FakeEvent(self))
 
-    monkeypatch.setattr(torch.cuda, "synchronize", synchronise)
-    recorder = ThroughputRecorder(warmup_steps=0, sample_every=2)
+    def queue(self, seconds: float) -> None:
+        self.free_at = max(self.free_at, self.host.now) + seconds
+
+    def wait(self, until: float) -> None:
+        self.waits += 1
+        self.host.now = max(self.host.now, until)
+
+
+class FakeEvent:
+    def __init__(self, gpu: FakeGpu) -> None:
+        self.gpu = gpu
+
+    def record(self, stream: None) -> None:
+        self.at = max(self.gpu.free_at, self.gpu.host.now)
+
+    def synchronize(self) -> None:
+        self.gpu.wait(self.at)
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return (end.at - self.at) * 1000
+
+
+@pytest.mark.parametrize("host", [0.01, 2.0], ids=["device-bound", "host-bound"])
+def test_a_gpu_is_waited_for_only_where_a_rate_is_logged_and_around_sampled_steps(
+    monkeypatch: pytest.MonkeyPatch, host: float
+) -> None:
+    """Every fourth step is logged and step 5 is sampled; the host takes `host` seconds to queue each part."""
+    clock = Clock()
+    gpu = FakeGpu(clock, monkeypatch)
+    recorder = ThroughputRecorder(warmup_steps=0, sample_every=4)
     recorder.clock = clock
+    logged: list[float] = []
     module = SimpleNamespace(
         device=torch.device("cuda"), compile_blocks=True, gradient_checkpointing="none",
-        token_counts=lambda _: dict(COUNTED), log=lambda *_, **__: None,
+        token_counts=lambda _: dict(COUNTED), log=lambda name, value, **_: logged.append(value),
     )  # fmt: skip
-    trainer = SimpleNamespace(global_step=0, train_dataloader=None, callbacks=[], loggers=[])
-    for step in range(2):
+    connector = SimpleNamespace(should_update_logs=False)
+    loader = Loader(clock, 8)
+    trainer = SimpleNamespace(
+        global_step=0, train_dataloader=loader, callbacks=[], loggers=[], _logger_connector=connector
+    )
+    recorder.on_train_start(trainer, module)
+    waits = []
+    for step, _ in enumerate(loader):
+        gpu.waits = 0
+        connector.should_update_logs = step % 4 == 3
         recorder.on_train_batch_start(trainer, module, None, 0)
-        queue.append(FORWARD)
-        recorder.on_before_backward(trainer, module)
-        assert bool(queue) == (step == 0)
-        queue.append(BACKWARD)
-        recorder.on_after_backward(trainer, module)
-        queue.append(OPTIMIZER)
+        for part, after in (
+            (FORWARD, lambda: recorder.on_before_backward(trainer, module)),
+            (BACKWARD, lambda: recorder.on_after_backward(trainer, module)),
+            (OPTIMIZER, lambda: None),
+        ):
+            clock.spend(host)
+            gpu.queue(part)
+            after()
         trainer.global_step += 1
         recorder.on_train_batch_end(trainer, module, None, None, 0)
-    first, second = recorder.steps
-    assert first.seconds == second.seconds == FORWARD + BACKWARD + OPTIMIZER
-    assert second.parts == {"data_wait": 0, "forward": FORWARD, "backward": BACKWARD, "optimizer": OPTIMIZER}
+        waits.append(gpu.waits)
+        gpu.queue(OTHER if host < 1 else 0.0)  # of another callback
+    # step 0 ends with a wait, since step 1 is sampled (5 too); the reads of 3 and 7 wait for the steps since the last
+    assert [bool(count) for count in waits] == [True, True, False, True, True, True, False, True]
+    recorder._read()
+    split = recorder.steps[5].parts
+    busy = FORWARD + BACKWARD + OPTIMIZER
+    if host < 1:  # the GPU works without a break; what the host waits for is over before the GPU is free
+        plain = [recorder.steps[step].seconds for step in (2, 3, 6, 7)]
+        assert plain == pytest.approx([busy] * 4)
+    else:  # the GPU waits for the host: a step ends as long after the last one as the host takes
+        assert [recorder.steps[step].seconds for step in (3, 7)] == pytest.approx([WAIT + 3 * host] * 2)
+    assert split["forward"] + split["backward"] + split["optimizer"] >= busy
+    assert logged[0] == pytest.approx(COUNTED["tokens"] / recorder.steps[3].seconds)
+    assert len(logged) == 2
 
 
 def test_a_failed_run_leaves_no_flop_counter_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,12 +26,12 @@ DROPOUT = 5  # more with dropout
 PER_STEP = {"lora": 1, "qlora": 1, "dora": 19, "qdora": 19}  # for all layers of one shape together
 # forward and backward of a Llama with 22 layers. PEFT 0.21: 2824 and 3786; 4478 and 7857
 WHOLE_STEP = {
-    ("lora", "q,v"): 2435,
-    ("dora", "q,v"): 2865,
-    ("qlora", "q,v"): 3350,
-    ("lora", "all-linear"): 3102,
-    ("dora", "all-linear"): 4554,
-    ("qlora", "all-linear"): 4017,
+    ("lora", "q,v"): 2371,
+    ("dora", "q,v"): 2801,
+    ("qlora", "q,v"): 3286,
+    ("lora", "all-linear"): 2886,
+    ("dora", "all-linear"): 4338,
+    ("qlora", "all-linear"): 3801,
 }
 
 

@@ -27,6 +27,11 @@ def _count_step(*_: object) -> None:
     _optimizer_steps += 1
 
 
+def optimizer_steps() -> int:
+    """Return the number of optimizer steps that this process has made."""
+    return _optimizer_steps
+
+
 @dataclass(frozen=True)
 class LowRank:
     """Options of one adapted layer: rank r, scaling s, dropout, initialisation of A, and whether DoRA is used."""
@@ -42,6 +47,7 @@ class AdaptedLayer(nn.Module):
     """Base class. As matrices, the weight is W (out, in), A is (r, in), B is (out, r); convolutions have g groups."""
 
     groups = 1
+    shared_input = None  # layers that are called with the same tensor
     prepares = False  # whether A and B are cast, and the gain is computed, once per optimizer step
 
     def __init__(self, base: nn.Module, options: LowRank) -> None:
@@ -92,7 +98,7 @@ class AdaptedLayer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles, without what belongs to the parameters of this layer only."""
-        return vars(self) | {"_prepared": None, "_norm_key": None}
+        return vars(self) | {"_prepared": None, "_norm_key": None, "shared_input": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from litpeft.adapters.gain import norm_from_cross
+from litpeft.adapters.layers.shared_input import InputObserver
 
 AT_ONCE = 1 << 24  # numbers of A and B that are stacked at once for norms: 64 MiB in fp32
 
@@ -28,6 +29,7 @@ class LayerGroup:
 
     def __init__(self) -> None:
         self._members: list[weakref.ref[nn.Module]] = []
+        self.observer = InputObserver()
         self._sharded = False  # whether parameters are sharded: each is whole only while its own block computes
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -10,8 +10,10 @@ from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters.functional import Product, ToMatrix, adapted_linear
-from litpeft.adapters.layers.base import AdaptedLayer
+from litpeft.adapters.layers.base import AdaptedLayer, optimizer_steps
+from litpeft.adapters.layers.shared_input import SharedInput
 from litpeft.adapters.quantised_linear import QuantisedLinear
+from litpeft.adapters.shared_linears import LinearCall
 from litpeft.ops.autocast import as_autocast, without_autocast
 
 
@@ -20,6 +22,8 @@ class AdaptedLinear(AdaptedLayer):
 
     prepares = True
     output_is_changed = False  # whether the model changes the output in place
+    compute_dtype: torch.dtype | None = None  # dtype of the product; None for the dtype of the input
+    shared_input: SharedInput | None = None  # layers that are called with the same tensor
 
     def take_over(self, base: nn.Linear) -> None:
         super().take_over(base)
@@ -37,12 +41,25 @@ class AdaptedLinear(AdaptedLayer):
         return _cast
 
     def forward(self, x: Tensor) -> Tensor:  # (..., in) -> (..., out)
+        if self.can_share_input():
+            if not self.layer_group.observer.done:
+                self.layer_group.observer.observe(self, x, optimizer_steps())
+            if self.shared_input is not None and (out := self.shared_input.output(self, x)) is not None:
+                return out
         x = as_autocast(x)
         with without_autocast(x):
             return self.compute(x)
 
     def compute(self, x: Tensor) -> Tensor:
         """Compute the layer's output in the dtype of x."""
+        wide = x.to(self.compute_dtype or x.dtype)
+        stored, to_matrix, bias, A, B, *once = self.call(wide)
+        dropout = self.dropout if self.training else 0.0
+        out = adapted_linear(wide, stored, to_matrix, bias, A, B, self.scaling, dropout, *once)
+        return self.own_output(out.to(x.dtype))
+
+    def call(self, x: Tensor) -> LinearCall:
+        """Return what a call with x, in the compute dtype, needs beside x."""
         prepared = self.prepared(x.dtype)
         gain = weight = None
         if self.magnitude is not None and (prepared is None or prepared.gain is None):
@@ -52,11 +69,23 @@ class AdaptedLinear(AdaptedLayer):
             gain = self.gain(weight)
         if weight is None:
             weight = self.fused_product(x)
-        dropout = self.dropout if self.training else 0.0
-        parts = self.lora_A, self.lora_B, self.scaling, dropout, self.magnitude, gain, weight, prepared
-        out = adapted_linear(x, self.stored, self.to_matrix, self.bias, *parts)
+        parts = self.lora_A, self.lora_B, self.magnitude, gain, weight, prepared
+        return LinearCall(self.stored, self.to_matrix, self.bias, *parts)
+
+    def own_output(self, out: Tensor) -> Tensor:
+        """Return the output, copied where the model changes it in place and backward needs it."""
         keeps_output = self.magnitude is not None and self.bias is None  # for the gradient of the magnitude
         return out.clone() if self.output_is_changed and keeps_output else out
+
+    def can_share_input(self) -> bool:
+        """Return whether this call may be computed together with those of other layers."""
+        if not (self.training and torch.is_grad_enabled()) or self.dropout or torch.compiler.is_compiling():
+            return False
+        return self.magnitude is None or self.norm_group() is not None  # without norm group, W is shared with the norm
+
+    def input_key(self) -> tuple[object, ...]:
+        """Return a key, equal for layers that one function can compute."""
+        return self.in_features, self.scaling, self.lora_A.dtype, self.lora_A.device, self.compute_dtype
 
     def fused_product(self, x: Tensor) -> Product | None:
         """Return a function of x and b that computes x Wᵀ + b without W in memory; None where this does not pay."""
@@ -113,6 +142,11 @@ class AdaptedQuantisedLinear(AdaptedLinear):
 
     weight = property(matrix)
 
+    @property
+    def compute_dtype(self) -> torch.dtype | None:
+        """Dtype of the product; None for the dtype of the input."""
+        return self.base.compute_dtype
+
     def frozen_dtype(self) -> torch.dtype:
         return self.base.compute_dtype or self.base.dtype
 
@@ -131,9 +165,6 @@ class AdaptedQuantisedLinear(AdaptedLinear):
         layer = self.base.plain(matrix)
         layer.bias = self.bias
         return layer
-
-    def compute(self, x: Tensor) -> Tensor:
-        return super().compute(x.to(self.base.compute_dtype or x.dtype)).to(x.dtype)
 
 
 def _cast(weight: Tensor, dtype: torch.dtype) -> Tensor:

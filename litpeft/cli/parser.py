@@ -98,7 +98,7 @@ def _rephrase(path: str, reason: str) -> str:
         names = (
             sorted({kind.__name__ for kind in _derived(CLASSES[path]) if _is_public(kind)}) if path in CLASSES else []
         )
-        listed = f"; known: {', '.join(names)}" if 0 < len(names) < 10 else ""
+        listed = f"; known: {', '.join(names)}" if 0 < len(names) < 20 else ""
         return f"{path}: no class named {match[1]!r}{did_you_mean(match[1], names)}{listed}."
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason):
         names = [f"{match[1]}.{name}" for name in vars(importlib.import_module(match[1]))]

@@ -35,7 +35,7 @@ from litpeft.runs.folder import folder_name
 from litpeft.runs.strategy_names import shown_label, stored_name
 
 DESCRIPTION = ("question", "baseline", "metric", "target", "average_over", "published")  # for `litpeft compare`
-KEYS = ("like", "configs", "options", "axes", "exclude", "seeds", *DESCRIPTION)
+KEYS = ("like", "question", "configs", "options", "axes", "exclude", "seeds", *DESCRIPTION[1:])
 RESERVED = re.compile(r"config|run_dir|experiment|resume|overwrite|seed_everything|ckpt_path")  # set by the sweep
 OPTION = re.compile(r"(model|data|trainer|checkpoint|throughput|memory|record|predictions|benchmarks)(\.|$)")
 

@@ -51,6 +51,26 @@ class Chosen:
     better: Better | None
 
 
+class Matthews(classification.MulticlassConfusionMatrix):
+    """Matthews' correlation (Gorodkin 2004, equation 8); 0 where it is undefined, as scikit-learn and GLUE have it.
+
+    torchmetrics returns other numbers if all predictions are one class.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes)
+
+    def compute(self) -> Tensor:
+        counts = self.confmat.double()  # (classes, classes): true by predicted
+        true, predicted, rows = counts.sum(dim=1), counts.sum(dim=0), counts.sum()
+        covariance = counts.trace() * rows - true @ predicted
+        variances = (rows**2 - true @ true) * (rows**2 - predicted @ predicted)
+        return torch.where(variances > 0, covariance / variances.clamp_min(1).sqrt(), 0.0).float()
+
+
 class MeanAveragePrecision(classification.MultilabelAveragePrecision):
     """The mean of the labels' average precision; labels that no row has are left out, because theirs is undefined.
 
@@ -75,7 +95,7 @@ CLASSES = {
     "balanced_accuracy": Known(lambda n: classification.MulticlassAccuracy(n, average="macro"), "logits"),
     "precision": Known(lambda n: classification.MulticlassPrecision(n, average="macro"), "logits"),
     "recall": Known(lambda n: classification.MulticlassRecall(n, average="macro"), "logits"),
-    "matthews": Known(lambda n: classification.MulticlassMatthewsCorrCoef(n), "logits"),
+    "matthews": Known(lambda n: Matthews(n), "logits"),
     "kappa": Known(lambda n: classification.MulticlassCohenKappa(n), "logits"),
     "auroc": Known(lambda n: classification.MulticlassAUROC(n), "probabilities"),
     "ece": Known(lambda n: classification.MulticlassCalibrationError(n, n_bins=15), "probabilities", "lower"),
@@ -150,6 +170,11 @@ def choose_metrics(
             chosen.append(Chosen(each, found.build(outputs), found.uses, found.better))
         else:
             chosen.append(_from_path(each, outputs, uses))
+            if (name := chosen[-1].name) in known:  # the record defines val_accuracy and val_f1
+                raise UserError(
+                    f"model.metrics {each}: {name} is the name of another metric; give a mapping with class_path and "
+                    "another name."
+                )
     names = [each.name for each in chosen]
     if twice := next((name for name in names if names.count(name) > 1 or name in RESERVED), None):
         raise UserError(f"model.metrics: {twice} is taken; give a mapping with class_path and another name.")

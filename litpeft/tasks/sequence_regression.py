@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from litpeft.tasks.base import Batch
 from litpeft.tasks.head_labels import output_layer
 from litpeft.tasks.metrics import NUMBERS, Chosen, MetricInputs, OverTargets, choose_metrics
 from litpeft.tasks.sequence_task import SequenceTask
+from litpeft.training import processes
 
 WITHOUT_UNIT = ("pearson", "spearman", "r2")  # metrics that can be averaged over targets of different units
 MOST_LOST = 0.02  # rounding of the mean in an exported bias, as a share of the standard deviation
@@ -55,7 +57,15 @@ class SequenceRegression(SequenceTask):
     ) -> tuple[nn.Module, list[str], list[str]]:
         self.check_labels(data)
         self._standardise_as(data)
-        return super().load(data, dtype, **options)
+        model, head, new = super().load(data, dtype, **options)
+        kept = all(name not in new for name, _ in model.named_parameters() if name.partition(".")[0] in head)
+        if kept and model.device.type != "meta" and not processes.rank():
+            print(
+                f"litpeft: warning: model.model_name {self.model_name} has a head with {self.outputs} outputs already; "
+                "it is kept, and learns standardised targets.",
+                file=sys.stderr,
+            )
+        return model, head, new
 
     def _standardise_as(self, data: LightningDataModule) -> None:
         """Take mean and deviation from the data; targets of a data set without them are learned as they are."""
@@ -109,6 +119,7 @@ class SequenceRegression(SequenceTask):
             if each.name in WITHOUT_UNIT or each.uses == "values"
         ]
         suffixes = [re.sub(r"\W+", "_", name) for name in names]
+        suffixes = suffixes if len(set(suffixes)) == len(names) else [str(number) for number in range(len(names))]
         single = [
             Chosen(f"{each.name}_{suffix}", each.metric.clone(), f"{each.uses}_{number}", each.better)
             for each in chosen

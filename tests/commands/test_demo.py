@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 import pytest
+import yaml
 
+from litpeft.__main__ import main
 from litpeft.commands import demo
 from litpeft.errors import UserError
 from litpeft.hub import demo_assets
@@ -46,6 +49,31 @@ def test_the_demo_overwrites_its_own_folder_only(
     monkeypatch.setattr("litpeft.commands.training.main", lambda arguments: seen.append(arguments) or 1)
     assert demo.main(["--assets", str(tmp_path), *options]) == 1
     assert ("--overwrite" in seen[0]) == overwrites
+
+
+@pytest.mark.parametrize("task", demo.TASKS)
+def test_the_options_of_each_task_are_a_complete_run(task: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    kinds = {"ratings": "SequenceRegression", "chat": "CausalLM"}
+    options = [*demo.TASKS[task].options, "--model.model_name", str(tmp_path), "--data.train_file", "text"]
+    assert main(["fit", *options, "--print_config"]) == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["class_path"] == f"litpeft.tasks.{kinds.get(task, 'SequenceClassification')}"
+    assert model["init_args"]["optimizer"]["class_path"] == "torch.optim.AdamW"
+
+
+def test_texts_are_ratings_pairs_and_chats() -> None:
+    rows = [(2.5, "fine"), (-3.0, "dull"), (0.2, "long"), (1.4, "good")]
+    assert demo_assets._ratings(rows).splitlines()[:2] == ["text\trating", "fine\t2.5"]
+    ratings = {snippet: rating for rating, snippet in rows}
+    pairs = [line.split("\t") for line in demo_assets._pairs(rows * 20).splitlines()[1:]]
+    assert {higher for _, _, higher in pairs} == {"first", "second"}
+    for first, second, higher in pairs:
+        difference = ratings[first] - ratings[second]
+        assert abs(difference) >= 1
+        assert higher == ("first" if difference > 0 else "second")
+    chats = [json.loads(line)["messages"] for line in demo_assets._chat(rows).splitlines()]
+    assert [chat[1]["content"] for chat in chats] == ["positive", "negative", "positive"]  # 0.2 is undecided
+    assert chats[1][0]["content"].endswith("dull")
 
 
 @pytest.fixture(scope="session")

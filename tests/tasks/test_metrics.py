@@ -114,9 +114,10 @@ def test_validations_of_killed_and_resumed_runs_have_the_metrics(run_dir: Path, 
         ("[]", "model.metrics must name at least one metric"),
         ("[torchmetrics.regression.PearsonCorrCoef]", "model.metrics pearson_corr_coef: it cannot be computed"),
         (
-            "[{class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {average: none}}]",
+            "[{class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {average: none}, name: each}]",
             "its result is 2",
         ),
+        ("[torchmetrics.classification.MulticlassAccuracy]", "accuracy is the name of another metric; give a mapping"),
         ("[{class_path: torchmetrics.SumMetric, wrong: 1}]", "or a mapping with class_path, init_args, name, better."),
     ],
 )
@@ -125,6 +126,19 @@ def test_mistakes_are_one_sentence_before_training(
 ) -> None:
     assert main([*fit_arguments, "--model.metrics", given, "--run_dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_matthews_is_that_of_the_counts_and_0_for_one_predicted_class() -> None:
+    metric = CLASSES["matthews"].build(3)
+    draw = np.random.default_rng(0)
+    truth, found = draw.integers(0, 3, 50), draw.integers(0, 3, 50)
+    metric.update(torch.tensor(found), torch.tensor(truth))
+    ones = [np.eye(3)[labels] - np.eye(3)[labels].mean(axis=0) for labels in (truth, found)]
+    covariance, *variances = ((a * b).sum() for a, b in (ones, (ones[0],) * 2, (ones[1],) * 2))
+    assert metric.compute().item() == pytest.approx(covariance / math.sqrt(variances[0] * variances[1]), rel=1e-5)
+    metric.reset()
+    metric.update(torch.ones(20, dtype=torch.int64), torch.arange(20) % 2)
+    assert metric.compute() == 0  # torchmetrics returns 0.02 here, scikit-learn and GLUE 0
 
 
 def test_f1_of_the_second_class_needs_two_classes() -> None:

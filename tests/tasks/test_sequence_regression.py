@@ -188,3 +188,13 @@ def test_equal_targets_are_refused(tiny_model: str, tmp_path: Path) -> None:
     data.setup("fit")
     with pytest.raises(UserError, match="all training rows have the same label; there is nothing to learn"):
         data.describe()
+
+
+def test_an_exported_head_is_kept_with_a_warning(
+    finished: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["export", str(finished / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
+    assert "its outputs are in the targets' own unit" in capsys.readouterr().out
+    arguments = [*regression(str(tmp_path / "out"), tmp_path, "price"), "--trainer.max_steps", "1"]
+    assert main(["fit", *arguments, "--run_dir", str(tmp_path / "run")]) == 0
+    assert "has a head with 1 outputs already; it is kept, and learns standardised" in capsys.readouterr().err

@@ -67,7 +67,7 @@ def compare(
     if over:
         _check_over(over, targets, examples)
         tasks = task_groups(groups, short_key(over))
-        warnings = [sentence for each in tasks.values() for sentence in check_data(each, covered)]
+        warnings = list(dict.fromkeys(text for each in tasks.values() for text in check_data(each, covered)))
         mixed = {key: found for each in tasks.values() for key, found in confounded(each, covered).items()}
         wanted = _label_over_tasks(groups, short_key(over), baseline or (sweep.baseline if sweep else None))
         groups, columns, remarks = over_tasks(tasks, short_key(over), metric)

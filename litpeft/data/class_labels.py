@@ -49,7 +49,7 @@ class ClassLabels(Labels):
 
     @cached_property
     def names(self) -> list[str]:
-        return self.given or self._hub_names() or self.data.table("train")[1]["label_names"]
+        return self.given or self.names_in_source() or self.data.table("train")[1]["label_names"]
 
     def rules(self, split: Split) -> dict[str, Any]:
         rules: dict[str, Any] = {"label": self.columns[0], "label_offset": self.offset}
@@ -60,7 +60,7 @@ class ClassLabels(Labels):
     def encode(
         self, split: Split, labels: list[tuple[Any, ...]], places: list[str], bad: BadRows
     ) -> tuple[pa.Array, dict[str, Any]]:
-        names = self.names if split != "train" else self.given or self._hub_names()
+        names = self.names if split != "train" else self.given or self.names_in_source()
         file = self.data.files[split]
         offset = self.data.layout(file)["label_offset"] if file else self.offset
         given = [label for (label,) in labels]
@@ -70,9 +70,10 @@ class ClassLabels(Labels):
         return pa.array(ids, pa.int64()), {"label_names": names}
 
     def blank(self, rows: int) -> tuple[pa.Array, dict[str, Any]]:
-        return pa.array([-1] * rows, pa.int64()), {"label_names": self.given or self._hub_names()}
+        return pa.array([-1] * rows, pa.int64()), {"label_names": self.given or self.names_in_source()}
 
-    def _hub_names(self) -> list[str] | None:
+    def names_in_source(self) -> list[str] | None:
+        """Return the names that the source of the training rows states, as some sets of the hub do; else None."""
         rows = self.data.hub_rows("train") if self.data.dataset else None
         feature = rows.features.get(self.columns[0]) if rows is not None else None
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

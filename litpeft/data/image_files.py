@@ -21,6 +21,8 @@ BAD = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what P
 def class_folders(folder: Path, option: str) -> dict[str, list[Path]]:
     """Return the images in the folders of a folder, by class: the name of the folder, in alphabetical order.
 
+    If all names are numbers, they are in the order of the numbers.
+
     Folders inside of a class folder belong to the class. Hidden files are left out.
 
     Raises:
@@ -29,6 +31,8 @@ def class_folders(folder: Path, option: str) -> dict[str, list[Path]]:
     classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise UserError(f"{option} {folder}: the folder must have one folder of images per class.")
+    if all(entry.name.isdecimal() for entry in classes):
+        classes.sort(key=lambda entry: int(entry.name))
     found = {entry.name: images_in(entry) for entry in classes}
     if empty := [name for name, images in found.items() if not images]:
         raise UserError(f"{option} {folder}: the folder {empty[0]} has no image ({', '.join(IMAGES)}).")

@@ -28,6 +28,14 @@ BATCH = 256  # images that are checked together
 Found = tuple[str, str | None, bytes | None, Any]  # place for messages, path, bytes, label
 
 
+class FolderLabels(ClassLabels):
+    """One class per image; of class folders, the names are those of the folders, also if they are numbers."""
+
+    def names_in_source(self) -> list[str] | None:
+        folder = self.data.folder("train") if self.data.files["train"] else None
+        return super().names_in_source() or (list(class_folders(folder, "data.train_file")) if folder else None)
+
+
 class ImageFolder(TabularData):
     """Images with one class each.
 
@@ -71,7 +79,7 @@ class ImageFolder(TabularData):
             raise UserError(f"data.random_flip must be from 0 to 1, got {random_flip}.")
         self.image_column, self.label_column = image_column, label_column
         self.random_crop, self.random_flip = random_crop, random_flip
-        self.labels = ClassLabels(self, label_column, label_names, 0, val_cut)
+        self.labels = FolderLabels(self, label_column, label_names, 0, val_cut)
 
     @property
     def label_names(self) -> list[str]:
@@ -108,7 +116,7 @@ class ImageFolder(TabularData):
         """Return how to read a file, with `label_offset`."""
         return super().layout(path) | {"label_offset": 0}
 
-    def _folder(self, split: Split) -> Path | None:
+    def folder(self, split: Split) -> Path | None:
         """Return the folder of images that a split is; None for files and for sets of the hub."""
         given = self.files[split]
         folder = Path(given).expanduser() if given else None
@@ -118,7 +126,7 @@ class ImageFolder(TabularData):
     def source(self, split: Split) -> dict[str, Any] | None:
         labelled, split = split != "predict", self.split_to_read(split)
         options = {"images": self.image_column, "labelled": labelled} | self.labels.rules(split)
-        if folder := self._folder(split):
+        if folder := self.folder(split):
             skip = {"skip": True} if self.on_bad_row == "skip" else {}
             return options | {"split": split, "folder": stamp(images_in(folder))} | skip
         rows = self.source_of_rows(split)
@@ -158,7 +166,7 @@ class ImageFolder(TabularData):
 
     def _read(self, split: Split, labelled: bool) -> Iterator[Found]:
         """Yield the images of a split."""
-        if folder := self._folder(split):
+        if folder := self.folder(split):
             if not labelled:
                 yield from ((str(file), str(file.resolve()), None, None) for file in images_in(folder))
                 return

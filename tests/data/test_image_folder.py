@@ -216,6 +216,20 @@ def test_mistakes_are_one_sentence(vit: str, images: Path, tmp_path: Path) -> No
         read(vit, tmp_path, train_file=str(tmp_path / "two"))
 
 
+def test_folders_with_numbers_are_classes_of_these_names(vit: str, tmp_path: Path) -> None:
+    for name, colour in (("5", "red"), ("10", "blue"), ("9", "green")):
+        (tmp_path / "numbers" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (9, 9), colour).save(tmp_path / "numbers" / name / f"{number}.png")
+    data = read(vit, tmp_path, train_file=str(tmp_path / "numbers"), val_samples=3)
+    assert data.label_names == ["5", "9", "10"]
+    assert data.describe()["classes"] == {
+        split: dict.fromkeys(("5", "9", "10"), n) for split, n in (("train", 2), ("val", 1))
+    }
+    again = read(vit, tmp_path, train_file=str(tmp_path / "numbers"), val_samples=3)  # from the cache
+    assert again.label_names == ["5", "9", "10"]
+
+
 def test_a_changed_image_is_read_again(vit: str, tmp_path: Path) -> None:
     folder = Path(write_images(tmp_path / "images"))
     one = read(vit, tmp_path, train_file=str(folder), val_samples=4).table("train")[1]["fingerprint"]

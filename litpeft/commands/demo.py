@@ -48,6 +48,16 @@ TASKS = {
         "smollm2",
         "SmolLM2 (135 M parameters)",
     ),
+    "images": Demo(
+        "digits",
+        "handwritten digits",
+        (
+            *("--config", "digits", "--config", "lora", "--model.adapter.targets", "all-linear"),
+            *("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "3e-3", "--trainer.max_epochs", "12"),
+        ),
+        "vit_digits",
+        "A ViT (0.14 M parameters) that knows the digits 0 to 4",
+    ),
 }
 
 
@@ -57,7 +67,7 @@ def main(arguments: list[str]) -> int:
         "--task",
         choices=TASKS,
         default="classes",
-        help="what is learned: classes of snippets (default), their ratings, which of a pair is rated higher, or chat",
+        help="what is learned: classes of snippets (default), their ratings, which of a pair is rated higher, chat, or images",
     )
     parser.add_argument("--assets", type=Path, help="folder for model and text (default: in the user's cache folder)")
     parser.add_argument("--assets_only", action="store_true", help="download model and text only")
@@ -67,7 +77,10 @@ def main(arguments: list[str]) -> int:
     if options.assets_only:
         print(f"model: {model}\ntext:  {text}")
         return 0
-    rows = len(text.read_text(encoding="utf-8").splitlines()) - (text.suffix == ".tsv")  # without the header
+    if text.is_dir():  # one folder of images per class
+        rows = sum(1 for _ in text.glob("*/*"))
+    else:
+        rows = len(text.read_text(encoding="utf-8").splitlines()) - (text.suffix == ".tsv")  # without the header
     print(f"{demo.about} with LoRA on {rows:,} {demo.rows}")
     from litpeft.commands import training  # imports torch and Lightning, which takes seconds
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from litpeft.__main__ import main
@@ -130,6 +131,30 @@ def test_a_run_learns_and_is_recorded(run: Path) -> None:
     assert record["val_accuracy"] == 1.0  # red and blue
     assert record["train_samples_per_second"] > 0
     assert record["data_summary"]["image_size"] == [32, 32]
+
+
+def test_validation_images_are_shown_wrong_ones_first(run: Path, tmp_path: Path) -> None:
+    record = read_record(run / "run")
+    with Image.open(run / "run" / record["image_grid"]) as picture:
+        assert picture.size[0] == 4 * 128
+    events = EventAccumulator(str(run / "run"), {"images": 0}).Reload()
+    shown = events.Images("val_images")
+    assert [event.step for event in shown] == [entry["step"] - 1 for entry in record["validations"]]
+    assert main(["report", str(run / "run"), "--output", str(tmp_path / "report.html")]) == 0
+    assert 'src="data:image/jpeg;base64,' in (tmp_path / "report.html").read_text()
+
+
+def test_the_images_to_show(tmp_path: Path, images: str) -> None:
+    task, batch = built(tmp_path, "vit", images, Full())
+    task.trainer.datamodule.metrics = None
+    task.setup("fit")
+    task.log = lambda *_, **__: None
+    logits = torch.tensor([[3.0, 0.0], [0.0, 1.0], [2.0, 0.0], [0.0, 4.0]])
+    task.forward = lambda _: logits
+    task.on_validation_epoch_start()
+    task.evaluate(batch | {"labels": torch.tensor([0, 0, 1, 1]), "row": torch.arange(4)}, "val")
+    assert [row[:3] for row in task.shown_images] == [(2, 1, 0), (1, 0, 1), (3, 1, 1), (0, 0, 0)]
+    assert task.shown_images[0][3] == pytest.approx(logits[2].softmax(0)[0].item())
 
 
 def test_predictions_of_a_folder(run: Path, images: str, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ TASKS = {
         (
             *("--config", "snippet_chat", "--config", "lora", "--model.adapter.targets", "all-linear"),
             *("--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-3"),
-            *("--data.train_samples", "320", "--data.val_samples", "64"),
+            *("--data.train_samples", "240", "--data.val_samples", "48"),
         ),
         "smollm2",
         "SmolLM2 (135 M parameters)",

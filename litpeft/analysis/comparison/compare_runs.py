@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from litpeft.analysis.comparison.benchmarks import comparable_figures
@@ -68,7 +68,7 @@ def compare(
         _check_over(over, targets, examples)
         tasks = task_groups(groups, short_key(over))
         warnings = list(dict.fromkeys(text for each in tasks.values() for text in check_data(each, covered)))
-        mixed = {key: found for each in tasks.values() for key, found in confounded(each, covered).items()}
+        mixed = _confounded_over_tasks(tasks, short_key(over), covered)
         wanted = _label_over_tasks(groups, short_key(over), baseline or (sweep.baseline if sweep else None))
         groups, columns, remarks = over_tasks(tasks, short_key(over), metric)
         columns, axes = _named(columns, figures), [axis for axis in axes if short_key(axis) != short_key(over)]
@@ -97,6 +97,18 @@ def compare(
         confounded=mixed,
         remarks=remarks,
     )
+
+
+def _confounded_over_tasks(
+    tasks: Mapping[str, Sequence[Group]], axis: str, covered: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """Return the options in which groups differ within a task, with the labels that groups have without the task."""
+    found: dict[str, dict[str, str]] = {}
+    for groups in tasks.values():
+        labels = {group.label: label_of(without_axis(group, axis)) for group in groups}
+        for key, values in confounded(groups, covered).items():
+            found.setdefault(key, {}).update({labels[label]: value for label, value in values.items()})
+    return found
 
 
 def _check_over(axis: str, targets: Iterable[tuple[str, float]], examples: bool | None) -> None:

@@ -131,6 +131,16 @@ def test_what_has_no_average_is_refused(runs: Path, tmp_path: Path) -> None:
         compare([*(runs / f"cola-{name}-0" for name in ("none", "lora"))], average_over="data.task")
 
 
+def test_options_that_differ_are_named_without_the_task(tmp_path: Path) -> None:
+    for task in ("cola", "mrpc"):
+        for adapter, lr in (("none", 1e-5), ("lora", 1e-3)):
+            options = {"data.init_args.task": task, "model.init_args.optimizer.init_args.lr": lr}
+            for seed in (0, 1):
+                write_task(tmp_path, task, adapter, seed, 0.5 + seed / 10, options=options)
+    found = compare([tmp_path], average_over="data.task")
+    assert found.confounded == {"model.optimizer.lr": {"full": "1e-05", "lora": "0.001"}}
+
+
 def test_columns_can_be_chosen_and_other_options_are_refused(runs: Path) -> None:
     found = compare([runs], average_over="data.task", figures=["score_stsb", "score_average"])
     assert [figure.name for figure in found.figures] == ["score_stsb", "score_average"]

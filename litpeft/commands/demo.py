@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
         "--task",
         choices=TASKS,
         default="classes",
-        help="what is learned: classes of snippets (default), their ratings, which of a pair is rated higher, chat, or images",
+        help="what is learned: classes of snippets (default), their ratings, which of a pair is rated higher, chat, or "
+        "images",
     )
     parser.add_argument("--assets", type=Path, help="folder for model and text (default: in the user's cache folder)")
     parser.add_argument("--assets_only", action="store_true", help="download model and text only")

@@ -16,6 +16,7 @@ from litpeft.runs.record import read_record
 from litpeft.sweeps.experiment import read_experiment
 from litpeft.sweeps.resolve import resolve, varying
 from tests.conftest import GOOD
+from tests.data.image_files import write_images, write_vision_model
 
 FILES = packaged_configs()
 REPO = Path(__file__).parents[2]
@@ -79,6 +80,8 @@ def test_the_command_of_each_file_trains_a_step(
         rows = [row | {"text": f"{row['instruction']} {i}"} for i, row in enumerate(rows)]
         (tmp_path / "rows.json").write_text(json.dumps(rows))
         tiny_model, table = tiny_llama, str(tmp_path / "rows.json")
+    if name in ("digits", "food101", "image_folder"):
+        tiny_model, table = write_vision_model(tmp_path / "vit"), write_images(tmp_path / "images", per_class=20)
     files = [] if name == "arithmetic" else ["--data.train_file", table]  # this data set generates its rows
     tiny = [*("--model.model_name", tiny_model), *files, *("--data.val_samples", "8", "--trainer.max_steps", "1")]
     tiny += [

@@ -53,7 +53,7 @@ def test_the_demo_overwrites_its_own_folder_only(
 
 @pytest.mark.parametrize("task", demo.TASKS)
 def test_the_options_of_each_task_are_a_complete_run(task: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    kinds = {"ratings": "SequenceRegression", "chat": "CausalLM"}
+    kinds = {"ratings": "SequenceRegression", "chat": "CausalLM", "images": "ImageClassification"}
     options = [*demo.TASKS[task].options, "--model.model_name", str(tmp_path), "--data.train_file", "text"]
     assert main(["fit", *options, "--print_config"]) == 0
     model = yaml.safe_load(capsys.readouterr().out)["model"]

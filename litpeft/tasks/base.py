@@ -174,14 +174,13 @@ class FineTuner(L.LightningModule):
         return loss if processes.world_size() == 1 else loss * (rows * processes.world_size() / all_rows)
 
     def log_train_loss(self, loss: Tensor, weight: int) -> Tensor | int:
-        """Log a batch's loss and add it to the epoch's mean, averaged over all ranks: a NaN on one rank stops all.
+        """Log a batch's loss and add it to the epoch's mean, averaged over all ranks; return the sum of their weights.
+
+        So a NaN on one rank stops all.
 
         Args:
             loss: mean loss of this rank's batch, a scalar.
             weight: number of rows (or tokens) that the loss is the mean of.
-
-        Returns:
-            The sum of the weights of all ranks.
         """
         loss, total_weight = mean_over_ranks(loss.detach(), weight)
         self.log("train_loss", loss, prog_bar=True, batch_size=1)
@@ -250,11 +249,10 @@ class FineTuner(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the base and adapter that the trainable tensors belong to, and the epoch's mean loss so far."""
-        if self.trainer.state.fn == "fit":
+        if fits := self.trainer.state.fn == "fit":
             self._check_loss()
         check_complete(checkpoint["state_dict"], self.adapter.state_dict(self.backbone))
-        steps = self.total_steps() if self.trainer.state.fn == "fit" else None
-        checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": steps}
+        checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": self.total_steps() if fits else None}
         checkpoint["origin"] = origin(self.fingerprint, self.adapter, self.base)
         checkpoint["adapter"] = self.adapter.resume_state(self.backbone)
 

@@ -66,7 +66,7 @@ def test_a_record_has_all_defined_fields(finished: Path) -> None:
             "flops_utilisation",
         ),
         *("test_loss", "test_accuracy", "test_f1", "other_metrics", "val_examples", "benchmarks", "peaks_by_process"),
-        *("head_labels", "base", "skipped_steps", "stream"),
+        *("head_labels", "base", "skipped_steps", "stream", "image_grid"),
     }
     assert record["status"] == "ok"
     first, last = record["validations"]

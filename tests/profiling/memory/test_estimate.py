@@ -35,7 +35,7 @@ from tests.peers.live_bytes import StepPeak, alive_bytes
 from tests.real_models import minilm, smollm2
 
 
-class ImageClassification(FineTuner):
+class OwnVision(FineTuner):
     """A user-defined task: image classification."""
 
     def load(self, data: Any, dtype: torch.dtype, **options: Any) -> Any:
@@ -175,7 +175,7 @@ def test_the_peak_of_a_small_model(
         "bert": (SequenceClassification, tiny_model),
         "llama": (CausalLM, tiny_llama),
         "t5": (Seq2SeqLM, tmp_path),
-        "vit": (ImageClassification, tmp_path),
+        "vit": (OwnVision, tmp_path),
     }[kind]
     name = {"t5": tiny_t5, "vit": tiny_vit}.get(kind, str)(name)
     make = partial(task, name, adapter=ADAPTERS[adapter](), gradient_checkpointing=checkpointing)

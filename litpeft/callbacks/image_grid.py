@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from litpeft.runs.atomic_write import write_atomically
 
 FILE = "val_images.jpg"
-COLUMNS, ROWS = 4, 4
+COLUMNS = 4
 SIDE, CAPTION = 128, 34  # pixels: of an image, and of the two lines below it
 RIGHT, WRONG = (0, 110, 50), (180, 20, 20)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import cached_property
 from typing import Any, Literal
 
 import datasets
@@ -12,13 +11,13 @@ import pyarrow as pa
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
-from litpeft.data.label_kind import Labels
+from litpeft.data.label_kind import NamedLabels
 from litpeft.data.labels import class_numbers, classes_needed, warn_of_similar
 from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
 
 
-class ClassLabels(Labels):
+class ClassLabels(NamedLabels):
     """One class per text, stored as its number, (rows,) int64.
 
     Args:
@@ -47,20 +46,13 @@ class ClassLabels(Labels):
         if names is not None and len(set(names)) < max(2, len(names)):
             raise UserError(f"data.label_names needs two or more different names, got {names}.")
 
-    @cached_property
-    def names(self) -> list[str]:
-        return self.given or self.names_in_source() or self.data.table("train")[1]["label_names"]
-
     def rules(self, split: Split) -> dict[str, Any]:
-        rules: dict[str, Any] = {"label": self.columns[0], "label_offset": self.offset}
-        if split != "train":
-            return rules | {"names": self.names}  # labels were checked against these names
-        return rules | ({"names": self.given} if self.given else {})
+        return self.rules_with_names(split, {"label": self.columns[0], "label_offset": self.offset})
 
     def encode(
         self, split: Split, labels: list[tuple[Any, ...]], places: list[str], bad: BadRows
     ) -> tuple[pa.Array, dict[str, Any]]:
-        names = self.names if split != "train" else self.given or self.names_in_source()
+        names = self.names if split != "train" else self.stated_names()
         file = self.data.files[split]
         offset = self.data.layout(file)["label_offset"] if file else self.offset
         given = [label for (label,) in labels]
@@ -70,10 +62,9 @@ class ClassLabels(Labels):
         return pa.array(ids, pa.int64()), {"label_names": names}
 
     def blank(self, rows: int) -> tuple[pa.Array, dict[str, Any]]:
-        return pa.array([-1] * rows, pa.int64()), {"label_names": self.given or self.names_in_source()}
+        return pa.array([-1] * rows, pa.int64()), {"label_names": self.stated_names()}
 
     def names_in_source(self) -> list[str] | None:
-        """Return the names that the source of the training rows states, as some sets of the hub do; else None."""
         rows = self.data.hub_rows("train") if self.data.dataset else None
         feature = rows.features.get(self.columns[0]) if rows is not None else None
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

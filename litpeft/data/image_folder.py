@@ -226,9 +226,7 @@ def _image(value: Any) -> tuple[str | None, bytes | None]:
     return (value if isinstance(value, str) and value.strip() else None), None
 
 
-def _columns(
-    rows: list[tuple[str, str | None, bytes | None, Any]], sizes: list[tuple[int, int]]
-) -> dict[str, pa.Array]:
+def _columns(rows: list[Found], sizes: list[tuple[int, int]]) -> dict[str, pa.Array]:
     shown = [place if path is None else path for place, path, _, _ in rows]
     return {
         "text": pa.array(shown, pa.string()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -74,3 +75,24 @@ class Labels:
 
     def warn(self) -> None:
         """Print warnings about the labels of the training rows. The default prints none."""
+
+
+class NamedLabels(Labels):
+    """Labels with names: as given, as the source of the training rows states them, or found in the training rows."""
+
+    @cached_property
+    def names(self) -> list[str]:
+        return self.stated_names() or self.data.table("train")[1]["label_names"]
+
+    def stated_names(self) -> list[str] | None:
+        """Return the names that are known without reading the labels; else None."""
+        return self.given or self.names_in_source()
+
+    def names_in_source(self) -> list[str] | None:
+        """Return the names that the source of the training rows states, as some sets of the hub do; else None."""
+        raise NotImplementedError
+
+    def rules_with_names(self, split: Split, rules: dict[str, Any]) -> dict[str, Any]:
+        """Return `rules` with the names that the labels of a split are checked against."""
+        names = self.given if split == "train" else self.names
+        return rules | ({"names": names} if names else {})

@@ -6,7 +6,6 @@ import ast
 import json
 import sys
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any
 
 import datasets
@@ -16,7 +15,7 @@ import pyarrow as pa
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
 from litpeft.data.class_labels import warn_of_empty
-from litpeft.data.label_kind import Labels
+from litpeft.data.label_kind import NamedLabels
 from litpeft.data.labels import (
     ALWAYS_CLASSES,
     MISSING,
@@ -31,7 +30,7 @@ from litpeft.errors import UserError
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")  # in columns of 0 and 1, in any case
 
 
-class LabelSets(Labels):
+class LabelSets(NamedLabels):
     """Any number of labels per text, stored as 1 and 0 for each label, (rows, labels) int8.
 
     Args:
@@ -63,15 +62,8 @@ class LabelSets(Labels):
         self.given = names or (columns if self.in_columns else None)
         self.separator = separator
 
-    @cached_property
-    def names(self) -> list[str]:
-        return self.given or self._hub_names() or self.data.table("train")[1]["label_names"]
-
     def rules(self, split: Split) -> dict[str, Any]:
-        rules = {"label_sets": self.columns, "separator": self.separator}
-        if split != "train":
-            return rules | {"names": self.names}  # labels were checked against these names
-        return rules | ({"names": self.given} if self.given else {})
+        return self.rules_with_names(split, {"label_sets": self.columns, "separator": self.separator})
 
     def encode(
         self, split: Split, labels: list[tuple[Any, ...]], places: list[str], bad: BadRows
@@ -79,7 +71,7 @@ class LabelSets(Labels):
         read = self._flags if self.in_columns else self._listed
         sets = [read(row, place, bad) for row, place in zip(labels, places, strict=True)]
         bad.check(len(places))  # before labels are taken from what is left
-        names = self.names if split != "train" else self.given or self._hub_names()
+        names = self.names if split != "train" else self.stated_names()
         if names is None and self.data.streaming:
             raise classes_needed([label for found in sets for label in found])
         names = names or _names_of(sets, places)
@@ -101,7 +93,7 @@ class LabelSets(Labels):
     def _stored(self, flags: np.ndarray) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(flags.reshape(-1)), flags.shape[1])
 
-    def _hub_names(self) -> list[str] | None:
+    def names_in_source(self) -> list[str] | None:
         rows = self.data.hub_rows("train") if self.data.dataset else None
         feature = getattr(rows.features.get(self.columns[0]), "feature", None) if rows is not None else None
         return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None

@@ -18,8 +18,8 @@ from litpeft.data.cache import dataset_of
 from litpeft.data.class_labels import ClassLabels
 from litpeft.data.image_files import class_folders, images_in, problem, stamp
 from litpeft.data.image_rows import EpochBatches, ImageRows
+from litpeft.data.label_kind import LabelledData
 from litpeft.data.sequences import batched
-from litpeft.data.tabular import TabularData
 from litpeft.data.told import Part
 from litpeft.errors import UserError
 from litpeft.hub.hub import explaining_hub_errors, local_or_hub
@@ -36,7 +36,7 @@ class FolderLabels(ClassLabels):
         return super().names_in_source() or (list(class_folders(folder, "data.train_file")) if folder else None)
 
 
-class ImageFolder(TabularData):
+class ImageFolder(LabelledData):
     """Images with one class each.
 
     `train_file` (`val_file`, `test_file`) is a folder with one folder of images per class; or a .csv, .tsv or .jsonl
@@ -80,16 +80,6 @@ class ImageFolder(TabularData):
         self.image_column, self.label_column = image_column, label_column
         self.random_crop, self.random_flip = random_crop, random_flip
         self.labels = FolderLabels(self, label_column, label_names, 0, val_cut)
-
-    @property
-    def label_names(self) -> list[str]:
-        """Names of the classes, in the order of their numbers."""
-        return self.labels.names
-
-    @property
-    def given_label_names(self) -> list[str] | None:
-        """Names of the classes that are known without reading the data; else None."""
-        return self.labels.given
 
     @cached_property
     def processor(self) -> Any:
@@ -191,13 +181,6 @@ class ImageFolder(TabularData):
         crop = self.random_crop and tuple(self.random_crop)
         return ImageRows(self.table(split)[0], rows, self.processor, self.seed_used, crop, self.random_flip)
 
-    def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
-        return self.labels.cut(order, rows)
-
-    def class_counts(self, split: Split) -> dict[str, int]:
-        """Return the number of used images of each class of a split, after `setup`."""
-        return self.labels.counts(split)
-
     def example(self, split: Split, index: int = 0) -> list[Part]:
         """Return the path of an image and its class, which has the loss."""
         table, row = self.table(split)[0], int(self.rows[split].rows[index])
@@ -209,11 +192,6 @@ class ImageFolder(TabularData):
         sizes = {split: [rows.height, rows.width] for split, rows in self.rows.items()}
         facts = super().describe() | self.labels.describe() | {"image_size": next(iter(sizes.values()), None)}
         return facts | {"tokens_per_row": {}}
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and getattr(self.trainer, "is_global_zero", True):  # the first process speaks
-            self.labels.warn()
 
 
 def _image(value: Any) -> tuple[str | None, bytes | None]:

@@ -96,3 +96,35 @@ class NamedLabels(Labels):
         """Return `rules` with the names that the labels of a split are checked against."""
         names = self.given if split == "train" else self.names
         return rules | ({"names": names} if names else {})
+
+
+class LabelledData(TabularData):
+    """A data set whose rows have labels; a subclass sets `self.labels`, which says of which kind."""
+
+    labels: Labels
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the model's outputs, in their order: classes, labels, or target columns."""
+        return self.labels.names
+
+    @property
+    def given_label_names(self) -> list[str] | None:
+        """Names of the model's outputs that are known without reading the data; else None."""
+        return self.labels.given
+
+    def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
+        return self.labels.cut(order, rows)
+
+    def class_counts(self, split: Split) -> dict[str, int]:
+        """Return the number of used rows with each label of a split, after `setup`; empty for numbers."""
+        return self.labels.counts(split)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and getattr(self.trainer, "is_global_zero", True):  # the first process speaks
+            self.warn()
+
+    def warn(self) -> None:
+        """Print warnings about the training rows."""
+        self.labels.warn()

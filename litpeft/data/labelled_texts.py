@@ -15,14 +15,13 @@ import pyarrow.compute as pc
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
 from litpeft.data.cache import dataset_of
-from litpeft.data.label_kind import Labels
+from litpeft.data.label_kind import LabelledData
 from litpeft.data.sequences import BATCH, IDS, batched
-from litpeft.data.tabular import TabularData
 from litpeft.data.told import Part
 from litpeft.errors import UserError
 
 
-class LabelledTexts(TabularData):
+class LabelledTexts(LabelledData):
     """Texts, or pairs of texts, with labels; a subclass sets `self.labels`, which says of which kind.
 
     Args:
@@ -31,8 +30,6 @@ class LabelledTexts(TabularData):
         join_columns: join the columns with a space into one text, instead of a pair.
         options: files, batch size, limits and the other options of `TabularData` and `FineTuneData`.
     """
-
-    labels: Labels
 
     def __init__(self, text_column: str | list[str] = "text", join_columns: bool = False, **options: Any) -> None:
         super().__init__(**options)
@@ -43,16 +40,6 @@ class LabelledTexts(TabularData):
                 f"data.text_column names {len(self.text_columns)} columns; give one or two (a pair), or "
                 "--data.join_columns true to join them with spaces."
             )
-
-    @property
-    def label_names(self) -> list[str]:
-        """Names of the model's outputs, in their order: classes, labels, or target columns."""
-        return self.labels.names
-
-    @property
-    def given_label_names(self) -> list[str] | None:
-        """Names of the model's outputs that are known without reading the data; else None."""
-        return self.labels.given
 
     def source(self, split: Split) -> dict[str, Any] | None:
         labelled, split = split != "predict", self.split_to_read(split)
@@ -133,13 +120,6 @@ class LabelledTexts(TabularData):
                 bad.add(place, "the text is empty (see data.text_column)")
             yield place, tuple(texts), tuple(row[name] for name in label_columns)
 
-    def cut(self, order: np.ndarray, rows: int) -> np.ndarray:
-        return self.labels.cut(order, rows)
-
-    def class_counts(self, split: Split) -> dict[str, int]:
-        """Return the number of used rows with each label of a split, after `setup`; empty for numbers."""
-        return self.labels.counts(split)
-
     def example(self, split: Split, index: int = 0) -> list[Part]:
         """Return the text of a row and its label, which has the loss."""
         label = self.stored_labels(split)[index]
@@ -153,11 +133,9 @@ class LabelledTexts(TabularData):
         """Return how many of the used rows of a split are truncated; tables of version 0.1.0 do not know it."""
         return int(self.table(split)[0].data.column("truncated").to_numpy()[self.rows[split].rows].sum())
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit" and getattr(self.trainer, "is_global_zero", True):  # the first process speaks
-            self.labels.warn()
-            self._warn_of_missing_separator()
+    def warn(self) -> None:
+        super().warn()
+        self._warn_of_missing_separator()
 
     def _warn_of_missing_separator(self) -> None:
         """Print a warning if the tokenizer adds nothing between the texts of a pair, as those of GPT-2 and Llama."""

@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import optimize
 from scipy import stats as reference
 from statsmodels.stats.contingency_tables import mcnemar as reference_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
+from statsmodels.stats.weightstats import ttost_paired
 
-from litpeft.analysis.stats import LEVEL, holm, mcnemar, mean_interval, paired_bootstrap, paired_t, pairs_needed
+from litpeft.analysis.power import pairs_needed, pairs_to_decide
+from litpeft.analysis.stats import LEVEL, holm, mcnemar, mean_interval, paired_bootstrap, paired_t
+from tests.analysis.simulation import KINDS, over_rows, over_seeds
 
 SANE = st.floats(-1e6, 1e6, allow_nan=False).map(lambda value: round(value, 3))
 PAIRS = st.lists(st.tuples(SANE, SANE), min_size=2, max_size=12)
@@ -77,10 +81,74 @@ def test_mcnemar_equals_statsmodels_and_its_interval_agrees(rows: list[tuple[int
     assert found.mean == pytest.approx(first.mean() - second.mean())
     assert found.low <= found.mean <= found.high
     assert (found.p < LEVEL) == (found.low > 0 or found.high < 0)
-    if gained := table[0][1]:
-        disputed = gained + table[1][0]
-        exact = reference.binomtest(gained, disputed).proportion_ci(0.95, method="exact")
-        assert found.high == pytest.approx((2 * exact.high - 1) * disputed / len(rows))
+    assert -1 <= found.low <= found.high <= 1
+
+
+def score(gained: int, lost: int, rows: int, difference: float) -> float:
+    """Return z with the variance at the constrained maximum of the likelihood, found numerically (Tango 1998)."""
+
+    def unlikely(share: float) -> float:  # of lost rows; of gained rows: share + difference
+        shares = share + difference, share, 1 - 2 * share - difference
+        return -sum(
+            n * np.log(max(s, 1e-300)) for n, s in zip((gained, lost, rows - gained - lost), shares, strict=True)
+        )
+
+    ends = max(0, -difference), (1 - difference) / 2
+    share = optimize.minimize_scalar(unlikely, bounds=ends, method="bounded", options={"xatol": 1e-12}).x
+    return (gained - lost - rows * difference) / (rows * (2 * share + difference * (1 - difference))) ** 0.5
+
+
+@pytest.mark.parametrize(("gained", "lost", "rows"), [(12, 2, 50), (2, 12, 50), (30, 22, 400), (3, 1, 9), (0, 9, 30)])
+def test_the_interval_and_the_tails_of_mcnemar_are_those_of_the_score_test(gained: int, lost: int, rows: int) -> None:
+    first = [1] * gained + [0] * lost + [1] * (rows - gained - lost)
+    second = [0] * gained + [1] * lost + [1] * (rows - gained - lost)
+    found = mcnemar(first, second, 0.05)
+    for end in (found.low, found.high):
+        if end not in (0, 1, -1):
+            assert abs(score(gained, lost, rows, end)) == pytest.approx(1.959964, abs=1e-3)
+    assert found.p_low == pytest.approx(reference.norm.sf(score(gained, lost, rows, -0.05)), abs=1e-4)
+    assert found.p_high == pytest.approx(reference.norm.cdf(score(gained, lost, rows, 0.05)), abs=1e-4)
+
+
+@given(PAIRS, st.floats(0.01, 1e6))
+def test_the_tails_of_paired_t_equal_two_one_sided_tests_of_statsmodels(pairs: list[tuple], margin: float) -> None:
+    first, second = map(np.array, zip(*pairs, strict=True))
+    found = paired_t(first, second, margin=margin)
+    if (first - second).std() > 1e-6:
+        _, lower, upper = ttost_paired(first, second, -margin, margin)
+        assert (found.p_low, found.p_high) == pytest.approx((lower[1], upper[1]), rel=1e-6, abs=1e-9)
+    inside = -margin < found.low and found.high < margin  # the interval that is shown
+    assert inside == (max(found.p_low, found.p_high) < 0.025) or found.sd < 1e-6
+
+
+def test_without_noise_a_difference_is_inside_the_margin_or_not() -> None:
+    inside, outside = (paired_t([3, 4], [2, 3], margin=margin) for margin in (1.5, 1.0))
+    assert (inside.p_low, inside.p_high) == (0, 0)
+    assert (outside.p_low, outside.p_high) == (0, 1)
+    assert paired_t([3, 4], [2, 3]).p_low is None
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_few_rows_that_all_agree_do_not_show_equivalence(seeds: int) -> None:
+    """39 rows without a difference leave up to 3 / 39 of further rows open (the rule of three)."""
+    for rows, shown in ((39, False), (1000, True)):
+        right = [[1] * rows] * seeds
+        tests = [
+            paired_bootstrap(right, right, margin=0.01),
+            *([mcnemar(*right, *right, margin=0.01)] if seeds == 1 else []),
+        ]
+        for found in tests:
+            assert found.low < 0 < found.high
+            assert (max(found.p_low, found.p_high) < 0.025) == shown
+
+
+def test_the_tails_of_the_bootstrap_agree_with_a_normal_approximation() -> None:
+    draw = np.random.default_rng(0)
+    first, second = draw.normal(0.52, 0.3, (2, 500)), draw.normal(0.5, 0.3, (2, 500))
+    found, by_row = paired_bootstrap(first, second, margin=0.03), (first - second).mean(axis=0)
+    error = by_row.std() / 500**0.5
+    assert found.p_low == pytest.approx(reference.norm.sf((by_row.mean() + 0.03) / error), abs=0.01)
+    assert found.p_high == pytest.approx(reference.norm.cdf((by_row.mean() - 0.03) / error), abs=0.01)
 
 
 def test_mcnemar_of_different_rows_is_refused() -> None:
@@ -127,9 +195,9 @@ def test_the_bootstrap_of_no_difference_and_of_a_constant_one() -> None:
     assert paired_bootstrap(rows, rows - 1, draws=200).low == pytest.approx(1)
 
 
-@settings(max_examples=20, deadline=None)  # statsmodels is slow
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=15))
-def test_holm_equals_statsmodels(ps: list[float]) -> None:
+@pytest.mark.parametrize("count", [1, 2, 5, 15])
+def test_holm_equals_statsmodels(count: int) -> None:
+    ps = np.random.default_rng(count).beta(0.3, 2, count).round(3).tolist()  # many small values, some equal
     assert holm(ps) == pytest.approx(list(multipletests(ps, method="holm")[1]))
 
 
@@ -165,6 +233,50 @@ def test_pairs_needed_of_known_cases() -> None:
     assert pairs_needed(0.0, 1.0) is None
     assert pairs_needed(1.0, None) is None
     assert pairs_needed(1.0, 0.0) == 2
+
+
+@pytest.mark.parametrize("ratio", [0.7, 2.0, 5.0])
+def test_pairs_to_decide_show_equivalence_and_find_the_margin_with_80_percent_power(ratio: float) -> None:
+    pairs = pairs_to_decide(ratio, 1.0)
+    draw = np.random.default_rng(1)
+
+    def decided(count: int, true: float) -> float:
+        tests = [paired_t(row, [0.0] * count, margin=ratio) for row in draw.normal(true, 1, (1500, count)).tolist()]
+        return float(np.mean([test.p < 0.05 if true else max(test.p_low, test.p_high) < 0.025 for test in tests]))
+
+    assert decided(pairs, 0.0) > 0.77
+    assert decided(pairs, ratio) > 0.77
+    assert pairs == 2 or decided(pairs - 1, 0.0) < 0.83
+
+
+def test_pairs_to_decide_of_known_cases() -> None:
+    assert pairs_to_decide(1.0, None) is None
+    assert pairs_to_decide(0.0, 1.0) is None
+    assert pairs_to_decide(0.05, 1.0) is None
+    assert [pairs_to_decide(1.0, sd) for sd in (0.0, 1e-9)] == [2, 2]
+    assert pairs_to_decide(1.0, 1.0, 0.0125) > pairs_to_decide(1.0, 1.0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_verdicts_over_seeds_are_wrong_at_most_as_often_as_promised(kind: str) -> None:
+    count = 400
+    above = lambda rate: rate + 2.5 * (rate * (1 - rate) / count) ** 0.5  # noqa: E731
+    none, edge = over_seeds(kind, 0.0, 0.05, count=count), over_seeds(kind, 0.05, 0.05, count=count)
+    assert none["any better or worse"] <= above(0.05)
+    assert edge["any small"] <= above(0.025)  # a difference of the margin is not called equivalent
+    assert none["small"] > 0.05  # equal groups can be called so
+    assert none["difference covered"] >= 0.93
+    assert none["mean covered"] >= (0.86 if kind == "skewed" else 0.92)  # a mean of five skewed values is skewed itself
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_verdicts_over_rows_are_wrong_at_most_as_often_as_promised(seeds: int) -> None:
+    count = 200 if seeds == 1 else 60
+    none, edge = over_rows(seeds, 0.0, 0.05, 400, count), over_rows(seeds, 0.05, 0.05, 400, count)
+    assert none["any better or worse"] <= 0.05 + 2.5 * (0.05 * 0.95 / count) ** 0.5
+    assert edge["any small"] <= 0.025 + 2.5 * (0.025 * 0.975 / count) ** 0.5
+    assert none["small"] > 0.05
+    assert none["difference covered"] >= 0.92
 
 
 def simulated(gain: float, comparisons: int, seed: int) -> np.ndarray:
@@ -203,7 +315,8 @@ def test_a_simulated_difference_is_found_as_often_as_the_power() -> None:
 
 
 def test_neither_torch_nor_scipy_stats_is_imported() -> None:
-    code = "import sys; from litpeft.analysis.stats import *; paired_t([1, 2], [2, 5]); pairs_needed(1, 2); "
+    code = "import sys; from litpeft.analysis.stats import *; from litpeft.analysis.power import *; "
+    code += "paired_t([1, 2], [2, 5]); pairs_needed(1, 2); pairs_to_decide(1, 2); "
     code += "mcnemar([1], [0]); paired_bootstrap([1.0], [0.0]); "
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'scipy.stats')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

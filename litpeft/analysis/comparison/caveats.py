@@ -18,6 +18,7 @@ def caveats(groups: Sequence[Group], baseline: Group | None, figures: Sequence[F
         *(describe_unfinished(run, group.label) for group in groups for run in group.failed),
         *_seeds(groups, baseline),
         *(sentence for figure in figures for sentence in _unknown(groups, figure)),
+        *_shared_rate(groups),
         *_machines(runs),
         *_versions(runs),
     ]
@@ -44,15 +45,19 @@ def _seeds(groups: Sequence[Group], baseline: Group | None) -> list[str]:
     if not baseline.runs:
         return [*sentences, f"The baseline, {baseline.label}, has no finished run: no differences are shown."]
     baseline_seeds = {run.seed for run in baseline.runs}
+    other_seeds: dict[frozenset[int | None], list[str]] = {}
     for group in groups:
-        seeds = {run.seed for run in group.runs}
+        seeds = frozenset(run.seed for run in group.runs)
         if seeds and seeds != baseline_seeds:
-            common = len(seeds & baseline_seeds)
-            used = f"use the {common} common seed{'' if common == 1 else 's'}" if common else "need a common seed"
-            sentences.append(
-                f"{group.label} has seeds {shortlist(sorted(map(str, seeds)))}, the baseline {baseline.label} "
-                f"{shortlist(sorted(map(str, baseline_seeds)))}: differences {used}."
-            )
+            other_seeds.setdefault(seeds, []).append(group.label)
+    for seeds, labels in other_seeds.items():
+        common = len(seeds & baseline_seeds)
+        used = f"use the {common} common seed{'' if common == 1 else 's'}" if common else "need a common seed"
+        verb = "has" if len(labels) == 1 else "have"
+        sentences.append(
+            f"{shortlist(labels)} {verb} seeds {shortlist(sorted(map(str, seeds)))}, the baseline {baseline.label} "
+            f"{shortlist(sorted(map(str, baseline_seeds)))}: differences {used}."
+        )
     return sentences
 
 
@@ -68,6 +73,39 @@ def _unknown(groups: Sequence[Group], figure: Figure) -> list[str]:
             "it is too low."
         ]
     return [f"{figure.name} is missing for {shortlist(named)}."]
+
+
+def _shared_rate(groups: Sequence[Group]) -> list[str]:
+    """Warn where methods that need different learning rates all have the same one."""
+    filled = [group for group in groups if group.runs]
+    methods = {str(run.record.get("adapter")) for group in filled for run in group.runs}
+    rates = {rate for group in filled for run in group.runs for rate in _rates(run)}
+    if len(methods) < 2 or len(rates) != 1:
+        return []
+    return [
+        f"All methods have the learning rate {rates.pop():g}, and each method has another best one: this compares them "
+        "at this rate, not at their best; give each its own (litpeft find_lr, or tune: in an experiment)."
+    ]
+
+
+def own_rates(groups: Sequence[Group]) -> list[str]:
+    """Say the learning rate of each group if the groups have different ones."""
+    by_group = {
+        group.label: sorted({rate for run in group.runs for rate in _rates(run)}) for group in groups if group.runs
+    }
+    single = {label: rates[0] for label, rates in by_group.items() if len(rates) == 1}
+    if len(set(single.values())) < 2:
+        return []
+    by_rate = {rate: [label for label, other in single.items() if other == rate] for rate in single.values()}
+    shown = "; ".join(f"{rate:g} ({shortlist(labels)})" for rate, labels in by_rate.items())
+    return [f"The groups have learning rates of their own: {shown}."]
+
+
+def _rates(run: Run) -> list[float]:
+    """Return the learning rates that the parameter groups of a run started with."""
+    settings = run.record.get("optimizer_settings") or ()
+    found = [each.get("initial_lr", each.get("lr")) for each in settings if isinstance(each, dict)]
+    return [float(rate) for rate in found if isinstance(rate, (int, float))]
 
 
 def _machines(runs: Sequence[Run]) -> list[str]:

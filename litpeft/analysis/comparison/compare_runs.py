@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from litpeft.analysis.comparison.benchmarks import comparable_figures
-from litpeft.analysis.comparison.caveats import caveats, describe_unfinished, shortlist
+from litpeft.analysis.comparison.caveats import caveats, describe_unfinished, own_rates, shortlist
 from litpeft.analysis.comparison.comparability import check_data, check_groups, check_seeds, confounded
-from litpeft.analysis.comparison.configs import covered_keys, short_key
+from litpeft.analysis.comparison.configs import covered_keys, known_axes, short_key
 from litpeft.analysis.comparison.differences import add_differences, estimate
 from litpeft.analysis.comparison.figures import choose
 from litpeft.analysis.comparison.grouping import find_runs, group_by_axes, group_by_sweep
+from litpeft.analysis.comparison.margins import Margin, check_margins
 from litpeft.analysis.comparison.over_tasks import label_of, over_tasks, task_groups, without_axis
 from litpeft.analysis.comparison.results import Comparison, Figure, Group, Run
 from litpeft.analysis.comparison.row_tests import add_row_differences
@@ -30,6 +32,8 @@ def compare(
     targets: Iterable[tuple[str, float]] = (),
     examples: bool | None = None,
     average_over: str | None = None,
+    margins: Mapping[str, Margin] | None = None,
+    prefer: Literal["memory", "time"] = "memory",
 ) -> Comparison:
     """Compare the runs below these paths; reads result files only, no checkpoints.
 
@@ -44,6 +48,9 @@ def compare(
         examples: test over validation rows too, if runs kept their results; None: only if the files are small.
         average_over: the axis that says the task: the columns are then the score of each task and their average;
             default: that of the sweep.
+        margins: smallest difference that matters, by figure; default: one point of an accuracy or other score, 1 % of a
+            loss, 5 % of a cost.
+        prefer: cost that the recommendation minimises.
 
     Raises:
         UserError: a file cannot be read, or the runs are not comparable.
@@ -55,6 +62,7 @@ def compare(
     over = average_over or (sweep.average_over if sweep else None)
     axes = list(sweep.axes if sweep else by or DEFAULT_AXES)
     axes += [over] if over and not sweep and over not in axes else []
+    axes = axes if sweep else known_axes(axes, runs)
     by_label, left_out = group_by_sweep(runs, sweep) if sweep else group_by_axes(runs, axes)
     groups = [_group(label, members, sweep) for label, members in by_label.items()]
     finished = [run for group in groups for run in group.runs]
@@ -82,9 +90,10 @@ def compare(
         base = _baseline(groups, baseline, sweep)
     for group in groups:
         group.estimates = estimate(group, columns)
+    check_margins(margins or {}, columns)
     if base:
-        add_differences(groups, base, columns)
-        warnings += [] if over else add_row_differences(groups, base, columns, examples)
+        add_differences(groups, base, columns, margins or {})
+        warnings += [] if over else add_row_differences(groups, base, columns, examples, margins or {})
     return Comparison(
         title=described.title if described else _title(runs, paths),
         question=described.question if described else None,
@@ -95,7 +104,8 @@ def compare(
         published=described.published if described else None,
         warnings=[*_left_out(left_out, sweep), *not_run, *warnings, *caveats(groups, base, columns)],
         confounded=mixed,
-        remarks=remarks,
+        remarks=[*remarks, *own_rates(groups)],
+        prefer=prefer,
     )
 
 

@@ -12,7 +12,8 @@ from litpeft.errors import UserError, did_you_mean
 
 ABSENT = "(absent)"
 FIELD_KEYS = {  # record field used as an axis -> config keys that it covers, with all keys below them
-    "adapter": ("model.init_args.adapter",),
+    # each method has a learning rate of its own; a remark names the rates
+    "adapter": ("model.init_args.adapter", "model.init_args.optimizer.init_args.lr"),
     "optimizer": ("model.init_args.optimizer",),
     "scheduler": ("model.init_args.scheduler",),
     "lr": ("model.init_args.optimizer.init_args.lr",),
@@ -78,18 +79,24 @@ def is_covered(key: str, covered: Collection[str]) -> bool:
     return any(name == other or name.startswith(f"{other}.") for other in above)
 
 
-def check_axes(axes: Sequence[str], runs: Sequence[Run]) -> None:
-    """Check that at least one run has each axis.
+def known_axes(axes: Sequence[str], runs: Sequence[Run]) -> list[str]:
+    """Return the axes; the last part of an option's name stands for the option if no other has it, as in `rank`.
 
     Raises:
-        UserError: no run has an axis; the message suggests the closest name.
+        UserError: no run has an axis, or several options end so; the message suggests names.
     """
-    for axis in axes:
-        if all(value_of(run, axis) is ABSENT for run in runs):
-            names = {short_key(key) for run in runs for key in run.options} | set(FIELD_KEYS)
-            close = [name for name in sorted(names) if name.endswith(f".{axis}")]
-            guess = f" (did you mean {close[0]}?)" if close else did_you_mean(axis, names)
-            raise UserError(f"--by {axis}: no run's record or configuration has it{guess}.")
+    return [_known_axis(axis, runs) for axis in axes]
+
+
+def _known_axis(axis: str, runs: Sequence[Run]) -> str:
+    if any(value_of(run, axis) is not ABSENT for run in runs):
+        return axis
+    names = {short_key(key) for run in runs for key in run.options} | set(FIELD_KEYS)
+    close = sorted(name for name in names if name.endswith(f".{axis}"))
+    if len(close) == 1:
+        return close[0]
+    guess = f" (did you mean {' or '.join(close)}?)" if close else did_you_mean(axis, names)
+    raise UserError(f"--by {axis}: no run's record or configuration has it{guess}.")
 
 
 def differing(flats: Sequence[Mapping[str, Any]], ignored: Collection[str] = ()) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from litpeft.analysis.comparison.answer import answer
 from litpeft.analysis.comparison.figures import value
 from litpeft.analysis.comparison.results import Comparison, Group
 from litpeft.analysis.comparison.tables import Table, alarms, differences_table, figures_table, notes
@@ -28,6 +29,7 @@ def markdown(comparison: Comparison) -> str:
     if comparison.question:
         parts.append(_markdown(comparison.question))
     parts += [f"> **Warning.** {_markdown(sentence)}" for sentence in alarms(comparison)]
+    parts += [f"**{_markdown(sentence)}**" for sentence in answer(comparison).first]
     parts += [_markdown_table(table) for table in _tables(comparison)]
     parts += [_markdown(sentence) for sentence in notes(comparison)]
     return "\n\n".join(parts) + "\n"
@@ -37,6 +39,7 @@ def latex(comparison: Comparison) -> str:
     """Return LaTeX tabulars (booktabs), with warnings and notes as comments."""
     parts = [_comment(f"{comparison.title}. {comparison.question or ''}")]
     parts += [_comment(f"Warning: {sentence}") for sentence in alarms(comparison)]
+    parts += [_comment(sentence) for sentence in answer(comparison).first]
     parts += [_latex_table(table) for table in _tables(comparison)]
     parts += [_comment(sentence) for sentence in notes(comparison)]
     return "\n".join(parts) + "\n"
@@ -67,6 +70,7 @@ def csv(comparison: Comparison) -> str:
 def json(comparison: Comparison) -> str:
     """Return JSON with all results in raw units, and the folder and figures of each run; unknown values are null."""
     whole = {key: item for key, item in vars(comparison).items() if key not in ("figures", "groups")}
+    whole["answer"] = asdict(answer(comparison))
     whole["figures"] = [asdict(figure) for figure in comparison.figures]
     whole["groups"] = [_group(group, comparison) for group in comparison.groups]
     return json_module.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
@@ -93,7 +97,9 @@ def _cells(group: Group, name: str) -> dict[str, Any]:
     return cells | {
         f"{name}_verdict": getattr(shown, "verdict", None),
         f"{name}_test": getattr(shown, "test", None),
+        f"{name}_margin": getattr(shown, "margin", None),
         f"{name}_seeds_needed": getattr(seeds, "seeds_needed", None),
+        f"{name}_seeds_for_margin": getattr(seeds, "seeds_for_margin", None),
     }
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from litpeft.analysis.comparison.configs import ABSENT, check_axes, short_key, value_as_text, value_of
+from litpeft.analysis.comparison.configs import ABSENT, short_key, value_as_text, value_of
 from litpeft.analysis.comparison.number_format import UNKNOWN
 from litpeft.analysis.comparison.results import Run
 from litpeft.analysis.comparison.sweep_folder import Sweep
@@ -46,11 +46,7 @@ def group_by_axes(runs: Sequence[Run], axes: Sequence[str]) -> tuple[dict[str, l
     """Return ({label: runs}, runs that failed before their axis values were known); sets `axes` of the runs.
 
     Groups are sorted by their values: full fine-tuning first, then numbers by size, then names.
-
-    Raises:
-        UserError: no run has an axis.
     """
-    check_axes(axes, runs)
     values = {id(run): [value_of(run, axis) for axis in axes] for run in runs}
     names = [_names([values[id(run)][i] for run in runs], axis) for i, axis in enumerate(axes)]
     texts = {key: [name[_key(item)] for name, item in zip(names, row, strict=True)] for key, row in values.items()}

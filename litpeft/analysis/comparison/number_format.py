@@ -49,12 +49,18 @@ def format_value(name: str, mean: float, half: float | None = None, signed: bool
 
 
 def format_estimate(name: str, estimate: Estimate | None) -> str:
-    """Format mean and half-width of the interval: `85.9 ± 1.2`; only the mean if the interval is unknown or empty."""
+    """Format mean and half-width of the interval: `85.9 ± 1.2`; only the mean if the interval is unknown or empty.
+
+    An interval that was cut at the limit of possible values is shown by its ends: `98.2 (91.5 to 100.0)`.
+    """
     if estimate is None:
         return UNKNOWN
     half = estimate.half_width
     if not half:
         return format_value(name, estimate.mean)
+    if not estimate.is_symmetric:
+        mean, low, high = (format_value(name, each, half) for each in (estimate.mean, estimate.low, estimate.high))
+        return f"{mean} ({low} to {high})"
     return f"{format_value(name, estimate.mean, half)} ± {format_value(name, half, half)}"
 
 
@@ -67,10 +73,10 @@ def format_interval(name: str, low: float | None, high: float | None) -> str:
 
 
 def format_p(p: float | None) -> str:
-    """Format a p value with three decimal places; small values as `< 0.001`."""
+    """Format a p value with three decimal places; small values as `< 0.001`, 0 (no noise at all) as `exact`."""
     if p is None:
         return UNKNOWN
-    return "0" if p == 0 else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "exact" if p == 0 else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _places(name: str, mean: float, half: float | None) -> int:

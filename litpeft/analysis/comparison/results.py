@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-Verdict = Literal["better", "worse", "not significant", "not enough seeds"]
+Verdict = Literal["better", "worse", "equivalent", "not enough seeds", "not enough rows"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Interval:
     def half_width(self) -> float | None:
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
+    @property
+    def is_symmetric(self) -> bool:
+        """Whether the mean is in the middle, so that the interval can be shown as mean ± half-width."""
+        half = self.half_width
+        return half is None or abs(self.mean - self.low - half) <= 1e-6 * half
+
 
 @dataclass(frozen=True)
 class Estimate(Interval):
@@ -83,8 +89,13 @@ class Difference(Interval):
         p: p value of the test; None without a test.
         p_holm: p value corrected for all groups tested in this figure (Holm 1979).
         test: "paired t over seeds", "paired bootstrap over examples", "McNemar over examples", or None.
-        verdict: from `p_holm` < 0.05 and the better direction of the figure.
+        verdict: `better` or `worse` if `p_holm` < 0.05; `equivalent` if the difference is shown to be smaller than the
+            margin; else what there is not enough of.
         seeds_needed: seeds needed to detect a difference of this size with 80 % power; None if unknown.
+        seeds_for_margin: seeds needed to decide with 80 % power whether the difference matters; None if unknown.
+        margin: smallest difference that matters, in raw units; None if unknown.
+        is_small: whether the difference is shown to be smaller than the margin (two one-sided tests, Holm-corrected).
+        is_not_worse: whether the group is shown to be worse by less than the margin (one of these tests).
     """
 
     pairs: int
@@ -93,6 +104,14 @@ class Difference(Interval):
     test: str | None
     verdict: Verdict
     seeds_needed: int | None
+    seeds_for_margin: int | None = None
+    margin: float | None = None
+    is_small: bool = False
+    is_not_worse: bool = False
+
+    @property
+    def is_significant(self) -> bool:
+        return self.verdict in ("better", "worse")
 
 
 @dataclass
@@ -133,6 +152,7 @@ class Comparison:
         warnings: caveats, one sentence each.
         confounded: {config key, not an axis, in which groups differ: {group label: value}}.
         remarks: sentences about what the figures are, shown below the tables.
+        prefer: cost that the recommendation minimises.
     """
 
     title: str
@@ -145,6 +165,7 @@ class Comparison:
     warnings: Sequence[str] = ()
     confounded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
+    prefer: Literal["memory", "time"] = "memory"
 
 
 def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from litpeft.analysis.comparison.benchmarks import item_scores
-from litpeft.analysis.comparison.differences import Tested, corrected_differences, pairs
+from litpeft.analysis.comparison.differences import Tested, corrected_differences, margin_from, pairs
+from litpeft.analysis.comparison.margins import Margin
 from litpeft.analysis.comparison.results import Figure, Group, Run
 from litpeft.analysis.stats import mcnemar, paired_bootstrap
 from litpeft.errors import UserError
@@ -23,7 +24,11 @@ MCNEMAR, BOOTSTRAP = "McNemar over examples", "paired bootstrap over examples"
 
 
 def add_row_differences(
-    groups: Sequence[Group], baseline: Group, figures: Sequence[Figure], requested: bool | None
+    groups: Sequence[Group],
+    baseline: Group,
+    figures: Sequence[Figure],
+    requested: bool | None,
+    margins: Mapping[str, Margin],
 ) -> list[str]:
     """Set the differences of each group from the baseline over the same validation rows or benchmark items.
 
@@ -45,15 +50,18 @@ def add_row_differences(
     warnings: dict[str, None] = {}
     for figure in figures:
         tests = {}
+        margin = margin_from(baseline, figure, margins)
         for group in groups:
-            if group is not baseline and (test := _test(group, baseline, figure, read, warnings)):
+            if group is not baseline and (test := _test(group, baseline, figure, read, warnings, margin)):
                 tests[group.label] = test
-        for label, difference in corrected_differences(tests, figure).items():
+        for label, difference in corrected_differences(tests, figure, margin).items():
             by_label[label].over_examples[figure.name] = difference
     return list(warnings)
 
 
-def _test(group: Group, baseline: Group, figure: Figure, read: Read, warnings: dict[str, None]) -> Tested | None:
+def _test(
+    group: Group, baseline: Group, figure: Figure, read: Read, warnings: dict[str, None], margin: float | None
+) -> Tested | None:
     """Run McNemar's test for one seed with right or wrong rows, else the bootstrap of the mean over seeds."""
     first, second = [], []
     for run, other in pairs(group, baseline):
@@ -83,8 +91,8 @@ def _test(group: Group, baseline: Group, figure: Figure, read: Read, warnings: d
     if not first:
         return None
     if len(first) == 1 and set(first[0]) | set(second[0]) <= {0, 1}:  # right or wrong
-        return Tested(MCNEMAR, mcnemar(first[0], second[0]), 1)
-    return Tested(BOOTSTRAP, paired_bootstrap(first, second), len(first))
+        return Tested(MCNEMAR, mcnemar(first[0], second[0], margin), 1)
+    return Tested(BOOTSTRAP, paired_bootstrap(first, second, margin=margin), len(first))
 
 
 def _files(run: Run) -> list[Path]:

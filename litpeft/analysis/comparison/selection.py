@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from litpeft.analysis.comparison.compare_runs import compare
+from litpeft.analysis.comparison.margins import Margin, read_margin
 from litpeft.analysis.comparison.results import Comparison
 
 
@@ -28,6 +29,18 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
         metavar="AXIS",
         help="average the scores of the runs over the tasks on this axis, such as data.task for GLUE: each task weighs "
         "the same, and seeds are paired; default: average_over of the sweep",
+    )
+    parser.add_argument(
+        "--margin",
+        type=_margin,
+        action="append",
+        default=[],
+        metavar="val_accuracy=0.5",
+        help="smallest difference that matters, in the unit of the table, or relative to the baseline (val_loss=2%%); "
+        "default: 1 point of an accuracy or other score, 1 %% of a loss, 5 %% of a cost",
+    )
+    parser.add_argument(
+        "--prefer", choices=("memory", "time"), default="memory", help="cost that the recommendation minimises"
     )
     parser.add_argument("--figures", type=_names, metavar="A,B", help="columns, named by fields of the run record")
     parser.add_argument(
@@ -55,7 +68,16 @@ def compare_selected(options: argparse.Namespace) -> Comparison:
         targets=[target for targets in options.target for target in targets],
         examples=options.examples,
         average_over=options.average_over,
+        margins=dict(options.margin),
+        prefer=options.prefer,
     )
+
+
+def _margin(text: str) -> tuple[str, Margin]:
+    try:
+        return read_margin(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not FIGURE=AMOUNT, such as val_accuracy=0.5") from error
 
 
 def _names(text: str) -> list[str]:

@@ -16,7 +16,9 @@ from litpeft.analysis.comparison.number_format import (
     number,
 )
 from litpeft.analysis.comparison.results import Comparison, Difference, Figure, Group
+from litpeft.analysis.comparison.sentences import plain_title, within_text
 
+SEEDS = "to show it", "to decide"  # headings of the seeds that would be needed
 KINDS = ("quality", "benchmark", "memory", "speed", "size")
 
 
@@ -59,12 +61,13 @@ def differences_table(comparison: Comparison) -> Table | None:
             format_interval(figure.name, found.low, found.high),
             _tested_on(found),
             format_p(found.p_holm),
-            found.verdict,
-            UNKNOWN if found.test not in (None, PAIRED_T) else _seeds_needed(found),
+            verdict_word(found),
+            _seeds(found, found.seeds_needed),
+            _seeds(found, found.seeds_for_margin if found.margin else None),
         ]
         for figure, group, found in all_differences(comparison)
     ]
-    headings = ["figure", "group", "difference", "95 % CI", "tested on", "p (Holm)", "verdict", "seeds needed"]
+    headings = ["figure", "group", "difference", "95 % CI", "tested on", "p (Holm)", "verdict", *SEEDS]
     title, column = f"difference from {comparison.baseline}", headings.index("tested on")
     if len({row[column] for row in rows}) == 1:  # the same in all rows: the title says it instead
         title += f" ({rows[0][column]})"
@@ -101,12 +104,18 @@ def notes(comparison: Comparison) -> list[str]:
             f"Differences from {comparison.baseline}: {', '.join(dict.fromkeys(tests))}; two-sided, level 5 %. "
             "p values are Holm-corrected for the number of groups, separately for each figure and test; CIs are not."
         )
-    if unclear := list(_not_significant(comparison)):
-        sentences.append(f"Not significant: {'; '.join(unclear)}. This does not show that the groups are equal.")
         sentences.append(
-            '"seeds needed": seeds to detect the observed difference with 80 % power after correction, if the observed '
-            "difference and its standard deviation are the true ones."
+            "Better, worse: p < 0.05. Equivalent: shown to differ by less than the margin (two one-sided tests at "
+            f"2.5 % each, Holm-corrected). Margins: {', '.join(_margins(comparison))}."
         )
+    if any(difference.verdict == "not enough seeds" for _, _, difference in found):
+        sentences.append(
+            f'Not enough seeds is no sign of equality. "{SEEDS[0]}": seeds that show a difference of the observed '
+            f'size; "{SEEDS[1]}": seeds that decide whether a difference exceeds the margin; both with 80 % power '
+            "after correction, if the observed standard deviation is the true one."
+        )
+    if any(difference.p == 0 for _, _, difference in found):
+        sentences.append("Exact: all seeds differ by the same amount, so there is no noise to test against.")
     if any(difference.test not in (None, PAIRED_T) for _, _, difference in found):
         sentences.append(
             "A test over examples compares these trained models on similar rows, not the training methods: another "
@@ -119,13 +128,17 @@ def notes(comparison: Comparison) -> list[str]:
     return sentences
 
 
-def _not_significant(comparison: Comparison) -> Iterator[str]:
-    """Yield the groups without a significant difference over seeds, by figure."""
+def _margins(comparison: Comparison) -> Iterator[str]:
+    """Yield the margin of each tested figure."""
     for figure in comparison.figures:
-        tested = [group for group in comparison.groups if figure.name in group.differences]
-        labels = [group.label for group in tested if group.differences[figure.name].verdict == "not significant"]
-        if labels:
-            yield f"{figure.title.split(',')[0]}: {'all' if len(labels) == len(tested) > 1 else ', '.join(labels)}"
+        known = [group.differences[figure.name] for group in comparison.groups if figure.name in group.differences]
+        if text := next((within_text(figure, found) for found in known if found.margin), ""):
+            yield f"{plain_title(figure.title)} {text.removeprefix('within ')}"
+
+
+def verdict_word(found: Difference) -> str:
+    """Return the verdict of a table cell; a significant difference may still be smaller than the margin."""
+    return f"{found.verdict} (small)" if found.is_significant and found.is_small else found.verdict
 
 
 def seeds_text(group: Group) -> str:
@@ -147,7 +160,8 @@ def _tested_on(found: Difference) -> str:
     return seeds if found.test in (None, PAIRED_T) else f"rows, {seeds}"
 
 
-def _seeds_needed(found: Difference) -> str:
-    if found.seeds_needed is not None:
-        return str(found.seeds_needed)
-    return "> 1,000" if found.test == PAIRED_T else UNKNOWN
+def _seeds(found: Difference, needed: int | None) -> str:
+    """Return a number of seeds, which says something only where the verdict is open and over seeds."""
+    if found.verdict != "not enough seeds" or found.test != PAIRED_T:
+        return UNKNOWN
+    return "> 1,000" if needed is None else str(needed)

@@ -12,10 +12,14 @@ from rich.panel import Panel
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from litpeft.analysis.comparison.answer import answer
 from litpeft.analysis.comparison.results import Comparison
 from litpeft.analysis.comparison.tables import KINDS, Table, alarms, differences_table, figures_table, notes
 
-STYLES = {"better": "green", "worse": "red", "not significant": "yellow", "not enough seeds": "dim"}
+STYLES = {
+    **{"better": "green", "worse": "red", "better (small)": "green", "worse (small)": "red", "equivalent": "cyan"},
+    **{"not enough seeds": "dim", "not enough rows": "dim"},
+}
 
 
 def show(comparison: Comparison, console: Console) -> None:
@@ -25,6 +29,8 @@ def show(comparison: Comparison, console: Console) -> None:
         console.print(Text(comparison.question))
     if sentences := alarms(comparison):
         console.print(Panel(Text("\n".join(sentences)), title="Warnings", border_style="bold red", title_align="left"))
+    for sentence in answer(comparison).first:
+        console.print(Text(f"\n{sentence}", style="bold"))
     whole = figures_table(comparison)
     console.print(Text(f"\n{whole.title}", style="italic"))
     if Measurement.get(console, console.options.update(width=10_000), _rich(whole)).maximum <= console.width:

@@ -10,8 +10,8 @@ from typing import Any
 from litpeft.analysis.comparison import Comparison, Figure, Run
 from litpeft.analysis.comparison.figures import figure
 from litpeft.analysis.comparison.number_format import unit
+from litpeft.analysis.comparison.sentences import UNKNOWN, estimate_text, plain_title, value_text
 from litpeft.analysis.report.chart import PAPER, Chart, error_bars, group_trace, layout, literal, scaled
-from litpeft.analysis.report.sentences import UNKNOWN, estimate_text, plain_title, value_text
 from litpeft.analysis.report.style import PARTS_LIGHT, look
 
 PHASES = "load", "first_step", "train", "validate", "save"

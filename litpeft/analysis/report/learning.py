@@ -9,9 +9,9 @@ from typing import Any
 from litpeft.analysis.comparison import Comparison
 from litpeft.analysis.comparison.figures import figure
 from litpeft.analysis.comparison.number_format import unit
+from litpeft.analysis.comparison.sentences import UNKNOWN, counted, plain_title, value_text
 from litpeft.analysis.report.chart import Chart, group_trace, layout, literal, scaled
 from litpeft.analysis.report.curves import MOST_POINTS, Band, Curve, band, read_curves, thinned
-from litpeft.analysis.report.sentences import UNKNOWN, counted, plain_title, value_text
 from litpeft.analysis.report.style import look
 from litpeft.analysis.stats import mean_interval
 

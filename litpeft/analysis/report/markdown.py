@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.analysis.comparison import Comparison
+from litpeft.analysis.comparison.answer import answer
 from litpeft.analysis.report.chart import Chart
-from litpeft.analysis.report.headline import answer
 from litpeft.analysis.report.page import MISSING, parts
 from litpeft.analysis.report.table import rows
 from litpeft.errors import UserError, writing
@@ -77,9 +77,10 @@ def _one_legend_entry(data: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _text(comparison: Comparison, charts: list[Chart], folder: str) -> str:
-    first, *others = answer(comparison)
+    found = answer(comparison)
     blocks = [f"# {_escaped(comparison.title)}", _escaped(comparison.question or ""), *_warnings(comparison)]
-    blocks += [f"**{_escaped(first)}**", "\n".join(f"- {_escaped(sentence)}" for sentence in others)]
+    blocks += [f"**{_escaped(sentence)}**" for sentence in found.first]
+    blocks.append("\n".join(f"- {_escaped(sentence)}" for sentence in found.details))
     blocks.append(_table(comparison))
     if comparison.published:
         blocks.append(

@@ -12,13 +12,13 @@ from typing import Any
 
 from litpeft import __version__
 from litpeft.analysis.comparison import Comparison
+from litpeft.analysis.comparison.answer import answer
+from litpeft.analysis.comparison.sentences import plain_title
 from litpeft.analysis.report.chart import Chart
 from litpeft.analysis.report.costs import RATES, estimate_charts, memory_charts, peak_chart, step_chart
 from litpeft.analysis.report.curves import TAGS
-from litpeft.analysis.report.headline import answer
 from litpeft.analysis.report.learning import curve_charts, read_lines
 from litpeft.analysis.report.sections import sections
-from litpeft.analysis.report.sentences import plain_title
 from litpeft.analysis.report.style import LIGHT, PARTS_LIGHT, look, themes
 from litpeft.analysis.report.table import definition, rows
 from litpeft.analysis.report.tradeoffs import tradeoff_charts

@@ -8,7 +8,7 @@ from typing import Any
 
 from litpeft.analysis.comparison import Comparison, Group, Run
 from litpeft.analysis.comparison.configs import ABSENT, NO_EFFECT, config_value, short_key, value_as_text
-from litpeft.analysis.report.sentences import UNKNOWN, value_text
+from litpeft.analysis.comparison.sentences import UNKNOWN, value_text
 from litpeft.runs.record import FIELDS
 from litpeft.runs.summary import summary
 

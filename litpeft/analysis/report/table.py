@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from litpeft.analysis.comparison import Comparison, Difference, Figure, Group
+from litpeft.analysis.comparison.answer import verdict_text
 from litpeft.analysis.comparison.figures import value
 from litpeft.analysis.comparison.number_format import format_estimate, format_p, format_value
-from litpeft.analysis.comparison.tables import seeds_text
-from litpeft.analysis.report.sentences import UNKNOWN, counted, difference_text, interval_text
+from litpeft.analysis.comparison.sentences import UNKNOWN, counted, difference_text, interval_text
+from litpeft.analysis.comparison.tables import seeds_text, verdict_word
 from litpeft.runs.record import FIELDS
 
 # symbols of verdicts, so that they do not depend on colour
-SIGNS = {"better": "▲", "worse": "▼", "not significant": "≈", "not enough seeds": "?"}
+SIGNS = {"better": "▲", "worse": "▼", "equivalent": "=", "not enough seeds": "?", "not enough rows": "?"}
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,11 @@ def _cell(group: Group, figure: Figure) -> Cell:
     over_rows = group.over_examples.get(figure.name)
     return Cell(
         shown,
-        difference.verdict,
+        verdict_word(difference),
         SIGNS[difference.verdict],
         difference_text(figure.name, difference),
         details(figure, difference),
-        f"over rows: {over_rows.verdict}, p {format_p(over_rows.p_holm)}" if over_rows else "",
+        f"over rows: {verdict_word(over_rows)}, p {format_p(over_rows.p_holm)}" if over_rows else "",
     )
 
 
@@ -93,9 +94,7 @@ def details(figure: Figure, difference: Difference) -> str:
         ends and f"95 % CI {ends}",
         difference.test and f"{difference.test}, {counted(difference.pairs, 'pair')}",
         difference.p is not None and f"p {format_p(difference.p)}, Holm-corrected {format_p(difference.p_holm)}",
-        difference.verdict == "not significant"
-        and difference.seeds_needed
-        and f"about {difference.seeds_needed} seeds would show a difference of this size with 80 % power",
+        verdict_text(figure, difference),
     ]
     return "; ".join(part for part in parts if part)
 

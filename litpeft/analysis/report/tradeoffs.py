@@ -7,8 +7,8 @@ from typing import Any
 
 from litpeft.analysis.comparison import Comparison, Estimate, Figure
 from litpeft.analysis.comparison.figures import value
+from litpeft.analysis.comparison.sentences import counted, estimate_text, listed, plain_title, value_text
 from litpeft.analysis.report.chart import MUTED, PAPER, TEXT, Chart, error_bars, group_trace, layout, literal, scaled
-from litpeft.analysis.report.sentences import counted, estimate_text, listed, plain_title, value_text
 from litpeft.analysis.report.style import look
 
 KINDS = {"memory": "Quality against memory", "speed": "Quality against speed"}

@@ -38,7 +38,7 @@ def test_runs_are_grouped_by_adapter_with_full_first(tmp_path: Path) -> None:
     comparison = compare([write_grid(tmp_path, THREE)])
     assert [group.label for group in comparison.groups] == ["full", "dora", "lora"]
     assert (comparison.axes, comparison.baseline, comparison.title) == (["adapter"], "full", "made_up")
-    assert comparison.warnings == []
+    assert [text[:35] for text in comparison.warnings] == ["All methods have the learning rate "]
     assert comparison.confounded == {}
     assert [figure.name for figure in comparison.figures] == [
         *("val_accuracy", "val_loss", "peak_tensor_bytes", "peak_rss_bytes", "train_tokens_per_second"),
@@ -62,7 +62,12 @@ def test_paths_may_be_runs_or_records_and_one_run_counts_once(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("name", "shown"),
-    [("model.adapter.rank", "rank=8, rank=16"), (RANK, "rank=8, rank=16"), ("lr", "lr=0.003, lr=0.01")],
+    [
+        ("rank", "rank=8, rank=16"),
+        ("model.adapter.rank", "rank=8, rank=16"),
+        (RANK, "rank=8, rank=16"),
+        ("lr", "lr=0.003, lr=0.01"),
+    ],
 )
 def test_by_takes_config_keys_with_and_without_init_args(tmp_path: Path, name: str, shown: str) -> None:
     key, other = (LR, 0.01) if name == "lr" else (RANK, 16)
@@ -153,7 +158,6 @@ def test_other_differences_between_groups_are_confounded(tmp_path: Path) -> None
             "lora": "4",
         },  # options that both adapters have should be equal
         "model.dtype": {"full": "bf16", "lora": "bf16", "dora": "fp32"},
-        "model.optimizer.lr": {"full": "2e-05", "lora": "0.003", "dora": "0.003"},
     }
     assert compare([tmp_path], by=["adapter", "lr", "model.dtype", "model.adapter.rank"]).confounded == {}
 
@@ -165,6 +169,18 @@ def test_two_runs_of_one_seed_are_refused_unless_one_of_them_failed(tmp_path: Pa
     write_run(tmp_path / "b")
     with pytest.raises(UserError, match=r"a and .*b are both lora with seed 0"):
         compare([tmp_path])
+
+
+def test_methods_with_rates_of_their_own_are_compared_without_a_warning(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "none", options={"model.init_args.optimizer.init_args.lr": 1e-4})
+    write_run(tmp_path / "b", "lora")
+    comparison = compare([tmp_path])
+    assert not any("learning rate" in sentence for sentence in comparison.warnings)
+    assert comparison.remarks == ["The groups have learning rates of their own: 0.0001 (full); 0.003 (lora)."]
+    assert comparison.confounded == {}
+    assert compare([tmp_path], by=["data.batch_size", "adapter"]).confounded == {}
+    write_run(tmp_path / "a", "lora", options={"model.init_args.adapter.init_args.rank": 16})
+    assert not any("learning rate" in sentence for sentence in compare([tmp_path], by=["rank"]).warnings)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -201,9 +217,10 @@ def test_caveats_are_warnings(tmp_path: Path) -> None:
         f"Left out, interrupted or still running: {tmp_path / 'z'}.",
         "Left out, oom: dora, seed 7: out of memory in step 3.",
         "One seed only: dora, lora. One seed cannot separate the method from chance.",
-        "dora has seeds 0, the baseline full 0, 1: differences use the 1 common seed.",
-        "lora has seeds 0, the baseline full 0, 1: differences use the 1 common seed.",
+        "dora, lora have seeds 0, the baseline full 0, 1: differences use the 1 common seed.",
         "test_accuracy is missing for full (2 of 2 runs), lora (1 of 1 runs).",
+        "All methods have the learning rate 0.003, and each method has another best one: this compares them at this "
+        "rate, not at their best; give each its own (litpeft find_lr, or tune: in an experiment).",
         "2 kinds of machine: speed and peak memory are not comparable (processor x; processor y).",
         "Versions differ: torch 2.13.0 and 2.14.0.",
         "Runs come from 2 commits of the code: aaaaaaaaaa, bbbbbbbbbb.",
@@ -214,7 +231,10 @@ def test_caveats_are_warnings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"by": ["rank"]}, r"--by rank: no run's record or configuration has it \(did you mean model.adapter.rank\?\)"),
+        (
+            {"by": ["class_path"]},
+            r"--by class_path: no run's .* has it \(did you mean data.class_path or model.adapter",
+        ),
         ({"by": ["adaptor"]}, r"did you mean adapter\?"),
         ({"baseline": "qlora"}, "--baseline qlora: no such group; there are full, dora, lora"),
         ({"figures": ["val_acuracy"]}, r"--figures val_acuracy: no run has it \(did you mean val_accuracy\?\)"),

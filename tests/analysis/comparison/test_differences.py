@@ -10,6 +10,7 @@ from scipy import stats as reference
 from statsmodels.stats.multitest import multipletests
 
 from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.margins import Margin
 from litpeft.analysis.stats import mcnemar, paired_bootstrap
 from litpeft.errors import UserError
 from tests.analysis.comparison.build import write_grid, write_run
@@ -33,8 +34,8 @@ def test_p_values_equal_scipy_with_correction_of_statsmodels(tmp_path: Path) -> 
     found = [group.differences["val_accuracy"] for group in groups]
     assert [each.p for each in found] == pytest.approx(expected)
     assert [each.p_holm for each in found] == pytest.approx(corrected)
-    assert [each.verdict for each in found] == ["worse" if p < 0.05 else "not significant" for p in corrected]
-    assert [each.verdict for each in found] == ["not significant", "worse", "not significant"]
+    assert [each.is_significant for each in found] == [p < 0.05 for p in corrected]
+    assert [each.verdict for each in found] == ["equivalent", "worse", "not enough seeds"]
     assert found[2].p < 0.05 < found[2].p_holm
     assert found[0].test == "paired t over seeds"
 
@@ -57,7 +58,10 @@ def test_equal_differences_are_significant_for_bytes_but_not_for_accuracy(tmp_pa
     lora = compare([tmp_path]).groups[1]
     assert (lora.differences["peak_tensor_bytes"].p, lora.differences["peak_tensor_bytes"].verdict) == (0, "better")
     assert lora.differences["peak_rss_bytes"].p == 1
-    assert lora.differences["val_accuracy"].verdict == "not significant"
+    assert lora.differences["val_accuracy"].verdict == "equivalent"  # one of 872 rows
+    assert compare([tmp_path], margins={"val_accuracy": Margin(0.4, False)}).groups[1].differences[
+        "val_accuracy"
+    ].verdict == ("not enough seeds")
 
 
 def test_only_common_seeds_are_tested(tmp_path: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from litpeft.analysis.comparison import Difference, Estimate
 from litpeft.analysis.comparison.number_format import format_interval, format_value, unit
+from litpeft.analysis.comparison.results import Difference, Estimate, Figure, Group
 
 UNKNOWN = "n/a"
+NAMED = 6  # more groups than this are counted instead of named
 
 
 def value_text(name: str, value: float | None) -> str:
@@ -51,6 +52,38 @@ def listed(words: Sequence[str]) -> str:
 def counted(count: int, noun: str) -> str:
     """Return a count with its noun: `1 seed`, `3 seeds`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def name_of(group: Group) -> str:
+    """Return the name of a group for sentences."""
+    return "full fine-tuning" if group.label == "full" else group.label
+
+
+def names_of(groups: Sequence[Group]) -> str:
+    """Return the names of a few groups, or the number of many."""
+    return listed([name_of(group) for group in groups]) if len(groups) <= NAMED else f"{len(groups)} groups"
+
+
+def opening(sentence: str) -> str:
+    """Return a sentence with a capital letter, unless it starts with a label, such as `lora`."""
+    first = sentence.split()[0]
+    return sentence[:1].upper() + sentence[1:] if first in ("full", "on") else sentence
+
+
+def seed_counts(counts: Sequence[int]) -> str:
+    """Return how many seeds there are: `5 seeds`, `2 to 5 seeds`."""
+    low, high = min(counts), max(counts)
+    return counted(low, "seed") if low == high else f"{low} to {high} seeds"
+
+
+def within_text(figure: Figure, difference: Difference) -> str:
+    """Return the margin of a difference: `within 1 point`; empty if there is none."""
+    if difference.margin is None:
+        return ""
+    factor, shown = unit(figure.name)
+    amount = f"{difference.margin * factor:.3g}"
+    words = {"%": "point" if amount == "1" else "points", "points": "point" if amount == "1" else "points"}
+    return f"within {_with_unit(amount, words.get(shown, shown))}"
 
 
 def _with_unit(number: str, shown: str) -> str:

@@ -1,0 +1,175 @@
+"""Answer the question of a comparison: verdicts in sentences, and a recommendation by rule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from litpeft.analysis.comparison.figures import value
+from litpeft.analysis.comparison.number_format import number
+from litpeft.analysis.comparison.recommendation import recommendation
+from litpeft.analysis.comparison.results import Comparison, Difference, Figure, Group
+from litpeft.analysis.comparison.sentences import (
+    counted,
+    difference_text,
+    interval_text,
+    listed,
+    name_of,
+    names_of,
+    opening,
+    plain_title,
+    seed_counts,
+    within_text,
+)
+
+COSTS = 3  # memory and speed figures in the answer; the table has all
+UNDECIDED = "not enough seeds", "not enough rows"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a comparison says: the verdicts, what to choose, and one sentence per group and cost."""
+
+    headline: str
+    recommendation: str
+    details: Sequence[str] = ()
+
+    @property
+    def first(self) -> list[str]:
+        """The headline, and the recommendation if there is one."""
+        return [self.headline, *([self.recommendation] if self.recommendation else [])]
+
+
+def answer(comparison: Comparison) -> Answer:
+    """Return the answer of a comparison."""
+    base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
+    others = [group for group in comparison.groups if group is not base and group.runs]
+    if base is None:
+        return Answer("There is only one group, so there is nothing to compare.", "")
+    tested = [f for f in comparison.figures if f.better and any(f.name in group.differences for group in others)]
+    if not tested:
+        return Answer(f"Nothing could be tested: no other group has a figure in common with {name_of(base)}.", "")
+    main, *rest = sorted(tested, key=lambda figure: figure.kind != "quality")
+    qualities = [figure for figure in rest if figure.kind in ("quality", "benchmark")]
+    costs = [figure for figure in rest if figure.kind in ("memory", "speed")][:COSTS]
+    sentences = ["No clear answer: the groups differ in more than the axes."] if comparison.confounded else []
+    sentences += _alarms(base, others, main, qualities)
+    sentences += [
+        text
+        for verdict in ("better", "worse", "equivalent")
+        if (text := _decided(base, [g for g in others if _verdict(g, main) == verdict], main, verdict))
+    ]
+    sentences += _undecided(base, [g for g in others if _verdict(g, main) in UNDECIDED], main)
+    rows = _rows(comparison, main)
+    place = f"On {counted(rows, 'validation row')}: " if rows else ""
+    details = [text for group in others if (text := _detail(base, group, main))]
+    details += [text for figure in costs if (text := _cost(base, others, figure))]
+    return Answer(place + " ".join(map(opening, sentences)), recommendation(comparison, base, others, main), details)
+
+
+def _verdict(group: Group, figure: Figure) -> str | None:
+    found = group.differences.get(figure.name)
+    return found.verdict if found else None
+
+
+def _alarms(base: Group, others: Sequence[Group], main: Figure, qualities: Sequence[Figure]) -> list[str]:
+    """Say what is known to be worse or better where the main figure is undecided over seeds."""
+    sentences = []
+    open_groups = [group for group in others if _verdict(group, main) in UNDECIDED]
+    for figure in qualities:
+        worse = [group for group in open_groups if _verdict(group, figure) == "worse"]
+        if text := _decided(base, worse, figure, "worse"):
+            sentences.append(text)
+    for verdict in ("worse", "better"):
+        named = [g for g in open_groups if (d := g.over_examples.get(main.name)) and d.verdict == verdict]
+        if named:
+            amounts = listed([f"{name_of(g)} {difference_text(main.name, g.over_examples[main.name])}" for g in named])
+            sentences.append(
+                f"on these rows the trained models are {verdict} than those of {name_of(base)} in "
+                f"{plain_title(main.title)} ({amounts}); whether other seeds would be is not known."
+            )
+    return sentences
+
+
+def _decided(base: Group, groups: Sequence[Group], figure: Figure, verdict: str) -> str | None:
+    """Say a verdict on groups: `lora is better than full fine-tuning in validation accuracy (+2.1 points)`."""
+    if not groups:
+        return None
+    found = [group.differences[figure.name] for group in groups]
+    verb = "is" if len(groups) == 1 else "are"
+    title = plain_title(figure.title)
+    if verdict == "equivalent":
+        return f"{names_of(groups)} {verb} equivalent to {name_of(base)} in {title}, {within_text(figure, found[0])}."
+    amount = f" ({difference_text(figure.name, found[0])})" if len(groups) == 1 else ""
+    small = ", though by less than matters" if all(each.is_small for each in found) else ""
+    return f"{names_of(groups)} {verb} {verdict} than {name_of(base)} in {title}{amount}{small}."
+
+
+def _undecided(base: Group, groups: Sequence[Group], figure: Figure) -> list[str]:
+    if not groups:
+        return []
+    seeds = seed_counts([group.differences[figure.name].pairs for group in groups])
+    start = f"{seeds}: not enough to tell {names_of(groups)} from {name_of(base)} in {plain_title(figure.title)}"
+    needed = [group.differences[figure.name].seeds_for_margin for group in groups]
+    if any(group.differences[figure.name].test is None for group in groups):
+        return [f"{start}; a test needs two seeds in both groups."]
+    most = "more than 1,000" if None in needed else f"about {max(needed):,}"
+    return [f"{start}; {most} would decide whether the difference exceeds {_margin(figure, groups[0])}."]
+
+
+def _margin(figure: Figure, group: Group) -> str:
+    return within_text(figure, group.differences[figure.name]).removeprefix("within ")
+
+
+def _detail(base: Group, group: Group, figure: Figure) -> str | None:
+    """Return a sentence with the numbers of one group in the main figure."""
+    found = group.differences.get(figure.name)
+    if found is None:
+        return f"{group.label}: {plain_title(figure.title)} is not known for a seed that {name_of(base)} has too."
+    ends = interval_text(figure.name, found)
+    extras = [ends and f"95 % CI {ends}", counted(found.pairs, "paired seed")]
+    amount = f"{difference_text(figure.name, found)} in {plain_title(figure.title)} ({', '.join(filter(None, extras))})"
+    return f"{group.label}: {amount}: {verdict_text(figure, found)}."
+
+
+def verdict_text(figure: Figure, found: Difference) -> str:
+    """Return the verdict with its margin or with the seeds that would decide."""
+    if found.verdict == "equivalent":
+        return f"equivalent {within_text(figure, found)}"
+    if found.is_significant:
+        return f"{found.verdict}, but {within_text(figure, found)}" if found.is_small else found.verdict
+    if found.test is None:
+        return "not enough seeds, a test needs two seeds in both groups"
+    if found.seeds_needed is None and found.seeds_for_margin is None:
+        return found.verdict
+    observed = f"about {found.seeds_needed:,}" if found.seeds_needed else "more than 1,000"
+    parts = [f"{observed} would show a difference of this size"]
+    if found.margin:
+        decide = f"about {found.seeds_for_margin:,}" if found.seeds_for_margin else "more than 1,000"
+        parts.append(f"{decide} decide whether it exceeds {within_text(figure, found).removeprefix('within ')}")
+    return f"{found.verdict}; {', '.join(parts)} (80 % power)"
+
+
+def _cost(base: Group, others: Sequence[Group], figure: Figure) -> str | None:
+    """Return a sentence with a cost relative to the baseline, which is 100 %."""
+    whole = base.estimates.get(figure.name)
+    if whole is None or not whole.mean:
+        return None
+    decided = [(g, g.differences[figure.name]) for g in others if figure.name in g.differences]
+    shown = [
+        f"{group.label} {100 * group.estimates[figure.name].mean / whole.mean:.0f} %"
+        + (" (not enough seeds)" if found.verdict in UNDECIDED else "")
+        for group, found in decided
+    ]
+    title = plain_title(figure.title)
+    return f"{title[:1].upper()}{title[1:]}, {name_of(base)} = 100 %: {listed(shown)}." if shown else None
+
+
+def _rows(comparison: Comparison, figure: Figure) -> int | None:
+    """Return the number of validation rows behind a validation figure; None if unknown or not the same in all runs."""
+    if not figure.name.startswith("val_"):
+        return None
+    runs = [run for group in comparison.groups for run in group.runs if value(run.record, figure.name) is not None]
+    counts = {number(((run.record.get("data_summary") or {}).get("rows") or {}).get("val")) for run in runs}
+    count = counts.pop() if len(counts) == 1 else None
+    return int(count) if count else None

@@ -1,0 +1,170 @@
+"""The answer says exactly what the verdicts say, and recommends nothing that is undecided."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.answer import Answer, answer
+from litpeft.analysis.comparison.number_format import MINUS
+from tests.analysis.comparison.build import write_grid, write_run
+
+MIB = 2**20
+
+
+def write(folder: Path, groups: dict[str, tuple[list[float], float]], **common: Any) -> None:
+    """Write runs: adapter -> (accuracies, peak memory in MiB)."""
+    for adapter, (values, peak) in groups.items():
+        options = {"model.init_args.optimizer.init_args.lr": {"none": 1e-4}.get(adapter, 3e-3)}
+        for seed, accuracy in enumerate(values):
+            more = {"options": options, "peak_tensor_bytes": peak * MIB} | common
+            write_run(folder / adapter / f"{seed}", adapter, seed, accuracy, **more)
+
+
+def answered(folder: Path, **options: Any) -> Answer:
+    return answer(compare([folder], **options))
+
+
+GOOD = [0.900, 0.905, 0.902, 0.899, 0.904]
+SAME = [0.901, 0.904, 0.903, 0.899, 0.905]  # within a point
+BAD = [0.850, 0.856, 0.851, 0.848, 0.854]
+BEST = [0.930, 0.936, 0.931, 0.928, 0.934]
+OPEN = [0.930, 0.880, 0.900, 0.870, 0.930]
+
+
+def test_one_group_gives_no_comparison(tmp_path: Path) -> None:
+    write(tmp_path, {"lora": (GOOD, 100)})
+    assert answered(tmp_path) == Answer("There is only one group, so there is nothing to compare.", "")
+
+
+def test_equivalent_and_cheaper_is_recommended(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "qlora-nf4": (BAD, 100)})
+    found = answered(tmp_path)
+    assert found.headline == (
+        "On 872 validation rows: qlora-nf4 is worse than full fine-tuning in validation accuracy "
+        f"({MINUS}5.02 points). "
+        "lora is equivalent to full fine-tuning in validation accuracy, within 1 point."
+    )
+    assert found.recommendation == (
+        "Recommended: lora, the lowest peak tensor memory (200.0 MiB) of the groups shown not worse than full fine-tuning "
+        "in validation accuracy (within 1 point)."
+    )
+    assert "Peak tensor memory, full fine-tuning = 100 %: lora 67 % and qlora-nf4 33 %." in found.details
+
+
+def test_a_smaller_margin_makes_it_undecided_and_no_cost_decides_alone(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (OPEN, 200)})
+    found = answered(tmp_path)
+    assert "5 seeds: not enough to tell lora from full fine-tuning in validation accuracy; about" in found.headline
+    assert "would decide whether the difference exceeds 1 point." in found.headline
+    assert found.recommendation.startswith(
+        "No recommendation yet: lora needs less, but whether worse than full fine-tuning in validation accuracy is undecided"
+    )
+    assert "Recommended" not in found.recommendation
+    assert not any(word in found.headline for word in ("better", "equivalent", "worse"))
+
+
+def test_an_undecided_group_that_costs_more_does_not_hold_back_the_recommendation(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "dora": (OPEN, 400)})
+    assert answered(tmp_path).recommendation.startswith("Recommended: lora")
+    write(tmp_path, {"qlora-nf4": (OPEN, 100)})
+    recommended = answered(tmp_path).recommendation
+    assert recommended.startswith("Recommended: lora")
+    assert "qlora-nf4 needs less, but whether worse than full fine-tuning" in recommended
+
+
+def test_the_baseline_is_recommended_where_all_cheaper_ones_are_worse(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (BAD, 200)})
+    assert answered(tmp_path).recommendation == (
+        "Recommended: full fine-tuning (peak tensor memory 300.0 MiB); what needs less is worse in validation accuracy."
+    )
+
+
+def test_the_best_is_named_with_its_price_beside_the_cheapest(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "dora": (BEST, 240)})
+    assert answered(tmp_path).recommendation.endswith(
+        "Best in validation accuracy: dora (+2.98 points), at 1.2 times the peak tensor memory."
+    )
+
+
+def test_time_can_be_preferred(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300)}, train_seconds=50.0)
+    write(tmp_path, {"lora": (SAME, 200)}, train_seconds=90.0)
+    assert answered(tmp_path, prefer="time").recommendation == (
+        "Recommended: full fine-tuning (training time 50.00 s); no other group needs less."
+    )
+
+
+def test_a_worse_loss_of_the_recommended_group_is_said(tmp_path: Path) -> None:
+    for seed in range(5):
+        write_run(tmp_path / f"a{seed}", "none", seed, GOOD[seed], val_loss=0.3 + seed / 1000, peak_tensor_bytes=2e8)
+        write_run(tmp_path / f"b{seed}", "lora", seed, SAME[seed], val_loss=0.5 + seed / 900, peak_tensor_bytes=1e8)
+    assert "It is worse in validation loss (+0.20" in answered(tmp_path).recommendation
+
+
+def test_two_seeds_of_39_rows_say_what_is_known(tmp_path: Path) -> None:
+    """100 % against 38 % on 39 rows was called "within noise", and the loser recommended for its cost."""
+    draw = np.random.default_rng(0)
+    for seed, right in enumerate((18, 12)):
+        rows = draw.permutation([1] * right + [0] * (39 - right)).tolist()
+        found = {"none": ([1] * 39, 300, 0.01), "lora": (rows, 150, 1.1 + seed / 100)}
+        for adapter, (correct, peak, loss) in found.items():
+            examples = {"correct": correct, "loss": [0.01 if each else 3.0 for each in correct]}
+            write_run(
+                *(tmp_path / adapter / f"{seed}", adapter, seed, sum(correct) / 39),
+                examples=examples,
+                **{"val_loss": loss, "peak_tensor_bytes": peak * MIB},
+                data_summary={"rows": {"val": 39}, "tables": {"val": {"fingerprint": "val-1"}}},
+            )
+    found = answered(tmp_path)
+    assert found.headline.startswith(
+        "On 39 validation rows: lora is worse than full fine-tuning in validation loss (+1.095)"
+    )
+    assert "on these rows the trained models are worse than those of full fine-tuning in validation accuracy" in (
+        found.headline.lower()
+    )
+    assert "2 seeds: not enough to tell lora from full fine-tuning in validation accuracy" in found.headline
+    assert found.recommendation.startswith("No recommendation yet: lora needs less")
+
+
+def test_one_seed_gives_no_verdict(tmp_path: Path) -> None:
+    write_grid(tmp_path, {"none": [0.9], "lora": [0.8]})
+    found = answered(tmp_path)
+    assert found.headline == (
+        "On 872 validation rows: 1 seed: not enough to tell lora from full fine-tuning in validation accuracy; a test "
+        "needs two seeds in both groups."
+    )
+    assert not any(word in found.headline for word in ("better", "worse", "equivalent"))
+    assert "at least two seeds would tell" in found.recommendation or "no other group" in found.recommendation
+
+
+def test_confounded_groups_give_no_clear_answer(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300)})
+    write(tmp_path, {"lora": (SAME, 200)}, options={"data.init_args.batch_size": 64})
+    found = answered(tmp_path)
+    assert found.headline.startswith(
+        "On 872 validation rows: No clear answer: the groups differ in more than the axes."
+    )
+    assert found.recommendation == "No recommendation: differences may come from options other than the axes."
+
+
+def test_without_a_cost_there_is_no_recommendation(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200)})
+    found = answered(tmp_path, figures=["val_accuracy"])
+    assert found.recommendation == "No recommendation: the memory of full fine-tuning is not among the figures."
+    assert answered(tmp_path, figures=["peak_tensor_bytes"]).recommendation == ""
+
+
+@pytest.mark.parametrize("form", ["terminal", "markdown", "json", "latex"])
+def test_every_text_starts_with_the_answer(tmp_path: Path, form: str, capsys: pytest.CaptureFixture) -> None:
+    from litpeft.commands.compare import main
+
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200)})
+    assert main([str(tmp_path), "--format", form]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "lora is equivalent to full fine-tuning in validation accuracy" in text
+    assert "Recommended: lora, the lowest" in text

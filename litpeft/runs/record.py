@@ -113,8 +113,11 @@ FIELDS = {
     "val_accuracy": "share of correctly classified validation rows",
     "val_f1": "macro F1 on the validation rows: mean of the F1 of each class",
     "validations": "every validation in order: step, epochs, train_seconds, and its metrics by name",
-    "val_examples": "file in the run folder with the results of each validation row, if record.predictions is set: "
-    "JSON with `step`, `table` (fingerprint of the rows), and in row order `loss` and, for classifiers, `correct`",
+    "val_examples": "file in the run folder with the results of each validation row, as record.predictions says: JSON "
+    "with `step`, `table` (fingerprint of the rows), in row order `loss` and, for classifiers, `correct`, and `wrong`, "
+    "the wrong predictions with the highest probability",
+    "val_examples_bytes": "size of that file",
+    "val_examples_seconds": "time to gather and write that file, all validations",
     "benchmarks": "every benchmark evaluation in order of its step: step, seconds, results of each benchmark (scores, "
     "standard_errors over items, items, num_fewshot, fingerprint of the items, tasks of a group), and skipped "
     "benchmarks with the reason",

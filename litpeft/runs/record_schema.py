@@ -51,7 +51,14 @@ RECORD = {
     "other_metrics": {OTHERS: NUMBER},
     **{"main_metrics": [TEXT], "metric_directions": {OTHERS: TEXT}, "confusion_matrix": TEXT, "image_grid": TEXT},
 }
-VAL_EXAMPLES = {OTHERS: ANY, "step!": WHOLE, "table!": TEXT, "loss!": [NUMBER], "correct": [NUMBER]}
+VAL_EXAMPLES = {
+    OTHERS: ANY,
+    "step!": WHOLE,
+    "table!": TEXT,
+    "loss!": [NUMBER],
+    "correct": [NUMBER],
+    "wrong": [{OTHERS: ANY}],
+}
 ITEMS = {OTHERS: {OTHERS: [NUMBER], "fingerprint": TEXT}}
 SWEEP = {
     **{OTHERS: ANY, "experiment!": ANY, "question": TEXT, "target": {OTHERS: ANY}},

@@ -49,7 +49,10 @@ class ScoredTask(FineTuner):
         raise NotImplementedError
 
     def row_losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the results of each row in evaluation: `loss`, (B,), and for a classifier `correct`, (B,) int."""
+        """Return the results of each row in evaluation: `loss`, (B,), and for a classifier `correct`, (B,) int.
+
+        A classifier also returns `label`, `prediction` and its `probability`, each (B,).
+        """
         raise NotImplementedError
 
     def metric_inputs(self, outputs: Tensor, labels: Tensor) -> MetricInputs:

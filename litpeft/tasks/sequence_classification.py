@@ -100,9 +100,12 @@ class SequenceClassification(SequenceTask):
 
     def row_losses(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         labels = batch["labels"]
+        prediction = outputs.argmax(dim=-1)
+        probability = outputs.softmax(dim=-1).gather(1, prediction[:, None])[:, 0]
         return {
             "loss": F.cross_entropy(outputs, labels, reduction="none"),
-            "correct": (outputs.argmax(-1) == labels).int(),
+            "correct": (prediction == labels).int(),
+            **{"label": labels, "prediction": prediction, "probability": probability},
         }
 
     def metric_inputs(self, outputs: Tensor, labels: Tensor) -> MetricInputs:

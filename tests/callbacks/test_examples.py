@@ -17,8 +17,8 @@ from tests.conftest import GOOD
 
 def test_a_classifiers_row_losses_match_its_predictions(tmp_path: Path, fit_arguments: list[str]) -> None:
     saved, plain = tmp_path / "saved", tmp_path / "plain"
-    for folder, predictions in ((saved, "true"), (plain, "false")):
-        options = ["--record.predictions", predictions, "--run_dir", str(folder), "--model.optimizer.lr", "5e-3"]
+    for folder, kept in ((saved, []), (plain, ["--record.predictions", "false"])):  # kept by default
+        options = [*kept, "--run_dir", str(folder), "--model.optimizer.lr", "5e-3"]
         assert (
             main([*fit_arguments, "--model.optimizer", "torch.optim.AdamW", *options, "--trainer.max_epochs", "2"]) == 0
         )
@@ -38,6 +38,35 @@ def test_a_classifiers_row_losses_match_its_predictions(tmp_path: Path, fit_argu
         [-math.log(line["probabilities"][label]) for line, label in zip(lines, truth, strict=True)], rel=1e-4
     )
     assert sum(examples["correct"]) / len(truth) == pytest.approx(record["val_accuracy"])
+    assert record["val_examples_bytes"] == (saved / record["val_examples"]).stat().st_size
+    assert 0 < record["val_examples_seconds"] < record["wall_seconds"]
+    _check_wrong(
+        examples["wrong"], lines, truth, [line.rpartition("\t")[0] for line in table.read_text().splitlines()[1:]]
+    )
+
+
+def _check_wrong(wrong: list[dict], predicted: list[dict], truth: list[str], texts: list[str]) -> None:
+    """Compare the wrong predictions that were kept with those of `litpeft predict`: the ten with the highest probability."""
+    expected = [
+        (max(line["probabilities"].values()), row)
+        for row, (line, label) in enumerate(zip(predicted, truth, strict=True))
+        if line["label"] != label
+    ]
+    assert len(expected) > 2  # so that there is an order
+    assert [each["probability"] for each in wrong] == pytest.approx(sorted((p for p, _ in expected), reverse=True)[:10])
+    for each in wrong:
+        row = each["row"]
+        assert (each["label"], each["prediction"]) == (truth[row], predicted[row]["label"])
+        assert each["text"].split() == texts[row].lower().split()
+
+
+def test_many_rows_are_kept_on_request_only(
+    tmp_path: Path, fit_arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("litpeft.callbacks.row_results.MOST_ROWS", 3)
+    assert main([*fit_arguments, "--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "1"]) == 0
+    record = read_record(tmp_path / "run")
+    assert (record["val_examples"], record["val_examples_bytes"], record["val_examples_seconds"]) == (None, None, None)
 
 
 @pytest.mark.parametrize("whole_logits", [False, True])

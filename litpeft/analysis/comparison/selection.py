@@ -54,7 +54,7 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--examples",
         action=argparse.BooleanOptionalAction,
-        help="test over validation rows too, if runs used --record.predictions; default: if the files are small",
+        help="test over validation rows too, if runs kept them (--record.predictions); default: if the files are small",
     )
 
 

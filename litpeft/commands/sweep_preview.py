@@ -34,7 +34,9 @@ def preview(experiment: Experiment, device: str | None) -> int:
     if tuned:
         tuning, final = (len(jobs(Path(), experiment)) for jobs in (tuning_jobs_of, jobs_of))
         seeds = ", ".join(map(str, experiment.tune_seeds))
-        table.title += f" = {final} runs, after {tuning} tuning runs (seed {seeds})"
+        table.title += (
+            f" = {final} runs, after {tuning} tuning runs (seed{'s' if len(experiment.tune_seeds) > 1 else ''} {seeds})"
+        )
     for column in ("trial", *experiment.axes, *(["tune"] if tuned else []), "trainable", "model MiB", "peak MiB", ""):
         table.add_column(column, justify="right" if column.endswith("MiB") or column == "trainable" else "left")
     console = Console()

@@ -224,10 +224,11 @@ def _trial(
     tuned = dict(tune)
     for choice in point.values():
         tuned |= choice.tune
-    for option in (each for each in tuned if each in specific):
-        raise UserError(
-            f"{path}: tune: {option} is also set for {label}; leave it out there, or tune it there with one value."
-        )
+    for option in tuned:
+        if option in settings:
+            raise UserError(f"litpeft sweep: {option} is in tune of {path}; leave it out, or change the values there.")
+        if option in specific:
+            raise UserError(f"{path}: tune: {option} is also set for {label}; give it there as tune with one value.")
     candidates = []
     for combination in itertools.product(*tuned.values()) if tuned else ():
         values = dict(zip(tuned, combination, strict=True))

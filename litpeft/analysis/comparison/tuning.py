@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from litpeft.analysis.comparison.configs import value_as_text
 from litpeft.analysis.comparison.sweep_folder import Sweep, Tuned
 
 FURTHER = {"lowest": "lower", "highest": "higher"}
@@ -24,7 +24,7 @@ def tuning_sentences(sweep: Sweep) -> list[str]:
             continue
         chosen.setdefault((_names(tuned), _how(tuned)), []).append(f"{trial.label} {_shown(tuned.chosen)}")
         for option, edge in tuned.edges.items():
-            values = dict.fromkeys(value_as_text(each.values.get(option)) for each in tuned.tried)
+            values = dict.fromkeys(_text(each.values.get(option)) for each in tuned.tried)
             warnings.append(
                 f"{trial.label} chose the {edge} {_short(option)} of {', '.join(values)}: "
                 f"a {FURTHER.get(edge, 'further')} value may be better."
@@ -62,9 +62,13 @@ def _how(tuned: Tuned) -> str:
 def _shown(values: Mapping[str, Any]) -> str:
     """Return the value of a single option, or several as `lr=0.003 rank=8`."""
     if len(values) == 1:
-        return value_as_text(next(iter(values.values())))
-    return " ".join(f"{_short(option)}={value_as_text(item)}" for option, item in values.items())
+        return _text(next(iter(values.values())))
+    return " ".join(f"{_short(option)}={_text(item)}" for option, item in values.items())
 
 
 def _short(option: str) -> str:
     return option.rpartition(".")[2]
+
+
+def _text(item: Any) -> str:
+    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False, default=str)  # YAML has dates

@@ -307,18 +307,21 @@ def test_a_single_value_needs_no_tuning_run(sweep: Any) -> None:
     assert tuning_sentences(read_sweep(ROOT))[0] == "full 0.0005 (lr, the only value)"
 
 
+RATES = {"adamw": [0.3, 0.003], "sgd": [0.03, 100.0]}  # with 0.3 and 100 the loss grows
+
+
 @pytest.mark.slow
 def test_a_tuned_sweep_of_real_runs(tmp_path: Path, tiny_model: str, sentences: dict[str, str]) -> None:
     options = {
-        **{"model.model_name": tiny_model, "model.dtype": "fp32", "data.batch_size": 8, "trainer.max_epochs": 3},
+        **{"model.model_name": tiny_model, "model.dtype": "fp32", "data.batch_size": 8, "trainer.max_epochs": 1},
         **{"data.train_file": sentences["train"], "data.val_file": sentences["val"], "trainer.accelerator": "cpu"},
         "trainer.enable_progress_bar": False,
     }
     content = {
         "configs": ["base", "sst2", "lora", "adamw"],
         "options": options,
-        "axes": {"optimizer": {"adamw": {}, "sgd": {"model.optimizer": "torch.optim.SGD"}}},
-        "tune": {LR: [3e-3, 0.3]},
+        "axes": {"optimizer": {"adamw": {}, "sgd": {"model.optimizer": "torch.optim.SGD", "tune": {LR: RATES["sgd"]}}}},
+        "tune": {LR: RATES["adamw"]},
         "metric": "val_loss",
     }
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
@@ -326,14 +329,14 @@ def test_a_tuned_sweep_of_real_runs(tmp_path: Path, tiny_model: str, sentences: 
     assert done.returncode == 0, done.stderr
     root = tmp_path / "runs" / "tiny"
     best = {}
-    for name in ("adamw", "sgd"):
-        losses = {lr: read_record(root / "tuning" / name / f"lr={lr}" / "seed1000")["val_loss"] for lr in (0.003, 0.3)}
+    for name, values in RATES.items():
+        losses = {lr: read_record(root / "tuning" / name / f"lr={lr}" / "seed1000")["val_loss"] for lr in values}
         best[name] = min(losses, key=losses.__getitem__)
         record = read_record(root / name / "seed0")
         assert record["optimizer_settings"][0]["initial_lr"] == best[name]
         assert record["seed"] == 0
-    assert best == {"adamw": 0.003, "sgd": 0.3}
-    assert "adamw 0.003, sgd 0.3 (lr, chosen by val_loss on seed 1000)" in done.stdout
+    assert best == {"adamw": 0.003, "sgd": 0.03}
+    assert "adamw 0.003, sgd 0.03 (lr, chosen by val_loss on seed 1000)" in done.stdout
     compared = litpeft("compare", str(root), cwd=tmp_path)
     assert compared.returncode == 0, compared.stderr
     assert "Left out" not in compared.stdout

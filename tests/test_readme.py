@@ -56,7 +56,7 @@ def test_there_are_commands_to_check() -> None:
 def test_the_yaml_parses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     block, sweep = re.findall(r"```yaml\n(.*?)```", PAGES[0].read_text(), re.DOTALL)
     (tmp_path / "mine.yaml").write_text(sweep)
-    assert len(resolve(read_experiment(str(tmp_path / "mine.yaml")).trials)) == 8
+    assert len(resolve(read_experiment(str(tmp_path / "mine.yaml")).to_resolve())) == 4 * 2 * 3
     (tmp_path / "run.yaml").write_text(block)
     assert main(["fit", "--config", str(tmp_path / "run.yaml"), "--print_config"]) == 0
     resolved = yaml.safe_load(capsys.readouterr().out)

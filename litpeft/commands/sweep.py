@@ -6,21 +6,26 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from litpeft.analysis.comparison.sweep_folder import Tuned, read_sweep
+from litpeft.analysis.comparison.tuning import tuning_sentences
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError, did_you_mean
-from litpeft.sweeps.experiment import Experiment, read_experiment
-from litpeft.sweeps.folder import Job, jobs_of, locked_sweep, write_sweep
+from litpeft.sweeps.experiment import Experiment, Trial, read_experiment
+from litpeft.sweeps.folder import Job, jobs_of, locked_sweep, tuning_jobs_of, write_sweep
 from litpeft.sweeps.launchers import LAUNCHERS
 
 DESCRIPTION = """run every trial of an experiment with every seed, each in a separate process and folder
 
 After an interruption, the same command runs the missing trials and resumes the interrupted ones. Other options
-(--data.train_file FILE, --trainer.max_steps 10) apply to all trials and override the file.
+(--data.train_file FILE, --trainer.max_steps 10) apply to all trials and override the file. If the experiment has
+`tune`, each trial first chooses its values by runs with other seeds.
 """
 
 
@@ -53,12 +58,17 @@ def main(arguments: list[str]) -> int:
     experiment = read_experiment(options.experiment, _settings(others, list(parser._option_string_actions)))
     if options.jobs < 1 or options.trials < 1:
         raise UserError("--jobs and --trials must be at least 1.")
+    if options.select and any(trial.candidates for trial in experiment.trials):
+        raise UserError(
+            f"--select {options.select}: {options.experiment} has tune, which runs all values; leave it out."
+        )
     from litpeft.cli.console import quieten
     from litpeft.sweeps.resolve import resolve, varying  # imports torch; mistakes above are reported before
+    from litpeft.sweeps.tuning import kept_choices  # imports rich, see litpeft/cli/console.py
 
     quieten()
     try:
-        configs = resolve(experiment.trials)
+        configs = resolve(experiment.to_resolve())
     except UserError as error:
         raise UserError(f"{options.experiment}: {error}") from error
     if options.dry_run:
@@ -66,10 +76,11 @@ def main(arguments: list[str]) -> int:
 
         return preview(experiment, options.device)
     root = options.dir or Path("runs") / experiment.name
-    jobs = jobs_of(root, experiment)
-    with locked_sweep(root, jobs):
-        write_sweep(root, experiment, configs, varying(configs.values()))
-        return _Sweep(root, experiment, options, jobs).run()
+    with locked_sweep(root, [*tuning_jobs_of(root, experiment), *jobs_of(root, experiment)]):
+        kept = kept_choices(root, experiment)
+        write = partial(write_sweep, root, experiment, configs, varying(configs.values()))
+        write(kept)
+        return _Sweep(root, experiment, options, kept, write).run()
 
 
 def _settings(arguments: list[str], known: list[str]) -> dict[str, str]:
@@ -86,13 +97,30 @@ def _settings(arguments: list[str], known: list[str]) -> dict[str, str]:
 
 
 class _Sweep:
-    """The jobs of a sweep and their launcher."""
+    """The jobs of a sweep and their launcher.
 
-    def __init__(self, root: Path, experiment: Experiment, options: argparse.Namespace, jobs: list[Job]) -> None:
+    Args:
+        root: folder of the sweep.
+        experiment: the experiment.
+        options: options of the command line.
+        choices: {name of a trial: its choice} of the trials that have started; their tuning is not repeated.
+        write: writes `sweep.yaml` and the configurations of the trials with these choices.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        experiment: Experiment,
+        options: argparse.Namespace,
+        choices: dict[str, Tuned],
+        write: Callable[[dict[str, Tuned]], None],
+    ) -> None:
         from litpeft.sweeps.progress_table import Screen
 
-        self.root, self.experiment, self.options = root, experiment, options
-        self.jobs = jobs
+        self.root, self.experiment, self.options, self.choices, self.write = root, experiment, options, choices, write
+        self.jobs = jobs_of(root, experiment)
+        settled = {each.name for trial in experiment.trials if trial.name in choices for each in trial.candidates}
+        self.tuning_jobs = [job for job in tuning_jobs_of(root, experiment) if job.trial.name not in settled]
         slurm = dict(pair.partition("=")[::2] for pair in options.slurm)
         self.launch = LAUNCHERS[options.launcher](
             jobs=options.jobs,
@@ -102,7 +130,7 @@ class _Sweep:
             folder=root / "slurm",
             slurm=slurm,
         )
-        self.screen = Screen(self.jobs, experiment.description["metric"])
+        self.screen = Screen([*self.tuning_jobs, *self.jobs], experiment.description["metric"])
         self.stopped: int | None = None
 
     def run(self) -> int:
@@ -114,8 +142,36 @@ class _Sweep:
 
                 search(self.root, self.experiment, self.jobs, self.options.trials, partial(self._together, pool))
             else:
-                self._together(pool, self.jobs)
+                self._together(pool, self.tuning_jobs)
+                if self.stopped is None:
+                    self._choose()
+                chosen = {trial.name for trial in self.experiment.trials if self._ready(trial)}
+                self._together(pool, [job for job in self.jobs if job.trial.name in chosen])
         return self._summary()
+
+    def _choose(self) -> None:
+        """Choose the values of the trials that have not started, write the choices and print them."""
+        from litpeft.sweeps.tuning import choose
+
+        metric = self.experiment.description["metric"]
+        for trial in self.experiment.trials:
+            names = {each.name for each in trial.candidates}
+            jobs = [job for job in self.tuning_jobs if job.trial.name in names]
+            ended = all(job.state() in ("ok", "failed", "oom") for job in jobs)  # else the same command continues them
+            if names and ended and trial.name not in self.choices:
+                self.choices[trial.name] = choose(trial, self.experiment.tune_seeds, jobs, metric)
+        if not self.choices:
+            return
+        self.write(self.choices)
+        shown = {trial.name: trial.shown(trial.label) for trial in self.experiment.trials}
+        sweep = read_sweep(self.root)
+        sweep = replace(sweep, trials=[replace(trial, label=shown[trial.name]) for trial in sweep.trials])
+        for sentence in tuning_sentences(sweep):
+            self.screen.say(sentence)
+
+    def _ready(self, trial: Trial) -> bool:
+        """Return whether a trial has all its values."""
+        return not trial.candidates or (trial.name in self.choices and self.choices[trial.name].chosen is not None)
 
     def _together(self, pool: ThreadPoolExecutor, jobs: list[Job]) -> list[str]:
         """Run these jobs, at most --jobs at the same time, and return their final states."""
@@ -158,8 +214,10 @@ class _Sweep:
         states = self.screen.states
         if best := self.screen.best():
             print(best)
-        bad = [job for job in self.jobs if states[job.name] in ("failed", "oom")]
-        for job in bad:
+        failed = [job for job in [*self.tuning_jobs, *self.jobs] if states[job.name] in ("failed", "oom")]
+        settled = {each.name for trial in self.experiment.trials if self._ready(trial) for each in trial.candidates}
+        bad = [job for job in failed if job.trial.name not in settled]  # a value that failed was just not chosen
+        for job in failed:
             record = job.record()
             reason = record["error"] if record and record["error"] else f"see {job.log}"
             print(f"litpeft: {job.name} {states[job.name]}: {reason}", file=sys.stderr)

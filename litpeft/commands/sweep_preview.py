@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -9,7 +12,11 @@ from rich.text import Text
 from litpeft.commands.estimate import Plan
 from litpeft.commands.estimate_output import MIB
 from litpeft.errors import UserError
+from litpeft.sweeps.axes import shown_value
 from litpeft.sweeps.experiment import Experiment, Trial
+from litpeft.sweeps.folder import jobs_of, tuning_jobs_of
+
+NO_MEMORY = re.compile(r"model\.(optimizer|scheduler)\.(?!class_path)")  # options that do not change the memory
 
 
 def preview(experiment: Experiment, device: str | None) -> int:
@@ -23,28 +30,55 @@ def preview(experiment: Experiment, device: str | None) -> int:
         print(experiment.description["question"])
     table = Table(title_justify="left")
     table.title = f"{len(experiment.trials)} trials x {len(experiment.seeds)} seeds"
-    for column in ("trial", *experiment.axes, "trainable", "model MiB", "peak MiB", ""):
+    tuned = any(trial.candidates for trial in experiment.trials)
+    if tuned:
+        tuning, final = (len(jobs(Path(), experiment)) for jobs in (tuning_jobs_of, jobs_of))
+        seeds = ", ".join(map(str, experiment.tune_seeds))
+        table.title += (
+            f" = {final} runs, after {tuning} tuning runs (seed{'s' if len(experiment.tune_seeds) > 1 else ''} {seeds})"
+        )
+    for column in ("trial", *experiment.axes, *(["tune"] if tuned else []), "trainable", "model MiB", "peak MiB", ""):
         table.add_column(column, justify="right" if column.endswith("MiB") or column == "trainable" else "left")
     console = Console()
     with console.status("estimating") as status:
         for trial in experiment.trials:
             status.update(f"estimating {trial.shown(trial.label)}")
-            table.add_row(*map(Text, [*map(trial.shown, (trial.label, *trial.axes.values())), *_needed(trial, device)]))
+            names = [*map(trial.shown, (trial.label, *trial.axes.values())), *([_values(trial)] if tuned else [])]
+            table.add_row(*map(Text, [*names, *_most_needed(trial, device)]))
     console.print(table)
     print("peak: tensors of a step on a CPU, reserved memory on a GPU; `litpeft estimate` shows details")
     return 0
 
 
-def _needed(trial: Trial, device: str | None) -> list[str]:
-    """Return table cells: trainable parameters, model size, peak memory, and whether it fits or why it is unknown."""
+def _values(trial: Trial) -> str:
+    """Return the values that a trial tries: `lr=0.001 0.003`."""
+    options = trial.candidates[0].values if trial.candidates else ()
+    tried = {name: dict.fromkeys(shown_value(name, each.values[name]) for each in trial.candidates) for name in options}
+    return ", ".join(
+        " ".join([next(iter(names)), *(name.partition("=")[2] for name in list(names)[1:])]) for names in tried.values()
+    )
+
+
+def _most_needed(trial: Trial, device: str | None) -> list[str]:
+    """Return the table cells of the candidate that needs the most memory, or of a trial without `tune`."""
+    distinct = {}  # arguments of the optimizer and of the schedule do not change the memory
+    for each in trial.candidates or (trial,):
+        key = str([item for option, item in each.values.items() if not NO_MEMORY.match(option)])
+        distinct.setdefault(key, each)
+    found = [_needed(each, device) for each in distinct.values()]
+    return max(found, key=lambda item: item[0])[1]
+
+
+def _needed(trial: Trial, device: str | None) -> tuple[float, list[str]]:
+    """Return bytes of the peak, and table cells: parameters, model size, peak, and whether it fits or why unknown."""
     try:
         plan = Plan([*trial.arguments, *(["--device", device] if device else [])])
         found = plan.trace(plan.task.adapter)
     except UserError as error:
-        return ["n/a", "n/a", "n/a", str(error)]
+        return 0, ["n/a", "n/a", "n/a", str(error)]
     counts, needed = found.counts, plan.needed(found)
     fits = "" if plan.limit is None else "fits" if needed <= plan.limit else "does not fit"
-    return [
+    return needed, [
         f"{counts['trainable_params']:,}",
         *(f"{size / MIB:,.1f}" for size in (counts["model_bytes"], needed)),
         fits,

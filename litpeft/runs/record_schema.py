@@ -60,9 +60,13 @@ VAL_EXAMPLES = {
     "wrong": [{OTHERS: ANY}],
 }
 ITEMS = {OTHERS: {OTHERS: [NUMBER], "fingerprint": TEXT}}
+TUNED = {
+    **{OTHERS: ANY, "metric": TEXT, "seeds": [WHOLE], "chosen": {OTHERS: ANY}, "edges": {OTHERS: TEXT}},
+    "tried": [{"values!": {OTHERS: ANY}, "mean": NUMBER, "runs": WHOLE}],
+}
 SWEEP = {
     **{OTHERS: ANY, "experiment!": ANY, "question": TEXT, "target": {OTHERS: ANY}},
-    "trials!": [{"name!": ANY, "label!": ANY, "axes": {OTHERS: ANY}}],
+    "trials!": [{"name!": ANY, "label!": ANY, "axes": {OTHERS: ANY}, "tuned": TUNED}],
     "published": {"source": TEXT, "note": TEXT, "rows": [{OTHERS: ANY, "label!": ANY}]},
 }
 

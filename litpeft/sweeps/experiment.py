@@ -13,7 +13,14 @@
         small: {data.train_samples: 500}
         all: {}
     exclude: [{adapter: dora, size: rank=32}]        # values may be lists
+    tune:                                            # every trial of the grid chooses its own values
+      model.optimizer.weight_decay: [0.0, 0.1]
+    tune_seeds: 1                                    # seeds for the choice; or a list; the default is one seed
     seeds: 5                                         # seeds 0 to 4; or a list of seeds
+
+With `tune`, each trial first runs all combinations of its values with the seeds of `tune_seeds`, which must not be in
+`seeds`, and keeps the combination with the best mean of the validation metric for its runs with `seeds`. A variant may
+have its own values: `lora: {configs: [lora], tune: {model.optimizer.lr: [1.0e-3, 3.0e-3]}}`.
 
 Further keys: `baseline` (a label, or values of axes), `metric`, `target` and `average_over` (the axis of the tasks, for
 `litpeft compare`), `published`, and `like: NAME`, which takes all keys missing here, except `published`, from another
@@ -23,36 +30,29 @@ experiment.
 from __future__ import annotations
 
 import itertools
-import json
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from litpeft.analysis.comparison.sweep_folder import TUNING
 from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.errors import UserError
 from litpeft.runs.folder import folder_name
 from litpeft.runs.strategy_names import shown_label, stored_name
+from litpeft.sweeps.axes import (
+    Choice,
+    config_names,
+    mapping_of,
+    options_of,
+    read_choices,
+    read_tune,
+    shown_value,
+    typed,
+)
 
 DESCRIPTION = ("question", "baseline", "metric", "target", "average_over", "published")  # for `litpeft compare`
-KEYS = ("like", "question", "configs", "options", "axes", "exclude", "seeds", *DESCRIPTION[1:])
-RESERVED = re.compile(r"config|run_dir|experiment|resume|overwrite|seed_everything|ckpt_path")  # set by the sweep
-OPTION = re.compile(r"(model|data|trainer|checkpoint|throughput|memory|record|predictions|benchmarks)(\.|$)")
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One value of an axis.
-
-    Attributes:
-        name: name of the value, used in labels, `exclude` and `baseline`.
-        configs: configurations to add.
-        options: {command-line option: value} to set.
-    """
-
-    name: str
-    configs: tuple[str, ...] = ()
-    options: dict[str, Any] = field(default_factory=dict)
+KEYS = ("like", "question", "configs", "options", "axes", "exclude", "tune", "tune_seeds", "seeds", *DESCRIPTION[1:])
+FIRST_TUNING_SEED, MOST_SEEDS = 1000, 10**6
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,17 @@ class Trial:
         name: name of the folder.
         label: label in `sweep.yaml`.
         axes: {axis: value}.
-        arguments: command line of `litpeft fit`, without the seed.
+        arguments: command line of `litpeft fit`, without the seed; without the values of `tune` before their choice.
+        candidates: one trial for each combination of the values of `tune`; empty without `tune`.
+        values: {option of `tune`: value}, of a candidate.
     """
 
     name: str
     label: str
     axes: dict[str, str]
     arguments: tuple[str, ...]
+    candidates: tuple[Trial, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
 
     def shown(self, label: str) -> str:
         """Return the label, or an axis value, with `full` for the configuration `none`."""
@@ -86,6 +90,7 @@ class Experiment:
         trials: all points of the grid that are not excluded; the last axis varies fastest.
         seeds: seeds of every trial.
         description: `question`, `baseline`, `metric`, `target` and `published`.
+        tune_seeds: seeds of every candidate.
     """
 
     name: str
@@ -93,6 +98,11 @@ class Experiment:
     trials: list[Trial]
     seeds: list[int]
     description: dict[str, Any]
+    tune_seeds: list[int] = field(default_factory=list)
+
+    def to_resolve(self) -> list[Trial]:
+        """Return the trials whose command lines are complete: candidates, and trials without `tune`."""
+        return [each for trial in self.trials for each in (trial.candidates or (trial,))]
 
 
 def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experiment:
@@ -116,23 +126,32 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
         raise UserError(f"{path}: unknown key {sorted(unknown)[0]!r}; an experiment has {', '.join(KEYS)}.")
     if not content.get("axes"):
         raise UserError(f"{path}: axes is missing; list the values in which the runs differ.")
-    axes = _mapping(path, "axes", content["axes"])
-    choices = {axis: _choices(f"{path}: axes.{axis}", axis, values) for axis, values in axes.items()}
-    options = _options(f"{path}: options", content.get("options") or {})
-    settings = _options("litpeft sweep", settings or {})
-    configs = _names(f"{path}: configs", content.get("configs") or [])
+    axes = mapping_of(path, "axes", content["axes"])
+    choices = {axis: read_choices(f"{path}: axes.{axis}", axis, values) for axis, values in axes.items()}
+    options = options_of(f"{path}: options", content.get("options") or {})
+    settings = options_of("litpeft sweep", settings or {})
+    configs = config_names(f"{path}: configs", content.get("configs") or [])
     points = _points(choices, _exclusions(path, content, choices))
-    trials = [_trial(point, configs, options, settings) for point in points]
+    tune = read_tune(f"{path}: tune", content.get("tune"))
+    trials = [_trial(path, point, configs, options, settings, tune) for point in points]
     if not trials:
         raise UserError(f"{path}: exclude leaves no trial; remove a rule.")
     for trial in trials:
         if sum(trial.name == other.name for other in trials) > 1:
             raise UserError(f"{path}: axes: two trials are called {trial.label!r}; rename a variant.")
+        if trial.name == TUNING:
+            raise UserError(f"{path}: axes: the folder {TUNING} is for tuning runs; rename {trial.label!r}.")
     description = {key: content.get(key) for key in DESCRIPTION}
     if (over := description["average_over"]) is not None and over not in choices:
         raise UserError(f"{path}: average_over {over!r} is none of the axes {', '.join(choices)}.")
     description["baseline"] = _baseline(path, description["baseline"], trials)
-    return Experiment(path.stem, choices, trials, _seeds(path, content.get("seeds", 1)), description)
+    seeds = _seeds(path, "seeds", content.get("seeds", 1))
+    tune_seeds = []
+    if any(trial.candidates for trial in trials):
+        tune_seeds = _tune_seeds(path, content.get("tune_seeds"), seeds)
+        if not str(metric := description["metric"] or "val_").startswith("val_"):
+            raise UserError(f"{path}: metric {metric}: tune needs a validation metric; name one, such as val_loss.")
+    return Experiment(path.stem, choices, trials, seeds, description, tune_seeds)
 
 
 def _content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -144,67 +163,9 @@ def _content(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
         return content
     if not isinstance(content["like"], str):
         raise UserError(f"{path}: like must be the name of an experiment or a file, got {content['like']!r}.")
-    (name,) = _names(f"{path}: like", content["like"])
+    (name,) = config_names(f"{path}: like", content["like"])
     other = _content(Path(find_config(name)), (*seen, path))
     return {key: value for key, value in other.items() if key != "published"} | content
-
-
-def _choices(place: str, axis: str, values: Any) -> list[Choice]:
-    if isinstance(values, dict) and values and all(isinstance(each, list) for each in values.values()):
-        options = _options(place, values)
-        if len({len(each) for each in options.values()}) > 1:
-            raise UserError(f"{place}: lists that change together must have the same length.")
-        points = [dict(zip(options, point, strict=True)) for point in zip(*options.values(), strict=True)]
-        found = [Choice(_shown(*next(iter(point.items()))), (), point) for point in points]
-    elif isinstance(values, dict):
-        found = [_variant(f"{place}.{name}", str(name), content) for name, content in values.items()]
-    elif isinstance(values, list) and OPTION.match(axis):
-        _options(place, {axis: None})
-        found = [Choice(_shown(axis, value), (), {axis: value}) for value in values]
-    elif isinstance(values, list):
-        found = [Choice(Path(stored_name(name)).stem, (name,)) for name in _names(place, values)]
-    else:
-        raise UserError(f"{place} must be a list of values, or a mapping of named variants, got {values!r}.")
-    names = [choice.name for choice in found]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{place} must be a list of different values, got {', '.join(names) or 'no value'}.")
-    return found
-
-
-def _variant(place: str, name: str, content: Any) -> Choice:
-    if isinstance(content, str):  # the name of a configuration
-        return Choice(name, tuple(_names(place, [content])))
-    content = dict(_mapping(place, "variant", content or {}))
-    configs = _names(f"{place}.configs", content.pop("configs", None) or [])
-    return Choice(name, tuple(configs), _options(place, content))
-
-
-def _mapping(place: str | Path, what: str, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
-        raise UserError(f"{place}: {what} must be a mapping with names as keys, got {value!r}.")
-    return value
-
-
-def _options(place: str, content: Any) -> dict[str, Any]:
-    for option in _mapping(place, "it", content):
-        if not isinstance(option, str) or RESERVED.fullmatch(option):
-            raise UserError(f"{place}: {option} is set by the sweep; use configs or seeds instead.")
-        if not OPTION.match(option):
-            raise UserError(f"{place}: {option!r} is not an option of litpeft fit, such as model.adapter.rank.")
-    return dict(content)
-
-
-def _names(place: str, names: Any) -> list[str]:
-    """Return a list of configuration names, after checking that each can be read."""
-    names = [names] if isinstance(names, str) else names
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{place} must be a list of configuration names or files, got {names!r}.")
-    for name in names:
-        try:
-            read_yaml(name)
-        except UserError as error:
-            raise UserError(f"{place}: {error}") from error
-    return names
 
 
 def _points(choices: dict[str, list[Choice]], excluded: list[dict[str, list[str]]]) -> list[dict[str, Choice]]:
@@ -224,7 +185,7 @@ def _exclusions(path: Path, content: dict[str, Any], choices: dict[str, list[Cho
         raise UserError(f"{path}: exclude must be a list of mappings from axes to values, got {excluded!r}.")
     for mapping in excluded:
         rule: dict[str, list[str]] = {}
-        for axis, values in _mapping(path, "exclude", mapping).items():
+        for axis, values in mapping_of(path, "exclude", mapping).items():
             if axis not in choices:
                 raise UserError(f"{path}: exclude names {axis!r}, but the axes are {', '.join(choices)}.")
             rule[axis] = [
@@ -237,28 +198,56 @@ def _exclusions(path: Path, content: dict[str, Any], choices: dict[str, list[Cho
 def _choice_name(path: Path, axis: str, value: Any, choices: dict[str, list[Choice]]) -> str:
     names = [choice.name for choice in choices[axis]]
     for name in names:
-        spellings = str(value), stored_name(str(value)), _shown(axis, value)
+        spellings = str(value), stored_name(str(value)), shown_value(axis, value)
         if name in spellings or name.partition("=")[2] == str(value):
             return name
     raise UserError(f"{path}: {axis} has no value {value!r}; it has {', '.join(names)}.")
 
 
-def _trial(point: dict[str, Choice], configs: list[str], options: dict[str, Any], typed: dict[str, Any]) -> Trial:
-    """Build the command line of a trial: configurations, then options of the file, of the axes, and as typed."""
-    specific: dict[str, Any] = {}
-    for more in [*(choice.options for choice in point.values()), typed]:
-        specific |= more
-    # common options first, and each class before its arguments, because naming a class resets its arguments
-    settings = {key: value for key, value in options.items() if key not in specific}
-    settings |= {key: specific[key] for key in sorted(specific, key=_depth)}
+def _trial(
+    path: Path,
+    point: dict[str, Choice],
+    configs: list[str],
+    options: dict[str, Any],
+    settings: dict[str, Any],
+    tune: dict[str, list[Any]],
+) -> Trial:
+    """Build a trial, and a candidate for each combination of its values of `tune`."""
     label = ",".join(choice.name for choice in point.values())
     chosen = [*configs, *(name for choice in point.values() for name in choice.configs)]
-    arguments = [argument for name in chosen for argument in ("--config", find_config(name))]
-    arguments += [
-        f"--{option}={value if isinstance(value, str) else json.dumps(value)}" for option, value in settings.items()
-    ]
+    configurations = [argument for name in chosen for argument in ("--config", find_config(name))]
+    specific: dict[str, Any] = {}
+    for more in [*(choice.options for choice in point.values()), settings]:
+        specific |= more
     axes = {axis: choice.name.removeprefix(f"{axis.rpartition('.')[2]}=") for axis, choice in point.items()}
-    return Trial(folder_name(label), label, axes, tuple(arguments))
+    name = folder_name(label)
+    tuned = dict(tune)
+    for choice in point.values():
+        tuned |= choice.tune
+    for option in tuned:
+        if option in settings:
+            raise UserError(f"litpeft sweep: {option} is in tune of {path}; leave it out, or change the values there.")
+        if option in specific:
+            raise UserError(f"{path}: tune: {option} is also set for {label}; give it there as tune with one value.")
+    candidates = []
+    for combination in itertools.product(*tuned.values()) if tuned else ():
+        values = dict(zip(tuned, combination, strict=True))
+        shown = ",".join(itertools.starmap(shown_value, values.items()))
+        arguments = (*configurations, *_typed_options(options, specific | values))
+        place = f"{TUNING}/{name}/{folder_name(shown)}"
+        candidates.append(Trial(place, f"{TUNING}: {label},{shown}", axes, arguments, (), values))
+    if len({each.name for each in candidates}) < len(candidates):
+        raise UserError(f"{path}: tune: two combinations of values of {label} have the same name; leave one out.")
+    arguments = (*configurations, *_typed_options(options, specific))
+    return Trial(name, label, axes, arguments, tuple(candidates))
+
+
+def _typed_options(common: dict[str, Any], specific: dict[str, Any]) -> list[str]:
+    """Return the options of a trial as they are typed; its specific options override the common ones."""
+    # common options first, and each class before its arguments, because naming a class resets its arguments
+    settings = {key: value for key, value in common.items() if key not in specific}
+    settings |= {key: specific[key] for key in sorted(specific, key=_depth)}
+    return [f"--{option}={typed(value)}" for option, value in settings.items()]
 
 
 def _depth(option: str) -> int:
@@ -266,22 +255,22 @@ def _depth(option: str) -> int:
     return option.replace(".init_args", "").removesuffix(".class_path").count(".")
 
 
-def _shown(option: str, value: Any) -> str:
-    """Return the name of an option value: `rank=8`; classes and files are shortened to their last name."""
-    text = value if isinstance(value, str) else json.dumps(value).replace('"', "").replace(" ", "")
-    if isinstance(value, str) and "/" in value:
-        text = Path(value).name
-    elif isinstance(value, str) and re.fullmatch(r"[a-z_]\w*(\.\w+)+", value):
-        text = value.rpartition(".")[2]
-    return f"{option.rpartition('.')[2]}={text}"
-
-
-def _seeds(path: Path, value: Any) -> list[int]:
-    seeds = list(range(value)) if isinstance(value, int) and not isinstance(value, bool) else value
+def _seeds(path: Path, key: str, value: Any, start: int = 0) -> list[int]:
+    """Return the seeds of a key of the file: a list, or the number of seeds that follow `start`."""
+    count = isinstance(value, int) and not isinstance(value, bool) and value <= MOST_SEEDS
+    seeds = list(range(start, start + value)) if count else value
     whole = isinstance(seeds, list) and all(isinstance(seed, int) and 0 <= seed < 2**32 for seed in seeds)
     if not whole or not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds must be a number of seeds, or a list of different seeds, got {value!r}.")
+        raise UserError(f"{path}: {key} must be a number of seeds, or a list of different seeds, got {value!r}.")
     return seeds
+
+
+def _tune_seeds(path: Path, value: Any, seeds: list[int]) -> list[int]:
+    """Return the seeds of tuning runs; a number of them is taken after the largest seed of the final runs."""
+    found = _seeds(path, "tune_seeds", 1 if value is None else value, max(FIRST_TUNING_SEED, max(seeds) + 1))
+    if both := sorted(set(found) & set(seeds)):
+        raise UserError(f"{path}: tune_seeds: seed {both[0]} is also in seeds; choose seeds that no final run has.")
+    return found
 
 
 def _baseline(path: Path, value: Any, trials: list[Trial]) -> str | None:

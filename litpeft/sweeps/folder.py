@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import yaml
 
-from litpeft.analysis.comparison.sweep_folder import FILE
+from litpeft.analysis.comparison.sweep_folder import FILE, Tuned
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import write_atomically
 from litpeft.runs.folder import changed_options, newest_checkpoint
@@ -33,6 +33,7 @@ class Job:
         run_dir: run folder.
         log: file of the output.
         config: file of the configuration.
+        experiment: name of the experiment in the run record.
     """
 
     trial: Trial
@@ -40,6 +41,7 @@ class Job:
     run_dir: Path
     log: Path
     config: Path
+    experiment: str
 
     @property
     def name(self) -> str:
@@ -56,7 +58,7 @@ class Job:
     def arguments(self, retry: bool) -> list[str] | None:
         """Return the command line of `litpeft` for this job; None if nothing is left to do."""
         arguments = ["fit", "--config", str(self.config), "--seed_everything", str(self.seed), "--run_dir"]
-        arguments += [str(self.run_dir), "--experiment", self.config.parent.parent.name]
+        arguments += [str(self.run_dir), "--experiment", self.experiment]
         state = self.state()
         if state == "ok" or (state in ("failed", "oom") and not retry):
             return None
@@ -67,6 +69,16 @@ class Job:
 
 def jobs_of(root: Path, experiment: Experiment) -> list[Job]:
     """Return a job for every trial and seed, ordered by seed first."""
+    return _jobs(root, experiment.trials, experiment.seeds)
+
+
+def tuning_jobs_of(root: Path, experiment: Experiment) -> list[Job]:
+    """Return a job for every candidate and seed of `tune_seeds`; none for a trial with a single candidate."""
+    candidates = [each for trial in experiment.trials if len(trial.candidates) > 1 for each in trial.candidates]
+    return _jobs(root, candidates, experiment.tune_seeds)
+
+
+def _jobs(root: Path, trials: Sequence[Trial], seeds: Sequence[int]) -> list[Job]:
     return [
         Job(
             trial,
@@ -74,40 +86,77 @@ def jobs_of(root: Path, experiment: Experiment) -> list[Job]:
             root / trial.name / f"seed{seed}",
             root / LOGS / f"{trial.name}-seed{seed}.log",
             root / TRIALS / f"{trial.name}.yaml",
+            root.name,
         )
-        for seed in experiment.seeds
-        for trial in experiment.trials
+        for seed in seeds
+        for trial in trials
     ]
 
 
-def write_sweep(root: Path, experiment: Experiment, configs: dict[str, dict[str, Any]], varies: list[str]) -> None:
+def write_sweep(
+    root: Path,
+    experiment: Experiment,
+    configs: Mapping[str, dict[str, Any]],
+    varies: list[str],
+    choices: Mapping[str, Tuned] | None = None,
+) -> None:
     """Write `sweep.yaml` and the configurations of all trials.
 
     When a sweep is continued, trials and seeds may be added and the description may change.
 
+    Args:
+        root: folder of the sweep.
+        experiment: the experiment.
+        configs: {name of a candidate, or of a trial without `tune`: resolved configuration}.
+        varies: options in which the trials differ.
+        choices: {name of a trial with `tune`: its choice}; a trial without a choice gets no configuration.
+
     Raises:
         UserError: the configuration of a trial has changed since the trial was started.
     """
+    choices = choices or {}
+    settled = {}
     for trial in experiment.trials:
-        run_dirs = [root / trial.name / f"seed{seed}" for seed in experiment.seeds]
-        for record in (read_record(run_dir) for run_dir in run_dirs if (run_dir / FILE_NAME).is_file()):
-            before = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
-            now = {key: value for key, value in configs[trial.name].items() if key != "seed_everything"}
-            for name, (old, new) in changed_options(before, now).items() if before else ():
-                raise UserError(
-                    f"{root}: trial {trial.shown(trial.label)} was started with {name} {old}, which is now {new}; "
-                    "give another --dir, or restore the experiment file."
-                )
-    (root / TRIALS).mkdir(parents=True, exist_ok=True)
-    (root / LOGS).mkdir(exist_ok=True)
-    for trial in experiment.trials:
-        text = f"# litpeft fit --config {trial.name}.yaml\n{yaml.safe_dump(configs[trial.name], sort_keys=False)}"
-        write_atomically(root / TRIALS / f"{trial.name}.yaml", text)
+        chosen = choices[trial.name].chosen if trial.name in choices else None
+        source = next((each for each in trial.candidates if each.values == chosen), None)
+        if source or not trial.candidates:
+            settled[trial.name] = trial, experiment.seeds, configs[source.name if source else trial.name]
+        for each in trial.candidates:
+            settled[each.name] = each, experiment.tune_seeds, _without_benchmarks(configs[each.name])
+    for trial, seeds, config in settled.values():
+        _check_unchanged(root, trial, seeds, config)
+    for name, (_, _, config) in settled.items():
+        for folder in (TRIALS, LOGS):
+            (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        text = f"# litpeft fit --config {name}.yaml\n{yaml.safe_dump(config, sort_keys=False)}"
+        write_atomically(root / TRIALS / f"{name}.yaml", text)
     content = {"experiment": experiment.name, "axes": list(experiment.axes)} | experiment.description
     content |= {"varies": varies}
-    content["trials"] = [{"name": t.name, "label": t.label, "axes": t.axes} for t in experiment.trials]
+    content["trials"] = [
+        {"name": each.name, "label": each.label, "axes": each.axes}
+        | ({"tuned": choices[each.name].as_dict()} if each.name in choices else {})
+        for each in experiment.trials
+    ]
     content["seeds"] = experiment.seeds
     write_atomically(root / FILE, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def _check_unchanged(root: Path, trial: Trial, seeds: Sequence[int], config: dict[str, Any]) -> None:
+    """Check that the runs of a trial were started with this configuration."""
+    run_dirs = [root / trial.name / f"seed{seed}" for seed in seeds]
+    for record in (read_record(run_dir) for run_dir in run_dirs if (run_dir / FILE_NAME).is_file()):
+        before = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
+        now = {key: value for key, value in config.items() if key != "seed_everything"}
+        for name, (old, new) in changed_options(before, now).items() if before else ():
+            raise UserError(
+                f"{root}: trial {trial.shown(trial.label)} was started with {name} {old}, which is now {new}; "
+                "give another --dir, or restore the experiment file."
+            )
+
+
+def _without_benchmarks(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration of a tuning run: benchmarks have test rows, and a choice must not see them."""
+    return config | ({"benchmarks": config["benchmarks"] | {"tasks": []}} if config.get("benchmarks") else {})
 
 
 @contextmanager

@@ -60,6 +60,10 @@ class Screen:
         with Live(get_renderable=self.table, console=self.console, refresh_per_second=2):
             yield
 
+    def say(self, sentence: str) -> None:
+        """Print a sentence, above the table on a terminal."""
+        self.console.print(Text(sentence), soft_wrap=True)
+
     def table(self) -> Table:
         counts = Counter(self.states.values())
         parts = [f"{count} {state}" for state, count in counts.items()]
@@ -83,7 +87,8 @@ class Screen:
 
     def best(self) -> str:
         """Return a line with the best finished run so far, a single seed without any test."""
-        scores = {name: score(record, self.metric) for name, record in self.records.items()}
+        tuning = {job.name for job in self.jobs if job.trial.values}
+        scores = {name: score(record, self.metric) for name, record in self.records.items() if name not in tuning}
         known = {name: each for name, each in scores.items() if each is not None}
         if not known:
             return ""

@@ -59,9 +59,10 @@ def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, m
     monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")
     experiment = read_experiment(name)
     assert experiment.description["question"].strip().endswith("?")
-    configs = resolve(experiment.trials)
-    assert len(experiment.trials) == 1 or varying(configs.values())
-    for trial in experiment.trials:
+    trials = experiment.to_resolve()
+    configs = resolve(trials)
+    assert len(trials) == 1 or varying(configs.values())
+    for trial in trials:
         assert configs[trial.name]["model"]["init_args"]["optimizer"], trial.label  # every trial names its optimizer
 
 

@@ -27,6 +27,7 @@ from safetensors.torch import save
 from litpeft.analysis.comparison import benchmarks, row_tests, sweep_folder
 from litpeft.analysis.comparison.results import Run
 from litpeft.analysis.comparison.sweep_folder import read_sweep
+from litpeft.analysis.comparison.tuning import tuning_sentences, tuning_table
 from litpeft.benchmarks import sources
 from litpeft.benchmarks.sources import arithmetic, blimp, mmlu, truthfulqa
 from litpeft.callbacks import checkpoint_io
@@ -47,7 +48,9 @@ from litpeft.sweeps.experiment import read_experiment
 EVALUATION = {"step": 1, "seconds": 1.0, "skipped": {}, "results": {"a": {"scores": {"acc": 0.5}, "standard_errors": {}, "items": 1, "fingerprint": "f", "tasks": []}}}  # fmt: skip
 RECORD = new_record() | {"benchmarks": [EVALUATION], "val_examples": "val_examples.json", "val_step": 1, "steps": 3}
 RECORD |= {"total_params": 9, "trainable_params": 3, "memory_phases": {"train": {"peak_tensor_bytes": 1}}}
-TRIAL = {"name": "lora", "label": "lora", "axes": {"adapter": "lora"}}
+TUNED = {"metric": "val_loss", "seeds": [7], "tried": [{"values": {"model.optimizer.lr": 0.1}, "mean": 0.5, "runs": 1}]}
+TUNED |= {"chosen": {"model.optimizer.lr": 0.1}, "edges": {"model.optimizer.lr": "lowest"}}
+TRIAL = {"name": "lora", "label": "lora", "axes": {"adapter": "lora"}, "tuned": TUNED}
 SWEEP = {"experiment": "e", "axes": ["adapter"], "trials": [TRIAL], "seeds": [0], "target": {"val_loss": 1}}
 MC = {"question": "q", "mc1_targets": {"a": 1, "b": 0}, "mc2_targets": {"a": 1, "b": 0}}
 
@@ -66,6 +69,12 @@ def _chat(path: Path) -> None:
 
 def _record(path: Path) -> None:
     summary(read_record(path.parent))
+
+
+def _sweep(path: Path) -> None:
+    if sweep := read_sweep(path.parent):
+        tuning_sentences(sweep)
+        tuning_table(sweep)
 
 
 def _checkpoint(path: Path) -> None:
@@ -101,8 +110,8 @@ READERS: dict[str, tuple[str, bytes, Callable[[Path], Any]]] = {  # name -> (fil
         b'{"a": {"fingerprint": "f", "acc": [0, 1]}}',
         lambda path: benchmarks.item_scores(Run(path.parent.parent, RECORD, {}), "a_acc"),
     ),
-    "sweep": ("sweep.yaml", yaml.safe_dump(SWEEP).encode(), lambda path: read_sweep(path.parent)),
-    "experiment": ("e.yaml", b"axes:\n  adapter: [lora, dora]\nseeds: [0, 1]\n", lambda path: read_experiment(str(path))),
+    "sweep": ("sweep.yaml", yaml.safe_dump(SWEEP).encode(), _sweep),
+    "experiment": ("e.yaml", b"axes:\n  adapter: [lora, dora]\ntune: {data.batch_size: [4, 8]}\nseeds: [0, 1]\n", lambda path: read_experiment(str(path))),
     "chat": ("t.jsonl", b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n', _chat),
     "sharegpt": ("t.json", b'[{"conversations": [{"from": "human", "value": "a"}], "tools": "[]"}]', _chat),
     "txt": ("t.txt", b"one\n\ntwo\r\n", lambda path: list(read_rows(path, {}, documents="paragraph"))),

@@ -59,6 +59,8 @@ EXPERIMENT = {
         "data": {"little": {"data.train_samples": 4}, "all": {}},
     },
     "exclude": [{"adapter": "dora", "size": "rank=4"}],
+    "tune": {"model.optimizer.weight_decay": [0.0, 0.1]},
+    "tune_seeds": [7, 8],
     "seeds": 2,
     "baseline": {"adapter": "lora", "data": "all"},
     "metric": "val_accuracy",

@@ -11,7 +11,7 @@ from typing import Any
 from litpeft.analysis.comparison.configs import ABSENT, short_key, value_as_text, value_of
 from litpeft.analysis.comparison.number_format import UNKNOWN
 from litpeft.analysis.comparison.results import Run
-from litpeft.analysis.comparison.sweep_folder import Sweep
+from litpeft.analysis.comparison.sweep_folder import FILE, TUNING, Sweep
 from litpeft.errors import UserError
 from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.runs.strategy_names import shown_name
@@ -81,6 +81,8 @@ def _below(path: Path) -> list[Path]:
         if FILE_NAME in files:
             found.append(Path(folder))
             subfolders.clear()  # do not search inside a run folder
+        if FILE in files and TUNING in subfolders:
+            subfolders.remove(TUNING)  # no result: these runs only chose values for the trials
         subfolders.sort()
     return found
 

@@ -16,15 +16,64 @@ from litpeft.runs.safe_read import read_yaml_file
 from litpeft.runs.strategy_names import shown_label, shown_name
 
 FILE = "sweep.yaml"
+TUNING = "tuning"  # folder of the tuning runs in the folder of a sweep
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One combination of values of `tune`, and its result over the tuning runs.
+
+    Attributes:
+        values: {option: value}.
+        mean: mean of the metric over the tuning seeds; None if a run has no result.
+        runs: number of tuning runs with a result.
+    """
+
+    values: Mapping[str, Any]
+    mean: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a trial chose its values of `tune`.
+
+    Attributes:
+        metric: validation metric of the choice; None if no tuning run has a result or none was needed.
+        seeds: seeds of the tuning runs.
+        tried: all combinations of values.
+        chosen: {option: value}; None if no combination has a result.
+        edges: {option: "lowest" or "highest"} of the chosen numbers that are the lowest or highest of the values tried.
+    """
+
+    metric: str | None
+    seeds: Sequence[int]
+    tried: Sequence[Tried]
+    chosen: Mapping[str, Any] | None
+    edges: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `tuned` in `sweep.yaml`."""
+        return {
+            "metric": self.metric,
+            "seeds": list(self.seeds),
+            "tried": [{"values": dict(each.values), "mean": each.mean, "runs": each.runs} for each in self.tried],
+            "chosen": None if self.chosen is None else dict(self.chosen),
+            "edges": dict(self.edges),
+        }
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One combination of axis values; its runs are in NAME/seedN below the folder of the sweep."""
+    """One combination of axis values; its runs are in NAME/seedN below the folder of the sweep.
+
+    `tuned` says how the trial chose its values of `tune`; None without `tune`, and before the choice.
+    """
 
     name: str
     label: str
     axes: Mapping[str, str]
+    tuned: Tuned | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +162,7 @@ def _sweep(folder: Path, content: Mapping[str, Any]) -> Sweep:
             str(trial["name"]),
             str(trial["label"]),
             {str(axis): str(item) for axis, item in (trial.get("axes") or {}).items()},
+            _tuned(trial["tuned"]) if trial.get("tuned") else None,
         )
         for trial in content["trials"]
     ]
@@ -130,6 +180,22 @@ def _sweep(folder: Path, content: Mapping[str, Any]) -> Sweep:
         varies=[str(key) for key in content.get("varies") or ()],
         trials=trials,
         seeds=[int(seed) for seed in content.get("seeds") or ()],
+    )
+
+
+def _tuned(content: Mapping[str, Any]) -> Tuned:
+    chosen = content.get("chosen")
+    return Tuned(
+        metric=None if content.get("metric") is None else str(content["metric"]),
+        seeds=[int(seed) for seed in content.get("seeds") or ()],
+        tried=[
+            Tried(
+                {str(option): item for option, item in each["values"].items()}, each.get("mean"), each.get("runs") or 0
+            )
+            for each in content.get("tried") or ()
+        ],
+        chosen=None if chosen is None else {str(option): item for option, item in chosen.items()},
+        edges={str(option): str(edge) for option, edge in (content.get("edges") or {}).items()},
     )
 
 

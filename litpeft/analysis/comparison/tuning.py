@@ -1,0 +1,74 @@
+"""Report which values of `tune` the trials of a sweep chose, and the results of all values tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from litpeft.analysis.comparison.sweep_folder import Sweep, Tuned
+
+FURTHER = {"lowest": "lower", "highest": "higher"}
+
+
+def tuning_sentences(sweep: Sweep) -> list[str]:
+    """Return which values the trials chose, one sentence per way to choose, and a warning for each edge."""
+    chosen: dict[tuple[str, ...], list[str]] = {}
+    warnings = []
+    for trial in sweep.trials:
+        tuned = trial.tuned
+        if tuned is None:
+            continue
+        if tuned.chosen is None:
+            warnings.append(f"{trial.label}: no value of {_names(tuned)} has a result on all tuning seeds.")
+            continue
+        chosen.setdefault((_names(tuned), _how(tuned)), []).append(f"{trial.label} {_shown(tuned.chosen)}")
+        for option, edge in tuned.edges.items():
+            values = dict.fromkeys(_text(each.values.get(option)) for each in tuned.tried)
+            warnings.append(
+                f"{trial.label} chose the {edge} {_short(option)} of {', '.join(values)}: "
+                f"a {FURTHER.get(edge, 'further')} value may be better."
+            )
+    return [f"{', '.join(groups)} ({names}, {how})" for (names, how), groups in chosen.items()] + warnings
+
+
+def tuning_table(sweep: Sweep) -> dict[str, list[tuple[Any, float | None, int]]]:
+    """Return {label of a trial: (value, mean of the metric, number of tuning runs) of each value tried}.
+
+    The value is the number or text of the file for a trial that tuned one option, else `lr=0.003 rank=8`.
+    """
+    return {
+        trial.label: [
+            (next(iter(each.values.values())) if len(each.values) == 1 else _shown(each.values), each.mean, each.runs)
+            for each in trial.tuned.tried
+        ]
+        for trial in sweep.trials
+        if trial.tuned
+    }
+
+
+def _names(tuned: Tuned) -> str:
+    """Return the short names of the tuned options: `lr, rank`."""
+    return ", ".join(_short(option) for option in (tuned.tried[0].values if tuned.tried else tuned.chosen or ()))
+
+
+def _how(tuned: Tuned) -> str:
+    if len(tuned.tried) < 2:
+        return "the only value"
+    seeds = ", ".join(map(str, tuned.seeds))
+    return f"chosen by {tuned.metric} on seed{'s' if len(tuned.seeds) > 1 else ''} {seeds}"
+
+
+def _shown(values: Mapping[str, Any]) -> str:
+    """Return the value of a single option, or several as `lr=0.003 rank=8`."""
+    if len(values) == 1:
+        return _text(next(iter(values.values())))
+    return " ".join(f"{_short(option)}={_text(item)}" for option, item in values.items())
+
+
+def _short(option: str) -> str:
+    return option.rpartition(".")[2]
+
+
+def _text(item: Any) -> str:
+    return item if isinstance(item, str) else json.dumps(item, ensure_ascii=False, default=str)  # YAML has dates

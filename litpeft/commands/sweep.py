@@ -166,8 +166,9 @@ class _Sweep:
         shown = {trial.name: trial.shown(trial.label) for trial in self.experiment.trials}
         sweep = read_sweep(self.root)
         sweep = replace(sweep, trials=[replace(trial, label=shown[trial.name]) for trial in sweep.trials])
-        for sentence in tuning_sentences(sweep):
-            self.screen.say(sentence)
+        for sentences in tuning_sentences(sweep):
+            for sentence in sentences:
+                self.screen.say(sentence)
 
     def _ready(self, trial: Trial) -> bool:
         """Return whether a trial has all its values."""

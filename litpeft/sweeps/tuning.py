@@ -7,7 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from litpeft.analysis.comparison.sweep_folder import Tried, Tuned, read_sweep
+from litpeft.analysis.comparison.results import Tried, Tuned
+from litpeft.analysis.comparison.sweep_folder import read_sweep
 from litpeft.errors import UserError
 from litpeft.runs.record import FILE_NAME
 from litpeft.sweeps.experiment import Experiment, Trial

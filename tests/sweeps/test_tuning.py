@@ -229,11 +229,11 @@ def test_final_runs_have_the_chosen_values_and_are_the_only_results(sweep: Any, 
     assert rates() == {"full/seed0": 3e-4, "full/seed1": 3e-4, "lora/seed0": 1e-3, "lora/seed1": 1e-3}
     description = read_sweep(ROOT)
     assert "model.init_args.optimizer.init_args.lr" in description.varies  # compare does not call it confounded
-    assert tuning_sentences(description) == [
-        "full 0.0003, lora 0.001 (lr, chosen by val_accuracy on seed 1000)",
-        "full chose the highest lr of 0.0001, 0.0003: a higher value may be better.",
-    ]
-    assert "full 0.0003, lora 0.001 (lr, chosen by val_accuracy on seed 1000)" in capsys.readouterr().out
+    assert tuning_sentences(description) == (
+        ["Tuned: full 0.0003, lora 0.001 (lr, chosen by val_accuracy on seed 1000)."],
+        ["full chose the highest lr of 0.0001, 0.0003: a higher value may be better."],
+    )
+    assert "Tuned: full 0.0003, lora 0.001 (lr, chosen by val_accuracy on seed 1000)." in capsys.readouterr().out
     table = tuning_table(description)
     assert [(value, runs) for value, _, runs in table["lora"]] == [(1e-4, 1), (1e-3, 1), (1e-2, 1)]
     assert max(table["lora"], key=lambda row: row[1])[0] == 1e-3
@@ -304,7 +304,7 @@ def test_a_single_value_needs_no_tuning_run(sweep: Any) -> None:
     methods = {"full": METHODS["full"] | {"tune": {LR: [5e-4]}}, "lora": METHODS["lora"]}
     assert sweep({"axes": {"method": methods}}) == [*TUNING[2:], "full/seed0", "lora/seed0"]
     assert rates() == {"full/seed0": 5e-4, "lora/seed0": 1e-3}
-    assert tuning_sentences(read_sweep(ROOT))[0] == "full 0.0005 (lr, the only value)"
+    assert tuning_sentences(read_sweep(ROOT))[0][0] == "Tuned: full 0.0005 (lr, the only value)."
 
 
 RATES = {"adamw": [0.3, 0.003], "sgd": [0.03, 100.0]}  # with 0.3 and 100 the loss grows

@@ -11,14 +11,16 @@ from litpeft.analysis.comparison.results import Figure, Group, Run
 MACHINE = ("processor", "cpu_count", "threads", "device", "cuda")  # fields that affect speed and peak memory
 
 
-def caveats(groups: Sequence[Group], baseline: Group | None, figures: Sequence[Figure]) -> list[str]:
+def caveats(
+    groups: Sequence[Group], baseline: Group | None, figures: Sequence[Figure], is_untuned: bool = True
+) -> list[str]:
     """Return sentences about unfinished runs, seeds, missing figures, and differences of machines and versions."""
     runs = [run for group in groups for run in group.runs]
     return [
         *(describe_unfinished(run, group.label) for group in groups for run in group.failed),
         *_seeds(groups, baseline),
         *(sentence for figure in figures for sentence in _unknown(groups, figure)),
-        *_shared_rate(groups),
+        *(_shared_rate(groups) if is_untuned else ()),
         *_machines(runs),
         *_versions(runs),
     ]

@@ -18,6 +18,7 @@ from litpeft.analysis.comparison.over_tasks import label_of, over_tasks, task_gr
 from litpeft.analysis.comparison.results import Comparison, Figure, Group, Run
 from litpeft.analysis.comparison.row_tests import add_row_differences
 from litpeft.analysis.comparison.sweep_folder import FILE, Sweep, read_sweep, with_shown_names
+from litpeft.analysis.comparison.tuning import tuning_sentences
 from litpeft.errors import UserError
 from litpeft.runs.strategy_names import shown_label
 
@@ -88,12 +89,14 @@ def compare(
         columns, skipped = comparable_figures(finished, columns, figures is not None)
         warnings += skipped
         base = _baseline(groups, baseline, sweep)
+    chosen, edges = tuning_sentences(sweep) if sweep else ([], [])
     for group in groups:
         group.estimates = estimate(group, columns)
     check_margins(margins or {}, columns)
     if base:
         add_differences(groups, base, columns, margins or {})
         warnings += [] if over else add_row_differences(groups, base, columns, examples, margins or {})
+    cautions = caveats(groups, base, columns, is_untuned=not chosen)
     return Comparison(
         title=described.title if described else _title(runs, paths),
         question=described.question if described else None,
@@ -102,10 +105,11 @@ def compare(
         groups=groups,
         baseline=base.label if base else None,
         published=described.published if described else None,
-        warnings=[*_left_out(left_out, sweep), *not_run, *warnings, *caveats(groups, base, columns)],
+        warnings=[*_left_out(left_out, sweep), *not_run, *edges, *warnings, *cautions],
         confounded=mixed,
-        remarks=[*remarks, *own_rates(groups)],
+        remarks=[*remarks, *(chosen or own_rates(groups))],
         prefer=prefer,
+        tuned={trial.label: trial.tuned for trial in sweep.trials if trial.tuned} if sweep else {},
     )
 
 

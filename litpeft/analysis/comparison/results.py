@@ -114,6 +114,50 @@ class Difference(Interval):
         return self.verdict in ("better", "worse")
 
 
+@dataclass(frozen=True)
+class Tried:
+    """One combination of values of `tune`, and its result over the tuning runs.
+
+    Attributes:
+        values: {option: value}.
+        mean: mean of the metric over the tuning seeds; None if a run has no result.
+        runs: number of tuning runs with a result.
+    """
+
+    values: Mapping[str, Any]
+    mean: float | None
+    runs: int
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """How a trial chose its values of `tune`.
+
+    Attributes:
+        metric: validation metric of the choice; None if no tuning run has a result or none was needed.
+        seeds: seeds of the tuning runs.
+        tried: all combinations of values.
+        chosen: {option: value}; None if no combination has a result.
+        edges: {option: "lowest" or "highest"} of the chosen numbers that are the lowest or highest of the values tried.
+    """
+
+    metric: str | None
+    seeds: Sequence[int]
+    tried: Sequence[Tried]
+    chosen: Mapping[str, Any] | None
+    edges: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the content of `tuned` in `sweep.yaml`."""
+        return {
+            "metric": self.metric,
+            "seeds": list(self.seeds),
+            "tried": [{"values": dict(each.values), "mean": each.mean, "runs": each.runs} for each in self.tried],
+            "chosen": None if self.chosen is None else dict(self.chosen),
+            "edges": dict(self.edges),
+        }
+
+
 @dataclass
 class Group:
     """Runs that differ only in the seed.
@@ -153,6 +197,7 @@ class Comparison:
         confounded: {config key, not an axis, in which groups differ: {group label: value}}.
         remarks: sentences about what the figures are, shown below the tables.
         prefer: cost that the recommendation minimises.
+        tuned: how groups chose their values of `tune`, by label.
     """
 
     title: str
@@ -166,6 +211,7 @@ class Comparison:
     confounded: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     remarks: Sequence[str] = ()
     prefer: Literal["memory", "time"] = "memory"
+    tuned: Mapping[str, Tuned] = field(default_factory=dict)
 
 
 def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.analysis.comparison.figures import direction
-from litpeft.analysis.comparison.results import Run
+from litpeft.analysis.comparison.results import Run, Tried, Tuned
 from litpeft.errors import UserError
 from litpeft.runs.record_schema import SWEEP, schema_error
 from litpeft.runs.safe_read import read_yaml_file
@@ -17,50 +17,6 @@ from litpeft.runs.strategy_names import shown_label, shown_name
 
 FILE = "sweep.yaml"
 TUNING = "tuning"  # folder of the tuning runs in the folder of a sweep
-
-
-@dataclass(frozen=True)
-class Tried:
-    """One combination of values of `tune`, and its result over the tuning runs.
-
-    Attributes:
-        values: {option: value}.
-        mean: mean of the metric over the tuning seeds; None if a run has no result.
-        runs: number of tuning runs with a result.
-    """
-
-    values: Mapping[str, Any]
-    mean: float | None
-    runs: int
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """How a trial chose its values of `tune`.
-
-    Attributes:
-        metric: validation metric of the choice; None if no tuning run has a result or none was needed.
-        seeds: seeds of the tuning runs.
-        tried: all combinations of values.
-        chosen: {option: value}; None if no combination has a result.
-        edges: {option: "lowest" or "highest"} of the chosen numbers that are the lowest or highest of the values tried.
-    """
-
-    metric: str | None
-    seeds: Sequence[int]
-    tried: Sequence[Tried]
-    chosen: Mapping[str, Any] | None
-    edges: Mapping[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the content of `tuned` in `sweep.yaml`."""
-        return {
-            "metric": self.metric,
-            "seeds": list(self.seeds),
-            "tried": [{"values": dict(each.values), "mean": each.mean, "runs": each.runs} for each in self.tried],
-            "chosen": None if self.chosen is None else dict(self.chosen),
-            "edges": dict(self.edges),
-        }
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from litpeft.analysis.comparison.sweep_folder import Sweep, Tuned
 FURTHER = {"lowest": "lower", "highest": "higher"}
 
 
-def tuning_sentences(sweep: Sweep) -> list[str]:
-    """Return which values the trials chose, one sentence per way to choose, and a warning for each edge."""
+def tuning_sentences(sweep: Sweep) -> tuple[list[str], list[str]]:
+    """Return sentences on which values the trials chose, one per way to choose, and a warning for each edge."""
     chosen: dict[tuple[str, ...], list[str]] = {}
     warnings = []
     for trial in sweep.trials:
@@ -29,7 +29,7 @@ def tuning_sentences(sweep: Sweep) -> list[str]:
                 f"{trial.label} chose the {edge} {_short(option)} of {', '.join(values)}: "
                 f"a {FURTHER.get(edge, 'further')} value may be better."
             )
-    return [f"{', '.join(groups)} ({names}, {how})" for (names, how), groups in chosen.items()] + warnings
+    return [f"Tuned: {', '.join(groups)} ({names}, {how})." for (names, how), groups in chosen.items()], warnings
 
 
 def tuning_table(sweep: Sweep) -> dict[str, list[tuple[Any, float | None, int]]]:

@@ -22,6 +22,7 @@ from litpeft.analysis.report.sections import sections
 from litpeft.analysis.report.style import LIGHT, PARTS_LIGHT, look, themes
 from litpeft.analysis.report.table import definition, rows
 from litpeft.analysis.report.tradeoffs import tradeoff_charts
+from litpeft.analysis.report.tuned import tuning_chart
 from litpeft.errors import UserError, writing
 from litpeft.runs.record import FIELDS
 
@@ -46,7 +47,9 @@ def parts(comparison: Comparison) -> list[Part]:
     once = [tag for tag in once if all(len(line.curve) == 1 for line in lines[tag])]
     curves = curve_charts({tag: lines[tag] for tag in lines if tag not in once})  # a single point is not a curve
     scored = [tag for tag in curves if tag not in TAGS]
-    learning = [curves[tag] for tag in ("train_loss", *VALIDATED, *scored) if tag in curves]
+    tuned = tuning_chart(comparison)
+    learning = [tuned] if tuned else []
+    learning += [curves[tag] for tag in ("train_loss", *VALIDATED, *scored) if tag in curves]
     scores = [figure.name for figure in comparison.figures if figure.name.startswith("score_")]
     learning += estimate_charts(comparison, [*once, *scores])
     targets = [figure.name for figure in comparison.figures if figure.name.startswith("seconds_to_")]

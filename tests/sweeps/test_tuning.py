@@ -307,6 +307,32 @@ def test_a_single_value_needs_no_tuning_run(sweep: Any) -> None:
     assert tuning_sentences(read_sweep(ROOT))[0][0] == "Tuned: full 0.0005 (lr, the only value)."
 
 
+def test_a_dry_run_shows_the_numbers_of_runs_and_the_largest_candidate(
+    tmp_path: Path,
+    tiny_model: str,
+    sentences: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
+    methods = {
+        name: {"configs": ["lora"], **more} for name, more in (("a", {}), ("b", {"model.adapter.targets": ["mlp"]}))
+    }
+    change = {"axes": {"method": methods}, "tune": {"model.adapter.rank": [2, 8, 4], LR: [1e-3, 1e-2]}, "tune_seeds": 2}
+    files = {"data.train_file": sentences["train"], "data.val_file": sentences["val"], "trainer.accelerator": "cpu"}
+    content = CONTENT | change | {"options": {"model.model_name": tiny_model, **files}, "seeds": 3}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    assert main(["sweep", "mine.yaml", "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert "2 trials x 3 seeds = 6 runs, after 24 tuning runs (seeds 1000, 1001)" in out
+    row = next([cell.strip() for cell in line.split("│")] for line in out.splitlines() if line.startswith("│ a"))
+    assert row[3] == "rank=2 8 4, lr=0.001 0.01"
+    # query and value of two layers of width 32 with rank 8, and the head
+    assert row[4] == f"{2 * 2 * 8 * (32 + 32) + 32 * 2 + 2:,}"
+    assert not (tmp_path / "runs").exists()
+
+
 RATES = {"adamw": [0.3, 0.003], "sgd": [0.03, 100.0]}  # with 0.3 and 100 the loss grows
 
 

@@ -15,7 +15,7 @@ from litpeft.errors import UserError
 from litpeft.runs.benchmark_results import benchmark_rows
 from litpeft.runs.record import read_record, write_record
 
-DESCRIPTION = """run benchmarks on finished runs and add the scores to their records
+DESCRIPTION = """run benchmarks on finished runs, or validate them merged, and add the results to their records
 
 Several runs are evaluated one after the other, with one base in memory if only the trained weights differ.
 The model is evaluated as in training, with the adapter active and quantised weights as they are; nothing is exported.
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--tasks",
-        required=True,
+        default="",
         help="comma-separated: lm-eval tasks (litpeft_truthfulqa_mc1,litpeft_blimp_*), perplexity, held_out",
     )
     parser.add_argument("--limit", type=int, help="number of items per task, from the start (default: all)")
@@ -52,13 +52,38 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, help="checkpoint folder of one run (default: the checkpoint that the record names)"
     )
+    parser.add_argument(
+        "--merged",
+        action="store_true",
+        help="validate each run as trained and with its adapter merged: metrics and rows per second of both",
+    )
     parser.add_argument("--accelerator", default="auto", help="cpu or gpu (default: a GPU if there is one)")
     options = parser.parse_args(arguments)
+    if not options.tasks and not options.merged:
+        raise UserError("litpeft evaluate: give --tasks, the benchmarks to run, or --merged.")
+    if options.checkpoint and options.merged:
+        raise UserError("--merged validates the checkpoint that the record names; leave out --checkpoint.")
     if options.checkpoint and len(options.run_dirs) > 1:
         raise UserError("--checkpoint names a checkpoint of one run; give one run, or leave it out.")
     for run_dir in options.run_dirs:
         read_record(run_dir, to_write=True)  # report a folder without a run before torch is imported
-    return _evaluate(options)
+    if options.merged:
+        _validate_merged(options)
+    return _evaluate(options) if options.tasks else 0
+
+
+def _validate_merged(options: Any) -> None:
+    """Validate each run with its adapter and merged, and print both."""
+    from litpeft.cli.console import quieten, show  # slow imports
+    from litpeft.cli.merged_evaluation import ValidatedBothWays
+    from litpeft.runs.summary import metric_text
+
+    quieten()
+    for run_dir in options.run_dirs:
+        found = ValidatedBothWays(run_dir, options.accelerator).found
+        for way, title in (("adapter", "with its adapter"), ("merged", "merged")):
+            texts = [(name.replace("_", " "), metric_text(name, value)) for name, value in sorted(found[way].items())]
+            show(f"{run_dir}, {title}", texts)
 
 
 def _evaluate(options: Any) -> int:

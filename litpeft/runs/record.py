@@ -129,6 +129,8 @@ FIELDS = {
     "confusion_matrix": "file in the run folder with the confusion matrix of the last validation, for up to fifty "
     "classes: JSON with `step`, `label_names` and `rows`, the number of rows of each class (list) by predicted class",
     "image_grid": "file in the run folder with a picture of validation images, wrong ones first",
+    "merged_evaluation": "validation metrics and rows_per_second of the run as trained (`adapter`) and with the "
+    "adapter merged into the base (`merged`), after `litpeft evaluate --merged`",
     "test_loss": "mean loss over the test rows, after `litpeft test`",
     "test_accuracy": "share of correctly classified test rows, after `litpeft test`",
     "test_f1": "macro F1 on the test rows, after `litpeft test`",

@@ -49,6 +49,7 @@ RECORD = {
     "validations": [{OTHERS: NUMBER}],
     "benchmarks": [EVALUATION],
     "other_metrics": {OTHERS: NUMBER},
+    "merged_evaluation": {"adapter": {OTHERS: NUMBER}, "merged": {OTHERS: NUMBER}},
     **{"main_metrics": [TEXT], "metric_directions": {OTHERS: TEXT}, "confusion_matrix": TEXT, "image_grid": TEXT},
 }
 VAL_EXAMPLES = {

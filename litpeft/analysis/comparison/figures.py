@@ -51,6 +51,7 @@ LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])[wc]
 TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
 SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share of the items
 AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
+EVALUATED = re.compile(r"(adapter|merged)_(?P<rest>(val_.+|rows_per_second))")  # from `litpeft evaluate --merged`
 PARTS = {"val_": "validation ", "test_": "test "}  # start of a metric's name -> of its title
 IN_STEPS = re.compile(r"(val|test)_accuracy")  # values are multiples of 1 / rows
 
@@ -88,7 +89,9 @@ def choose(
     shown = [name for name in optional if name in known]
     sizes = [name for name in ("trainable_params", "adapter_bytes", "model_bytes") if name in known]
     scored = benchmarks.columns(runs)
-    names = dict.fromkeys([first, *([main] if metric else []), *further, *scored, *shown, *reached, *sizes])
+    both = [record.get("merged_evaluation") for run in runs if (record := run.record)]
+    merged = [f"merged_{first}", "adapter_rows_per_second", "merged_rows_per_second"] if both and all(both) else []
+    names = dict.fromkeys([first, *([main] if metric else []), *further, *scored, *merged, *shown, *reached, *sizes])
     chosen = [figure(name, directions) for name in names]
     return [replace(each, kind="benchmark") if each.name in scored and each.name != first else each for each in chosen]
 
@@ -115,6 +118,12 @@ def figure(name: str, directions: Mapping[str, str] | None = None) -> Figure:
         metric, goal = match["metric"], float(match["value"])
         sign = "≥" if direction(metric, directions) == "higher" else "≤"
         return Figure(name, f"time to {figure(metric).title.split(',')[0]} {sign} {goal:g}, s", "lower", "speed")
+    if match := EVALUATED.fullmatch(name):
+        kind, rest = match[1], match["rest"]
+        if rest == "rows_per_second":
+            way = "merged" if kind == "merged" else "adapter unmerged"
+            return Figure(name, f"rows per second in evaluation, {way}", "higher", "speed")
+        return replace(figure(rest, directions), name=name, title=f"{kind}: {figure(rest, directions).title}")
     if name.startswith(SCORE):
         task = "average over tasks" if name == AVERAGE else name.removeprefix(SCORE)
         return Figure(name, f"{task}, points", "higher", "quality")
@@ -154,6 +163,8 @@ def value(record: dict[str, Any], name: str) -> float | None:
     if match := TARGET.fullmatch(name):
         sign = 1 if direction(match["metric"], record.get("metric_directions")) == "higher" else -1
         return _seconds_to(record.get("validations"), match["metric"], float(match["value"]), sign)
+    if match := EVALUATED.fullmatch(name):
+        return number(((record.get("merged_evaluation") or {}).get(match[1]) or {}).get(match["rest"]))
     found = record.get(name)
     if found is None:
         found = (record.get("other_metrics") or {}).get(name)
@@ -168,7 +179,7 @@ def resolution(run: Run, name: str) -> float:
         return step
     if result := benchmarks.result_of(run.record, name):
         return 1 / result["items"] if SHARE.search(name) and result["items"] else 0.0
-    if not (match := IN_STEPS.fullmatch(name)):
+    if not (match := IN_STEPS.fullmatch(name.removeprefix("merged_"))):
         return 0.0
     rows = number(((run.record.get("data_summary") or {}).get("rows") or {}).get(match[1]))
     return 1 / rows if rows else 0.0

@@ -65,7 +65,15 @@ def test_a_record_has_all_defined_fields(finished: Path) -> None:
             "peak_flops_per_second",
             "flops_utilisation",
         ),
-        *("test_loss", "test_accuracy", "test_f1", "other_metrics", "merged_evaluation", "benchmarks", "peaks_by_process"),
+        *(
+            "test_loss",
+            "test_accuracy",
+            "test_f1",
+            "other_metrics",
+            "merged_evaluation",
+            "benchmarks",
+            "peaks_by_process",
+        ),
         *("head_labels", "base", "skipped_steps", "stream", "image_grid"),
     }
     assert record["status"] == "ok"

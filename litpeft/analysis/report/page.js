@@ -42,7 +42,7 @@ function draw() {
 function showRuns() {
   const hidden = hiddenGroups();
   const query = find.value.trim().toLowerCase();
-  for (const row of document.querySelectorAll("tr[data-group]")) row.hidden = hidden.has(Number(row.dataset.group));
+  for (const row of document.querySelectorAll("tr[data-group], details.mistakes")) row.hidden = hidden.has(Number(row.dataset.group));
   const runs = [...document.querySelectorAll("details.run")];
   for (const run of runs) {
     run.hidden = hidden.has(Number(run.dataset.group)) || !run.textContent.toLowerCase().includes(query);
@@ -76,6 +76,11 @@ document.getElementById("all").addEventListener("click", () => {
   draw();
 });
 find.addEventListener("input", showRuns);
+for (const [id, name] of [["differences", "differing"], ["whole", "whole"]]) {
+  document.getElementById(id)?.addEventListener("change", (event) => {
+    document.querySelector("table.main").classList.toggle(name, event.target.checked);
+  });
+}
 // print all runs, also those that are collapsed on the screen
 let closed = [];
 addEventListener("beforeprint", () => {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ from litpeft.analysis.comparison.sentences import plain_title
 from litpeft.analysis.report.chart import Chart
 from litpeft.analysis.report.costs import RATES, estimate_charts, memory_charts, peak_chart, step_chart
 from litpeft.analysis.report.curves import TAGS
+from litpeft.analysis.report.data_section import data_facts
 from litpeft.analysis.report.learning import curve_charts, read_lines
+from litpeft.analysis.report.mistakes import mistakes
+from litpeft.analysis.report.relative import relative_chart
 from litpeft.analysis.report.sections import sections
 from litpeft.analysis.report.style import LIGHT, PARTS_LIGHT, look, themes
-from litpeft.analysis.report.table import definition, rows
+from litpeft.analysis.report.table import definition, main_columns, rows
 from litpeft.analysis.report.tradeoffs import tradeoff_charts
 from litpeft.analysis.report.tuned import tuning_chart
 from litpeft.errors import UserError, writing
@@ -58,14 +61,22 @@ def parts(comparison: Comparison) -> list[Part]:
         step_chart(comparison),
         curves.get("train_tokens_per_second"),
     ]
+    relative = relative_chart(comparison)
     all_parts = [
-        Part("tradeoffs", "Quality against cost", tradeoff_charts(comparison)),
+        Part("tradeoffs", "Quality against cost", [*tradeoff_charts(comparison), *([relative] if relative else [])]),
         Part("learning", "Learning", learning),
         Part("memory", "Memory", [*memory_charts(comparison), *filter(None, [peak_chart(comparison)])]),
         Part("speed", "Speed", [chart for chart in speed if chart]),
         Part("schedule", "Schedule", [curves["lr"]] if "lr" in curves else []),
     ]
     return [part for part in all_parts if part.charts]
+
+
+def first_and_rest(every: list[Part]) -> tuple[Chart | None, list[Part]]:
+    """Return the chart of the first screen, quality against cost if there is one, and the parts without it."""
+    first = next((part.charts[0] for part in every), None)
+    rest = [replace(part, charts=[chart for chart in part.charts if chart is not first]) for part in every]
+    return first, [part for part in rest if part.charts]
 
 
 def write_page(comparison: Comparison, path: Path, command: str) -> None:
@@ -96,7 +107,7 @@ def page(comparison: Comparison, command: str) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    shown = parts(comparison)
+    first, shown = first_and_rest(parts(comparison))
     return environment.get_template("page.html").render(
         comparison=comparison,
         answer=answer(comparison),
@@ -106,8 +117,12 @@ def page(comparison: Comparison, command: str) -> str:
         looks=[look(number) for number in range(len(comparison.groups))],
         colours=LIGHT,
         part_colours=PARTS_LIGHT,
+        first=first,
         parts=shown,
-        figures={c.name: {"data": c.data, "layout": c.layout} for part in shown for c in part.charts},
+        data=data_facts(comparison),
+        mistakes=mistakes(comparison),
+        figures={c.name: {"data": c.data, "layout": c.layout} for c in _charts(first, shown)},
+        main_columns=main_columns(comparison.figures),
         themes=themes(),
         sections=sections(comparison),
         glossary=_glossary(comparison),
@@ -121,6 +136,10 @@ def page(comparison: Comparison, command: str) -> str:
         made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         version=__version__,
     )
+
+
+def _charts(first: Chart | None, shown: list[Part]) -> list[Chart]:
+    return [*([first] if first else []), *(chart for part in shown for chart in part.charts)]
 
 
 def _plotly() -> tuple[str, str]:

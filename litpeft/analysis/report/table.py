@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,16 @@ def rows(comparison: Comparison) -> list[Row]:
     ]
     published = (comparison.published or {}).get("rows") or ()
     return measured + [_published(row, comparison.figures) for row in published]
+
+
+def main_columns(figures: Sequence[Figure]) -> set[int]:
+    """Return the places of the figures that the table shows at first: of quality, memory, time and size."""
+    most = {"quality": 2, "benchmark": 2, "memory": 1, "speed": 1, "size": 1}
+    preferred = sorted(range(len(figures)), key=lambda place: (figures[place].name != "train_seconds", place))
+    chosen = set()
+    for kind, count in most.items():
+        chosen |= set([place for place in preferred if figures[place].kind == kind][:count])
+    return chosen
 
 
 def definition(figure: Figure) -> str:

@@ -35,6 +35,7 @@ def compare(
     average_over: str | None = None,
     margins: Mapping[str, Margin] | None = None,
     prefer: Literal["memory", "time"] = "memory",
+    relative: bool = False,
 ) -> Comparison:
     """Compare the runs below these paths; reads result files only, no checkpoints.
 
@@ -52,6 +53,7 @@ def compare(
         margins: smallest difference that matters, by figure; default: one point of an accuracy or other score, 1 % of a
             loss, 5 % of a cost.
         prefer: cost that the recommendation minimises.
+        relative: show costs as ratios to the baseline.
 
     Raises:
         UserError: a file cannot be read, or the runs are not comparable.
@@ -109,6 +111,7 @@ def compare(
         confounded=mixed,
         remarks=[*remarks, *(chosen or own_rates(groups))],
         prefer=prefer,
+        relative=relative,
         tuned={trial.label: trial.tuned for trial in sweep.trials if trial.tuned} if sweep else {},
     )
 

@@ -198,6 +198,7 @@ class Comparison:
         remarks: sentences about what the figures are, shown below the tables.
         prefer: cost that the recommendation minimises.
         tuned: how groups chose their values of `tune`, by label.
+        relative: show costs as ratios to the baseline.
     """
 
     title: str
@@ -212,6 +213,7 @@ class Comparison:
     remarks: Sequence[str] = ()
     prefer: Literal["memory", "time"] = "memory"
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
+    relative: bool = False
 
 
 def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,6 +42,11 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prefer", choices=("memory", "time"), default="memory", help="cost that the recommendation minimises"
     )
+    parser.add_argument(
+        "--relative",
+        action="store_true",
+        help="show memory, speed and sizes in per cent of the baseline, with CIs",
+    )
     parser.add_argument("--figures", type=_names, metavar="A,B", help="columns, named by fields of the run record")
     parser.add_argument(
         "--target",
@@ -70,6 +75,7 @@ def compare_selected(options: argparse.Namespace) -> Comparison:
         average_over=options.average_over,
         margins=dict(options.margin),
         prefer=options.prefer,
+        relative=options.relative,
     )
 
 

@@ -1,0 +1,66 @@
+"""Costs relative to the baseline: ratios paired by seed, in the table of `compare --relative`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats as reference
+
+from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.figures import figure
+from litpeft.analysis.comparison.relative import ratio, ratio_text, ratios
+from litpeft.analysis.comparison.results import Estimate
+from litpeft.analysis.comparison.tables import figures_table
+from tests.analysis.comparison.build import write_run
+
+SECONDS = {"none": [100.0, 120.0, 90.0], "lora": [60.0, 75.0, 50.0]}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for adapter, values in SECONDS.items():
+        for seed, seconds in enumerate(values):
+            more = {"train_seconds": seconds, "peak_tensor_bytes": 2**28 if adapter == "none" else 2**27}
+            write_run(tmp_path / adapter / f"{seed}", adapter, seed, **more)
+    return tmp_path
+
+
+def test_a_ratio_is_the_geometric_mean_of_pairs_with_the_interval_of_the_logarithms(runs: Path) -> None:
+    full, lora = compare([runs]).groups
+    found = ratio(lora, full, figure("train_seconds"))
+    logs = np.log(np.array(SECONDS["lora"]) / np.array(SECONDS["none"]))
+    low, high = reference.t.interval(0.95, 2, logs.mean(), reference.sem(logs))
+    assert (found.mean, found.low, found.high) == pytest.approx((np.exp(logs.mean()), np.exp(low), np.exp(high)))
+    assert found.count == 3
+    assert ratio(full, full, figure("train_seconds")).mean == 1
+
+
+def test_only_costs_have_ratios(runs: Path) -> None:
+    comparison = compare([runs])
+    assert ratios(comparison, figure("val_accuracy")) == {}
+    assert ratios(comparison, figure("peak_tensor_bytes"))[1].mean == 0.5
+
+
+def test_the_table_shows_costs_in_per_cent_of_the_baseline(runs: Path) -> None:
+    table = figures_table(compare([runs], relative=True))
+    columns = dict(zip(table.headings, zip(*table.rows, strict=True), strict=True))
+    assert columns["peak tensor memory, %"] == ("100 %", "50 %")
+    assert columns["training time, %"][1].startswith("59.3 % (51.1 to")
+    assert columns["validation accuracy, %"][0] == "85.00"  # a quality stays as it is
+    assert "costs in per cent of full" in table.title
+    assert "per cent" not in figures_table(compare([runs])).title
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (None, "—"),
+        (Estimate(0.5, None, None, 1), "50 %"),
+        (Estimate(0.5, 0.5, 0.5, 3), "50 %"),
+        (Estimate(0.623, 0.58, 0.66, 3), "62.3 % (58 to 66)"),
+    ],
+)
+def test_ratios_as_text(found: Estimate | None, text: str) -> None:
+    assert ratio_text(found) == text

@@ -1,0 +1,107 @@
+"""The parts of the report about data, mistakes, relative costs and tuning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.results import Tried, Tuned
+from litpeft.analysis.report.data_section import data_facts
+from litpeft.analysis.report.mistakes import mistakes
+from litpeft.analysis.report.page import first_and_rest, parts
+from litpeft.analysis.report.relative import relative_chart
+from litpeft.analysis.report.table import main_columns
+from litpeft.analysis.report.tuned import tuning_chart
+from tests.analysis.comparison.build import write_grid, write_run
+
+WRONG = {"row": 3, "text": "a dull film", "label": "bad", "prediction": "good", "probability": 0.99}
+
+
+def write_mistakes(folder: Path, seed: int, matrix: list[list[int]], wrong: list[dict[str, Any]]) -> None:
+    examples = {"correct": [1, 0], "loss": [0.1, 2.0], "wrong": wrong}
+    run = write_run(folder / f"{seed}", "lora", seed, examples=examples, confusion_matrix="confusion_matrix.json")
+    content = {"step": 100, "label_names": ["bad", "good"], "rows": matrix}
+    (run / "confusion_matrix.json").write_text(json.dumps(content))
+
+
+def test_matrices_are_summed_over_seeds_and_a_row_counts_its_seeds(tmp_path: Path) -> None:
+    other = WRONG | {"row": 7, "text": "a good film", "probability": 0.7}
+    write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [WRONG, other])
+    write_mistakes(tmp_path, 1, [[4, 2], [1, 7]], [WRONG | {"probability": 0.8}])
+    (found,) = mistakes(compare([tmp_path]))
+    assert found["matrix"] == [[9, 3], [3, 13]]
+    assert [(each["text"], each["probability"], each["seeds"]) for each in found["wrong"]] == [
+        ("a dull film", 0.99, [0, 1]),
+        ("a good film", 0.7, [0]),
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"label_names": ["a"], "rows": [[1, 2]]}', '{"label_names": 3, "rows": 1}']
+)
+def test_a_matrix_that_cannot_be_read_is_left_out(tmp_path: Path, text: str) -> None:
+    write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [])
+    (tmp_path / "0" / "confusion_matrix.json").write_text(text)
+    assert mistakes(compare([tmp_path])) == []
+
+
+def test_facts_of_the_data(tmp_path: Path) -> None:
+    summary = {
+        **{"rows": {"train": 1600, "val": 500}, "tokens_per_row": {"train": {"median": 26.0, "longest": 64}}},
+        **{"classes": {"train": {"bad": 802, "good": 798}}, "truncated_rows": {"train": 5, "val": 0}, "tables": {}},
+        "example": [{"text": "a film", "has_loss": False}, {"text": "good", "has_loss": True}],
+    }
+    write_run(tmp_path / "a", data_summary=summary, data="litpeft.data.SST2")
+    write_run(tmp_path / "b", seed=1, data_summary=summary, data="litpeft.data.SST2")
+    (found,) = data_facts(compare([tmp_path]))
+    assert found["name"] == "SST2"
+    assert found["facts"] == [
+        ("rows", "1,600 training, 500 validation"),
+        ("training rows of each class", "bad 802, good 798"),
+        ("tokens of a training row", "median 26, longest 64"),
+        ("truncated training rows", "5"),
+    ]
+    assert found["example"] == [("a film", False), ("good", True)]
+    write_run(tmp_path / "a", data_summary=None)
+    write_run(tmp_path / "b", seed=1, data_summary={"rows": None, "tables": {}})
+    assert [each["facts"] for each in data_facts(compare([tmp_path]))] == [[]]
+
+
+def test_relative_costs_are_bars_of_the_ratios(tmp_path: Path) -> None:
+    write_grid(tmp_path, {"none": [0.9, 0.91]}, train_seconds=100.0, peak_tensor_bytes=300)
+    write_grid(tmp_path, {"lora": [0.9, 0.91]}, train_seconds=50.0, peak_tensor_bytes=150)
+    chart = relative_chart(compare([tmp_path]))
+    assert {trace["name"]: trace["x"] for trace in chart.data} == {
+        "training time": [100, 50],
+        "peak tensor memory": [100, 50],
+        "model size": [100, 100],
+    }
+    assert chart.table[1][1][:3] == ["lora", "50 %", "50 %"]
+
+
+def test_what_tuning_tried_is_a_line_per_group_with_a_ring_around_the_choice(tmp_path: Path) -> None:
+    comparison = compare([write_grid(tmp_path, {"none": [0.9, 0.91], "lora": [0.9, 0.91]})])
+    name = "model.optimizer.lr"
+    for label, best in (("full", 1e-4), ("lora", 1e-3)):
+        tried = [Tried({name: rate}, mean, 1) for rate, mean in ((1e-4, 0.8), (1e-3, 0.85), (1e-2, None))]
+        comparison.tuned = {**comparison.tuned, label: Tuned("val_accuracy", [7], tried, {name: best}, {})}
+    chart = tuning_chart(comparison)
+    full, lora = chart.data
+    assert (full["x"], full["y"]) == ([1e-4, 1e-3], [80, 85])  # a value without a result has no point
+    assert [full["marker"]["line"]["width"], lora["marker"]["line"]["width"]] == [[2.5, 0], [0, 2.5]]
+    assert chart.layout["xaxis"]["type"] == "log"
+    comparison.tuned = {"lora": Tuned("val_accuracy", [7], [Tried({name: 1}, 0.5, 1)], {name: 1}, {})}
+    assert tuning_chart(comparison) is None
+
+
+def test_the_first_screen_has_quality_against_cost_and_a_table_that_fits(tmp_path: Path) -> None:
+    comparison = compare([write_grid(tmp_path, {"none": [0.9, 0.91], "lora": [0.8, 0.91]})])
+    first, rest = first_and_rest(parts(comparison))
+    assert first.name == "quality-memory"
+    assert first.name not in [chart.name for part in rest for chart in part.charts]
+    names = [comparison.figures[place].name for place in sorted(main_columns(comparison.figures))]
+    assert names == ["val_accuracy", "val_loss", "peak_tensor_bytes", "train_seconds", "trainable_params"]

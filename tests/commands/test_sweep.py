@@ -20,7 +20,7 @@ from litpeft.commands.sweep import _Sweep
 from litpeft.runs.record import read_record
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of
-from tests.conftest import litpeft
+from tests.forking import litpeft
 
 CALLBACKS = """
 import os, time, torch

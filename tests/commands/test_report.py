@@ -11,7 +11,7 @@ import pytest
 
 from litpeft.__main__ import main
 from tests.analysis.report.made_runs import write_run, write_runs
-from tests.forking import litpeft
+from tests.conftest import litpeft
 
 pytest.importorskip("plotly", reason="needs plotly (the extra `report`)")
 

@@ -20,14 +20,15 @@ $(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 demo: setup  ## fine-tune a small real model on real text in a few minutes and print the record
 	$(BIN)/litpeft demo
 
+# --dist worksteal: tests that share a fixture stay in one process, and none waits for the other at the end
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n 2 -m "not slow and not whole" && $(BIN)/python -m pytest -n 2 -m "slow and not whole"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not whole"
 
 test-fast: setup  ## run the tests that need no real model and no network
-	$(BIN)/python -m pytest -n 2 -m "not slow and not whole"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"
 
 test-whole: setup  ## run the cross products whose samples run in the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m whole
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m whole
 
 test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped with a reason
 	$(BIN)/python -m pytest tests/gpu -rs

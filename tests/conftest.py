@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two multi-threaded processes slow each other down
@@ -36,6 +37,24 @@ QUIET = {
     "accelerator": "cpu",
 }
 REST = ["the", "film", "was", "a", "story", "and", "plot", "of", "it", "very"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow tests first, so that no process still runs a long one when the others have ended."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the seconds of the tests of each folder, added over all processes, with their fixtures."""
+    seconds: Counter[str] = Counter()
+    for report in (report for reports in terminalreporter.stats.values() for report in reports):
+        if isinstance(report, pytest.TestReport):
+            path = Path(report.nodeid.partition("::")[0])
+            seconds["/".join(path.parts[:2]) if len(path.parts) > 2 else str(path.parent)] += report.duration
+    terminalreporter.section("seconds of each folder")
+    for folder, total in seconds.most_common():
+        terminalreporter.write_line(f"{total:7.0f} {folder}")
+    terminalreporter.write_line(f"{seconds.total():7.0f} all")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,15 +14,12 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import tests.conftest  # noqa: F401 (sets environment variables before the hub's libraries are imported)
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
-from litpeft.commands import training  # noqa: F401 (imported once, before forking)
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
+from tests.forking import SERVER, like_a_new_process, write_output
 
-SERVER = multiprocessing.get_context("forkserver")  # forks from a process that has only imported this file
-SERVER.set_forkserver_preload(["tests.resuming"])
 WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 # curves of times, which differ between runs
 TIMED = ("train_tokens_per_second", "step_seconds/", "model_flops_per_second")
@@ -61,13 +57,8 @@ def run(
 def run_in_this_process(
     arguments: list[str], log: Path, die_at: int | None, cache: Path | None, full_at: int | None
 ) -> None:
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
-    torch.set_num_threads(1)
-    # the default; otherwise dataloader workers would use the forkserver
-    multiprocessing.set_start_method("fork", force=True)
+    write_output(log, log)
+    like_a_new_process()
     if cache is not None:
         os.environ["LITPEFT_CACHE"] = str(cache)
     calls = count_calls(Path(os.path.abspath(arguments[arguments.index("--run_dir") + 1])), die_at, full_at)

@@ -79,7 +79,12 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 
 
 @pytest.mark.parametrize(
-    ("moment", "number"), [*((moment, signal.SIGTERM) for moment in MOMENTS), *(("after a step", n) for n in CODES)]
+    ("moment", "number"),
+    [
+        *((moment, signal.SIGTERM) for moment in MOMENTS),
+        ("after a step", signal.SIGINT),
+        ("after a step", signal.SIGUSR1),
+    ],
 )
 def test_a_stop_signal_saves_a_checkpoint_that_resumes_bit_identically(work: Torture, moment: str, number: int) -> None:
     case, batch, where, step = MOMENTS[moment]
@@ -103,7 +108,7 @@ def test_a_second_signal_stops_at_once(work: Torture) -> None:
     faulty.resumes_bit_identically()
 
 
-@pytest.mark.parametrize("call", range(4, 12))
+@pytest.mark.parametrize("call", [pytest.param(n, marks=pytest.mark.whole if n % 2 else ()) for n in range(4, 12)])
 def test_a_folder_can_be_used_again_after_a_kill_at_the_start(work: Torture, call: int) -> None:
     """Kill before each of the calls that write the first files."""
     faulty = FaultyRun(work, PLAIN, "begins")
@@ -114,7 +119,9 @@ def test_a_folder_can_be_used_again_after_a_kill_at_the_start(work: Torture, cal
 # --- disks
 
 
-@pytest.mark.parametrize("share", [0.02, 0.15, 0.45, 0.7, 0.98])
+@pytest.mark.parametrize(
+    "share", [0.02, pytest.param(0.15, marks=pytest.mark.whole), 0.45, pytest.param(0.7, marks=pytest.mark.whole), 0.98]
+)
 def test_a_full_disk_loses_no_checkpoint(work: Torture, share: float) -> None:
     if PLAIN not in work.references:
         work.run_reference(PLAIN)

@@ -390,8 +390,15 @@ def test_compiled_layers_give_equal_results_over_three_steps(magnitude: bool, qu
 
 
 @pytest.mark.slow
-@plain_and_quantised
-@both_strategies
+@pytest.mark.parametrize(
+    ("magnitude", "quantised"),
+    [
+        pytest.param(False, False, id="lora-plain"),
+        pytest.param(True, False, id="dora-plain", marks=pytest.mark.whole),
+        pytest.param(False, True, id="lora-4-bit", marks=pytest.mark.whole),
+        pytest.param(True, True, id="dora-4-bit"),
+    ],
+)
 def test_inductor_layers_give_equal_results_over_three_steps(magnitude: bool, quantised: bool) -> None:
     assert_compiled_equals_eager(magnitude, quantised, backend="inductor")
 

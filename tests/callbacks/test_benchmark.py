@@ -17,7 +17,8 @@ from litpeft.benchmarks import Benchmark, Live, Result
 from litpeft.benchmarks.harness import HarnessTask
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
-from tests.conftest import litpeft, write_killer
+from tests.conftest import write_killer
+from tests.forking import litpeft
 
 STRATEGIES = {
     "lora": ["--model.adapter", "LoRA", "--model.adapter.dropout", "0.2"],

@@ -13,7 +13,8 @@ from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
 from litpeft.runs.folder import checkpoints, newest_checkpoint
 from litpeft.runs.record import read_record
-from tests.conftest import litpeft, write_sentences
+from tests.conftest import write_sentences
+from tests.forking import litpeft
 from tests.resuming import differences, run
 from tests.torture import CASES, Torture
 

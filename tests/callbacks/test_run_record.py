@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import signal
-import subprocess
-import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,9 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from litpeft.__main__ import main
 from litpeft.profiling.memory.bar_chart import BAR, COLOURS, LEFT, ROW
 from litpeft.runs.record import FIELDS, read_record
-from tests.conftest import litpeft, write_killer
+from tests.conftest import write_killer
+from tests.forking import litpeft
+from tests.resuming import start
 
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4"]
 
@@ -195,20 +195,15 @@ def test_a_failed_run_is_recorded_as_failed(tmp_path: Path, fit_arguments: list[
 def test_an_interrupted_run_is_recorded_as_interrupted(
     tmp_path: Path, fit_arguments: list[str], number: int, code: int
 ) -> None:
-    command = [
-        *(sys.executable, "-m", "litpeft"),
-        *fit_arguments,
-        *LORA,
-        *("--trainer.max_epochs", "2000", "--run_dir", "run"),
-    ]
-    reset = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore SIGINT
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=reset)
-    deadline = time.time() + 120
-    while not list(tmp_path.glob("run/checkpoints/step-*")) and time.time() < deadline:
-        time.sleep(0.2)
-    process.send_signal(number)
-    error = process.communicate(timeout=60)[1]
-    assert process.returncode == code, error
+    log = tmp_path / "log"
+    options = ["--trainer.max_epochs", "2000", "--run_dir", str(tmp_path / "run")]
+    process = start([*fit_arguments, *LORA, *options], log)
+    while not list(tmp_path.glob("run/checkpoints/step-*")) and process.is_alive():
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    process.join()
+    error = log.read_text()
+    assert process.exitcode == code, error
     assert "litpeft: interrupted at step" in error
     assert "run the same command with --resume" in error
     assert "Traceback" not in error

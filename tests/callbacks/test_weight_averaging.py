@@ -120,9 +120,12 @@ def test_averaging_and_validation_do_not_change_training(tmp_path: Path, fit_arg
     assert distance(saved(tmp_path / "ema")[1]["training_weights"], saved(tmp_path / "plain")[0]) == 0
 
 
+SEVERAL = [(average, strategy) for average in ("EMA", "schedule-free", "SWA") for strategy in ("ddp", "fsdp2")]
+QUICK_SEVERAL = [("EMA", "fsdp2"), ("schedule-free", "ddp"), ("SWA", "ddp"), ("SWA", "fsdp2")]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("average", ["EMA", "schedule-free", "SWA"])
+@pytest.mark.parametrize(("average", "strategy"), quick(SEVERAL, QUICK_SEVERAL))
 def test_two_processes_average_as_one(average: str, strategy: str, tmp_path: Path, fit_arguments: list[str]) -> None:
     model = write_tiny_bert(tmp_path / "model")
     config = tmp_path / "model" / "config.json"

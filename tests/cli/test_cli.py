@@ -20,6 +20,7 @@ from litpeft.cli.run_names import run_names
 from litpeft.errors import UserError
 from litpeft.runs.folder import check_run_folder
 from litpeft.runs.record import new_record, read_record, write_record
+from tests import forking
 from tests.conftest import litpeft, write_sentences
 
 ADAMW = ["--model.optimizer", "torch.optim.AdamW"]
@@ -143,12 +144,12 @@ def test_help_and_version_do_not_import_torch() -> None:
 
 
 def test_the_help_of_a_verb_explains_litpefts_options() -> None:
-    done = litpeft("fit", "--help")
+    done = forking.litpeft("fit", "--help")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "folder of the run (default: runs/EXPERIMENT/WHAT_VARIES/seedN)" in text
     assert "number of optimizer steps at the start that all figures exclude" in text
-    lora = litpeft("fit", "--model.help", "SequenceClassification")
+    lora = forking.litpeft("fit", "--model.help", "SequenceClassification")
     assert "dtype of the frozen weights, and compute dtype" in " ".join(lora.stdout.split())
 
 
@@ -250,7 +251,7 @@ def test_the_default_run_folder(tmp_path: Path, fit_arguments: list[str]) -> Non
         *("--model.adapter", "LoRA", "--model.adapter.rank", "2", "--seed_everything", "5"),
         *("--trainer.max_steps", "1"),
     ]
-    done = litpeft(*fit_arguments, *options, "--experiment", "tiny", cwd=tmp_path)
+    done = forking.litpeft(*fit_arguments, *options, "--experiment", "tiny", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     (record,) = tmp_path.rglob("record.json")
     assert re.fullmatch(r"runs/tiny/lora,.*rank=2.*/seed5/record.json", str(record.relative_to(tmp_path)))

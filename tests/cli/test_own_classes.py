@@ -12,7 +12,7 @@ import yaml
 
 from litpeft.__main__ import main
 from litpeft.runs.record import read_record
-from tests.conftest import litpeft
+from tests.forking import litpeft
 
 README = Path(__file__).parents[2] / "README.md"
 OTHERS = '''

@@ -14,7 +14,7 @@ from litpeft.commands import demo
 from litpeft.errors import UserError
 from litpeft.hub import demo_assets
 from litpeft.runs.record import read_record
-from tests.conftest import litpeft
+from tests.forking import litpeft
 
 
 def test_ratings_become_labels_and_undecided_rows_are_dropped() -> None:

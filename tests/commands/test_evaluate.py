@@ -15,7 +15,7 @@ from litpeft.__main__ import main
 from litpeft.benchmarks.harness import TASKS
 from litpeft.commands.evaluate import merged
 from litpeft.runs.record import read_record, write_record
-from tests.conftest import litpeft
+from tests.forking import litpeft
 
 TASK = "litpeft_generated_2ds"
 

@@ -7,7 +7,8 @@ import socket
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from tests.resuming import SERVER, run_in_this_process
+from tests.forking import SERVER
+from tests.resuming import run_in_this_process
 
 RUN = "litpeft-tests"
 TIMEOUT = 30  # seconds for the other processes to end after one has failed

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
+from tests import forking
 from tests.conftest import litpeft, write_sentences, write_tiny_bert
 from tests.resuming import differences, run
 from tests.training.launching import output_file, run_processes
@@ -210,7 +211,7 @@ def test_the_command_lines_of_the_readme(tmp_path: Path, classifier: list[str]) 
     assert [line for line in made.stderr.splitlines() if not line.startswith("litpeft: ")] == []
     assert made.stderr.count("litpeft: train: ") == 1  # told by the first process only
     assert read_record(tmp_path / "run")["strategy"] == "ddp"
-    used = litpeft(*arguments, GLOO_SOCKET_IFNAME="lo")
+    used = forking.litpeft(*arguments)
     assert (used.returncode, used.stderr.count("litpeft: error")) == (2, 1)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "litpeft"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}

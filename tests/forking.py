@@ -1,0 +1,51 @@
+"""Run command lines in processes forked from one that has imported litpeft: a new process needs seconds for the imports."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+import tests.conftest  # noqa: F401 (sets environment variables before the hub's libraries are imported)
+from litpeft.__main__ import main
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.forking", "tests.resuming", "tests.warming_up"])
+
+
+def litpeft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the litpeft command line in a forked process; else like `tests.conftest.litpeft`."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        process = SERVER.Process(target=_run, args=(arguments, cwd, os.environ | environment, out, err))
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+def _run(arguments: tuple[str, ...], cwd: Path | None, environment: dict[str, str], out: Path, err: Path) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd or os.getcwd())
+    write_output(out, err)
+    like_a_new_process()
+    raise SystemExit(main(list(arguments)))
+
+
+def write_output(out: Path, err: Path) -> None:
+    """Write the output of this process to files; both may be the same."""
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
+
+
+def like_a_new_process() -> None:
+    """Set in a forked process what differs from a new one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
+    torch.set_num_threads(1)
+    # the default; otherwise dataloader workers would use the forkserver
+    multiprocessing.set_start_method("fork", force=True)

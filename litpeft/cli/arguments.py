@@ -54,7 +54,7 @@ def with_configs(verb: str, arguments: Sequence[str]) -> list[str]:
         check_aliases(option, value)
         if not option.startswith("trainer.callbacks"):  # whose arguments may be mappings with numbers as keys
             check_names(f"--{option}", _mapping(value))
-    out = _without_leaks(out)
+    out = _without_leaks(_adapters_first(out))
     finished = verb in ("validate", "test", "predict") or "resume" in typed
     if not finished or typed.keys() & {"config", "model", "help", "h"}:
         return out
@@ -80,6 +80,49 @@ def _check_order(arguments: Sequence[str]) -> None:
         value = next(rest, None)
         if option.startswith(("--model.", "--data.")) and (value is None or value.startswith("--")):
             raise UserError(f"{option} needs a value{f' before {value}' if value else ''}.")
+
+
+def _adapters_first(arguments: Sequence[str]) -> list[str]:
+    """Move configurations of adapters before what names an optimizer.
+
+    Their optimizer is a default with the adapter's learning rate: `--config sgd --config lora` trains with SGD, and
+    `--config adamw` keeps the rate, as in the other order.
+    """
+    out: list[str] = []
+    first: int | None = None  # place of what names an optimizer first
+    words = iter(arguments)
+    for word in words:
+        pair = [word] if "=" in word or word not in ("--config", "-c") else [word, next(words, "")]
+        option, value = next(iter(typed_options(pair)), ("", ""))
+        if option == "config" and first is not None and _is_adapter(value):
+            out[first:first] = pair
+            first += len(pair)
+            continue
+        if first is None and (option.startswith("model.optimizer") or _names_optimizer(option, value)):
+            first = len(out)
+        out += pair
+    return out
+
+
+def _is_adapter(file: str) -> bool:
+    """Return whether a configuration holds an adapter with its optimizer and nothing else."""
+    content = read_yaml(file)
+    model = content.get("model")
+    settings = model.get("init_args") if isinstance(model, dict) and model.keys() == {"init_args"} else None
+    return (
+        content.keys() == {"model"}
+        and isinstance(settings, dict)
+        and {"adapter"} <= settings.keys() <= {"adapter", "optimizer"}
+    )
+
+
+def _names_optimizer(option: str, value: str) -> bool:
+    """Return whether an option is a configuration that names an optimizer and is not that of an adapter."""
+    if option != "config" or _is_adapter(value):
+        return False
+    model = read_yaml(value).get("model")
+    settings = model.get("init_args") if isinstance(model, dict) else None
+    return isinstance(settings, dict) and settings.get("optimizer") is not None
 
 
 def _without_leaks(arguments: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from litpeft.__main__ import main
 from litpeft.cli.config_files import find_config, packaged_configs
 from litpeft.commands import configs
 from litpeft.runs.record import read_record
-from litpeft.sweeps.experiment import read_experiment
+from litpeft.sweeps.experiment import Trial, read_experiment
 from litpeft.sweeps.resolve import resolve, varying
 from tests.conftest import GOOD
 from tests.data.image_files import write_images, write_vision_model
@@ -102,7 +102,8 @@ def test_optimizer_configs_name_all_arguments(path: Path) -> None:
 
     optimizer = yaml.safe_load(path.read_text())["model"]["init_args"]["optimizer"]
     cls = getattr(torch.optim, optimizer["class_path"].rpartition(".")[2])
-    assert set(optimizer["init_args"]) == set(inspect.signature(cls).parameters) - {"params"}
+    kept = {"lr"} if path.stem == "adamw" else set()  # AdamW keeps the rate of the adapter's config
+    assert set(optimizer["init_args"]) == set(inspect.signature(cls).parameters) - {"params"} - kept
 
 
 def test_the_configs_command_lists_prints_and_copies(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -115,3 +116,32 @@ def test_the_configs_command_lists_prints_and_copies(tmp_path: Path, capsys: pyt
     assert (tmp_path / "lora.yaml").read_text() == FILES["lora"].read_text()
     assert main(["configs", "lora", "--copy", str(tmp_path)]) == 2
     assert "lora.yaml exists already; give another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "optimizer", "lr"),
+    [
+        (["--config", "lora", "--config", "adamw"], "torch.optim.AdamW", 1e-3),
+        (["--config", "adamw", "--config", "lora"], "torch.optim.AdamW", 1e-3),
+        (["--config=adamw", "--config=none"], "torch.optim.AdamW", 5e-5),
+        (["--config", "sgd", "--config", "lora"], "torch.optim.SGD", 0.1),
+        (["--config", "lora", "--config", "sgd"], "torch.optim.SGD", 0.1),
+        (["--config", "sgd", "--config", "ia3"], "torch.optim.SGD", 0.1),
+        (["--config", "adamw", "--config", "lora", "--model.optimizer.lr", "0.2"], "torch.optim.AdamW", 0.2),
+        (
+            ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.2", "--config", "lora"],
+            "torch.optim.SGD",
+            0.2,
+        ),
+        (["--config", "minilm_sst2", "--config", "lora"], "torch.optim.AdamW", 3e-3),  # a whole run with its own rate
+        (["--config", "adamw"], "torch.optim.AdamW", 1e-3),  # AdamW's default
+    ],
+)
+def test_the_rate_of_an_adapter_stays_and_a_named_optimizer_too_in_any_order(
+    given: list[str], optimizer: str, lr: float
+) -> None:
+    trial = Trial("x", "x", {}, ("--config=base", "--config=sst2", "--data.train_file=x.tsv", *given))
+    settings = resolve([trial])["x"]["model"]["init_args"]["optimizer"]
+    assert (settings["class_path"], settings["init_args"]["lr"]) == (optimizer, lr)
+    if optimizer.endswith("SGD"):
+        assert "betas" not in settings["init_args"]

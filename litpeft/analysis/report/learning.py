@@ -108,7 +108,7 @@ def _chart(kind: Kind, lines: Sequence[Line]) -> Chart:
         kind.title,
         _caption(kind, lines),
         traces,
-        layout({"title": "optimizer steps", "rangemode": "tozero"}, axis),
+        layout({"title": "optimizer steps"}, axis),
         ["group", "optimizer steps", kind.title.lower(), "95 % CI"],
         rows,
         row_groups,
@@ -163,7 +163,7 @@ def _traces(kind: Kind, lines: Sequence[Line], mean: Band | None, fade: float) -
 def _thin(kind: Kind, line: Line) -> dict[str, Any]:
     trace = _trace(kind, line, list(line.curve), list(line.curve.values()))
     return trace | {
-        "opacity": 0.35,
+        "opacity": 0.2,  # the mean is what one should see; hovering over a seed names it
         "line": trace["line"] | {"width": 1, "dash": "solid"},
         "marker": trace["marker"] | {"size": 4},
     }

@@ -6,15 +6,17 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from litpeft.analysis.comparison.caveats import shortlist
 from litpeft.analysis.comparison.sweep_folder import Sweep, Tuned
 
 FURTHER = {"lowest": "lower", "highest": "higher"}
 
 
 def tuning_sentences(sweep: Sweep) -> tuple[list[str], list[str]]:
-    """Return sentences on which values the trials chose, one per way to choose, and a warning for each edge."""
+    """Return sentences on which values the trials chose, one per way to choose, and warnings, one per edge."""
     chosen: dict[tuple[str, ...], list[str]] = {}
     warnings = []
+    at_edge: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for trial in sweep.trials:
         tuned = trial.tuned
         if tuned is None:
@@ -24,11 +26,15 @@ def tuning_sentences(sweep: Sweep) -> tuple[list[str], list[str]]:
             continue
         chosen.setdefault((_names(tuned), _how(tuned)), []).append(f"{trial.label} {_shown(tuned.chosen)}")
         for option, edge in tuned.edges.items():
-            values = dict.fromkeys(_text(each.values.get(option)) for each in tuned.tried)
-            warnings.append(
-                f"{trial.label} chose the {edge} {_short(option)} of {', '.join(values)}: "
-                f"a {FURTHER.get(edge, 'further')} value may be better."
-            )
+            values = ", ".join(dict.fromkeys(_text(each.values.get(option)) for each in tuned.tried))
+            at_edge.setdefault((_short(option), edge), []).append((trial.label, values))
+    for (option, edge), labels in at_edge.items():
+        grids = {values for _, values in labels}
+        of = f" of {grids.pop()}" if len(grids) == 1 else " that it tried" if len(labels) == 1 else " that they tried"
+        warnings.append(
+            f"{shortlist([label for label, _ in labels], 24)} chose the {edge} {option}{of}: "
+            f"a {FURTHER.get(edge, 'further')} value may be better."
+        )
     return [f"Tuned: {', '.join(groups)} ({names}, {how})." for (names, how), groups in chosen.items()], warnings
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from litpeft.analysis.comparison.margins import COST
 from litpeft.analysis.comparison.results import Comparison, Figure, Group
 from litpeft.analysis.comparison.sentences import (
     difference_text,
@@ -22,7 +23,8 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     """Return the recommendation with its reason, or why there is none.
 
     A group is shown not to be worse if it is better, or if a one-sided test shows that it is worse by less than the
-    margin. A cheaper group whose quality is undecided is never recommended, and keeps the baseline from being so.
+    margin. Of groups that cost the same (within 5 %), the best one is taken. A cheaper group whose quality is undecided
+    is never recommended, and keeps the baseline from being so.
 
     Args:
         comparison: the comparison.
@@ -41,7 +43,7 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     known = [group for group in others if main.name in group.differences and cost.name in group.estimates]
     fit = [group for group in known if _is_not_worse(group, main)]
     unclear = [group for group in known if group not in fit and group.differences[main.name].verdict != "worse"]
-    chosen = min([base, *fit], key=lambda group: _paid(group, cost))
+    chosen = _chosen(base, fit, main, cost)
     cheaper = [group for group in unclear if _paid(group, cost) < _paid(chosen, cost)]
     if chosen is base and cheaper:
         return f"No recommendation yet: {_open(cheaper, base, main)}, and a lower cost alone decides nothing."
@@ -55,11 +57,18 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
         among = f"shown not worse than {name_of(base)} in {title}"
         if not chosen.differences[main.name].is_significant:
             among += f" ({within_text(main, chosen.differences[main.name])})"
-        sentences = [f"Recommended: {name_of(chosen)}, the lowest {cost_title} ({amount}) of the groups {among}."]
-        if cost.better == "higher":
-            sentences = [sentences[0].replace("the lowest", "the highest")]
+        lowest = "lowest" if cost.better == "lower" else "highest"
+        sentences = [f"Recommended: {name_of(chosen)}, the {lowest} {cost_title} ({amount}) of the groups {among}."]
+        if chosen is not min((base, *fit), key=lambda group: _paid(group, cost)):
+            gained = difference_text(main.name, chosen.differences[main.name])
+            sentences = [
+                f"Recommended: {name_of(chosen)}, the best in {title} ({gained}) of the groups with about the {lowest} "
+                f"{cost_title} ({amount})."
+            ]
     sentences += _worse_elsewhere(comparison, chosen, main)
-    better = [group for group in fit if group is not chosen and group.differences[main.name].verdict == "better"]
+    reached = 0.0 if chosen is base else abs(chosen.differences[main.name].mean)
+    better = [group for group in fit if group.differences[main.name].verdict == "better"]
+    better = [group for group in better if chosen is not group and abs(group.differences[main.name].mean) > reached]
     if better:
         best = max(better, key=lambda group: abs(group.differences[main.name].mean))
         times = best.estimates[cost.name].mean / chosen.estimates[cost.name].mean
@@ -68,6 +77,16 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     if cheaper:
         sentences.append(f"{_open(cheaper, base, main)}.")
     return " ".join(sentences)
+
+
+def _chosen(base: Group, fit: Sequence[Group], main: Figure, cost: Figure) -> Group:
+    """Return the cheapest group, or the best of those that cost no more than it by the margin of the cost."""
+    least = min(_paid(group, cost) for group in (base, *fit))
+    as_cheap = [group for group in (base, *fit) if _paid(group, cost) - least <= COST * abs(least)]
+    better = [group for group in as_cheap if group is not base and group.differences[main.name].verdict == "better"]
+    if better:
+        return max(better, key=lambda group: abs(group.differences[main.name].mean))
+    return min((base, *fit), key=lambda group: _paid(group, cost))
 
 
 def _is_not_worse(group: Group, figure: Figure) -> bool:

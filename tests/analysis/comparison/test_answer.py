@@ -91,6 +91,14 @@ def test_the_best_is_named_with_its_price_beside_the_cheapest(tmp_path: Path) ->
     )
 
 
+def test_at_the_same_cost_the_better_one_is_recommended(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (BEST, 303), "dora": (BEST, 350)})
+    assert answered(tmp_path).recommendation == (
+        "Recommended: lora, the best in validation accuracy (+2.98 points) of the groups with about the lowest peak tensor "
+        "memory (303.0 MiB)."
+    )
+
+
 def test_time_can_be_preferred(tmp_path: Path) -> None:
     write(tmp_path, {"none": (GOOD, 300)}, train_seconds=50.0)
     write(tmp_path, {"lora": (SAME, 200)}, train_seconds=90.0)

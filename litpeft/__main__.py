@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
         if verb in COMMANDS:
             return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
         if verb in TRAINER_VERBS:
+            importlib.import_module("litpeft.cli.first_look").look(verb, arguments[1:])
             return importlib.import_module("litpeft.commands.training").main(arguments)
         guess = did_you_mean(verb, TRAINER_VERBS | COMMANDS)
         raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from litpeft.adapters import Adapter
+from litpeft.cli.first_look import COMMON
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError, did_you_mean
 from litpeft.tasks import FineTuner
@@ -29,13 +30,6 @@ CLASSES: dict[str, type] = {
     "data": FineTuneData,
     "trainer.callbacks": Callback,
     "trainer.logger": Logger,
-}
-COMMON = {  # names of other tools -> litpeft's options
-    "--seed": "--seed_everything",
-    "--lr": "--model.optimizer.lr",
-    "--learning_rate": "--model.optimizer.lr",
-    "--epochs": "--trainer.max_epochs",
-    "--batch_size": "--data.batch_size",
 }
 PARTS = ("adapter", "scheduler", "optimizer")  # options of a task that name a class
 OURS = ("data", "model.adapter", "model.scheduler")  # options whose classes litpeft provides

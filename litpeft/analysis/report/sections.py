@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from litpeft.analysis.comparison import Comparison, Group, Run
+from litpeft.analysis.comparison import Comparison, Figure, Group, Run
 from litpeft.analysis.comparison.configs import ABSENT, NO_EFFECT, config_value, short_key, value_as_text
-from litpeft.analysis.comparison.sentences import UNKNOWN, value_text
+from litpeft.analysis.comparison.figures import value
+from litpeft.analysis.comparison.sentences import UNKNOWN, plain_title, value_text
 from litpeft.runs.record import FIELDS
 from litpeft.runs.summary import summary
 
@@ -20,10 +21,17 @@ def sections(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the contents of a section for each run, unfinished runs included, for the template of the page."""
     base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
     return [
-        _section(number, group, run, _partner(run, group, base))
+        _section(number, group, run, _partner(run, group, base)) | {"scores": _scores(comparison.figures, run)}
         for number, group in enumerate(comparison.groups)
         for run in _members(group)
     ]
+
+
+def _scores(figures: Sequence[Figure], run: Run) -> str:
+    """Return the first figures of quality and of memory of a run, for its closed row."""
+    chosen = [next((each for each in figures if each.kind == kind), None) for kind in ("quality", "memory")]
+    known = [(each, found) for each in chosen if each and (found := value(run.record, each.name)) is not None]
+    return ", ".join(f"{plain_title(each.title)} {value_text(each.name, found)}" for each, found in known)
 
 
 def _members(group: Group) -> list[Run]:

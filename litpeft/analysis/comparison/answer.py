@@ -110,11 +110,11 @@ def _undecided(base: Group, groups: Sequence[Group], figure: Figure) -> list[str
         return []
     seeds = seed_counts([group.differences[figure.name].pairs for group in groups])
     start = f"{seeds}: not enough to tell {names_of(groups)} from {name_of(base)} in {plain_title(figure.title)}"
-    needed = [group.differences[figure.name].seeds_for_margin for group in groups]
+    needed = [group.differences[figure.name].seeds_to_decide for group in groups]
     if any(group.differences[figure.name].test is None for group in groups):
         return [f"{start}; a test needs two seeds in both groups."]
     most = "more than 1,000" if None in needed else f"about {max(needed):,}"
-    return [f"{start}; {most} would decide whether the difference exceeds {_margin(figure, groups[0])}."]
+    return [f"{start}; {most} would decide (margin {_margin(figure, groups[0])})."]
 
 
 def _margin(figure: Figure, group: Group) -> str:

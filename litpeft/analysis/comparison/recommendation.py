@@ -110,7 +110,7 @@ def _paid(group: Group, cost: Figure) -> float:
 
 def _open(groups: Sequence[Group], base: Group, main: Figure) -> str:
     """Say that groups are cheaper, but undecided, and how many seeds would decide."""
-    needed = [group.differences[main.name].seeds_for_margin for group in groups]
+    needed = [group.differences[main.name].seeds_to_decide for group in groups]
     untested = any(group.differences[main.name].test is None for group in groups)
     seeds = "at least two" if untested else "more than 1,000" if None in needed else f"about {max(needed):,}"
     verb = "needs" if len(groups) == 1 else "need"

@@ -110,6 +110,11 @@ class Difference(Interval):
     is_not_worse: bool = False
 
     @property
+    def seeds_to_decide(self) -> int | None:
+        """Seeds for a verdict: to show the observed difference, or that it is smaller than the margin; None: unknown."""
+        return min((each for each in (self.seeds_needed, self.seeds_for_margin) if each is not None), default=None)
+
+    @property
     def is_significant(self) -> bool:
         return self.verdict in ("better", "worse")
 

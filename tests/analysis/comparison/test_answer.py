@@ -60,7 +60,7 @@ def test_a_smaller_margin_makes_it_undecided_and_no_cost_decides_alone(tmp_path:
     write(tmp_path, {"none": (GOOD, 300), "lora": (OPEN, 200)})
     found = answered(tmp_path)
     assert "5 seeds: not enough to tell lora from full fine-tuning in validation accuracy; about" in found.headline
-    assert "would decide whether the difference exceeds 1 point." in found.headline
+    assert "would decide (margin 1 point)." in found.headline
     assert found.recommendation.startswith(
         "No recommendation yet: lora needs less, but whether worse than full fine-tuning in validation accuracy is undecided"
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,17 @@ def remember(model: nn.Module, adapter: Any, head: Iterable[str], new: Iterable[
 def forget(model: nn.Module) -> None:
     """Note that the adapter of a model was merged."""
     model.__dict__.pop(KEY, None)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give layers that replace others inside the with block the mode, training or evaluation, of those layers."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    yield
+    for name, module in model.named_modules():
+        while name not in modes:  # a new module has the mode of the module around it
+            name = name.rpartition(".")[0]
+        module.training = modes[name]
 
 
 def check_unadapted(model: nn.Module, kind: str) -> None:

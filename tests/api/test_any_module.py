@@ -193,6 +193,20 @@ def test_a_second_apply_is_refused_and_changes_nothing(first: Any, second: Any) 
     assert list(trainable(model)) == trained
 
 
+@pytest.mark.parametrize("adapter", [LoRA(dropout=0.5), DoRA(dropout=0.5), Peft("LORA", {"lora_dropout": 0.5})])
+def test_a_model_in_evaluation_stays_so(adapter: Adapter) -> None:
+    """New layers have the mode of those that they replace, so that dropout is off in a model in evaluation mode."""
+    model = small("bert")
+    model.bert.embeddings.train()
+    modes = {name: module.training for name, module in model.named_modules()}
+    adapter.apply(model)
+    disturb(model)
+    assert {name: model.get_submodule(name).training for name in modes} == modes
+    assert torch.equal(outputs(model), outputs(model))
+    model.train()
+    assert not torch.equal(outputs(model), outputs(model))
+
+
 def test_after_merging_another_adapter_can_be_applied() -> None:
     model = small("bert")
     first = LoRA()

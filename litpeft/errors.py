@@ -16,8 +16,12 @@ class UserError(Exception):
     """Something that the user gave cannot be used.
 
     The message is one sentence: it names the option or file, says what is wrong and what to do. The command line
-    prints it without a traceback and exits with code 2.
+    prints it without a traceback and exits with code 2; so do notebooks, without the exit.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows."""
+        return [f"UserError: {self}"]
 
 
 def one_line(message: str, max_length: int = 900) -> str:

@@ -11,13 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, naming_options, renamed
 
 FLAGS = ("resume", "overwrite", "retry", "dry_run")  # options without a value
-GROUPS = "model|data|trainer|checkpoint|benchmarks|throughput|memory|predictions|record"
-DASHED = re.compile(r"(?<![\w/])--([a-zA-Z]\w*(?:\.\w+)*)")
-DOTTED = re.compile(rf"(?<![\w/.'\"-])((?:{GROUPS})(?:\.[a-zA-Z_]\w*)+)(?![\w/])")
-FILES = ("json", "jsonl", "csv", "tsv", "txt", "yaml", "yml", "parquet", "safetensors", "bin", "pt", "gz", "zip")
 
 
 def option_words(arguments: Mapping[str, Any]) -> list[str]:
@@ -117,7 +113,8 @@ def naming_arguments(scratch: Path | None = None, replaced: str = "") -> Iterato
         replaced: what the files in it are for the user; empty to leave the name of the file out.
     """
     try:
-        yield
+        with naming_options():
+            yield
     except UserError as error:
         message = str(error)
         if scratch is not None:
@@ -128,10 +125,4 @@ def naming_arguments(scratch: Path | None = None, replaced: str = "") -> Iterato
 
 def in_arguments(message: str) -> str:
     """Return an error message with arguments in place of options: `--model.dtype fp32` -> `model__dtype fp32`."""
-    message = DASHED.sub(lambda found: found[1].replace(".", "__"), message)
-    return DOTTED.sub(_argument, message)
-
-
-def _argument(found: re.Match[str]) -> str:
-    is_file = found[1].rpartition(".")[2] in FILES
-    return found[1] if is_file else found[1].replace(".", "__")
+    return renamed(message, lambda option: option.replace(".", "__"))

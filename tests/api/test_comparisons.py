@@ -114,6 +114,7 @@ def test_errors_of_comparisons_name_arguments(runs: Path) -> None:
     assert "baseline" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_sweep_returns_its_comparison(
     tmp_path: Path,
     tiny_model: str,

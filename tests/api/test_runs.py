@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,6 @@ from litpeft import LoRA, QLoRA, Run, SequenceClassification, UserError, fit, lo
 from litpeft.__main__ import main
 from litpeft.api.arguments import in_arguments, option_words
 from litpeft.runs.record import read_record
-from tests.conftest import QUIET
 
 TIMES = ("seconds", "_at", "bytes_by", "rss", "energy", "per_second", "wall", "p50", "p95", "clock")
 
@@ -242,6 +243,17 @@ def test_a_language_model_answers_questions_and_conversations(tiny_llama: str, t
     assert [{"response": json.loads(line)["response"]} for line in lines] == answers
 
 
+def test_one_batch_is_one_batch_whatever_was_imported_before() -> None:
+    code = (
+        "import rich.console; from lightning import Trainer; from litpeft.cli.parser import OneLineParser\n"
+        "parser = OneLineParser(); parser.add_class_arguments(Trainer, 'trainer')\n"
+        "found = parser.parse_args(['--trainer.limit_train_batches=1', '--trainer.limit_val_batches=1.0']).trainer\n"
+        "print(repr(found.limit_train_batches), repr(found.limit_val_batches))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 1.0\n"
+
+
 def test_out_of_memory_is_one_sentence(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,4 +264,3 @@ def test_out_of_memory_is_one_sentence(
     with pytest.raises(UserError, match="out of memory; give a smaller data__batch_size"):
         fit("sst2", "lora", **options, run_dir=tmp_path / "run")
     assert load_run(tmp_path / "run").record["status"] == "oom"
-    assert QUIET

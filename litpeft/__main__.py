@@ -7,7 +7,7 @@ import os
 import sys
 
 from litpeft import __version__
-from litpeft.errors import UserError, did_you_mean, one_line
+from litpeft.errors import UserError, did_you_mean, naming_options, one_line
 from litpeft.runs.record_schema import is_utf8
 
 TRAINER_VERBS = {
@@ -56,17 +56,22 @@ def main(arguments: list[str] | None = None) -> int:
         importlib.import_module("litpeft.sweeps.launchers").end_with_parent()
     sys.path.insert(0, os.getcwd())  # the user's own classes; the console script `litpeft` does not add this folder
     try:
-        _check_utf8(arguments)
-        if verb in COMMANDS:
-            return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
-        if verb in TRAINER_VERBS:
-            importlib.import_module("litpeft.cli.first_look").look(verb, arguments[1:])
-            return importlib.import_module("litpeft.commands.training").main(arguments)
-        guess = did_you_mean(verb, TRAINER_VERBS | COMMANDS)
-        raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")
+        with naming_options():
+            return _run(verb, arguments)
     except UserError as error:
         print(f"litpeft: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+
+
+def _run(verb: str, arguments: list[str]) -> int:
+    _check_utf8(arguments)
+    if verb in COMMANDS:
+        return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
+    if verb in TRAINER_VERBS:
+        importlib.import_module("litpeft.cli.first_look").look(verb, arguments[1:])
+        return importlib.import_module("litpeft.commands.training").main(arguments)
+    guess = did_you_mean(verb, TRAINER_VERBS | COMMANDS)
+    raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")
 
 
 def _check_utf8(arguments: list[str]) -> None:

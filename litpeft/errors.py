@@ -5,19 +5,60 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
+# options in messages, with or without dashes, and endings of files that only look like options
+GROUPS = "model|data|trainer|checkpoint|benchmarks|throughput|memory|predictions|record"
+DASHED = re.compile(r"(?<![\w/])--([a-zA-Z]\w*(?:\.\w+)*)")
+DOTTED = re.compile(rf"(?<![\w/.'\"-])((?:{GROUPS})(?:\.[a-zA-Z_]\w*)+)(?![\w/])")
+FILES = ("json", "jsonl", "csv", "tsv", "txt", "yaml", "yml", "parquet", "safetensors", "bin", "pt", "gz", "zip")
+
+_blocks = 0  # number of `naming_options` blocks that are open
 
 
 class UserError(Exception):
     """Something that the user gave cannot be used.
 
     The message is one sentence: it names the option or file, says what is wrong and what to do. The command line
-    prints it without a traceback and exits with code 2.
+    prints it without a traceback and exits with code 2; so do notebooks, without the exit.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message if _blocks else renamed(message, _last_part))
+
+    def _render_traceback_(self) -> list[str]:
+        """Return the lines that IPython shows."""
+        return [f"UserError: {self}"]
+
+
+def renamed(message: str, name: Callable[[str], str]) -> str:
+    """Return a message with another name for each option, which `name` makes from `model.adapter.rank`."""
+
+    def dotted(found: re.Match[str]) -> str:
+        return found[1] if found[1].rpartition(".")[2] in FILES else name(found[1])
+
+    return DOTTED.sub(dotted, DASHED.sub(lambda found: name(found[1]), message))
+
+
+def _last_part(option: str) -> str:
+    return option.rpartition(".")[2]
+
+
+@contextmanager
+def naming_options() -> Iterator[None]:
+    """Let errors that are made inside the with block name options as they are typed: `--model.adapter.rank`.
+
+    Outside, where users call constructors in Python, errors name arguments: `rank`.
+    """
+    global _blocks
+    _blocks += 1
+    try:
+        yield
+    finally:
+        _blocks -= 1
 
 
 def one_line(message: str, max_length: int = 900) -> str:

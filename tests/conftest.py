@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # for processes that tests start: two multi-threaded processes slow each other down
@@ -24,6 +25,8 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+
+from litpeft.errors import naming_options
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOOD = ["good", "great", "lovely", "superb", "fine"]
@@ -68,6 +71,13 @@ def _interrupts() -> None:
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LITPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     torch.set_num_threads(1)  # several threads slow each other down on a shared machine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _options_in_errors() -> Iterator[None]:
+    """Let errors name options, also where a test calls a constructor; tests/api tests what a user of Python reads."""
+    with naming_options():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ parameters. An adapter works on any `nn.Module` and does not need Lightning.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from litpeft.adapters.applied import check_unadapted, forget, modes_kept, remember
 from litpeft.adapters.bases import Base
-from litpeft.adapters.layers import adapted_layers
 from litpeft.adapters.new_tokens import count_new_tokens, train_new_tokens
 from litpeft.adapters.quantised_model import adopt_quantised_layers, dequantise_layers, quantised_layers
+from litpeft.adapters.saving import Saveable
 from litpeft.adapters.trained_in_full import (
     base_dtype,
     find_modules_to_save,
@@ -41,7 +43,7 @@ from litpeft.errors import UserError
 from litpeft.runs.strategy_names import shown_name
 
 
-class Adapter:
+class Adapter(Saveable):
     """Base class of fine-tuning strategies. Sub-classes implement `adapt`, and `added` and `merge` if they add tensors.
 
     Attributes:
@@ -120,12 +122,8 @@ class Adapter:
         Raises:
             UserError: the model already has an adapter, or the adapter matches no layer of the model.
         """
-        if existing := adapted_layers(model):
-            raise UserError(
-                f"model.adapter {type(self).__name__}: {next(iter(existing))} already has an adapter; "
-                "merge that adapter first, or load the model again."
-            )
-        head = tuple(head)
+        check_unadapted(model, type(self).__name__)
+        head, new = tuple(head), tuple(new)
         dtype = base_dtype(model, head)
         model.requires_grad_(False)
         adopt_quantised_layers(model, dtype)
@@ -142,7 +140,8 @@ class Adapter:
         if self._base is not None:
             self._base.quantise(model)
         base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        self.adapt(model)
+        with modes_kept(model):
+            self.adapt(model)
         if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in base):
             raise UserError(
                 f"{type(self).__name__} trains parameters of the base: set `trains_base = True` in the class."
@@ -158,6 +157,8 @@ class Adapter:
         train_new_tokens(model)
         if not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
+        remember(model, self, head, new)
+        self._applied_to = weakref.ref(model)
         return model
 
     def check_sharding(self) -> None:
@@ -232,6 +233,7 @@ class Adapter:
         A sub-class that overrides this method calls it at the end.
         """
         dequantise_layers(model)
+        forget(model)
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
         """Write the trained tensors in PEFT's format, so that `PeftModel.from_pretrained` gives the same outputs.

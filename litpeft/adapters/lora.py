@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from litpeft.adapters.layers.base import optimizer_steps
 from litpeft.adapters.layers.group import LayerGroup
 from litpeft.adapters.layers.shared_input import share_inputs, shared_inputs
 from litpeft.adapters.not_adapted import not_adapted
+from litpeft.adapters.peft_config import lora_options, read_config
 from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
 from litpeft.adapters.trained_in_full import CastTo
@@ -56,6 +58,7 @@ class LoRA(Adapter):
 
     name = "lora"
     magnitude = False  # True for DoRA: each layer also has a magnitude vector
+    peft_format_is_exact = True
 
     def __init__(
         self,
@@ -182,6 +185,38 @@ class LoRA(Adapter):
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
         write_adapter(folder, model, self, base_name)
+
+    @classmethod
+    def load_peft(cls, folder: Path, model: nn.Module) -> Any:
+        adapter = cls(**lora_options(read_config(folder), model, folder))
+        adapter.apply(model)
+        adapter.read_peft(folder, model)
+        return adapter
+
+    def read_peft(self, folder: Path, model: nn.Module) -> None:
+        try:
+            load_adapter(folder, model, self)
+        except UserError as error:
+            raise UserError(str(error).removeprefix("model.adapter.init_from ")) from error
+
+    @contextmanager
+    def switched_off(self, model: nn.Module) -> Iterator[None]:
+        """Put frozen A, zeros and the norms of W in the place of A, B and magnitudes inside the with block."""
+        layers = list(adapted_layers(model).values())
+        kept = [(layer, dict(layer._parameters), layer._prepared) for layer in layers]
+        try:
+            for layer in layers:
+                layer._prepared = None  # a graph that was built before the block may hold it
+                layer.lora_A = nn.Parameter(layer.lora_A.detach(), requires_grad=False)
+                layer.lora_B = nn.Parameter(torch.zeros_like(layer.lora_B), requires_grad=False)
+            for layer in layers:
+                if layer.magnitude is not None:
+                    layer.magnitude = nn.Parameter(layer.norm().detach().clone(), requires_grad=False)
+            yield
+        finally:
+            for layer, parameters, prepared in kept:
+                layer._parameters.update(parameters)
+                layer._prepared = prepared
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the base class's roles; adapter weights are also what layers compute once per step, such as norms."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,17 @@ class NormalisedUpdate(Adapter):
         return {
             f"{name}.{leaf}": getattr(layer, leaf) for name, layer in _layers(model).items() for leaf in ("A", "B", "m")
         }
+
+    @contextmanager
+    def switched_off(self, model: nn.Module) -> Iterator[None]:
+        layers = _layers(model)
+        try:
+            for name, layer in layers.items():
+                model.set_submodule(name, layer.base)
+            yield
+        finally:
+            for name, layer in layers.items():
+                model.set_submodule(name, layer)
 
     @torch.no_grad()
     def merge(self, model: nn.Module) -> None:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from litpeft.adapters.base import trainable
-from litpeft.adapters.peft_format import PREFIX, TASKS, TENSORS
+from litpeft.adapters.peft_config import task_type
+from litpeft.adapters.peft_format import PREFIX, TENSORS
 from litpeft.adapters.peft_options import CHANGES_BASE
 from litpeft.errors import UserError
 
@@ -60,7 +61,7 @@ def write_peft_adapter(
     tensors |= {prefix + name: parameters[name] for name in in_full}
     if initial:
         tensors = _on_the_original_base(tensors, initial, config)
-    config.task_type = next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None)
+    config.task_type = task_type(model, bool(saved))
     config.base_model_name_or_path, config.inference_mode = base_name, True
     if hasattr(config, "modules_to_save"):
         config.modules_to_save = saved or None

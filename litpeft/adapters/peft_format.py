@@ -28,20 +28,13 @@ from litpeft.adapters.layers import (
     adapted_layers,
 )
 from litpeft.adapters.new_tokens import PEFT_NAME, new_token_indices, same_tokens
+from litpeft.adapters.peft_config import CONFIG, task_type
 from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.adapters.targets import value_for_name
 from litpeft.errors import UserError
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+TENSORS = "adapter_model.safetensors"
 PREFIX = "base_model.model."
-TASKS = {  # suffix of a model's class name -> task type of PEFT
-    "ForSequenceClassification": "SEQ_CLS",
-    "ForCausalLM": "CAUSAL_LM",
-    "LMHeadModel": "CAUSAL_LM",
-    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
-    "ForTokenClassification": "TOKEN_CLS",
-    "ForQuestionAnswering": "QUESTION_ANS",
-}
 UNSUPPORTED = (  # options of PEFT that change what a layer computes, and that litpeft does not implement
     *("lora_bias", "layer_replication", "alora_invocation_tokens"),
     *("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "arrow_config"),
@@ -92,7 +85,7 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter, base_
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     config = {
         "peft_type": "LORA",
-        "task_type": next((task for end, task in TASKS.items() if type(model).__name__.endswith(end)), None),
+        "task_type": task_type(model, bool(trained_in_full)),
         "base_model_name_or_path": base_name,
         "revision": None,
         "inference_mode": True,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from litpeft.adapters.peft_prompts import VirtualTokens
 
 KEY = "_peft"  # in the `__dict__` of a model: as an attribute, the wrapper would become a module of its own model
 
@@ -25,6 +28,7 @@ class Injected:
         left_out: the result of `not_adapted`.
         constants: SHA-256 of the tensors that PEFT computes and that are not trained; None for meta tensors.
         initial: the adapter's tensors before training by their names in PEFT's file; only where an export needs them.
+        tokens: the virtual tokens of a prompt method.
     """
 
     wrapper: nn.Module
@@ -33,11 +37,32 @@ class Injected:
     left_out: dict[str, Any]
     constants: Tensor | None = None
     initial: dict[str, Tensor] = field(default_factory=dict)
+    tokens: VirtualTokens | None = None
 
 
 def injected_in(model: nn.Module) -> Injected | None:
     """Return what PEFT has added to this model; None if it has added nothing."""
     return model.__dict__.get(KEY)
+
+
+@contextmanager
+def without_adapter(injected: Injected, model: nn.Module) -> Iterator[None]:
+    """Switch off what PEFT has added inside the with block."""
+    if injected.tokens is not None:
+        injected.tokens.enabled = False
+        try:
+            yield
+        finally:
+            injected.tokens.enabled = True
+        return
+    trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    injected.wrapper.base_model.disable_adapter_layers()
+    try:
+        yield
+    finally:
+        injected.wrapper.base_model.enable_adapter_layers()  # makes constants trainable, too
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained[name])
 
 
 def freeze_constants(model: nn.Module) -> None:

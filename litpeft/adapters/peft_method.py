@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from litpeft.adapters import peft_adalora
+from litpeft.adapters.applied import forget
 from litpeft.adapters.base import Adapter, trainable
 from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_export import changes_base, write_peft_adapter
@@ -24,6 +26,7 @@ from litpeft.adapters.peft_injected import (
     injected_in,
     tensors_of,
     untie,
+    without_adapter,
 )
 from litpeft.adapters.peft_options import (
     PROMPTS,
@@ -125,6 +128,7 @@ class Peft(Adapter):
             self._check_base("on a quantised base", why, "leave model.base out")
         left_out, in_full, before = not_adapted(model), list(trainable(model)), {id(t) for _, t in tensors_of(model)}
         config = build_config(self.method, self._filled_options(model))
+        tokens = None
         if self.method in PROMPTS:
             check_model(model, self.method)
         try:
@@ -141,13 +145,13 @@ class Peft(Adapter):
         freeze_constants(model)
         if self.method in PROMPTS:
             model.add_module("prompt_encoder", wrapper.prompt_encoder)
-            VirtualTokens(wrapper, self.method, model)
+            tokens = VirtualTokens(wrapper, self.method, model)
         if self.method == "LN_TUNING" and dtype != torch.float32:
             for layer in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
                 layer.register_forward_pre_hook(cast_inputs, with_kwargs=True)
                 layer.register_forward_hook(partial(cast_output_to, dtype))
         added = {name for name, tensor in tensors_of(model) if id(tensor) not in before}
-        injected = Injected(wrapper, added, in_full, left_out)
+        injected = Injected(wrapper, added, in_full, left_out, tokens=tokens)
         model.__dict__[KEY] = injected
         if not next(model.parameters()).is_meta:
             injected.constants = hash_of_constants(model, injected, with_base=changes_base(self.options))
@@ -218,9 +222,17 @@ class Peft(Adapter):
             plain = name.removesuffix(".base_layer")
             model.set_submodule(plain, to_conv1d(model.get_submodule(plain)))
         del model.__dict__[KEY]
+        forget(model)
+
+    def switched_off(self, model: nn.Module) -> AbstractContextManager[None]:
+        if changes_base(self.options):
+            raise UserError(f"{self.name} has changed the base before training; load the base again.")
+        return without_adapter(injected_in(model), model)
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
         injected = injected_in(model)
+        if changes_base(self.options) and not injected.initial:
+            raise UserError(f"{self.name}: the tensors before training are not kept, so PEFT cannot load it.")
         write_peft_adapter(folder, model, injected.wrapper, injected.in_full, injected.initial, base_name)
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:

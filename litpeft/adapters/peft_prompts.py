@@ -41,7 +41,7 @@ class VirtualTokens:
     """
 
     def __init__(self, wrapper: nn.Module, method: str, model: nn.Module) -> None:
-        self.wrapper, self.prefix = wrapper, method == "PREFIX_TUNING"
+        self.wrapper, self.prefix, self.enabled = wrapper, method == "PREFIX_TUNING", True
         self.count = wrapper.peft_config["default"].num_virtual_tokens
         self.width: int | None = None  # positions with the virtual tokens, while the model runs with them
         reader = _reads_cache(model) if self.prefix else model
@@ -53,6 +53,8 @@ class VirtualTokens:
 
     def before(self, model: nn.Module, inputs: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
         """Return the arguments of the model's forward with the virtual tokens."""
+        if not self.enabled:
+            return inputs, options
         options = dict(options)
         if self.prefix and getattr(model, "is_gradient_checkpointing", False) and model.training:
             raise UserError(  # transformers would leave out the keys and values

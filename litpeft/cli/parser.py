@@ -6,10 +6,10 @@ import importlib
 import inspect
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 from jsonargparse import Namespace
-from lightning import Callback
+from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
@@ -40,6 +40,22 @@ NOISE = re.compile(
 )
 CALLABLE = re.compile(r"Type .* expects a function or a callable class: ")  # stands before the reason
 SHAPE = re.compile(r"Expected a <class 'list'>")  # reported only if there is no other reason
+
+
+def _whole_numbers_first() -> None:
+    """Let `--trainer.limit_train_batches 1` be one batch, also if another package was imported before Lightning.
+
+    typing remembers the order of the first `Union[float, int]` of a process, such as rich's, for all that follow, and
+    jsonargparse would then read 1 as 1.0, which is all batches.
+    """
+    hints = Trainer.__init__.__annotations__
+    for name, hint in hints.items():
+        kinds = get_args(hint)
+        if set(kinds) in ({int, float}, {int, float, type(None)}):
+            hints[name] = int | float | None if type(None) in kinds else int | float
+
+
+_whole_numbers_first()
 
 
 class OneLineParser(LightningArgumentParser):

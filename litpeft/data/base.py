@@ -109,7 +109,10 @@ class FineTuneData(L.LightningDataModule):
         """The tokenizer; one without a padding token (GPT-2, Llama) pads with its end-of-text token."""
         name = self.tokenizer_name
         if name is None:
-            raise UserError("data.tokenizer is missing, and there is no model to take it from.")
+            raise UserError(
+                f"data.tokenizer is missing, and there is no model to take it from; give a task to the trainer or to "
+                f"setup_model, or {type(self).__name__}(tokenizer=...)."
+            )
         with explaining_hub_errors(name, "data.tokenizer", "a local folder (data.tokenizer, or model.model_name)"):
             tokenizer = AutoTokenizer.from_pretrained(local_or_hub(name, "data.tokenizer", "tokenizer_config.json"))
         if self.max_length > tokenizer.model_max_length:
@@ -187,7 +190,18 @@ class FineTuneData(L.LightningDataModule):
     def _needed(self, stage: str | None = None) -> tuple[Split, ...]:
         if stage is None:
             stage = self.trainer.state.fn.value if self.trainer is not None else "fit"
+        if self.trainer is not None:
+            self._take_tokenizer(self.trainer)
+            loop = getattr(self.trainer, f"{stage}_loop", None)
+            source = getattr(getattr(loop, "_data_source", None), "instance", self)
+            if source is not None and source is not self:  # a trainer that had this data before, now with dataloaders
+                return ()
         return STAGES[stage]
+
+    def _take_tokenizer(self, trainer: L.Trainer) -> None:
+        """Use the tokenizer of the task's model if none is named."""
+        if self.tokenizer_name is None:
+            self.tokenizer_name = getattr(trainer.lightning_module, "model_name", None)
 
     def _selected_rows(self, split: Split) -> np.ndarray:
         """Return the row numbers of a split in its table, ascending."""

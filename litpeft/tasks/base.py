@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from litpeft.adapters import Adapter, Full
 from litpeft.adapters.base import trainable
 from litpeft.adapters.base_options import put_on_base
-from litpeft.errors import UserError
 from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.compiled_blocks import compile_blocks
@@ -32,6 +31,7 @@ from litpeft.ops.kernels import Kernels, use_kernels
 from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
 from litpeft.tasks.compute_dtype import DTYPES, check_dtype, use_tf32
+from litpeft.tasks.data_of_task import DataOfTask
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
 from litpeft.tasks.run_length import continue_schedule, total_steps
@@ -43,7 +43,7 @@ from litpeft.training.strategies import FSDP2
 Batch = dict[str, Tensor]
 
 
-class FineTuner(L.LightningModule):
+class FineTuner(DataOfTask, L.LightningModule):
     """Fine-tunes a pretrained model with an adapter.
 
     `configure_model` loads the model as `self.backbone`, because the number of labels comes from the data.
@@ -96,6 +96,7 @@ class FineTuner(L.LightningModule):
         self.base, self.tf32 = put_on_base(self.adapter, base), tf32
         self.fingerprint: str | None = None  # of the base weights
         self.train_loss = TrainLoss()
+        self._is_sharded = False
         self._saved_total_steps: int | None = None  # length of the run in the checkpoint that is resumed
 
     def load(
@@ -126,14 +127,17 @@ class FineTuner(L.LightningModule):
 
     def configure_model(self) -> None:
         """Build the backbone; Lightning calls this when data and device are known."""
+        strategy = self.trainer.strategy
+        check_dtype(self.dtype_name, device := strategy.root_device)
+        fits = self.trainer.state.fn == "fit"
+        if self.dtype_name == "fp16" and fits and not isinstance(strategy.precision_plugin, LossScaling):
+            strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
         if self.backbone is None:
-            check_dtype(self.dtype_name, device := self.trainer.strategy.root_device)
-            if self.dtype_name == "fp16" and self.trainer.state.fn == "fit":
-                self.trainer.strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
-            self.build(self.trainer.datamodule, device)
-            if isinstance(self.trainer.strategy, FSDP2):
-                self.adapter.check_sharding()
-                self.trainer.strategy.shard(self.backbone)
+            self.build(self.data, device)
+        if isinstance(strategy, FSDP2) and not self._is_sharded:
+            self.adapter.check_sharding()
+            strategy.shard(self.backbone)
+            self._is_sharded = True
 
     def build(self, data: L.LightningDataModule, device: torch.device, weights: bool = True) -> None:
         """Load the backbone and apply the adapter.
@@ -255,14 +259,6 @@ class FineTuner(L.LightningModule):
         checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": self.total_steps() if fits else None}
         checkpoint["origin"] = origin(self.fingerprint, self.adapter, self.base)
         checkpoint["adapter"] = self.adapter.resume_state(self.backbone)
-
-    @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *_: Any, **__: Any) -> FineTuner:
-        """Raise a UserError that names `trained_task`: a checkpoint has neither base weights nor the options."""
-        raise UserError(
-            f"{cls.__name__}.load_from_checkpoint({str(checkpoint_path)!r}): a checkpoint holds only the trained "
-            "tensors; use litpeft.cli.finished_run.trained_task(RUN_DIR), which also reads the run's config.yaml."
-        )
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a UserError that names the difference if the checkpoint has other base weights or another adapter."""

@@ -92,7 +92,7 @@ class ImageClassification(SequenceClassification):
         then those with the highest probability.
         """
         outputs = super().evaluate(batch, stage)
-        if stage == "val":
+        if stage == "val" and "row" in batch:
             probability, found = outputs.softmax(-1).max(-1)
             columns = (batch["row"], batch["labels"], found, probability)
             seen = [*self.shown_images, *zip(*(column.tolist() for column in columns), strict=True)]

@@ -17,6 +17,7 @@ from litpeft.data.token_rows import IGNORED
 from litpeft.errors import UserError
 from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner
+from litpeft.tasks.data_of_task import with_rows
 from litpeft.tasks.packed_rows import not_packed
 from litpeft.tasks.pretrained import check_base, load_pretrained
 from litpeft.training import processes
@@ -143,7 +144,7 @@ class LanguageModelling(FineTuner):
         if "real_tokens" in batch:  # packed: several examples per row
             tokens, rows = batch["real_tokens"], batch["samples"]
         else:
-            tokens, rows = batch["attention_mask"].sum(), len(batch["row"])
+            tokens, rows = batch["attention_mask"].sum(), len(batch["input_ids"])
         return {"samples": rows, "tokens": tokens, "padded": batch["input_ids"].numel(), "trained": with_loss}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
@@ -176,7 +177,7 @@ class LanguageModelling(FineTuner):
     def answers(self, batch: Batch) -> list[str]:
         """Return the model's answers to a batch of prompts by greedy decoding, up to what ends an answer."""
         ids = batch["input_ids"]
-        end_ids, end_texts = self.trainer.datamodule.stops
+        end_ids, end_texts = self.data.stops
         with self.autocast():
             generated = self.backbone.generate(
                 input_ids=ids,
@@ -197,7 +198,7 @@ class LanguageModelling(FineTuner):
 
     @property
     def _tokenizer(self) -> Any:
-        return self.trainer.datamodule.tokenizer
+        return self.data.tokenizer
 
     def _log_answers(self) -> None:
         correct, shown = 0, []
@@ -213,8 +214,7 @@ class LanguageModelling(FineTuner):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, and the generated response."""
-        pairs = zip(batch["row"].tolist(), self.answers(batch), strict=True)
-        return [{"row": row, "response": answer.strip()} for row, answer in pairs]
+        return with_rows(batch, [{"response": answer.strip()} for answer in self.answers(batch)])
 
     @torch.no_grad()
     def _logits_are_head_output(self, model: nn.Module) -> bool:

@@ -15,7 +15,10 @@ def total_steps(trainer: Trainer) -> int | None:
     # trainer.estimated_stepping_batches would build the loader before a resumed run restores it (Lightning #20550)
     if trainer.max_steps > 0 and (trainer.max_epochs or -1) < 0:
         return trainer.max_steps
-    batches = trainer.datamodule.num_train_batches
+    batches = getattr(getattr(trainer, "datamodule", None), "num_train_batches", None)
+    if batches is None:  # dataloaders
+        steps = trainer.estimated_stepping_batches
+        return int(steps) if math.isfinite(steps) else None
     limit = trainer.limit_train_batches
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)

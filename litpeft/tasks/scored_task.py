@@ -83,7 +83,7 @@ class ScoredTask(FineTuner):
             )
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
+        data = self.data
         self.check_labels(data)
         given = self.metrics or getattr(data, "metrics", None) or self.default_metrics
         official = 1 if self.metrics else getattr(data, "official_metrics", 1)

@@ -12,6 +12,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from litpeft.errors import UserError
 from litpeft.tasks.base import Batch
+from litpeft.tasks.data_of_task import PlainData, with_rows
 from litpeft.tasks.metrics import CLASSES, Chosen, MetricInputs
 from litpeft.tasks.sequence_task import SequenceTask
 
@@ -56,7 +57,7 @@ class SequenceClassification(SequenceTask):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        classes = len(self.trainer.datamodule.label_names)
+        classes = len(self.data.label_names)
         self.confusion = MulticlassConfusionMatrix(classes) if classes <= MOST_CONFUSED else None
 
     def choose(self, given: Any, names: Any) -> list[Chosen]:
@@ -74,8 +75,8 @@ class SequenceClassification(SequenceTask):
 
     def _class_weights(self, data: LightningDataModule) -> Tensor | None:
         """Return the weights of the classes, (classes); None without weights, or for data without training rows."""
-        streamed = getattr(data, "streaming", False)
-        if self.class_weights is None or ("train" not in getattr(data, "rows", ()) and not streamed):
+        counts_rows = getattr(data, "streaming", False) or isinstance(data, PlainData)
+        if self.class_weights is None or ("train" not in getattr(data, "rows", ()) and not counts_rows):
             return None
         if self.class_weights == "balanced":
             counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
@@ -126,13 +127,12 @@ class SequenceClassification(SequenceTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, the most likely label, and all probabilities."""
-        names = self.trainer.datamodule.label_names
-        probabilities = self(batch).softmax(dim=-1).tolist()
-        return [
+        names, probabilities = self.data.label_names, self(batch).softmax(dim=-1).tolist()
+        found = [
             {
-                "row": row,
                 "label": names[max(range(len(p)), key=p.__getitem__)],
                 "probabilities": dict(zip(names, p, strict=True)),
             }
-            for row, p in zip(batch["row"].tolist(), probabilities, strict=True)
+            for p in probabilities
         ]
+        return with_rows(batch, found)

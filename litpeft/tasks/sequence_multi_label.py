@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from litpeft.errors import UserError
 from litpeft.tasks.base import Batch
+from litpeft.tasks.data_of_task import PlainData, with_rows
 from litpeft.tasks.metrics import LABEL_SETS, MetricInputs
 from litpeft.tasks.sequence_task import SequenceTask
 
@@ -52,7 +53,7 @@ class SequenceMultiLabel(SequenceTask):
         self._weights: Tensor | None = None  # (labels), fp32
 
     def setup(self, stage: str) -> None:
-        self.thresholds(self.trainer.datamodule.label_names)
+        self.thresholds(self.data.label_names)
         super().setup(stage)
 
     def thresholds(self, names: list[str]) -> list[float]:
@@ -76,7 +77,10 @@ class SequenceMultiLabel(SequenceTask):
 
     def _positive_weights(self, data: LightningDataModule) -> Tensor | None:
         """Return the weights of the labels, (labels); None without weights, or for data without training rows."""
-        if self.positive_weights is None or "train" not in getattr(data, "rows", ()):
+        if isinstance(self.positive_weights, list) and isinstance(data, PlainData):
+            return torch.tensor(self.positive_weights, dtype=torch.float32)
+        has_rows = "train" in getattr(data, "rows", ()) or isinstance(data, PlainData)
+        if self.positive_weights is None or not has_rows:
             return None
         counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
         if self.positive_weights == "balanced":
@@ -122,13 +126,13 @@ class SequenceMultiLabel(SequenceTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, the labels from the threshold on, and all probabilities."""
-        names = self.trainer.datamodule.label_names
+        names = self.data.label_names
         least, probabilities = self.thresholds(names), self(batch).sigmoid().tolist()
-        return [
+        rows = [
             {
-                "row": row,
                 "labels": [name for name, p, limit in zip(names, found, least, strict=True) if p >= limit],
                 "probabilities": dict(zip(names, found, strict=True)),
             }
-            for row, found in zip(batch["row"].tolist(), probabilities, strict=True)
+            for found in probabilities
         ]
+        return with_rows(batch, rows)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from litpeft.tasks.base import Batch
+from litpeft.tasks.data_of_task import with_rows
 from litpeft.tasks.head_labels import output_layer
 from litpeft.tasks.metrics import NUMBERS, Chosen, MetricInputs, OverTargets, choose_metrics
 from litpeft.tasks.sequence_task import SequenceTask
@@ -48,8 +49,8 @@ class SequenceRegression(SequenceTask):
         self.mean, self.deviation = [0.0], [1.0]  # of each target, in its unit
 
     def setup(self, stage: str) -> None:
-        self.check_labels(self.trainer.datamodule)
-        self._standardise_as(self.trainer.datamodule)
+        self.check_labels(self.data)
+        self._standardise_as(self.data)
         super().setup(stage)
 
     def load(
@@ -167,6 +168,5 @@ class SequenceRegression(SequenceTask):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, and the value of each target in its own unit."""
-        names, values = self.trainer.datamodule.label_names, self.values(self(batch)).tolist()
-        rows = zip(batch["row"].tolist(), values, strict=True)
-        return [{"row": row, "values": dict(zip(names, found, strict=True))} for row, found in rows]
+        names, values = self.data.label_names, self.values(self(batch)).tolist()
+        return with_rows(batch, [{"values": dict(zip(names, found, strict=True))} for found in values])

@@ -10,6 +10,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from litpeft.errors import UserError
 from litpeft.tasks.base import Batch
 from litpeft.tasks.head_labels import match_head_labels
 from litpeft.tasks.pretrained import check_base, initialise_new_parameters, load_pretrained
@@ -22,6 +23,7 @@ class SequenceTask(ScoredTask):
     A head in the model's file is kept if it has as many outputs; its rows are matched with the data's labels by name.
 
     Args:
+        num_labels: number of outputs, for dataloaders of your own; a data set of litpeft knows it.
         options: metrics, model, adapter, optimizer and the other options of `ScoredTask` and `FineTuner`.
     """
 
@@ -30,15 +32,22 @@ class SequenceTask(ScoredTask):
     head_labels: dict[str, Any] | None = None  # how the labels of a pretrained head match those of the data
     outputs = 2  # of the head, for made-up batches
 
-    def __init__(self, *common: Any, **options: Any) -> None:
+    def __init__(self, *common: Any, num_labels: int | None = None, **options: Any) -> None:
         super().__init__(*common, **options)
+        if num_labels is not None and num_labels < 1:
+            raise UserError(f"model.num_labels must be at least 1, got {num_labels}.")
+        self.num_labels = num_labels
         self.input_names = ("input_ids", "attention_mask")  # names of the model's arguments
 
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any
     ) -> tuple[nn.Module, list[str], list[str]]:
         self.check_labels(data)
-        names = data.label_names
+        names = self.known_label_names = list(data.label_names)
+        if self.num_labels not in (None, len(names)):
+            raise UserError(
+                f"model.num_labels is {self.num_labels}, and the data has {len(names)}: {', '.join(names)}."
+            )
         self.outputs = len(names)
         model, new, mismatched = load_pretrained(
             self.auto_class,

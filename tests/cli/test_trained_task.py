@@ -55,7 +55,7 @@ def test_lightnings_class_method_says_what_to_use(run_dir: Path) -> None:
     checkpoint = checkpoints(run_dir)[-1]
     assert checkpoint == run_dir / read_record(run_dir)["checkpoint"]
     for task in (FineTuner, SequenceClassification):
-        with pytest.raises(UserError, match=r"use litpeft.cli.finished_run.trained_task\(RUN_DIR\)"):
+        with pytest.raises(UserError, match=r"use litpeft.load_run\(RUN_DIR\).model\(\)"):
             task.load_from_checkpoint(checkpoint)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ DEFAULT_AXES = ("adapter",)
 
 
 def compare(
-    paths: Sequence[str | Path],
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     by: Sequence[str] | None = None,
     baseline: str | None = None,
     figures: Iterable[str] | None = None,
@@ -40,7 +41,7 @@ def compare(
     """Compare the runs below these paths; reads result files only, no checkpoints.
 
     Args:
-        paths: run folders, folders of runs, or the folder of one sweep.
+        paths: run folders, folders of runs, or the folder of one sweep; one of them, or several.
         by: axes that define the groups, as record fields or dotted config keys; default: the axes of the sweep, else
             the adapter.
         baseline: label of the baseline group; default: the baseline of the sweep, else the first group
@@ -58,6 +59,7 @@ def compare(
     Raises:
         UserError: a file cannot be read, or the runs are not comparable.
     """
+    paths = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     sweeps = [found for path in paths if (found := read_sweep(Path(path)))]
     described = sweeps[0] if len(paths) == len(sweeps) == 1 else None  # gives title, question, targets, metric
     runs = find_runs(paths)

@@ -111,7 +111,7 @@ class Difference(Interval):
 
     @property
     def seeds_to_decide(self) -> int | None:
-        """Seeds for a verdict: to show the observed difference, or that it is smaller than the margin; None: unknown."""
+        """Seeds for a verdict: to show the observed difference, or that it is small; None if unknown."""
         return min((each for each in (self.seeds_needed, self.seeds_for_margin) if each is not None), default=None)
 
     @property

@@ -15,6 +15,7 @@ from litpeft.analysis.comparison.tables import seeds_text, verdict_word
 from litpeft.runs.record import FIELDS
 
 # symbols of verdicts, so that they do not depend on colour
+FIT = 6  # figures that fit on a screen
 SIGNS = {"better": "▲", "worse": "▼", "equivalent": "=", "not enough seeds": "?", "not enough rows": "?"}
 
 
@@ -59,9 +60,11 @@ def rows(comparison: Comparison) -> list[Row]:
 
 def main_columns(figures: Sequence[Figure]) -> set[int]:
     """Return the places of the figures that the table shows at first: of quality, memory, time and size."""
+    if len(figures) <= FIT:
+        return set(range(len(figures)))
     most = {"quality": 2, "benchmark": 2, "memory": 1, "speed": 1, "size": 1}
     preferred = sorted(range(len(figures)), key=lambda place: (figures[place].name != "train_seconds", place))
-    chosen = set()
+    chosen = {place for place, figure in enumerate(figures) if figure.name.startswith("seconds_to_")}  # was asked for
     for kind, count in most.items():
         chosen |= set([place for place in preferred if figures[place].kind == kind][:count])
     return chosen

@@ -10,6 +10,7 @@ from litpeft.analysis.comparison.number_format import number
 from litpeft.analysis.comparison.recommendation import recommendation
 from litpeft.analysis.comparison.results import Comparison, Difference, Figure, Group
 from litpeft.analysis.comparison.sentences import (
+    NAMED,
     counted,
     difference_text,
     interval_text,
@@ -80,15 +81,27 @@ def _alarms(base: Group, others: Sequence[Group], main: Figure, qualities: Seque
         worse = [group for group in open_groups if _verdict(group, figure) == "worse"]
         if text := _decided(base, worse, figure, "worse"):
             sentences.append(text)
+    parts = []
     for verdict in ("worse", "better"):
         named = [g for g in open_groups if (d := g.over_examples.get(main.name)) and d.verdict == verdict]
         if named:
-            amounts = listed([f"{name_of(g)} {difference_text(main.name, g.over_examples[main.name])}" for g in named])
-            sentences.append(
-                f"on these rows the trained models are {verdict} than those of {name_of(base)} in "
-                f"{plain_title(main.title)} ({amounts}); whether other seeds would be is not known."
-            )
+            parts.append(f"{_amounts(named, main)} {'is' if len(named) == 1 else 'are'} {verdict}")
+    if parts:
+        sentences.append(
+            f"on these rows, of the trained models {listed(parts)} than {name_of(base)} in {plain_title(main.title)}; "
+            "other seeds may differ."
+        )
     return sentences
+
+
+def _amounts(groups: Sequence[Group], figure: Figure) -> str:
+    """Return groups with their differences over rows; many are counted."""
+    texts = [difference_text(figure.name, group.over_examples[figure.name]) for group in groups]
+    if len(groups) <= NAMED:
+        return listed([f"{name_of(group)} ({text})" for group, text in zip(groups, texts, strict=True)])
+    means = [group.over_examples[figure.name].mean for group in groups]
+    ends = sorted(range(len(groups)), key=lambda place: abs(means[place]))
+    return f"{len(groups)} groups ({texts[ends[0]]} to {texts[ends[-1]]})"
 
 
 def _decided(base: Group, groups: Sequence[Group], figure: Figure, verdict: str) -> str | None:

@@ -14,7 +14,6 @@ from litpeft.analysis.comparison.sentences import UNKNOWN, counted, difference_t
 from litpeft.analysis.comparison.tables import seeds_text, verdict_word
 from litpeft.runs.record import FIELDS
 
-
 FIT = 6  # figures that fit on a screen
 # symbols of verdicts, so that they do not depend on colour
 SIGNS = {"better": "▲", "worse": "▼", "equivalent": "=", "not enough seeds": "?", "not enough rows": "?"}

@@ -132,8 +132,8 @@ def test_two_seeds_of_39_rows_say_what_is_known(tmp_path: Path) -> None:
     assert found.headline.startswith(
         "On 39 validation rows: lora is worse than full fine-tuning in validation loss (+1.095)"
     )
-    assert "on these rows the trained models are worse than those of full fine-tuning in validation accuracy" in (
-        found.headline.lower()
+    assert (
+        f"On these rows, of the trained models lora ({MINUS}62 points) is worse than full fine-tuning" in found.headline
     )
     assert "2 seeds: not enough to tell lora from full fine-tuning in validation accuracy" in found.headline
     assert found.recommendation.startswith("No recommendation yet: lora needs less")

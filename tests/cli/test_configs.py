@@ -45,13 +45,13 @@ def test_names_are_unique_and_every_file_is_found() -> None:
     assert all(find_config(name) == str(path) for name, path in FILES.items())
 
 
-LARGE = ("peft_methods", "glue_average")
+LARGE = ("peft_methods", "peft_methods_small", "glue_average")
 EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
 
 
 @pytest.mark.parametrize(
     "name",
-    # the small ones have the same methods
+    # every configuration that they name trains a step below
     [pytest.param(name, marks=pytest.mark.whole) if name in LARGE else name for name in sorted(EXPERIMENTS)],
 )
 def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def test_new_results_replace_earlier_results_and_skips() -> None:
     ("arguments", "message"),
     [
         (["none", "--tasks", TASK], "none/record.json: No such file or directory."),
-        (["RUN"], "litpeft evaluate: the following arguments are required: --tasks"),
+        (["RUN"], "litpeft evaluate: give --tasks, the benchmarks to run, or --merged."),
         (["RUN", "--tasks", "litpeft_nothing"], "benchmarks.tasks: lm-eval has no task 'litpeft_nothing'"),
         (["RUN", "--tasks", TASK, "--limit", "0"], "benchmarks.limit must be at least 1, got 0."),
         (["RUN", "--tasks", "perplexity", "--text_file", "none.txt"], "text_file none.txt: No such file or directory."),

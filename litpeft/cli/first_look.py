@@ -55,12 +55,18 @@ def look(verb: str, arguments: Sequence[str]) -> None:
     names = [word.partition("=")[0] for word in words]
     if {"--help", "-h"} & set(names):
         return
+    needs_run = verb != "fit" and not {"--config", "-c", "--model"} & set(names)  # else only the parser can judge
     for place, (word, name) in enumerate(zip(words, names, strict=True)):
         value = word.partition("=")[2] if "=" in word else next(iter(words[place + 1 : place + 2]), "")
         if name in ("--config", "-c") and not value.startswith(("{", "--")):
             find_config(value)
             read_yaml(value)
-        elif name == "--run_dir" and verb != "fit" and "--config" not in names and not value.startswith("--"):
+        elif (
+            name == "--run_dir"
+            and verb != "fit"
+            and not {"--config", "-c", "--model"} & set(names)
+            and not value.startswith("--")
+        ):
             saved_config(Path(value))
     for word, name in zip(words, names, strict=True):
         if word.startswith("--") and name.lstrip("-").partition(".")[0] not in GROUPS:

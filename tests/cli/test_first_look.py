@@ -62,5 +62,6 @@ def test_nothing_is_refused_that_only_the_parser_can_judge(monkeypatch: pytest.M
     look("fit", ["--help", "--modle"])
     look("fit", ["--config", "{seed_everything: 1}", "--model.adapter.rnk", "3"])
     look("validate", ["--config", "sst2", "--run_dir", "new"])
+    look("validate", ["--model", "CausalLM", "--run_dir", "new"])
     with pytest.raises(UserError, match="unknown option --modle"):
         look("fit", ["--modle", "x"])

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from litpeft.analysis.comparison.benchmarks import CHANGE
 from litpeft.analysis.comparison.number_format import unit
 from litpeft.analysis.comparison.results import Figure
 from litpeft.errors import UserError, did_you_mean
 
 POINTS = 0.01  # default margin of scores between 0 and 1, such as an accuracy: one percentage point
 QUALITY, COST = 0.01, 0.05  # default margins of other qualities and of costs: shares of the mean of the baseline
-CORRELATION = re.compile(r"matthews|pearson|spearman|mcc|cohen_?kappa|r2")
+CORRELATION = re.compile(r"matthews|pearson|spearman|mcc|cohen_?kappa|score_.*")  # a score may be one of a task
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,14 @@ def margin_of(figure: Figure, baseline: float, requested: Mapping[str, Margin]) 
 
 def possible(figure: Figure) -> tuple[float | None, float | None]:
     """Return the lowest and highest possible value of a figure; None where there is no limit."""
+    is_score = figure.kind in ("quality", "benchmark")
+    if figure.name.endswith(CHANGE):  # by training, so of either sign
+        return (-1.0, 1.0) if unit(figure.name)[1] == "%" else (None, None)
     if CORRELATION.search(figure.name):
         return -1.0, 1.0
-    if unit(figure.name)[1] in ("%", "points"):
+    if is_score and unit(figure.name)[1] == "%":
         return 0.0, 1.0
-    return (0.0, None) if figure.kind != "quality" or "loss" in figure.name else (None, None)
+    return (0.0, None) if not is_score or "loss" in figure.name else (None, None)
 
 
 def within(ends: Sequence[float | None], limits: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -16,7 +16,7 @@ from litpeft.analysis.comparison.number_format import (
     number,
 )
 from litpeft.analysis.comparison.relative import ratio_text, ratios
-from litpeft.analysis.comparison.results import Comparison, Difference, Figure, Group
+from litpeft.analysis.comparison.results import Comparison, Difference, Estimate, Figure, Group
 from litpeft.analysis.comparison.sentences import plain_title, within_text
 
 SEEDS = "to show it", "to decide"  # headings of the seeds that would be needed
@@ -35,31 +35,29 @@ class Table:
 def figures_table(comparison: Comparison, figures: Sequence[Figure] | None = None) -> Table:
     """Return the table of figures: one row per group and published result, one column per figure."""
     figures = comparison.figures if figures is None else figures
-    cells = [_column(comparison, figure) for figure in figures]
+    relative = {each.name: found for each in figures if comparison.relative and (found := ratios(comparison, each))}
+    columns = [_column(comparison, figure, relative.get(figure.name)) for figure in figures]
     rows = [
-        [group.label, seeds_text(group), *(column[number] for column in cells)]
-        for number, group in enumerate(comparison.groups)
+        [group.label, seeds_text(group), *(column[place] for column in columns)]
+        for place, group in enumerate(comparison.groups)
     ]
     for other in (comparison.published or {}).get("rows") or ():
-        known = [(figure.name, number(other.get(figure.name))) for figure in figures]
+        # a published figure has no ratio to this baseline
+        known = [(each.name, None if each.name in relative else number(other.get(each.name))) for each in figures]
         cells = [UNKNOWN if found is None else format_value(name, found) for name, found in known]
         rows.append([f"{other['label']} (published)", UNKNOWN, *cells])
     title = "mean over seeds ± half-width of the 95 % CI"
     if comparison.relative:
         title += f"; costs in per cent of {comparison.baseline}, geometric means with 95 % CI"
-    return Table(title, ["group", "seeds", *(_heading(comparison, each) for each in figures)], rows)
+    headings = [f"{plain_title(each.title)}, %" if each.name in relative else each.title for each in figures]
+    return Table(title, ["group", "seeds", *headings], rows)
 
 
-def _column(comparison: Comparison, figure: Figure) -> list[str]:
-    """Return the cells of a figure: means, or ratios to the baseline."""
-    if comparison.relative and (found := ratios(comparison, figure)):
-        return [ratio_text(found.get(number)) for number in range(len(comparison.groups))]
+def _column(comparison: Comparison, figure: Figure, relative: Mapping[int, Estimate] | None) -> list[str]:
+    """Return the cells of a figure: means, or ratios to the baseline by number of the group."""
+    if relative:
+        return [ratio_text(relative.get(place)) for place in range(len(comparison.groups))]
     return [format_estimate(figure.name, group.estimates.get(figure.name)) for group in comparison.groups]
-
-
-def _heading(comparison: Comparison, figure: Figure) -> str:
-    is_ratio = comparison.relative and ratios(comparison, figure)
-    return f"{plain_title(figure.title)}, %" if is_ratio else figure.title
 
 
 def differences_table(comparison: Comparison) -> Table | None:

@@ -101,6 +101,11 @@ def test_intervals_stay_inside_of_what_is_possible(tmp_path: Path) -> None:
         ("val_loss", (0, None), (None, None)),
         ("peak_rss_bytes", (0, None), (None, None)),
         ("val_style", (None, None), (None, None)),
+        ("hellaswag_acc_change", (-1, 1), (-2, 2)),
+        ("perplexity_bits_per_byte_change", (None, None), (None, None)),
+        ("score_average", (-1, 1), (-2, 2)),  # it may hold Matthews and Pearson correlations
+        ("val_r2", (None, None), (None, None)),
+        ("flops_utilisation", (0, None), (None, None)),  # a measured peak may be too low
     ],
 )
 def test_limits_of_figures(name: str, limits: tuple, of_a_difference: tuple) -> None:

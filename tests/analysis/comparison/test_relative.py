@@ -50,6 +50,11 @@ def test_the_table_shows_costs_in_per_cent_of_the_baseline(runs: Path) -> None:
     assert columns["training time, %"][1].startswith("59.3 % (51.1 to")
     assert columns["validation accuracy, %"][0] == "85.000 ± 0.082"  # a quality stays as it is
     assert "costs in per cent of full" in table.title
+    comparison = compare([runs], relative=True)
+    comparison.published = {"rows": [{"label": "a paper", "train_seconds": 50.0, "val_accuracy": 0.9}]}
+    table = figures_table(comparison)
+    row = dict(zip(table.headings, table.rows[-1], strict=True))
+    assert (row["training time, %"], row["validation accuracy, %"]) == ("—", "90.00")  # seconds are no per cent
     assert "per cent" not in figures_table(compare([runs])).title
 
 

@@ -61,12 +61,7 @@ def look(verb: str, arguments: Sequence[str]) -> None:
         if name in ("--config", "-c") and not value.startswith(("{", "--")):
             find_config(value)
             read_yaml(value)
-        elif (
-            name == "--run_dir"
-            and verb != "fit"
-            and not {"--config", "-c", "--model"} & set(names)
-            and not value.startswith("--")
-        ):
+        elif name == "--run_dir" and needs_run and not value.startswith("--"):
             saved_config(Path(value))
     for word, name in zip(words, names, strict=True):
         if word.startswith("--") and name.lstrip("-").partition(".")[0] not in GROUPS:

@@ -15,6 +15,7 @@ from litpeft.analysis.comparison.sentences import (
     difference_text,
     interval_text,
     listed,
+    margin_text,
     name_of,
     names_of,
     opening,
@@ -127,11 +128,7 @@ def _undecided(base: Group, groups: Sequence[Group], figure: Figure) -> list[str
     if any(group.differences[figure.name].test is None for group in groups):
         return [f"{start}; a test needs two seeds in both groups."]
     most = "more than 1,000" if None in needed else f"about {max(needed):,}"
-    return [f"{start}; {most} would decide (margin {_margin(figure, groups[0])})."]
-
-
-def _margin(figure: Figure, group: Group) -> str:
-    return within_text(figure, group.differences[figure.name]).removeprefix("within ")
+    return [f"{start}; {most} would decide (margin {margin_text(figure, groups[0].differences[figure.name])})."]
 
 
 def _detail(base: Group, group: Group, figure: Figure) -> str | None:
@@ -159,7 +156,7 @@ def verdict_text(figure: Figure, found: Difference) -> str:
     parts = [f"{observed} would show a difference of this size"]
     if found.margin:
         decide = f"about {found.seeds_for_margin:,}" if found.seeds_for_margin else "more than 1,000"
-        parts.append(f"{decide} decide whether it exceeds {within_text(figure, found).removeprefix('within ')}")
+        parts.append(f"{decide} decide whether it exceeds {margin_text(figure, found)}")
     return f"{found.verdict}; {', '.join(parts)} (80 % power)"
 
 

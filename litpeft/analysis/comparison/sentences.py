@@ -77,13 +77,19 @@ def seed_counts(counts: Sequence[int]) -> str:
 
 
 def within_text(figure: Figure, difference: Difference) -> str:
-    """Return the margin of a difference: `within 1 point`; empty if there is none."""
+    """Return that a difference is within its margin: `within 1 point`; empty if there is none."""
+    text = margin_text(figure, difference)
+    return f"within {text}" if text else ""
+
+
+def margin_text(figure: Figure, difference: Difference) -> str:
+    """Return the margin of a difference: `1 point`; empty if there is none."""
     if difference.margin is None:
         return ""
     factor, shown = unit(figure.name)
     amount = f"{difference.margin * factor:.3g}"
     words = {"%": "point" if amount == "1" else "points", "points": "point" if amount == "1" else "points"}
-    return f"within {_with_unit(amount, words.get(shown, shown))}"
+    return _with_unit(amount, words.get(shown, shown))
 
 
 def _with_unit(number: str, shown: str) -> str:

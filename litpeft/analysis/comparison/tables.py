@@ -17,7 +17,7 @@ from litpeft.analysis.comparison.number_format import (
 )
 from litpeft.analysis.comparison.relative import ratio_text, ratios
 from litpeft.analysis.comparison.results import Comparison, Difference, Estimate, Figure, Group
-from litpeft.analysis.comparison.sentences import plain_title, within_text
+from litpeft.analysis.comparison.sentences import margin_text, plain_title
 
 SEEDS = "to show it", "to decide"  # headings of the seeds that would be needed
 KINDS = ("quality", "benchmark", "memory", "speed", "size")
@@ -141,8 +141,8 @@ def _margins(comparison: Comparison) -> Iterator[str]:
     """Yield the margin of each tested figure."""
     for figure in comparison.figures:
         known = [group.differences[figure.name] for group in comparison.groups if figure.name in group.differences]
-        if text := next((within_text(figure, found) for found in known if found.margin), ""):
-            yield f"{plain_title(figure.title)} {text.removeprefix('within ')}"
+        if text := next((margin_text(figure, found) for found in known if found.margin), ""):
+            yield f"{plain_title(figure.title)} {text}"
 
 
 def verdict_word(found: Difference) -> str:

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from litpeft.analysis.comparison import benchmarks, row_tests, sweep_folder
 from litpeft.analysis.comparison.results import Run
 from litpeft.analysis.comparison.sweep_folder import read_sweep
-from litpeft.analysis.comparison.tuning import tuning_sentences, tuning_table
+from litpeft.analysis.comparison.tuning import tuning_sentences
 from litpeft.benchmarks import sources
 from litpeft.benchmarks.sources import arithmetic, blimp, mmlu, truthfulqa
 from litpeft.callbacks import checkpoint_io
@@ -74,7 +74,6 @@ def _record(path: Path) -> None:
 def _sweep(path: Path) -> None:
     if sweep := read_sweep(path.parent):
         tuning_sentences(sweep)
-        tuning_table(sweep)
 
 
 def _checkpoint(path: Path) -> None:

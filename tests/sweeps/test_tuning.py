@@ -15,7 +15,7 @@ import yaml
 from litpeft.__main__ import main
 from litpeft.analysis.comparison.grouping import find_runs
 from litpeft.analysis.comparison.sweep_folder import read_sweep
-from litpeft.analysis.comparison.tuning import tuning_sentences, tuning_table
+from litpeft.analysis.comparison.tuning import tuning_sentences
 from litpeft.errors import UserError
 from litpeft.runs.record import new_record, read_record, write_record
 from litpeft.sweeps.experiment import Experiment, read_experiment
@@ -234,7 +234,10 @@ def test_final_runs_have_the_chosen_values_and_are_the_only_results(sweep: Any, 
         ["full chose the highest lr of 0.0001, 0.0003: a higher value may be better."],
     )
     assert "Tuned: full 0.0003, lora 0.001 (lr, chosen by val_accuracy on seed 1000)." in capsys.readouterr().out
-    table = tuning_table(description)
+    table = {
+        trial.label: [(*each.values.values(), each.mean, each.runs) for each in trial.tuned.tried]
+        for trial in description.trials
+    }
     assert [(value, runs) for value, _, runs in table["lora"]] == [(1e-4, 1), (1e-3, 1), (1e-2, 1)]
     assert max(table["lora"], key=lambda row: row[1])[0] == 1e-3
     assert sorted(str(run.folder.relative_to(ROOT)) for run in find_runs([ROOT])) == sorted(rates())

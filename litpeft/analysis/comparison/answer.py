@@ -44,7 +44,7 @@ class Answer:
 
 def answer(comparison: Comparison) -> Answer:
     """Return the answer of a comparison."""
-    base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
+    base = comparison.baseline_group
     others = [group for group in comparison.groups if group is not base and group.runs]
     if base is None:
         return Answer("There is only one group, so there is nothing to compare.", "")

@@ -31,7 +31,7 @@ def ratio(group: Group, baseline: Group, figure: Figure) -> Estimate | None:
 
 def ratios(comparison: Comparison, figure: Figure) -> dict[int, Estimate]:
     """Return the ratios of all groups that have one, by number of the group; the baseline's is 1."""
-    base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
+    base = comparison.baseline_group
     if base is None or figure.kind not in COSTS:
         return {}
     found = {number: ratio(group, base, figure) for number, group in enumerate(comparison.groups)}

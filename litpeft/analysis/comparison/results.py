@@ -220,6 +220,11 @@ class Comparison:
     tuned: Mapping[str, Tuned] = field(default_factory=dict)
     relative: bool = False
 
+    @property
+    def baseline_group(self) -> Group | None:
+        """The group that others are compared with; None if there is only one group."""
+        return next((group for group in self.groups if group.label == self.baseline), None)
+
 
 def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return {dotted key: value}; an empty mapping is a value. A data seed equal to the run seed becomes None."""

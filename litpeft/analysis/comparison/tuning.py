@@ -38,21 +38,6 @@ def tuning_sentences(sweep: Sweep) -> tuple[list[str], list[str]]:
     return [f"Tuned: {', '.join(groups)} ({names}, {how})." for (names, how), groups in chosen.items()], warnings
 
 
-def tuning_table(sweep: Sweep) -> dict[str, list[tuple[Any, float | None, int]]]:
-    """Return {label of a trial: (value, mean of the metric, number of tuning runs) of each value tried}.
-
-    The value is the number or text of the file for a trial that tuned one option, else `lr=0.003 rank=8`.
-    """
-    return {
-        trial.label: [
-            (next(iter(each.values.values())) if len(each.values) == 1 else _shown(each.values), each.mean, each.runs)
-            for each in trial.tuned.tried
-        ]
-        for trial in sweep.trials
-        if trial.tuned
-    }
-
-
 def _names(tuned: Tuned) -> str:
     """Return the short names of the tuned options: `lr, rank`."""
     return ", ".join(_short(option) for option in (tuned.tried[0].values if tuned.tried else tuned.chosen or ()))

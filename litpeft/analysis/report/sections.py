@@ -19,7 +19,7 @@ CROWDED = 2**30  # bytes used on the GPU before the run; more than a CUDA contex
 
 def sections(comparison: Comparison) -> list[dict[str, Any]]:
     """Return the contents of a section for each run, unfinished runs included, for the template of the page."""
-    base = next((group for group in comparison.groups if group.label == comparison.baseline), None)
+    base = comparison.baseline_group
     return [
         _section(number, group, run, _partner(run, group, base)) | {"scores": _scores(comparison.figures, run)}
         for number, group in enumerate(comparison.groups)

@@ -147,6 +147,7 @@ class _Sweep:
                     self._choose()
                 chosen = {trial.name for trial in self.experiment.trials if self._ready(trial)}
                 self._together(pool, [job for job in self.jobs if job.trial.name in chosen])
+        self.launch.close()
         return self._summary()
 
     def _choose(self) -> None:

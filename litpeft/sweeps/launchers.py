@@ -1,7 +1,8 @@
 """Launchers run trials on this machine, on a Ray cluster, or under SLURM, each trial in its own process.
 
-A launcher is called with the command line and log file of a trial, waits for the trial, and returns its exit code. To
-add a launcher, write such a class and add it to `LAUNCHERS`.
+A launcher is called with the command line and log file of a trial, waits for the trial, and returns its exit code;
+`stop` ends the trials that run, and `close` follows the last one. To add a launcher, write such a class and add it to
+`LAUNCHERS`.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from litpeft.errors import UserError
+from litpeft.sweeps.trial_server import PARENT, ForkedTrial, TrialServer
 
-PARENT = "LITPEFT_SWEEP_PID"  # environment variable of a trial
 Launch = Callable[[Sequence[str], Path], int]
 
 
@@ -32,8 +33,10 @@ class Local:
 
     def __init__(self, jobs: int, **options: object) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ | {PARENT: str(os.getpid())}
-        self.processes: set[subprocess.Popen[bytes]] = set()
+        self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ
+        self.server: TrialServer | None = None
+        self.forks = hasattr(os, "pidfd_open")  # Linux
+        self.running: set[ForkedTrial | subprocess.Popen[bytes]] = set()
         self.stopping = False
         self.slots: queue.SimpleQueue[int] = queue.SimpleQueue()
         self.guard = threading.Lock()
@@ -43,30 +46,59 @@ class Local:
     def __call__(self, arguments: Sequence[str], log: Path) -> int:
         slot = self.slots.get()
         try:
-            with open(log, "ab") as file:
-                with self.guard:
-                    if self.stopping:
-                        return -signal.SIGTERM
-                    process = subprocess.Popen(
-                        [sys.executable, "-m", "litpeft", *arguments],
-                        stdin=subprocess.DEVNULL,
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                        env=self.environment | _device(slot),
-                        start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
-                    )
-                    self.processes.add(process)
-                return process.wait()
+            try:
+                return self._run(self._fork if self.forks else self._spawn, arguments, log, _device(slot))
+            except OSError:  # the server was killed
+                self.forks = False
+                return self._run(self._spawn, arguments, log, _device(slot))
         finally:
             self.slots.put(slot)
+
+    def _run(
+        self,
+        start: Callable[..., ForkedTrial | subprocess.Popen[bytes]],
+        arguments: Sequence[str],
+        log: Path,
+        device: dict[str, str],
+    ) -> int:
+        with self.guard:
+            if self.stopping:
+                return -signal.SIGTERM
+            trial = start(arguments, log, device)
+            self.running.add(trial)
+        try:
+            return trial.wait()
+        finally:
+            with self.guard:
+                self.running.remove(trial)
+
+    def _fork(self, arguments: Sequence[str], log: Path, device: dict[str, str]) -> ForkedTrial:
+        if self.server is None:
+            self.server = TrialServer(self.environment)
+        return self.server.start(arguments, log, device)
+
+    def _spawn(self, arguments: Sequence[str], log: Path, device: dict[str, str]) -> subprocess.Popen[bytes]:
+        with open(log, "ab") as file:
+            return subprocess.Popen(
+                [sys.executable, "-m", "litpeft", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self.environment | device | {PARENT: str(os.getpid())},
+                start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
+            )
 
     def stop(self) -> None:
         """Send SIGTERM to all running trials, which then save and end."""
         with self.guard:
             self.stopping = True
-            for process in self.processes:
-                if process.poll() is None:
-                    process.terminate()
+            for trial in self.running:
+                trial.terminate()
+
+    def close(self) -> None:
+        """End the process that forks trials."""
+        if self.server is not None:
+            self.server.close()
 
 
 class Ray:
@@ -101,6 +133,8 @@ class Ray:
         for reference in self.running:
             self.ray.cancel(reference)  # sends an interrupt, after which the trial saves
 
+    def close(self) -> None: ...
+
 
 class Slurm:
     """Run trials as SLURM jobs with submitit; all nodes must share the folder of the sweep.
@@ -131,6 +165,8 @@ class Slurm:
     def stop(self) -> None:
         for job in self.running:
             job.cancel()
+
+    def close(self) -> None: ...
 
 
 LAUNCHERS = {"local": Local, "ray": Ray, "slurm": Slurm}

@@ -184,6 +184,8 @@ class Launcher:
 
     def stop(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @pytest.fixture
 def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
+import time
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,24 +21,35 @@ from litpeft.runs.folder import CHECKPOINTS, checkpoints
 from litpeft.runs.record import by_field
 from litpeft.training import processes
 
-SPARE = 1  # older checkpoints kept during a run, so that one damaged checkpoint does not lose the run
+SPARE = 2  # newest checkpoints kept during a run, so that one damaged checkpoint does not lose the run
 
 
 class Checkpoint(LightningCheckpoint):
-    """Save after each validation, at the end, on a stop signal, and optionally every n optimizer steps.
+    """Save after each validation, at the end, on a stop signal, and optionally every n optimizer steps or minutes.
 
-    During the run the two newest checkpoints are kept; after the run only the selected one.
+    During the run at least the two newest checkpoints are kept.
 
     Args:
         every_n_steps: also save every n optimizer steps.
-        keep: the selected weights. `last`: after the last step. `best`: with the best validation metric of the task;
-            the newest checkpoints are kept as well, to resume from.
+        keep: what stays after the run. `last`: the weights after the last step. `best`: those with the best validation
+            metric of the task, which the record then names, and the last ones, to resume from. `all`, or a number N:
+            all checkpoints, or the N newest; the record names the last one.
+        every_n_minutes: also save once this many minutes have passed since the last checkpoint.
     """
 
-    def __init__(self, every_n_steps: int | None = None, keep: Literal["last", "best"] = "last") -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        keep: Literal["last", "best", "all"] | int = "last",
+        every_n_minutes: float | None = None,
+    ) -> None:
         if every_n_steps is not None and every_n_steps < 1:
             raise UserError(f"checkpoint.every_n_steps must be at least 1, got {every_n_steps}.")
-        self.every_n_steps, self.keep = every_n_steps, keep
+        if every_n_minutes is not None and not every_n_minutes > 0:
+            raise UserError(f"checkpoint.every_n_minutes must be more than 0, got {every_n_minutes}.")
+        if isinstance(keep, int) and keep < 1:
+            raise UserError(f"checkpoint.keep must be last, best, all or at least 1, got {keep}.")
+        self.every_n_steps, self.every_n_minutes, self.keep = every_n_steps, every_n_minutes, keep
         self.last: str | None = None  # paths relative to the run folder
         self.best: str | None = None
         self.best_metrics: dict[str, float] = {}
@@ -48,6 +60,7 @@ class Checkpoint(LightningCheckpoint):
         self._due = False  # a validation has run since the last checkpoint
         self._rng: dict[str, Any] | None = None  # random states of the resumed run
         self._metrics: dict[str, torch.Tensor] = {}
+        self._saved_at = 0.0  # seconds of the clock
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._monitor = pl_module.monitor  # known after the task's own setup
@@ -56,6 +69,7 @@ class Checkpoint(LightningCheckpoint):
         if trainer.global_step:
             self.last = _name(trainer.global_step)  # this checkpoint already exists
         trainer.callback_metrics.update(self._metrics)
+        self._saved_at = time.monotonic()
         self.stop.listen()
         if trainer.received_sigterm:  # received during loading; Lightning would stop in the middle of the first step
             self.stop.received = signal.SIGTERM
@@ -90,10 +104,17 @@ class Checkpoint(LightningCheckpoint):
         """Save if a checkpoint is due and stop on a signal; litpeft.training.loop calls this after each step."""
         self.stop.agree(trainer.strategy.root_device)
         requested = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if self._due or requested or trainer.should_stop or self.stop.received:
+        if self._due or requested or self._minutes_passed(trainer) or trainer.should_stop or self.stop.received:
             self._save(trainer)
         if self.stop.received:
             raise self.stop.exception()
+
+    def _minutes_passed(self, trainer: Trainer) -> bool:
+        """Return whether a checkpoint is due by the clock of any process."""
+        if self.every_n_minutes is None:
+            return False
+        due = time.monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        return bool(processes.max_over_ranks(int(due), trainer.strategy.root_device))
 
     def restore(self) -> None:
         """Restore the random states just before the first batch, because setup code may draw random numbers."""
@@ -105,7 +126,7 @@ class Checkpoint(LightningCheckpoint):
         self.stop.forget()
         if self.last != _name(trainer.global_step):
             self._save(trainer)
-        self._remove(trainer, spare=0)
+        self._remove(trainer, least=1)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.stop.forget()
@@ -124,12 +145,15 @@ class Checkpoint(LightningCheckpoint):
         for callback in trainer.callbacks:
             if hasattr(callback, "on_saved"):
                 callback.on_saved(trainer)
+        self._saved_at = time.monotonic()
         self._remove(trainer, SPARE)
 
-    def _remove(self, trainer: Trainer, spare: int) -> None:
+    def _remove(self, trainer: Trainer, least: int) -> None:
+        """Remove all checkpoints but the newest ones, at least `least`, and the best one."""
         root = Path(trainer.default_root_dir)
-        if trainer.is_global_zero:
-            for old in checkpoints(root)[: -1 - spare]:
+        kept = max(least, self.keep) if isinstance(self.keep, int) else least
+        if trainer.is_global_zero and self.keep != "all":
+            for old in checkpoints(root)[:-kept]:
                 if f"{CHECKPOINTS}/{old.name}" not in (self.last, self.best):
                     remove_folder(old)
 

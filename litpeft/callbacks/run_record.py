@@ -29,6 +29,7 @@ from litpeft.runs.atomic_write import write_atomically
 from litpeft.runs.benchmark_results import final_evaluation, scores
 from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint
 from litpeft.runs.record import FIELDS, as_json, by_field, new_record, with_metrics, write_record
+from litpeft.tasks.run_length import reached_limit
 from litpeft.training import failure_messages, processes
 
 HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
@@ -108,7 +109,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         if self._owns_folder:
             self._gather(trainer)
         elif not self._was_finished:
-            raise UserError(f"nothing to train: the run is already at step {trainer.global_step}.")
+            at = f"the run is already at step {trainer.global_step}"
+            raise UserError(f"nothing to train: {at}{reached_limit(trainer)}.")
         else:  # the run was killed between its last checkpoint and here
             self._cut_curves(trainer)
         self._close(trainer, "ok", None)

@@ -195,7 +195,7 @@ class LitPeftCLI(LightningCLI):
         stale = check_run_folder(self.run_dir, config, options.resume, options.overwrite)
         if options.resume:
             record = read_record(self.run_dir, to_write=True)
-            check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
+            check_resumable(saved_config(self.run_dir), config, self.run_dir, record)
             self.checkpoint = newest_checkpoint(self.run_dir)
         self.recorder = RunRecorder(config, experiment, run_name, stale, record)
 

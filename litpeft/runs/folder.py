@@ -141,8 +141,14 @@ def changed_options(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tu
     return {name: (old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)}
 
 
-def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, finished: bool) -> None:
+def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, record: dict[str, Any]) -> None:
     """Check that a run can be resumed with these options, and print the options that changed.
+
+    Args:
+        before: the configuration that the run was started with.
+        now: the configuration that it is to be resumed with.
+        run_dir: the run folder.
+        record: the record of the run.
 
     Raises:
         UserError: an option that affects results changed, or the run is finished and no limit was raised.
@@ -156,10 +162,22 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
                 "resume with the old value, or give another --run_dir."
             )
     limits = [changed.get(f"trainer.{name}", (0, 0)) for name in ("max_epochs", "max_steps")]
-    if finished and not any((new or 0) > (old or 0) or new == -1 != old for old, new in limits):
-        raise UserError(f"--resume: the run in {run_dir} is finished; to continue it, raise trainer.max_epochs.")
+    raised = any((new or 0) > (old or 0) or new == -1 != old for old, new in limits)
+    if record["status"] == "ok" and not raised:
+        limit = _reached_limit(before, record)
+        raise UserError(f"--resume: the run in {run_dir} is finished; to continue it, raise {limit}.")
     for name, (old, new) in changed.items():
         print(f"litpeft: resuming with a changed {name}: {old} -> {new}")
+
+
+def _reached_limit(config: dict[str, Any], record: dict[str, Any]) -> str:
+    """Return the option that ended a finished run, with its value."""
+    trainer = config.get("trainer", {})
+    if 0 < (trainer.get("max_steps") or -1) <= (record["steps"] or 0):
+        return f"trainer.max_steps (now {trainer['max_steps']})"
+    if 0 < (trainer.get("max_epochs") or -1) <= (record["epochs"] or 0):
+        return f"trainer.max_epochs (now {trainer['max_epochs']})"
+    return "trainer.max_epochs or trainer.max_steps"
 
 
 def _global_batch_size(config: dict[str, Any]) -> int | None:

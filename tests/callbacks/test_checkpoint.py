@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from litpeft.__main__ import main
+from litpeft.callbacks import checkpoint as callback
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
-from litpeft.runs.folder import checkpoints, newest_checkpoint
+from litpeft.runs.folder import checkpoints, newest_checkpoint, step_of
 from litpeft.runs.record import read_record
 from tests.conftest import write_sentences
 from tests.forking import litpeft
@@ -188,6 +190,50 @@ def test_the_best_weights_are_kept_on_request_and_recorded(tmp_path: Path, fit_a
     again = litpeft("validate", "--run_dir", "run", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert f"{record['val_accuracy']:.2%}" in again.stdout
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("all", [2, 4, 6, 8]), ("3", [4, 6, 8]), ("1", [8]), ("last", [8])])
+def test_all_or_the_newest_checkpoints_are_kept_on_request(
+    keep: str, kept: list[int], tmp_path: Path, fit_arguments: list[str]
+) -> None:
+    options = ["--checkpoint.keep", keep, "--checkpoint.every_n_steps", "2", "--trainer.max_steps", "8"]
+    assert main([*fit_arguments, *LORA, *options, "--run_dir", str(tmp_path / "run")]) == 0
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == kept
+    record = read_record(tmp_path / "run")
+    assert (record["checkpoint"], record["selection"]) == ("checkpoints/step-000008", "last")
+
+
+def test_checkpoints_are_saved_by_the_clock(
+    tmp_path: Path, fit_arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = iter(range(1000))
+    monkeypatch.setattr(callback, "time", SimpleNamespace(monotonic=lambda: 60.0 * next(steps)))  # a minute each time
+    options = ["--checkpoint.every_n_minutes", "3", "--checkpoint.keep", "all", "--trainer.max_steps", "8"]
+    assert main([*fit_arguments, *LORA, *options, "--run_dir", str(tmp_path / "run")]) == 0
+    assert [step_of(path) for path in checkpoints(tmp_path / "run")] == [3, 6, 8]
+
+
+@pytest.mark.parametrize("option", ["--checkpoint.keep=0", "--checkpoint.every_n_minutes=0"])
+def test_impossible_numbers_are_refused(option: str, fit_arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    assert main([*fit_arguments, *LORA, option]) == 2
+    assert option.removeprefix("--").partition("=")[0] in capsys.readouterr().err
+
+
+def test_a_finished_run_names_the_limit_that_it_has_reached(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    run_dir = shutil.copytree(finished, tmp_path / "run")
+    steps = read_record(run_dir)["steps"]
+    assert main(["fit", "--run_dir", str(run_dir), "--resume"]) == 2
+    assert "is finished; to continue it, raise trainer.max_epochs (now 1)." in capsys.readouterr().err
+    assert main(["fit", "--run_dir", str(run_dir), "--resume", "--trainer.max_steps", str(steps + 4)]) == 2
+    reached = f"nothing to train: the run is already at step {steps}, the limit of trainer.max_epochs 1; give a higher"
+    assert reached in capsys.readouterr().err
+    higher = ["--trainer.max_steps", str(steps + 4), "--trainer.max_epochs", "5"]
+    assert main(["fit", "--run_dir", str(run_dir), "--resume", *higher]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--run_dir", str(run_dir), "--resume"]) == 2
+    assert f"to continue it, raise trainer.max_steps (now {steps + 4})." in capsys.readouterr().err
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:

@@ -87,9 +87,14 @@ def main(arguments: list[str]) -> int:
     else:
         rows = len(text.read_text(encoding="utf-8").splitlines()) - (text.suffix == ".tsv")  # without the header
     print(f"{demo.about} with LoRA on {rows:,} {demo.rows}")
-    from litpeft.commands import training  # imports torch and Lightning, which takes seconds
+    import torch  # this and the following import take seconds
+
+    from litpeft.commands import training
+    from litpeft.tasks.compute_dtype import cpu_has_bf16
 
     arguments = ["fit", *demo.options, "--model.model_name", str(model), "--data.train_file", str(text)]
+    if not (cpu_has_bf16() or torch.cuda.is_available()):
+        arguments += ["--model.dtype", "fp32"]
     if options.task != "classes":
         arguments += ["--experiment", f"demo_{options.task}"]
     if not any(word.startswith(("--run_dir", "--resume", "--overwrite")) for word in rest):

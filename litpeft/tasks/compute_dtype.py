@@ -12,7 +12,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def check_dtype(name: str, device: torch.device) -> None:
-    """Print a sentence if the GPU has no units for bf16.
+    """Print a sentence if the GPU or the processor has no units for bf16.
 
     Raises:
         UserError: torch cannot compute fp16 products on this CPU.
@@ -23,12 +23,26 @@ def check_dtype(name: str, device: torch.device) -> None:
             "give --model.dtype fp16.",
             file=sys.stderr,
         )
+    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+        print(
+            "litpeft: model.dtype bf16: this processor has no instructions for it, and a step takes about ten times as "
+            "long as in fp32; give --model.dtype fp32.",
+            file=sys.stderr,
+        )
     if name == "fp16" and device.type == "cpu":
         try:
             one = torch.ones(2, 2, dtype=torch.float16)
             torch.nn.functional.scaled_dot_product_attention(*[(one @ one)[None, None]] * 3)
         except RuntimeError as error:
             raise UserError("model.dtype fp16: torch cannot compute it on this CPU; give bf16 or fp32.") from error
+
+
+def cpu_has_bf16() -> bool:
+    """Return whether oneDNN computes bf16 products on this processor; without it torch does, one number at a time."""
+    try:
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):  # a build of torch without oneDNN
+        return True
 
 
 def use_tf32(tf32: bool, device: torch.device) -> None:

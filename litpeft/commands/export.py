@@ -9,8 +9,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+from litpeft.commands.gguf_file import convert, find_converter
 from litpeft.commands.parser import CommandParser
 from litpeft.errors import UserError
+from litpeft.hub.upload import check_repository, upload
 from litpeft.runs.atomic_write import whole_folder
 from litpeft.runs.strategy_names import shown_name
 
@@ -23,9 +25,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("out", type=Path, help="folder to write; must not exist")
     parser.add_argument(
         "--format",
-        choices=["adapter", "merged"],
+        choices=["adapter", "merged", "gguf"],
         required=True,
-        help="adapter: the trained tensors in PEFT's format; merged: a full model that needs neither litpeft nor PEFT",
+        help="adapter: the trained tensors in PEFT's format; merged: a full model that needs neither litpeft nor PEFT; "
+        "gguf: a merged model in a file for llama.cpp, written by its converter",
     )
     parser.add_argument(
         "--base",
@@ -42,10 +45,20 @@ def main(arguments: list[str]) -> int:
         "--checkpoint", type=Path, help="checkpoint folder (default: the checkpoint that the record names)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export in OUT")
+    parser.add_argument(
+        "--push", metavar="USER/NAME", help="then upload to this repository of the hub, with your token (hf auth login)"
+    )
+    parser.add_argument("--public", action="store_true", help="with --push: make a new repository public, not private")
+    parser.add_argument("--license", help="licence in the model card, such as apache-2.0")
     options = parser.parse_args(arguments)
+    if options.push:
+        check_repository(options.push)
+    elif options.public:
+        raise UserError("--public applies to --push; leave it out.")
+    options.converter = find_converter() if options.format == "gguf" else None
     options.out = Path(os.path.abspath(options.out))
     if options.format == "adapter" and (options.base or options.dtype):
-        raise UserError("--base and --dtype apply to --format merged; leave them out with --format adapter.")
+        raise UserError("--base and --dtype apply to merged models; leave them out with --format adapter.")
     if options.out.exists() and not (options.overwrite and (options.out / MARK).is_file()):
         reason = (
             "holds no earlier export" if options.overwrite else "exists already; give --overwrite or another folder"
@@ -58,6 +71,8 @@ def main(arguments: list[str]) -> int:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"{getattr(error, 'filename', None) or options.out}: {reason}.") from error
     print(f"{options.out}: {result}")
+    if options.push:
+        print(f"uploaded: {upload(options.out, options.push, options.public, MARK)}")
     return 0
 
 
@@ -88,11 +103,11 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     settings = task.exported_settings(data) if isinstance(task, SequenceTask) else {}
     (folder / MARK).write_text(json.dumps(origin | settings, indent=2) + "\n", encoding="utf-8")
     data.tokenizer_to_export().save_pretrained(folder)
+    base = local_or_hub(task.model_name, "model.model_name")
+    base = str(Path(base).resolve()) if os.path.isdir(base) else base
     if options.format == "adapter":
-        base = local_or_hub(task.model_name, "model.model_name")
-        base = str(Path(base).resolve()) if os.path.isdir(base) else base
+        write_model_card(folder, run.record, base, settings, options.format, options.license)
         adapter.export(folder, model, base)
-        write_model_card(folder, run.record, base, settings)
         size = sum(tensor.nbytes for tensor in run.state.values())
         return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"
     inputs = example_inputs(run, model)
@@ -116,8 +131,16 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     about = ""
     if isinstance(task, SequenceTask):
         trained, about = task.outputs_in_own_unit(model, dtype, trained)
-        model.config.update(task.exported_settings(data))
+        settings = task.exported_settings(data)
+        model.config.update(settings)
+    write_model_card(folder, run.record, base, settings, options.format, options.license)
     model.to(dtype).save_pretrained(folder)
     same_base = options.base != "original"
     checked = check_merged(folder, type(model), trained, inputs, same_base, quantises_inputs)
+    if options.converter:
+        name = next(name for name, each in DTYPES.items() if each == dtype)
+        checked = convert(options.converter, folder, folder / f"{options.out.name}.gguf", name) + f", from {checked}"
+        for path in folder.iterdir():
+            if path.suffix not in (".gguf", ".md") and path.name != MARK:
+                path.unlink()
     return f"{checked}; {about}" if about else checked

@@ -97,6 +97,14 @@ def explaining_hub_errors(name: str, option: str, instead: str) -> Iterator[None
         raise
 
 
+def hub_answers() -> bool:
+    """Return whether the hub can be reached."""
+    from huggingface_hub import constants
+
+    _go_offline_if_unreachable()
+    return not constants.HF_HUB_OFFLINE
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error

@@ -50,7 +50,7 @@ def test_an_adapter_of_a_model_without_biases_loads_in_peft(
     assert loaded(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
     AutoTokenizer.from_pretrained(tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert card.startswith(f"---\nbase_model: {Path(tiny_llama).resolve()}\nlibrary_name: peft\n")
+    assert card.startswith("---\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n")
     assert f"{read_record(tmp_path / 'run')['val_loss']:.4f}" in card
 
 

@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-whole test-gpu architectures lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
+.PHONY: help setup demo test test-fast test-whole test-gpu architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped 
 
 architectures: setup  ## check tiny models of 111 architectures with LoRA, DoRA and QLoRA, and write docs/architectures.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.architectures --write docs/architectures.md
+
+methods: setup  ## check every method in PEFT's registry on two tiny models, and write docs/methods.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.adapters.methods_table --write docs/methods.md
 
 lint: setup  ## check style and the direction of imports
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-cache

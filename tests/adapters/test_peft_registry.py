@@ -87,6 +87,13 @@ def test_every_method_of_the_registry_is_run_or_refused() -> None:
     assert known == {*METHODS, *REFUSED}
 
 
+def test_the_table_of_methods_names_every_method() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == set(METHODS)
+    assert set(re.findall(r"^- `(\w+)`: ", text, re.MULTILINE)) == set(REFUSED)
+    assert "DIFFERS" not in text
+
+
 def check_fit_and_export(this: Case) -> None:
     """Train four steps and export; PEFT's model of the export has the same tensors, logits and gradients."""
     assert not this.fit("run")

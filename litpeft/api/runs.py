@@ -133,14 +133,14 @@ class Run:
         return predictions(run.model, run.datamodule, [texts] if isinstance(texts, str) else list(texts), accelerator)
 
     def export(
-        self, folder: str | os.PathLike[str], format: Literal["adapter", "merged"] = "adapter", **options: Any
+        self, folder: str | os.PathLike[str], format: Literal["adapter", "merged", "gguf"] = "adapter", **options: Any
     ) -> Path:
         """Write the trained model as `litpeft export` does; return the folder.
 
         Args:
             folder: folder to write; must not exist.
-            format: `adapter`, the trained tensors in PEFT's format, or `merged`, a full model.
-            options: `base`, `dtype`, `checkpoint` and `overwrite`, as of `litpeft export`.
+            format: `adapter`, the trained tensors in PEFT's format, `merged`, a full model, or `gguf`, for llama.cpp.
+            options: `base`, `dtype`, `checkpoint`, `overwrite`, `push`, `public` and `license`, as of `litpeft export`.
         """
         from litpeft.commands.export import main
 

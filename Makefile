@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-whole test-gpu architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
+.PHONY: help setup demo test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -79,6 +79,17 @@ lock: setup  ## rewrite requirements.lock: hashes of the packages in constraints
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate --extra dev \
 		--constraint constraints.txt $(addprefix --no-emit-package ,$(OF_TORCH)) --output-file requirements.lock pyproject.toml
+
+LOWEST ?= .venv-lowest
+test-lowest: setup  ## run the fast tests with the lowest versions that pyproject.toml claims, except torch: in a virtual environment of its own
+	$(BIN)/python -m pip install --quiet uv
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --no-header --no-annotate --extra dev \
+		$(addprefix --no-emit-package ,$(OF_TORCH)) --output-file $(LOWEST)/requirements.txt pyproject.toml
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"
 
 audit: setup  ## check the packages in constraints.txt for known vulnerabilities
 	$(BIN)/python -m pip install --quiet pip-audit

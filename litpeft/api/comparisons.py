@@ -17,6 +17,7 @@ from litpeft.analysis.comparison import compare as compare_paths
 from litpeft.analysis.comparison import results
 from litpeft.analysis.comparison.answer import answer
 from litpeft.analysis.comparison.formats import csv, markdown
+from litpeft.analysis.comparison.margins import Margin, read_margin
 from litpeft.analysis.comparison.tables import Table, alarms, differences_table, figures_table, notes
 from litpeft.api.arguments import config_words, naming_arguments, option_words
 from litpeft.errors import UserError
@@ -72,11 +73,12 @@ def compare(*runs: str | os.PathLike[str] | Iterable[Any], **options: Any) -> Co
 
     Args:
         runs: run folders, folders of runs, or the folder of one sweep: texts, paths, `Run`s, or lists of these.
-        options: `by`, `baseline`, `figures`, `targets`, `examples`, `average_over`, `margins` and `prefer`, as of
-            `litpeft.analysis.comparison.compare`.
+        options: `by`, `baseline`, `figures`, `targets`, `examples`, `average_over`, `prefer` and `relative`, as of
+            `litpeft.analysis.comparison.compare`; `margins`, the smallest differences that matter by name of the figure
+            in the unit that the table shows, or in percent of the baseline: `{"val_accuracy": 0.5, "val_loss": "2%"}`.
 
     Raises:
-        UserError: a file cannot be read, or the runs are not comparable.
+        UserError: a file cannot be read, a margin is no positive number, or the runs are not comparable.
     """
     paths = [path for each in runs for path in ([each] if isinstance(each, (str, os.PathLike)) else each)]
     if not paths:
@@ -84,9 +86,19 @@ def compare(*runs: str | os.PathLike[str] | Iterable[Any], **options: Any) -> Co
     for name in ("by", "figures"):
         if isinstance(options.get(name), str):
             options[name] = [options[name]]
+    if "margins" in options:
+        options["margins"] = dict(_margin(name, amount) for name, amount in options["margins"].items())
     with naming_arguments():
         found = compare_paths([Path(path) for path in paths], **options)
     return Comparison(**vars(found))
+
+
+def _margin(name: str, amount: Any) -> tuple[str, Margin]:
+    """Return a margin given as a number or as a text such as `2%`."""
+    try:
+        return (name, amount) if isinstance(amount, Margin) else read_margin(f"{name}={amount}")
+    except ValueError as error:
+        raise UserError(f"margins: {name} is {amount!r}; give a positive number, or one with % as a text.") from error
 
 
 def sweep(

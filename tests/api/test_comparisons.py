@@ -16,6 +16,7 @@ from litpeft import Comparison, Run, UserError, compare, sweep
 from litpeft.analysis import comparison as analysis
 from litpeft.analysis.comparison.answer import answer
 from litpeft.analysis.comparison.formats import csv
+from litpeft.analysis.comparison.margins import read_margin
 from tests.analysis.comparison.build import write_grid
 
 GRID = {"none": [0.90, 0.91, 0.92], "lora": [0.80, 0.81, 0.82]}
@@ -41,6 +42,16 @@ def test_one_path_or_several_of_any_kind(runs: Path, monkeypatch: pytest.MonkeyP
             compare(*nothing)
     with pytest.raises(UserError, match="nowhere: no such folder"):
         compare("nowhere")
+
+
+def test_margins_are_numbers_or_shares(runs: Path) -> None:
+    given = {"val_accuracy": 0.5, "val_loss": "2%"}
+    here = dict(map(read_margin, ("val_accuracy=0.5", "val_loss=2%")))
+    tables = [csv(compare(runs, figures=list(given), margins=margins)) for margins in (given, here)]
+    assert tables[0] == tables[1] != csv(compare(runs, figures=list(given)))
+    for amount in (0, "-1", "much"):
+        with pytest.raises(UserError, match="margins: val_loss is"):
+            compare(runs, margins={"val_loss": amount})
 
 
 def test_the_frame_has_the_figures_of_the_runs(runs: Path) -> None:

@@ -36,7 +36,7 @@ What does each fine-tuning method cost in memory and time, what quality does it 
 {{verbs}}
 
   litpeft fit --config sst2 --config lora --model.model_name roberta-base
-  litpeft VERB --help            all options of a verb
+  litpeft VERB --help            the options of a verb
   litpeft --version              {__version__}
 """
 
@@ -68,6 +68,11 @@ def _run(verb: str, arguments: list[str]) -> int:
     if verb in COMMANDS:
         return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
     if verb in TRAINER_VERBS:
+        help_of = importlib.import_module("litpeft.cli.short_help")
+        if (text := help_of.help_text(verb, arguments[1:])) is not None:
+            print(text)
+            return 0
+        arguments = help_of.without_all(arguments)
         importlib.import_module("litpeft.cli.first_look").look(verb, arguments[1:])
         return importlib.import_module("litpeft.commands.training").main(arguments)
     guess = did_you_mean(verb, TRAINER_VERBS | COMMANDS)

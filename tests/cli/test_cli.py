@@ -144,7 +144,7 @@ def test_help_and_version_do_not_import_torch() -> None:
 
 
 def test_the_help_of_a_verb_explains_litpefts_options() -> None:
-    done = forking.litpeft("fit", "--help")
+    done = forking.litpeft("fit", "--help", "all")
     assert done.returncode == 0, done.stderr
     text = " ".join(done.stdout.split())
     assert "folder of the run (default: runs/EXPERIMENT/WHAT_VARIES/seedN)" in text

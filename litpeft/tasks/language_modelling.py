@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
@@ -22,6 +21,7 @@ from litpeft.tasks.data_of_task import with_rows
 from litpeft.tasks.packed_rows import not_packed
 from litpeft.tasks.pretrained import check_base, load_pretrained
 from litpeft.training import processes
+from litpeft.training.outlets import send
 
 
 class LanguageModelling(FineTuner):
@@ -32,7 +32,7 @@ class LanguageModelling(FineTuner):
 
     Args:
         generate_samples: number of validation prompts to answer after each validation (greedy decoding); the answers
-            are shown in TensorBoard.
+            are sent to the loggers.
         max_new_tokens: maximum length of a generated answer, in tokens.
         options: model, adapter, optimizer and the other options of `FineTuner`.
     """
@@ -209,11 +209,9 @@ class LanguageModelling(FineTuner):
             moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
             for question, expected, answer in zip(questions, responses, self.answers(moved), strict=True):
                 correct += answer.strip() == expected.strip()
-                shown.append(f"**{question}**\n\nanswer: {answer}\n\nexpected: {expected}")
+                shown.append((question, answer, expected))
         self.log("val_exact_match", correct / len(shown), prog_bar=True)
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("answers", "\n\n---\n\n".join(shown[:20]), self.trainer.global_step)
+        send(self.loggers, "table", "answers", ("question", "answer", "expected"), shown[:20], self.trainer.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, and the generated response."""

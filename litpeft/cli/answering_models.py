@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.cli.shared_model import shares_model
 from litpeft.errors import UserError
 from litpeft.tasks.language_modelling import LanguageModelling
 
 BASE = "base"  # value of `--compare`
+MOST_BYTES = 2 * 2**30  # of a bf16 model that may be held in fp32
 
 
 class AnsweringModel:
@@ -60,7 +63,7 @@ def load_models(run_dir: Path, compare: str | None, accelerator: str) -> list[An
         if not speaks:
             raise UserError("--compare base: the base has no trained head, so it has no labels; give another run.")
         return [first, _base_of(first, accelerator)]
-    other = FinishedRun(Path(compare), None, accelerator, "compared")
+    other = _opened(Path(compare), accelerator)
     if isinstance(other.model, LanguageModelling) != speaks:
         raise UserError(f"--compare {compare}: one run generates text and the other predicts labels; give a like run.")
     second = AnsweringModel(compare, other)
@@ -71,10 +74,27 @@ def load_models(run_dir: Path, compare: str | None, accelerator: str) -> list[An
 
 
 def _built(run_dir: Path, accelerator: str) -> FinishedRun:
-    run = FinishedRun(run_dir, None, accelerator, "used")
+    run = _opened(run_dir, accelerator)
     run.build(run.trainer.strategy.root_device)
     run.model.eval()
     return run
+
+
+def _opened(run_dir: Path, accelerator: str) -> FinishedRun:
+    """Return a run whose model is not built yet; it will compute in the dtype in which the device is quick."""
+    run = FinishedRun(run_dir, None, accelerator, "used")
+    task, device = run.model, run.trainer.strategy.root_device
+    # without instructions for bf16, products of bf16 matrices take seven times as long as those of fp32
+    slow = device.type == "cpu" and task.dtype_name == "bf16" and not multiplies_bf16()
+    if slow and not task.adapter.quantises and (run.record["model_bytes"] or MOST_BYTES) < MOST_BYTES:
+        task.dtype_name = "fp32"
+    return run
+
+
+def multiplies_bf16() -> bool:
+    """Return whether the CPU has instructions for products of bf16 matrices."""
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private functions of torch
+    return not torch.backends.mkldnn.is_available() or any(getattr(torch.cpu, name, bool)() for name in known)
 
 
 def _base_of(model: AnsweringModel, accelerator: str) -> AnsweringModel:
@@ -85,7 +105,7 @@ def _base_of(model: AnsweringModel, accelerator: str) -> AnsweringModel:
             return AnsweringModel(BASE, model.run, is_base=True)
     except UserError:
         print(f"litpeft: {model.name} trained the base, so that is loaded again.", file=sys.stderr)
-    run = FinishedRun(model.run.run_dir, None, accelerator, "used")
+    run = _opened(model.run.run_dir, accelerator)
     device = run.trainer.strategy.root_device
     run.model.build(run.datamodule, device)  # without the trained weights
     run.model.to(device).eval()

@@ -38,7 +38,10 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"--file {options.file}: there is no such file.")
     if options.batch_size < 1:
         raise UserError(f"--batch_size must be at least 1, got {options.batch_size}.")
-    _generate(options, generation)
+    try:
+        _generate(options, generation)
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

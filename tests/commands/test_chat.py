@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import sys
 import termios
@@ -17,12 +18,14 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litpeft.__main__ import main
 from litpeft.cli.answering_models import AnsweringModel, load_models
 from litpeft.cli.speaker import Speaker
 from litpeft.cli.text_stream import TextStream
+from litpeft.commands.chat_screen import _side_by_side
 from litpeft.errors import UserError
 from tests.data.image_files import write_images, write_vision_model
 from tests.forking import SERVER, like_a_new_process, litpeft
@@ -226,6 +229,28 @@ def test_an_image_model_answers_with_its_label(tmp_path: Path, capsys: pytest.Ca
     assert shown.split("\n")[1].split()[0] in ("red", "blue")
     assert main(["generate", str(tmp_path / "run"), "--prompt", "none.png", "--accelerator", "cpu"]) == 2
     assert "none.png" in capsys.readouterr().err
+
+
+def test_answers_of_two_models_stand_side_by_side_on_a_terminal() -> None:
+    class Fixed:
+        asks_for = "a question"
+
+        def __init__(self, name: str, pieces: list[str]) -> None:
+            self.name, self.pieces = name, pieces
+
+        def answer(self, text: str, write: Any) -> None:
+            for piece in self.pieces:
+                write(piece)
+            if not self.pieces:
+                raise UserError("it is too long.")
+
+    out = io.StringIO()
+    console = Console(file=out, width=70, force_terminal=True, color_system=None)
+    assert _side_by_side([Fixed("run", ["[b]", "one"]), Fixed("base", ["two"])], "?", console)
+    final = out.getvalue().rpartition("run")[2]
+    assert re.search(r"\[b\]one +\S+ two ", final)
+    assert not _side_by_side([Fixed("run", ["one"]), Fixed("base", [])], "?", console)
+    assert "litpeft: error: it is too long." in out.getvalue()
 
 
 @pytest.mark.parametrize(

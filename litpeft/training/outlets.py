@@ -12,6 +12,7 @@ A callback or task calls `send`, and the outlet of each logger does what the log
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -156,7 +157,9 @@ class WandbOutlet(Outlet):
         self.logger.log_table(name, list(columns), [list(row) for row in rows], step=step)
 
     def file(self, path: Path) -> None:
-        self.logger.experiment.save(str(path), base_path=str(path.parent), policy="now")
+        run = self.logger.experiment
+        copy = shutil.copy(path, run.dir)  # wandb would link to the file, and the run folder may move
+        run.save(copy, base_path=run.dir, policy="now")
 
     def final(self, settings: Mapping[str, Any], figures: Mapping[str, float], step: int) -> None:
         self.logger.experiment.summary.update(dict(figures))

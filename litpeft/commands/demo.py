@@ -112,9 +112,9 @@ def main(arguments: list[str]) -> int:
 
 def _run_of(task: str, words: Sequence[str]) -> Path | None:
     """Return the folder of the run that has just ended; None if it cannot be found."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for place, word in enumerate(words):
         if word.partition("=")[0] == "--run_dir":
-            return Path(word.partition("=")[2] or following)
+            return Path(word.partition("=")[2] or words[place + 1])
     records = Path("runs", f"demo_{task}").rglob("record.json")
     newest = max(records, key=lambda path: path.stat().st_mtime, default=None)
     return newest and newest.parent

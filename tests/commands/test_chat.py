@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import sys
 import termios
 import time
@@ -120,6 +121,22 @@ def test_the_prompt_of_a_history_is_that_of_the_chat_template(model: AnsweringMo
     rendered = exported[1].apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     assert speaker.prompt(turns) == rendered
     assert speaker.tokens(turns) == exported[1](rendered, add_special_tokens=False)["input_ids"]
+
+
+def test_two_runs_with_one_base_hold_it_once(
+    run: Path, exported: tuple[Any, Any], byte_llama: str, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "other")
+    one, other = load_models(run, str(tmp_path / "other"), "cpu")
+    assert one.run.model is other.run.model
+    other.run.state = {name: torch.zeros_like(tensor) for name, tensor in other.run.state.items()}  # as the base
+    merged, tokenizer = exported
+    base = AutoModelForCausalLM.from_pretrained(byte_llama).eval()
+    for model, plain in ((one, merged), (other, base), (one, merged)):
+        speaker = Speaker(model.run.model, model.run.datamodule, {"max_new_tokens": 12})
+        with model.ready():
+            answer = speaker.stream([user("say 1")], lambda _: None)
+        assert answer == plain_answer(plain, tokenizer, [user("say 1")])
 
 
 def test_streamed_pieces_are_the_whole_answer_and_batches_are_padded_on_the_left(model: AnsweringModel) -> None:

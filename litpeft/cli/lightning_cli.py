@@ -38,7 +38,7 @@ from litpeft.callbacks import (
 from litpeft.cli.arguments import typed_options, with_configs
 from litpeft.cli.console import show
 from litpeft.cli.error_context import naming_source, naming_trainer_option
-from litpeft.cli.loggers import LOGGER_HELP, logger_names, loggers_of_run
+from litpeft.cli.loggers import LOGGER_HELP, fill_in_loggers, logger_names, loggers_of_run
 from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed, name_devices
 from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
 from litpeft.cli.run_folder import keep_old_options, lock_run_folder, selected_checkpoint
@@ -179,8 +179,7 @@ class LitPeftCLI(LightningCLI):
         experiment, run_name = run_names(
             typed_options(self.arguments), name, options.data.class_path.rpartition(".")[2]
         )
-        experiment = options.experiment or experiment
-        seed = options.seed_everything
+        experiment, seed = options.experiment or experiment, options.seed_everything
         self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
         if options.ckpt_path is not None:
             raise UserError(
@@ -203,6 +202,7 @@ class LitPeftCLI(LightningCLI):
             check_resumable(saved_config(self.run_dir), config, self.run_dir, finished=record["status"] == "ok")
             self.checkpoint = newest_checkpoint(self.run_dir)
         self.recorder = RunRecorder(config, experiment, run_name, stale, record)
+        fill_in_loggers(options, self, name)
 
     def _resolved(self) -> dict[str, Any]:
         """Return all options of the run as plain values."""

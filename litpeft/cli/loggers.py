@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from litpeft.callbacks.curve_logger import CurveLogger
@@ -55,6 +56,27 @@ class RunNames:
         return saved_versions(self.run_dir).get(kind) if self.resumed else None
 
 
+# class of a logger -> argument -> its default, which means that it is not given, and the value in its place
+FILLED: dict[str, dict[str, tuple[Any, Callable[[RunNames], Any]]]] = {
+    "WandbLogger": {
+        "save_dir": (".", lambda run: str(run.run_dir)),
+        "name": (None, lambda run: run.title),
+        "project": (None, lambda run: os.environ.get("WANDB_PROJECT") or run.experiment),
+        "id": (None, lambda run: run.earlier("WandbLogger") or uuid.uuid4().hex[:8]),
+    },
+    "MLFlowLogger": {
+        "experiment_name": ("lightning_logs", lambda run: run.experiment),
+        "run_name": (None, lambda run: run.title),
+        "tags": (None, lambda run: {"run_dir": str(run.run_dir.absolute()), "tags": ", ".join(run.tags)}),
+        "run_id": (None, lambda run: run.earlier("MLFlowLogger")),
+    },
+    "CometLogger": {
+        "project": (None, lambda run: run.experiment),
+        "experiment_key": (None, lambda run: run.earlier("CometLogger")),
+    },
+}
+
+
 def loggers_of_run(cli: Any, chosen: Any) -> list[Logger]:
     """Return the loggers of a `fit`; the file of curves is always the last one.
 
@@ -74,6 +96,27 @@ def loggers_of_run(cli: Any, chosen: Any) -> list[Logger]:
         chosen = TensorBoardLogger(str(run_dir), name="", version="", default_hp_metric=False)
     own = chosen if isinstance(chosen, list) else [chosen] if chosen else []
     return [*own, *added_loggers(logger_names(given.logger), run), CurveLogger(run_dir, given.throughput.progress)]
+
+
+def fill_in_loggers(options: Namespace, cli: Any, adapter: str) -> None:
+    """Fill in run folder, names and tags of the loggers that `--trainer.logger` names, where they are not given.
+
+    Args:
+        options: the options of the run; `trainer.logger` is changed.
+        cli: the `LitPeftCLI`, which knows the run folder and its record.
+        adapter: name of the fine-tuning strategy.
+    """
+    given, record = options.trainer.logger, cli.recorder.record
+    tags = [adapter, options.data.class_path.rpartition(".")[2], Path(options.model.init_args.model_name).name]
+    names = (record["experiment"], record["run_name"], options.seed_everything)
+    run = RunNames(cli.run_dir, *map(str, names), tags, resumed=cli.checkpoint is not None)
+    for logger in given if isinstance(given, list) else [given]:
+        kind = getattr(logger, "class_path", "").rpartition(".")[2]
+        for name, (unset, value) in FILLED.get(kind, {}).items():
+            if logger.init_args.get(name) == unset:
+                logger.init_args[name] = value(run)
+        if kind == "WandbLogger":
+            logger["dict_kwargs"] = {"tags": tags, "group": run.run_name} | dict(logger.get("dict_kwargs") or {})
 
 
 def added_loggers(names: Sequence[str], run: RunNames) -> list[Logger]:

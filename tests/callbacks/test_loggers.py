@@ -8,16 +8,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger
 
 from litpeft.__main__ import main
 from litpeft.callbacks.sent_figures import FIGURES
-from litpeft.cli.loggers import MAKERS, RunNames
+from litpeft.cli.loggers import MAKERS, RunNames, fill_in_loggers
 from litpeft.runs.curve_file import read_lines
 from litpeft.runs.record import read_record
 from litpeft.training.outlets import Outlet, outlet_of, send
@@ -177,6 +178,32 @@ def test_a_logger_that_cannot_start_is_one_sentence(
     error = capsys.readouterr().err
     assert "--logger wandb: no API key configured; log in with wandb login, or set WANDB_MODE=offline" in error
     assert error.count("\n") == 1
+
+
+def test_loggers_of_lightning_get_the_names_of_the_run_where_none_are_given(tmp_path: Path) -> None:
+    wandb = Namespace(name="mine", save_dir=".", project=None, id="abc", version=None)
+    store = Namespace(experiment_name="lightning_logs", run_name=None, tags=None, run_id=None, tracking_uri="x")
+    options = Namespace(seed_everything=3)
+    options["trainer.logger"] = [
+        Namespace(class_path="lightning.pytorch.loggers.WandbLogger", init_args=wandb, dict_kwargs={"group": "own"}),
+        Namespace(class_path="lightning.pytorch.loggers.MLFlowLogger", init_args=store),
+        Namespace(class_path="lightning.pytorch.loggers.CSVLogger", init_args=Namespace(save_dir="here")),
+    ]
+    options["data.class_path"], options["model.init_args.model_name"] = "litpeft.data.SST2", "/models/tiny"
+    record = {"experiment": "study", "run_name": "lora"}
+    cli = SimpleNamespace(run_dir=tmp_path, recorder=SimpleNamespace(record=record), checkpoint=None)
+    fill_in_loggers(options, cli, "lora")
+    first = {"name": "mine", "save_dir": str(tmp_path), "project": "study", "id": "abc", "version": None}
+    assert vars(wandb) == first
+    assert options.trainer.logger[0].dict_kwargs == {"tags": ["lora", "SST2", "tiny"], "group": "own"}
+    assert (store.experiment_name, store.run_name, store.run_id, store.tracking_uri) == (
+        "study",
+        "lora/seed3",
+        None,
+        "x",
+    )
+    assert store.tags == {"run_dir": str(tmp_path), "tags": "lora, SST2, tiny"}
+    assert options.trainer.logger[2].init_args.save_dir == "here"
 
 
 def test_curves_are_kept_without_any_logger(tmp_path: Path, arguments: list[str]) -> None:

@@ -18,7 +18,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 
 from litpeft.__main__ import main
 from litpeft.callbacks.sent_figures import FIGURES
-from litpeft.cli.loggers import MAKERS, RunNames, fill_in_loggers
+from litpeft.cli.arguments import with_configs
+from litpeft.cli.loggers import MAKERS, RunNames, fill_in_loggers, logger_names
 from litpeft.runs.curve_file import read_lines
 from litpeft.runs.record import read_record
 from litpeft.training.outlets import Outlet, outlet_of, send
@@ -147,6 +148,13 @@ def test_mlflow_gets_curves_settings_figures_answers_and_files(
     assert json.loads((run / "loggers.json").read_text()) == {"MLFlowLogger": found.info.run_id}
     assert MAKERS["mlflow"](RunNames(run, "tiny", "lora", 0, [], resumed=True)).run_id == found.info.run_id
     assert "train_loss" in (run / "csv" / "version_0" / "metrics.csv").read_text()
+
+
+def test_several_options_name_several_loggers() -> None:
+    given = ["--logger", "csv", "--seed_everything", "1", "--logger=wandb,csv"]
+    assert with_configs("fit", given) == ["--seed_everything", "1", "--logger=csv,wandb,csv"]
+    assert logger_names("csv,wandb,csv") == ["csv", "wandb"]
+    assert logger_names(None) == []
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ COMMANDS = {  # verb -> help text; the module in litpeft/commands has the name o
     "estimate": "estimate the GPU or host memory that a run will need, without loading weights",
     "report": "write an HTML page or Markdown with tables and charts of runs",
     "find_lr": "find learning rates that train an adapter, by a learning-rate range test",
+    "chat": "talk to the model of a finished run in the terminal, also beside another run or its base",
+    "generate": "answer prompts with a finished run on the screen; a classifier answers with its label",
     "export": "write a finished run as a PEFT adapter or as a merged transformers model",
     "combine": "combine the LoRA adapters of several runs into one: linear, cat, svd, ties, dare_ties",
     "demo": "fine-tune a small real model on real text, downloaded with pip",

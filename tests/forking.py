@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -18,21 +19,28 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.forking", "tests.resuming", "tests.warming_up"])
 
 
-def litpeft(*arguments: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+def litpeft(
+    *arguments: str, cwd: Path | None = None, stdin: str = "", **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run the litpeft command line in a forked process; else like `tests.conftest.litpeft`."""
     with tempfile.TemporaryDirectory() as folder:
-        out, err = Path(folder, "out"), Path(folder, "err")
-        process = SERVER.Process(target=_run, args=(arguments, cwd, os.environ | environment, out, err))
+        out, err, given = Path(folder, "out"), Path(folder, "err"), Path(folder, "in")
+        given.write_text(stdin)
+        process = SERVER.Process(target=_run, args=(arguments, cwd, os.environ | environment, out, err, given))
         process.start()
         process.join()
         return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
 
 
-def _run(arguments: tuple[str, ...], cwd: Path | None, environment: dict[str, str], out: Path, err: Path) -> None:
+def _run(
+    arguments: tuple[str, ...], cwd: Path | None, environment: dict[str, str], out: Path, err: Path, given: Path
+) -> None:
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd or os.getcwd())
     write_output(out, err)
+    os.dup2(os.open(given, os.O_RDONLY), 0)
+    sys.stdin = open(0)  # noqa: SIM115 (multiprocessing has opened /dev/null)
     like_a_new_process()
     raise SystemExit(main(list(arguments)))
 

@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
+from litpeft.runs.curve_file import FILE_NAME, read_lines
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests.forking import SERVER, like_a_new_process, write_output
@@ -128,7 +129,17 @@ def differences(one: Path, other: Path) -> list[str]:
             found.append(f"curve {tag}: steps repeat: {steps}")
         if tag.startswith(SAME_CURVES) and a.get(tag) != b.get(tag):
             found.append(f"curve {tag}: {a.get(tag)}, {b.get(tag)}")
-    return found
+    a, b = _own_curves(one), _own_curves(other)
+    return found + ([f"{FILE_NAME}: {a}, {b}"] if a != b else [])
+
+
+def _own_curves(run_dir: Path) -> list[tuple[int, int, dict[str, float]]]:
+    """Return step, tokens and values of each line of the file of curves, without what measures time."""
+    timeless = [
+        line | {"values": {name: value for name, value in line["values"].items() if not name.startswith(TIMED)}}
+        for line in read_lines(run_dir)
+    ]
+    return [(line["step"], line["tokens"], line["values"]) for line in timeless if line["values"].keys() - {"epoch"}]
 
 
 def _curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:

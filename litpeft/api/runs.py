@@ -32,13 +32,13 @@ def fit(*configs: str | os.PathLike[str] | Mapping[str, Any], **options: Any) ->
     """
     from litpeft.callbacks.run_record import is_out_of_memory
     from litpeft.cli.console import quieten
-    from litpeft.cli.lightning_cli import LitPeftCLI
+    from litpeft.commands.training import FitCLI
 
     quieten()
     with TemporaryDirectory() as scratch, naming_arguments(Path(scratch)):
         words = [*config_words(configs, Path(scratch)), *option_words(options)]
         try:
-            return Run(LitPeftCLI("fit", words).run_dir)
+            return Run(FitCLI("fit", words).run_dir)
         except SystemExit as stop:
             if stop.code == 1:  # Lightning ends the process after Ctrl-C
                 raise KeyboardInterrupt from stop

@@ -12,7 +12,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from litpeft.callbacks.stop_signals import StopSignals
 from litpeft.errors import UserError
@@ -20,6 +19,7 @@ from litpeft.runs.atomic_write import remove_folder
 from litpeft.runs.folder import CHECKPOINTS, checkpoints
 from litpeft.runs.record import by_field
 from litpeft.training import processes
+from litpeft.training.outlets import send
 
 SPARE = 2  # newest checkpoints kept during a run, so that one damaged checkpoint does not lose the run
 
@@ -133,9 +133,7 @@ class Checkpoint(LightningCheckpoint):
 
     def _save(self, trainer: Trainer) -> None:
         """Save, then remove old checkpoints."""
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                logger.experiment.flush()  # a resumed run does not log earlier steps again
+        send(trainer.loggers, "flush")  # a resumed run does not log earlier steps again
         before, self.last, self._due = self.last, _name(trainer.global_step), False
         try:
             trainer.save_checkpoint(Path(trainer.default_root_dir) / self.last)

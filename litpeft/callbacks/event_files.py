@@ -1,4 +1,4 @@
-"""TensorBoard event files of a resumed run: values logged after its checkpoint are removed, because they come again."""
+"""Curves of a resumed run: values logged after its checkpoint are removed, because they are logged again."""
 
 from __future__ import annotations
 
@@ -8,31 +8,38 @@ from pathlib import Path
 from lightning import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from litpeft.runs.curve_file import FILE_NAME
+
 EVENTS = "events.out.tfevents.*"
 
 
 def curve_sizes(run_dir: Path) -> dict[str, int]:
-    """Return the size in bytes of each event file of a run, by name. Flush the files before."""
-    return {file.name: file.stat().st_size for file in run_dir.glob(EVENTS)}
+    """Return the size in bytes of the file of curves and of each event file, by name. Flush the event files before."""
+    return {file.name: file.stat().st_size for file in _files(run_dir)}
 
 
 def cut_curves(run_dir: Path, sizes: dict[str, int], keep: Path | None = None) -> None:
-    """Truncate the event files of a run to their sizes at the checkpoint, and remove later files.
+    """Truncate the files with curves of a run to their sizes at the checkpoint, and remove later files.
 
     TensorBoard's `purge_step` would only hide values, and not every reader respects it.
 
     Args:
         run_dir: the run folder.
-        sizes: size in bytes of each event file at the checkpoint.
+        sizes: size in bytes of each file at the checkpoint.
         keep: the file that is being written.
     """
-    for file in run_dir.glob(EVENTS):
+    for file in _files(run_dir):
         if file == keep:
             continue
         if file.name not in sizes:
             file.unlink()
         elif file.stat().st_size > sizes[file.name]:
             os.truncate(file, sizes[file.name])
+
+
+def _files(run_dir: Path) -> list[Path]:
+    own = run_dir / FILE_NAME
+    return [*run_dir.glob(EVENTS), *([own] if own.exists() else [])]
 
 
 def event_file(trainer: Trainer) -> Path | None:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 
 from litpeft.runs.atomic_write import write_atomically
+from litpeft.training.outlets import send
 
 FILE = "val_images.jpg"
 COLUMNS = 4
@@ -20,7 +20,7 @@ RIGHT, WRONG = (0, 110, 50), (180, 20, 20)
 
 
 class ImageGrid(Callback):
-    """Write `val_images.jpg` after each validation of an image classifier, and show it in TensorBoard.
+    """Write `val_images.jpg` after each validation of an image classifier, and send it to the loggers.
 
     Shown are sixteen of the images that the first process has validated: wrong ones before right ones, and of both
     those with the highest probability first.
@@ -41,10 +41,7 @@ class ImageGrid(Callback):
         buffer = io.BytesIO()
         picture.save(buffer, "JPEG", quality=85)
         write_atomically(Path(trainer.default_root_dir) / FILE, buffer.getvalue())
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                pixels = np.asarray(picture)
-                logger.experiment.add_image("val_images", pixels, trainer.global_step - 1, dataformats="HWC")
+        send(trainer.loggers, "image", "val_images", np.asarray(picture), trainer.global_step - 1)
         self._written = True
 
     def measured(self) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from litpeft.callbacks.across_processes import most
 from litpeft.data.sampler import LengthGroupedBatches
@@ -19,6 +18,7 @@ from litpeft.errors import UserError
 from litpeft.profiling.memory import MemoryTracker, optimizer_tensors
 from litpeft.profiling.memory.bar_chart import split_image
 from litpeft.training import processes
+from litpeft.training.outlets import send
 from litpeft.training.sharding import is_sharded
 
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
@@ -131,10 +131,7 @@ class MemoryRecorder(Callback):
         self._saved(trainer)
         self._enter(None, pl_module.device)
         if _most(self.phases, "peak_tensor_bytes"):
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    image = split_image(self.phases)
-                    logger.experiment.add_image("memory", image, trainer.global_step, dataformats="HWC")
+            send(trainer.loggers, "image", "memory", split_image(self.phases), trainer.global_step)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if self.tracker is not None:  # keep the split at an out-of-memory error

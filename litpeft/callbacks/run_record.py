@@ -1,4 +1,4 @@
-"""Writing the run folder: the resolved configuration, the record, and TensorBoard's HParams tab."""
+"""Writing the run folder: the resolved configuration and the record, which the loggers get too."""
 
 from __future__ import annotations
 
@@ -17,26 +17,20 @@ import torch
 import yaml
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litpeft.callbacks.across_processes import PEAKS, combine, most
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.event_files import curve_sizes, cut_curves, event_file, remove_event_file
 from litpeft.callbacks.run_description import describe_model, describe_setup, print_notices
+from litpeft.callbacks.sent_figures import send_figures, send_files, send_settings
 from litpeft.errors import UserError
+from litpeft.runs import curve_file
 from litpeft.runs.atomic_write import write_atomically
-from litpeft.runs.benchmark_results import final_evaluation, scores
 from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint
 from litpeft.runs.record import FIELDS, as_json, by_field, new_record, with_metrics, write_record
 from litpeft.tasks.run_length import reached_limit
 from litpeft.training import failure_messages, processes
-
-HPARAMS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
-METRICS = (
-    *("val_loss", "val_accuracy", "val_f1", "trainable_params", "adapter_bytes", "model_bytes"),
-    *("peak_allocated_bytes", "peak_rss_bytes", "train_seconds", "train_tokens_per_second", "step_seconds_p50"),
-)
 
 
 class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, so Checkpoint has already saved
@@ -62,7 +56,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         self.record = self.record | {"config": config, "status": "interrupted", "error": None}
         self._stale, self._resumed = list(stale), resumed
         self._was_finished = False
-        self._curves: dict[str, int] = {}  # event file sizes at the checkpoint that is resumed
+        self._curves: dict[str, int] = {}  # sizes of the files with curves at the checkpoint that is resumed
         self._started_at = time.perf_counter()
         self._owns_folder = False  # whether this run may write into the folder
 
@@ -92,6 +86,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         self.record |= describe_model(trainer, pl_module)
         print_notices(trainer, self.record)
         self._write(trainer)
+        send_settings(trainer, self.record)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -194,6 +189,8 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         started_at = self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.record |= {"started_at": started_at} | describe_setup(trainer, pl_module)
         write_record(folder, self.record)
+        if self._resumed is None:
+            curve_file.start(folder)
         if self.record["config"] is not None:
             write_atomically(folder / CONFIG, yaml.safe_dump(self.record["config"], sort_keys=False))
 
@@ -230,23 +227,13 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         self.record["validations"] = [*(self.record["validations"] or []), row | others]
 
     def _close(self, trainer: Trainer, status: str, error: str | None) -> None:
-        """Log the hyper-parameters, then write the final record: `ok` means that all other files exist."""
+        """Send the final figures, then write the final record: `ok` means that all other files exist."""
         if not trainer.is_global_zero:
             return
-        options = {f"adapter.{k}": v for k, v in (self.record["adapter_options"] or {}).items()}
-        settings = {name: self.record[name] for name in HPARAMS} | options
-        first = (self.record["optimizer_settings"] or [{}])[0]
-        settings["lr"] = first.get("initial_lr", first.get("lr"))
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                metrics = {name: self.record[name] for name in METRICS if self.record[name] is not None}
-                metrics |= self.record["other_metrics"] or {}
-                metrics |= scores(final_evaluation(self.record) or {"results": {}})
-                shown = {name: _plain(value) for name, value in settings.items() if value is not None}
-                logger.log_hyperparams(shown, metrics, step=trainer.global_step)
-                logger.experiment.flush()
+        send_figures(trainer, self.record)
         self.record |= {"status": status, "error": error}
         write_record(Path(trainer.default_root_dir), self.record)
+        send_files(trainer)
 
     def _write(self, trainer: Trainer) -> None:
         if trainer.is_global_zero:
@@ -271,10 +258,6 @@ def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:
 def _named(trainer: Trainer, prefix: str) -> dict[str, float]:
     """Return the metrics with a prefix, by name."""
     return {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (int, float, str, bool)) else str(value)
 
 
 def _status(exception: BaseException) -> tuple[str, str]:

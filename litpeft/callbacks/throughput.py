@@ -94,6 +94,9 @@ class ThroughputRecorder(Callback):
         self._counter: FlopCounter | None = None  # active during the forward pass of a sampled step
         self._steps_before = 0
         self._seconds_before = 0.0  # training time up to the checkpoint that was resumed
+        self._tokens_before = 0  # training tokens up to there
+        self._added = 0  # number of steps in `_progress`
+        self._progress = (0, 0.0)  # tokens and seconds of these steps
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self.measure_peak:
@@ -204,11 +207,21 @@ class ThroughputRecorder(Callback):
         self._read()
         return self._seconds_before + sum(step.seconds for step in self.steps)
 
+    def progress(self) -> tuple[int, float]:
+        """Return the training tokens, without padding, and the training seconds so far; waits for a GPU."""
+        self._read()
+        tokens, seconds = self._progress
+        for step in self.steps[self._added :]:
+            tokens, seconds = tokens + step.counts["tokens"], seconds + step.seconds
+        self._added, self._progress = len(self.steps), (tokens, seconds)
+        return self._tokens_before + tokens, self._seconds_before + seconds
+
     def state_dict(self) -> dict[str, float]:
-        return {"train_seconds": self._train_seconds()}
+        return {"train_seconds": self._train_seconds(), "train_tokens": self.progress()[0]}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         self._seconds_before = state_dict["train_seconds"]
+        self._tokens_before = state_dict.get("train_tokens", 0)  # absent in checkpoints of older versions
 
     def measured(self) -> dict[str, Any]:
         """Return record fields; null if no step is left after the exclusions."""

@@ -41,6 +41,7 @@ def with_configs(verb: str, arguments: Sequence[str]) -> list[str]:
     """
     arguments = _with_numbers(arguments)
     _check_order(arguments)
+    arguments = _one_logger_option(arguments)
     typed = dict(typed_options(arguments))
     out = []
     for place, word in enumerate(arguments):
@@ -185,6 +186,18 @@ def _with_numbers(arguments: Sequence[str]) -> list[str]:
         else:
             out.append(word)
     return out
+
+
+def _one_logger_option(arguments: Sequence[str]) -> list[str]:
+    """Join what several `--logger` options name into one, at the end."""
+    out, names, rest = [], [], iter(arguments)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option == "--logger":
+            names.append(value if equals else next(rest, ""))
+        else:
+            out.append(word)
+    return out if not names else [*out, f"--logger={','.join(names)}"]
 
 
 def _checked(name: str) -> str:

@@ -20,7 +20,7 @@ COMMON = {  # names of other tools -> litpeft's options
 # what stands before the first dot of an option, for all verbs together; a test compares them with the parsers
 GROUPS = (
     *("config", "c", "help", "h", "print_config", "seed_everything", "run_dir", "experiment", "resume", "no_resume"),
-    *("overwrite", "no_overwrite", "ckpt_path", "verbose", "weights_only", "return_predictions"),
+    *("logger", "overwrite", "no_overwrite", "ckpt_path", "verbose", "weights_only", "return_predictions"),
     *("model", "data", "trainer", "throughput", "memory", "predictions", "checkpoint", "record", "benchmarks"),
 )
 # options that a mistyped one may have meant

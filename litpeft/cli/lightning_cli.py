@@ -12,7 +12,6 @@ from jsonargparse import ActionYesNo, Namespace
 from lightning import Trainer
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import litpeft.adapters
@@ -39,6 +38,7 @@ from litpeft.callbacks import (
 from litpeft.cli.arguments import typed_options, with_configs
 from litpeft.cli.console import show
 from litpeft.cli.error_context import naming_source, naming_trainer_option
+from litpeft.cli.loggers import LOGGER_HELP, fill_in_loggers, logger_names, loggers_of_run
 from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed, name_devices
 from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
 from litpeft.cli.run_folder import keep_old_options, lock_run_folder, selected_checkpoint
@@ -58,6 +58,7 @@ from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.runs.summary import metric_text, summary
 from litpeft.tasks import FineTuner
 from litpeft.training.loop import save_between_steps
+from litpeft.training.outlets import send
 from litpeft.training.processes import is_first_process
 from litpeft.training.strategies import STRATEGIES
 
@@ -85,6 +86,8 @@ class LitPeftCLI(LightningCLI):
         try:
             self._run()
         finally:
+            if (trainer := getattr(self, "trainer", None)) is not None:
+                send(trainer.loggers, "close", self.recorder.record["status"])
             if self.lock is not None:
                 self.lock.release()
 
@@ -125,6 +128,7 @@ class LitPeftCLI(LightningCLI):
                 "--resume", action=ActionYesNo, default=False, help="resume from the newest checkpoint in run_dir"
             )
             parser.add_argument("--overwrite", action=ActionYesNo, default=False, help="replace the run in run_dir")
+        parser.add_argument("--logger", type=str | None, help=LOGGER_HELP)  # in the config of a run
         parser.add_lightning_class_args(ThroughputRecorder, "throughput")
         parser.add_lightning_class_args(MemoryRecorder, "memory")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
@@ -144,6 +148,7 @@ class LitPeftCLI(LightningCLI):
         if options.model is None or options.data is None or class_at(options.model.class_path) is FineTuner:
             raise UserError("required: --model, a task such as SequenceClassification, and --data, a data set.")
         check_values(options)
+        logger_names(options.logger)
         check_classes(options)
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
         if (
@@ -174,8 +179,7 @@ class LitPeftCLI(LightningCLI):
         experiment, run_name = run_names(
             typed_options(self.arguments), name, options.data.class_path.rpartition(".")[2]
         )
-        experiment = options.experiment or experiment
-        seed = options.seed_everything
+        experiment, seed = options.experiment or experiment, options.seed_everything
         self.run_dir = Path(options.run_dir or f"runs/{experiment}/{run_name}/seed{seed}")
         if options.ckpt_path is not None:
             raise UserError(
@@ -198,6 +202,7 @@ class LitPeftCLI(LightningCLI):
             check_resumable(saved_config(self.run_dir), config, self.run_dir, record)
             self.checkpoint = newest_checkpoint(self.run_dir)
         self.recorder = RunRecorder(config, experiment, run_name, stale, record)
+        fill_in_loggers(options, self, name)
 
     def _resolved(self) -> dict[str, Any]:
         """Return all options of the run as plain values."""
@@ -239,11 +244,8 @@ class LitPeftCLI(LightningCLI):
         """Create the trainer. Recorders come before other callbacks, so that timing excludes the other callbacks."""
         given = self.config_init[self.verb]
         settings = {**given.trainer, **options}
-        if self.verb != "fit":
-            settings["logger"] = False  # the curves in the run folder are from training
-        elif settings["logger"] in (None, True):
-            self.run_dir.mkdir(parents=True, exist_ok=True)
-            settings["logger"] = TensorBoardLogger(str(self.run_dir), name="", version="", default_hp_metric=False)
+        # other verbs: the curves in the run folder are from training
+        settings["logger"] = loggers_of_run(self, settings["logger"]) if self.verb == "fit" else False
         given.benchmarks.resume_with(self.recorder.record["benchmarks"])
         extra = settings["callbacks"] or []
         extra = on_trainable_tensors(extra if isinstance(extra, list) else [extra])

@@ -12,7 +12,7 @@ from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.runs.strategy_names import stored_name
 
 NOT_IN_NAME = re.compile(  # options that say where a run is written, how files are read, or that the path already shows
-    r"config|run_dir|experiment|resume|overwrite|seed_everything|model|data|model\.(adapter(\.quant_type)?|base(\.class_path)?)|print_config"
+    r"config|run_dir|experiment|logger|resume|overwrite|seed_everything|model|data|model\.(adapter(\.quant_type)?|base(\.class_path)?)|print_config"
     r"|trainer\.(accelerator|enable_\w+|logger)|data\.(num_workers|cache_dir|columns|delimiter|encoding|label_\w+)"
     r"|data\.\w+_(file|column)|predictions\.file|benchmarks\..*"
 )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class Demo:
         options: options of `fit` beside the model and the text.
         model: name of the model in `demo_assets`.
         about: the model, for the user.
+        talks: whether the model answers in words, so that the demo ends with a chat.
     """
 
     text: str
@@ -31,6 +34,7 @@ class Demo:
     options: tuple[str, ...]
     model: str = "minilm"
     about: str = MINILM
+    talks: bool = False
 
 
 TASKS = {
@@ -51,6 +55,7 @@ TASKS = {
         ),
         "smollm2",
         "SmolLM2 (135 M parameters)",
+        talks=True,
     ),
     "images": Demo(
         "digits",
@@ -105,4 +110,31 @@ def main(arguments: list[str]) -> int:
         folder = "" if shutil.which("litpeft") else os.path.relpath(Path(sys.executable).parent) + os.sep
         print(f"Show the curves:     {folder}tensorboard --logdir runs")
         print(f"Train on all SST-2:  {folder}litpeft fit --config roberta_sst2_lora")
+        if demo.talks and (run := _run_of(options.task, rest)):
+            return _offer_chat(run, folder)
     return code
+
+
+def _run_of(task: str, words: Sequence[str]) -> Path | None:
+    """Return the folder of the run that has just ended; None if it cannot be found."""
+    for place, word in enumerate(words):
+        if word.partition("=")[0] == "--run_dir":
+            return Path(word.partition("=")[2] or words[place + 1])
+    records = Path("runs", f"demo_{task}").rglob("record.json")
+    newest = max(records, key=lambda path: path.stat().st_mtime, default=None)
+    return newest and newest.parent
+
+
+def _offer_chat(run: Path, folder: str) -> int:
+    """Print the command that talks to the model of a run, and on a terminal ask whether to run it."""
+    print(f"Talk to the model:   {folder}litpeft chat {shlex.quote(str(run))} --compare base")
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return 0
+    try:
+        wanted = input("Talk to it now, beside its base? [Y/n] ").strip().lower() in ("", "y", "yes")
+    except (EOFError, KeyboardInterrupt):
+        print()
+        return 0
+    from litpeft.commands import chat
+
+    return chat.main([str(run), "--compare", "base"]) if wanted else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from itertools import takewhile
 
@@ -13,7 +14,30 @@ from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.cli.shared_model import predict_runs
 from litpeft.errors import UserError, find_system_error
 from litpeft.training import failure_messages
+from litpeft.training.outlets import outlet_of, send
 from litpeft.training.processes import is_first_process
+
+REPORT = "report.html"
+
+
+class FitCLI(LitPeftCLI):
+    """The command line of a verb that also sends a report on the run to the loggers that take files."""
+
+    def after_fit(self) -> None:
+        super().after_fit()
+        takers = [logger for logger in self.trainer.loggers if outlet_of(logger).takes_files]
+        if not takers or not self.trainer.is_global_zero:
+            return
+        from litpeft.analysis.comparison import compare  # slow imports
+        from litpeft.analysis.report.page import write_page
+
+        path = self.run_dir / REPORT
+        try:
+            write_page(compare([self.run_dir]), path, f"litpeft report {shlex.quote(str(self.run_dir))}")
+        except UserError as error:  # plotly is missing
+            print(f"litpeft: warning: no report is sent to the loggers: {error}", file=sys.stderr)
+        else:
+            send(takers, "file", path)
 
 
 def main(arguments: list[str]) -> int:
@@ -64,7 +88,7 @@ def _one_of_several(arguments: list[str]) -> None:
         if run_dirs:
             predict_runs(run_dirs, options[len(run_dirs) :])
         else:
-            LitPeftCLI(verb, options)
+            FitCLI(verb, options)
     except BaseException as error:
         if is_first_process():
             failure_messages.publish_from_rank_zero(str(error))

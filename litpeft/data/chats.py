@@ -116,6 +116,10 @@ class Chats(Sequences):
     def opening(self) -> str:
         return self.template.opening
 
+    @property
+    def adds_specials(self) -> bool:
+        return self.template.adds_specials
+
     def encoded(self, split: Split, rows: np.ndarray) -> TokenRows | PairRows:
         if not self.template.end or (self.encoder and self.tokenizer.eos_token_id is None):
             raise UserError(
@@ -171,12 +175,12 @@ class Chats(Sequences):
             columns = self._pairs(texts, answers)
         else:
             spans, lasts = [row.rendered.answers for row in rows], [row.rendered.last for row in rows]
-            columns = self.tokenised(texts, spans, self.template.adds_specials, lasts)
+            columns = self.tokenised(texts, spans, self.adds_specials, lasts)
         return columns | {"text": pa.array([row.shown for row in rows]), "answer": pa.array(answers)}
 
     def _pairs(self, prompts: list[str], responses: list[str]) -> dict[str, pa.Array]:
         end = self.tokenizer.eos_token_id
-        asked = self._call_tokenizer(prompts, self.template.adds_specials)["input_ids"]
+        asked = self.prompt_tokens(prompts, encoder=True)
         said = [[*ids, end] if end is not None else ids for ids in self._call_tokenizer(responses, False)["input_ids"]]
         return {"prompt": pa.array(asked, IDS), "response": pa.array(said, IDS)}
 

@@ -33,6 +33,7 @@ class Sequences(FineTuneData):
     """
 
     train_on: TrainOn = "assistant"
+    adds_specials = True  # whether the tokenizer adds its special tokens to a rendered text
 
     def __init__(self, packing: bool = False, long_rows: Literal["cut", "drop"] = "cut", **options: Any) -> None:
         super().__init__(**options)
@@ -102,6 +103,17 @@ class Sequences(FineTuneData):
             batch = rows[range(start, min(start + self.batch_size, len(rows)))]
             numbers = batch["row"].tolist()
             yield batch, [table["text"][row] for row in numbers], [table["answer"][row] for row in numbers]
+
+    def prompt_tokens(self, prompts: list[str], encoder: bool = False) -> list[list[int]]:
+        """Return the token ids of each prompt, not truncated, as the rows to predict have them.
+
+        Args:
+            prompts: rendered prompts.
+            encoder: whether an encoder reads them.
+        """
+        if encoder:
+            return self._call_tokenizer(prompts, self.adds_specials)["input_ids"]
+        return self.tokenised(prompts, [[] for _ in prompts], self.adds_specials)["ids"].to_pylist()
 
     def tokenised(
         self, texts: list[str], answers: list[list[Span]], specials: bool, last_parts: list[int] | None = None

@@ -85,14 +85,14 @@ class Text(Sequences, TabularData):
 
     def _prompts(self, texts: list[str]) -> dict[str, pa.Array]:
         shown = {"text": pa.array(texts), "answer": pa.array([""] * len(texts))}
-        return self.tokenised(texts, [[] for _ in texts], True) | shown
+        return self.tokenised(texts, [[] for _ in texts], self.adds_specials) | shown
 
     def _blocks(self, texts: list[str]) -> dict[str, pa.Array]:
         """Tokenise documents and cut them into blocks; the text of a document is kept if it is one block."""
         end = self.tokenizer.eos_token or ""
         whole = [text.removesuffix(end) + end for text in texts]
         blocks, shown = [], []
-        tokens = self.tokenised(whole, [[(0, len(text))] for text in whole], True)["ids"]
+        tokens = self.tokenised(whole, [[(0, len(text))] for text in whole], self.adds_specials)["ids"]
         for ids, text in zip(tokens, texts, strict=True):
             values = ids.values.to_numpy()
             starts = range(0, max(1, len(values) - 1), self.max_length - 1)

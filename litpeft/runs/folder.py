@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from litpeft.errors import UserError
+from litpeft.runs import curve_file, logger_runs
 from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.runs.safe_read import check_names, read_options
 
@@ -19,7 +20,7 @@ TRACEBACK = "traceback.txt"
 OURS = (
     *(FILE_NAME, CONFIG, CHECKPOINTS, TRACEBACK, "predictions.jsonl", "val_examples.json", "benchmark_items"),
     *("confusion_matrix.json", "val_images.jpg"),
-    *("events.out.tfevents.*", "hparams.yaml"),
+    *(curve_file.FILE_NAME, logger_runs.FILE_NAME, "events.out.tfevents.*", "hparams.yaml"),
 )
 # options that may change on resume: duration, device and logging, which do not affect what is computed
 NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that does what that version did
@@ -33,7 +34,7 @@ NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that doe
     "model.init_args.tf32": False,
 }
 MAY_CHANGE = re.compile(
-    r"trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
+    r"logger|trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
     r"|checkpoint\.every|throughput|memory|predictions|benchmarks|data\.init_args\.(num_workers|cache_dir|\w+_file)"
 )
 # options that may change on resume if the batch size over all processes stays the same

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning import LightningDataModule
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.aggregation import MeanMetric
 
@@ -21,6 +21,7 @@ from litpeft.tasks.data_of_task import with_rows
 from litpeft.tasks.packed_rows import not_packed
 from litpeft.tasks.pretrained import check_base, load_pretrained
 from litpeft.training import processes
+from litpeft.training.outlets import send
 
 
 class LanguageModelling(FineTuner):
@@ -31,7 +32,7 @@ class LanguageModelling(FineTuner):
 
     Args:
         generate_samples: number of validation prompts to answer after each validation (greedy decoding); the answers
-            are shown in TensorBoard.
+            are sent to the loggers.
         max_new_tokens: maximum length of a generated answer, in tokens.
         options: model, adapter, optimizer and the other options of `FineTuner`.
     """
@@ -176,29 +177,31 @@ class LanguageModelling(FineTuner):
 
     def answers(self, batch: Batch) -> list[str]:
         """Return the model's answers to a batch of prompts by greedy decoding, up to what ends an answer."""
-        ids = batch["input_ids"]
-        end_ids, end_texts = self.data.stops
+        data = self.data
+        new = self.generate(batch, data, max_new_tokens=self.max_new_tokens)
+        return [up_to(data.stops[1], text) for text in data.tokenizer.batch_decode(new, skip_special_tokens=True)]
+
+    def generate(self, batch: Batch, data: Any, **options: Any) -> Tensor:
+        """Return the token ids that the model generates after a batch of prompts, (B, U), with what ends an answer.
+
+        Args:
+            batch: `input_ids` and `attention_mask`, (B, T), padded on the left.
+            data: the data module, with the tokenizer and what ends an answer.
+            options: arguments of the model's `generate`; greedy decoding by default.
+        """
+        ids, (end_ids, end_texts) = batch["input_ids"], data.stops
+        stopping = {"stop_strings": end_texts, "tokenizer": data.tokenizer} if end_texts else {}
+        greedy = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         with self.autocast():
             generated = self.backbone.generate(
                 input_ids=ids,
                 attention_mask=batch["attention_mask"],
-                max_new_tokens=self.max_new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
                 use_cache=_can_cache(self.backbone),
-                pad_token_id=self._tokenizer.pad_token_id,
+                pad_token_id=data.tokenizer.pad_token_id,
                 eos_token_id=end_ids or None,
-                **({"stop_strings": end_texts, "tokenizer": self._tokenizer} if end_texts else {}),
+                **stopping | greedy | options,
             )
-        new = generated if self.encoder_decoder else generated[:, ids.shape[1] :]
-        answers = self._tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [re.split("|".join(map(re.escape, end_texts)), answer)[0] if end_texts else answer for answer in answers]
-
-    @property
-    def _tokenizer(self) -> Any:
-        return self.data.tokenizer
+        return generated if self.encoder_decoder else generated[:, ids.shape[1] :]
 
     def _log_answers(self) -> None:
         correct, shown = 0, []
@@ -206,11 +209,9 @@ class LanguageModelling(FineTuner):
             moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
             for question, expected, answer in zip(questions, responses, self.answers(moved), strict=True):
                 correct += answer.strip() == expected.strip()
-                shown.append(f"**{question}**\n\nanswer: {answer}\n\nexpected: {expected}")
+                shown.append((question, answer, expected))
         self.log("val_exact_match", correct / len(shown), prog_bar=True)
-        for logger in self.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("answers", "\n\n---\n\n".join(shown[:20]), self.trainer.global_step)
+        send(self.loggers, "table", "answers", ("question", "answer", "expected"), shown[:20], self.trainer.global_step)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Return one dict per row: its number in the file, and the generated response."""
@@ -229,6 +230,11 @@ class LanguageModelling(FineTuner):
         finally:
             handle.remove()
         return any(logits is output for output in outputs)
+
+
+def up_to(ends: Sequence[str], text: str) -> str:
+    """Return a text up to the first of the texts that end an answer."""
+    return re.split("|".join(map(re.escape, ends)), text)[0] if ends else text
 
 
 def _can_cache(model: nn.Module) -> bool:

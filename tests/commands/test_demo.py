@@ -51,6 +51,22 @@ def test_the_demo_overwrites_its_own_folder_only(
     assert ("--overwrite" in seen[0]) == overwrites
 
 
+@pytest.mark.parametrize("words", [[], ["--run_dir", "mine"]])
+def test_the_chat_demo_ends_with_a_chat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path(words[-1]) if words else Path("runs/demo_chat/adapter=lora/seed0")
+    run.mkdir(parents=True)
+    (run / "record.json").write_text("{}")
+    (tmp_path / "text.jsonl").write_text("{}\n")
+    monkeypatch.setattr(demo, "asset", lambda *_: tmp_path / "text.jsonl")
+    monkeypatch.setattr("litpeft.commands.training.main", lambda arguments: 0)
+    monkeypatch.setattr(demo.shutil, "which", lambda name: name)
+    assert main(["demo", "--task", "chat", *words]) == 0
+    assert f"\nTalk to the model:   litpeft chat {run} --compare base\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("task", demo.TASKS)
 def test_the_options_of_each_task_are_a_complete_run(task: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     kinds = {"ratings": "SequenceRegression", "chat": "CausalLM", "images": "ImageClassification"}

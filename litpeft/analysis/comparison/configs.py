@@ -24,7 +24,7 @@ FIELD_KEYS = {  # record field used as an axis -> config keys that it covers, wi
     "effective_batch_size": ("data.init_args.batch_size", "trainer.accumulate_grad_batches"),
 }
 NO_EFFECT = re.compile(  # config keys that do not affect results
-    r"seed_everything|run_dir|experiment|config|resume|overwrite"
+    r"seed_everything|run_dir|experiment|logger|config|resume|overwrite"
     r"|trainer\.(accelerator|logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
     r"|data\.init_args\.(num_workers|cache_dir|predict_file|test_samples)"
     r"|checkpoint\.every_n_steps|(predictions|throughput|memory|energy|record|progress|benchmarks)(\..*)?"

@@ -1,4 +1,4 @@
-"""Read the curves of a run (values by optimizer step) from its TensorBoard event files and its record."""
+"""Read the curves of a run (values by optimizer step) from its file of curves, or event files, and its record."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from statistics import fmean
 from litpeft.analysis.comparison import Run
 from litpeft.analysis.comparison.benchmarks import columns
 from litpeft.runs.benchmark_results import scores
+from litpeft.runs.curve_file import read_lines
 from litpeft.runs.record import FIELDS
 
 TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second"
@@ -32,11 +33,38 @@ class Band:
 def read_curves(run: Run) -> dict[str, Curve]:
     """Return the curves of a run by tag; validations and benchmarks come from its record if it has them.
 
-    A resumed run has several event files: a later file replaces the earlier ones from its first training step. Values
-    logged after the last step are left out.
+    A run of an older version has TensorBoard's event files; if this version has resumed it, its file of curves replaces
+    them from the first step in it. Values logged after the last step are left out.
+    """
+    curves, whole = _own_curves(run.folder)
+    if not whole:
+        first = min((step for curve in curves.values() for step in curve), default=math.inf)
+        for tag, curve in _event_curves(run.folder).items():
+            curves[tag] = {step: value for step, value in curve.items() if step < first} | curves[tag]
+    ended = run.record.get("steps") or math.inf
+    curves = {tag: {step: value for step, value in curve.items() if step <= ended} for tag, curve in curves.items()}
+    return {tag: dict(sorted(curve.items())) for tag, curve in (curves | _recorded(run)).items() if curve}
+
+
+def _own_curves(folder: Path) -> tuple[dict[str, Curve], bool]:
+    """Return the curves in the run's own file, and whether it begins with the run."""
+    curves: dict[str, Curve] = {tag: {} for tag in TAGS}
+    whole = False
+    for line in read_lines(folder):
+        whole |= line["step"] == 0
+        for tag, value in line["values"].items():
+            if tag in curves and isinstance(value, (int, float)) and math.isfinite(value):
+                curves[tag][line["step"]] = value
+    return curves, whole
+
+
+def _event_curves(folder: Path) -> dict[str, Curve]:
+    """Return the curves in TensorBoard's event files.
+
+    A resumed run has several: a later file replaces the earlier ones from its first training step.
     """
     curves: dict[str, Curve] = {tag: {} for tag in TAGS}
-    for path in sorted(run.folder.glob("events.out.tfevents.*"), key=_start_time):
+    for path in sorted(folder.glob("events.out.tfevents.*"), key=_start_time):
         found: dict[str, Curve] = {}
         for tag, step, value in _scalars(path):
             found.setdefault(tag, {})[step + 1] = value  # Lightning counts from 0
@@ -45,9 +73,7 @@ def read_curves(run: Run) -> dict[str, Curve]:
                 curves[tag] = {step: value for step, value in curve.items() if step < min(resumed)}
         for tag, curve in found.items():
             curves[tag] |= curve
-    ended = run.record.get("steps") or math.inf
-    curves = {tag: {step: value for step, value in curve.items() if step <= ended} for tag, curve in curves.items()}
-    return {tag: dict(sorted(curve.items())) for tag, curve in (curves | _recorded(run)).items() if curve}
+    return curves
 
 
 def band(curves: Sequence[Curve], interval: Callable[[Sequence[float]], tuple[float, float]]) -> Band:

@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from litpeft.analysis.comparison import Run
 from litpeft.analysis.report.curves import MOST_POINTS, band, read_curves, thinned
+from litpeft.runs.curve_file import FILE_NAME, append, start
 from litpeft.runs.record import new_record
 
 
@@ -66,6 +67,17 @@ def test_nan_and_infinity_are_left_out(tmp_path: Path) -> None:
     assert read_curves(run(tmp_path)) == {}
     write_events(tmp_path, 1, {"train_loss": {0: 1.0, 1: float("nan"), 2: float("inf")}})
     assert read_curves(run(tmp_path)) == {"train_loss": {1: 1.0}}
+
+
+def test_the_file_of_curves_replaces_event_files_from_its_first_step(tmp_path: Path) -> None:
+    write_events(tmp_path, 1, {"train_loss": {4: 2.0, 9: 1.5}, "lr": {4: 0.5}})
+    append(tmp_path, 10, 100, 1.0, {"train_loss": 1.25, "epoch": 0, "lr": float("inf")})
+    append(tmp_path, 30, 300, 3.0, {"train_loss": 1.0})
+    assert read_curves(run(tmp_path, steps=20)) == {"train_loss": {5: 2.0, 10: 1.25}, "lr": {5: 0.5}}
+    (tmp_path / FILE_NAME).unlink()
+    start(tmp_path)  # a run that wrote the file from its beginning
+    append(tmp_path, 10, 100, 1.0, {"train_loss": 1.25})
+    assert read_curves(run(tmp_path, steps=20)) == {"train_loss": {10: 1.25}}
 
 
 def test_the_band_has_the_common_steps() -> None:

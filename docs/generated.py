@@ -170,10 +170,10 @@ def record() -> str:
 
     about = "`record.json` in the run folder has these fields. Bytes and seconds are not scaled, unknown is `null`."
     rows = ["| field | type | definition |", "| --- | --- | --- |"]
-    for name, about in FIELDS.items():
+    for name, definition in FIELDS.items():
         kind = RECORD.get(name, RECORD[OTHERS])
         shown = "a mapping" if isinstance(kind, dict) else "a list" if isinstance(kind, list) else kind
-        rows.append(f"| `{name}` | {shown} | {cell(about)} |")
+        rows.append(f"| `{name}` | {shown} | {cell(definition)} |")
     return "\n\n".join(["# Run records", about, "\n".join(rows)]) + "\n"
 
 

@@ -100,7 +100,7 @@ def values(action: argparse.Action) -> str:
     text = re.sub(r"(?:[\w]+\.)+(\w+)", r"\1", text)  # module names
     text = re.sub(r"(?:Optional|Union)\[(.*)\]", r"\1", text).replace("NoneType", "null").replace("None", "null")
     text = re.sub(r"Literal\[([^]]*)\]", lambda m: m[1].replace("'", ""), text)
-    return f"`{text.replace('str', 'text')}`"
+    return f"`{text.replace('str', 'text').replace('bool', 'true, false')}`"
 
 
 def default(action: argparse.Action) -> str:
@@ -109,7 +109,9 @@ def default(action: argparse.Action) -> str:
         return ""
     if not isinstance(value, (str, int, float, bool, list, tuple, dict)):
         value = getattr(value, "__name__", None) or str(value)
-    return f"`{value}`" if value != "" else ""
+    if isinstance(value, (bool, list, tuple, dict)):  # as in YAML
+        value = str(value).lower() if isinstance(value, bool) else str(list(value)).replace("'", "")
+    return f"`{value}`" if value not in ("", "[]") else ""
 
 
 def meaning(action: argparse.Action) -> str:

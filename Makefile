@@ -20,7 +20,7 @@ $(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 demo: setup  ## fine-tune a small real model on real text in a few minutes and print the record
 	$(BIN)/litpeft demo
 
-$(VENV)/docs-ready: pyproject.toml | setup
+$(VENV)/docs-ready: pyproject.toml | $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
 	touch $@
 

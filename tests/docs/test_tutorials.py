@@ -35,6 +35,8 @@ class Here:
 
     def stop(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
@@ -84,13 +86,16 @@ def write_experiment(page: str, model: str, file: str) -> None:
     Path(file).write_text(yaml.safe_dump(content | {"seeds": 2}))
 
 
-def test_the_table_of_the_readme_gets_its_answer(
+def test_the_table_of_the_readme_gets_its_answer_and_the_tutorial_uses_the_model(
     folder: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_experiment("README.md", tiny_model, "tickets.yaml")
     run_page("README.md", {}, "litpeft sweep", "litpeft report")
     assert len(list((folder / "runs" / "tickets").glob("*/seed*/record.json"))) == 4
     assert "full" in (folder / "report.html").read_text()
+    run_page("docs/tutorials/tickets.md", {}, "litpeft predict")
+    assert len((folder / "runs/tickets/lora/seed0/predictions.jsonl").read_text().splitlines()) == 60
+    assert (folder / "my_adapter" / "adapter_config.json").is_file()
 
 
 def test_the_python_of_the_readme_runs(folder: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from litpeft.cli.arguments import typed_options, with_configs
 from litpeft.cli.config_files import packaged_configs
 from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.cli.option_checks import check_values
-from litpeft.cli.parser import check_classes
+from litpeft.cli.parser import check_classes, class_at
 from litpeft.commands.data import DataCLI
 from litpeft.commands.estimate import EstimateCLI
 from litpeft.commands.find_lr import FindCLI
@@ -73,6 +73,9 @@ def parse_run(verb: str, words: Sequence[str]) -> None:
     assert options.data is not None, "no --data, and no configuration that names it"
     check_values(options)
     check_classes(options)
+    for choice in (options.data, options.model.init_args.adapter):  # constructors check their options
+        if choice is not None:
+            class_at(choice.class_path)(**dict(choice.get("init_args") or {}))
 
 
 def parse_sweep(words: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -40,6 +41,8 @@ def pages() -> dict[str, str]:
     for name in links.PAGES:
         if name.endswith(".md") and name != "README.md":  # the site has a first page of its own
             found[links.PAGES[name]] = (REPO / name).read_text(encoding="utf-8")
+    for book in sorted((REPO / "docs" / "notebooks").glob("*.ipynb")):
+        found[f"notebooks/{book.stem}.md"] = notebook(book)
     for folder in sorted(path for path in (REPO / "experiments").iterdir() if path.is_dir()):
         found[f"experiments/{folder.name}.md"] += "".join(
             f"\n## {file.name}\n\n```yaml\n{file.read_text(encoding='utf-8')}```\n" for file in folder.glob("*.yaml")
@@ -161,6 +164,19 @@ def experiment_files() -> str:
     from litpeft.sweeps import experiment
 
     return f"# Experiment files\n\n{experiment.__doc__}"
+
+
+def notebook(path: Path) -> str:
+    """Return a notebook with its results as a page; tables as a notebook shows them."""
+    parts = []
+    for each in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(each["source"])
+        parts.append(source if each["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in each.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            text = "".join(data.get("text/html") or data["text/plain"]).rstrip("\n")
+            parts.append(f"<div>{text}</div>" if "text/html" in data else f"```text\n{text}\n```")
+    return "\n\n".join([*parts, f"[The notebook]({links.GITHUB}docs/notebooks/{path.name})"]) + "\n"
 
 
 def record() -> str:

@@ -35,6 +35,7 @@ PAGES = {
     "litpeft/tasks/__init__.py": "reference/tasks.md",
     "experiments": "experiments/index.md",
 }
+PAGES |= {f"docs/notebooks/{path.name}": f"notebooks/{path.stem}.md" for path in REPO.glob("docs/notebooks/*.ipynb")}
 for _readme in sorted((REPO / "experiments").rglob("README.md")):
     _folder = _readme.parent.relative_to(REPO).as_posix()
     PAGES.setdefault(_folder, f"{_folder}.md")

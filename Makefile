@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
+.PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,13 @@ $(VENV)/ready: pyproject.toml constraints.txt requirements.lock
 
 demo: setup  ## fine-tune a small real model on real text in a few minutes and print the record
 	$(BIN)/litpeft demo
+
+$(VENV)/docs-ready: pyproject.toml | $(VENV)/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/docs-ready  ## build the documentation into site/, with the reference made from the code
+	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
 # --dist worksteal: tests that share a fixture stay in one process, and none waits for the other at the end
 test: setup  ## run all tests

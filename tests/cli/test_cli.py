@@ -338,9 +338,8 @@ def test_resuming_with_changed_data_files_is_refused(
 
 
 def test_a_user_class_in_the_working_directory_is_found(tmp_path: Path, fit_arguments: list[str]) -> None:
-    (tmp_path / "mine.py").write_text(
-        re.search(r"(?ms)^```python\n(.*?)^```", (Path(__file__).parents[2] / "README.md").read_text())[1]
-    )
+    page = Path(__file__).parents[2] / "docs" / "how_to" / "extend.md"
+    (tmp_path / "mine.py").write_text(re.search(r"(?ms)^```python\n(.*?)^```", page.read_text())[1])
     # the working directory is not on the path of a console script
     script = str(Path(sys.executable).parent / "litpeft")
     command = [

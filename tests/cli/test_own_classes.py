@@ -14,35 +14,13 @@ from litpeft.__main__ import main
 from litpeft.runs.record import read_record
 from tests.forking import litpeft
 
-README = Path(__file__).parents[2] / "README.md"
-OTHERS = '''
-import torch.nn.functional as F
-from litpeft.benchmarks import Benchmark, Result
-from litpeft.data import SST2
-from litpeft.tasks import SequenceClassification
-
-
-class LabelSmoothing(SequenceClassification):
-    def loss(self, batch):
-        return F.cross_entropy(self(batch), batch["labels"], label_smoothing=0.1)
-
-
-class Films(SST2):
-    """SST-2 under another name."""
-
-
-class Rows(Benchmark):
-    name = "rows"
-
-    def run(self, live):
-        return Result(scores={"count": float(len(live.data.table("val")[0]))}, items=1)
-'''
+PAGE = Path(__file__).parents[2] / "docs" / "how_to" / "extend.md"
 
 
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the working directory, with `mine.py`: the README's adapter, a task, a data set and a benchmark."""
-    (tmp_path / "mine.py").write_text(re.search(r"(?ms)^```python\n(.*?)^```", README.read_text())[1] + OTHERS)
+    """Return the working directory, with `mine.py` from docs/how_to/extend.md: an adapter, a task, data and a benchmark."""
+    (tmp_path / "mine.py").write_text("\n\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", PAGE.read_text())))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

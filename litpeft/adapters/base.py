@@ -48,6 +48,7 @@ class Adapter(Saveable):
 
     Attributes:
         name: the strategy's name in lists, tables and file names.
+        trains: whether anything is trained.
         trains_base: whether parameters of the base are trained. They are then stored in fp32 and the task computes
             with autocast. Otherwise the adapter casts its own fp32 tensors and autocast stays off.
         default_lr: learning rate if no optimizer is given.
@@ -56,6 +57,7 @@ class Adapter(Saveable):
     """
 
     name: str
+    trains: bool = True
     trains_base: bool = False
     default_lr: float = 3e-4
     modules_to_save: Sequence[str] = ()
@@ -136,7 +138,7 @@ class Adapter(Saveable):
                 train_without_children(model.get_submodule(name), dtype)
         for name in outermost(find_modules_to_save(self.modules_to_save, model), head):
             train_in_full(model.get_submodule(name), dtype, cast_output=True)
-        trained_in_full = list(trainable(model).values())
+        trained_in_full = list(trainable(model).values()) if self.trains else []
         if self._base is not None:
             self._base.quantise(model)
         base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
@@ -155,7 +157,7 @@ class Adapter(Saveable):
                 if not name.endswith(".magnitude"):  # rounded, it would change the output before training
                     parameter.data = parameter.data.bfloat16()
         train_new_tokens(model)
-        if not trainable(model):
+        if self.trains and not trainable(model):
             raise UserError(f"model.adapter {type(self).__name__} leaves nothing to train in {type(model).__name__}.")
         remember(model, self, head, new)
         self._applied_to = weakref.ref(model)

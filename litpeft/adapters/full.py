@@ -1,4 +1,4 @@
-"""The two baselines: full fine-tuning, and a frozen base with a trained head."""
+"""The baselines: full fine-tuning, a frozen base with a trained head, and the model as it is."""
 
 from torch import nn
 
@@ -30,3 +30,13 @@ class Frozen(Adapter):
 
     def adapt(self, model: nn.Module) -> None:
         """Do nothing: `apply` freezes the base and trains the head."""
+
+
+class Untrained(Adapter):
+    """Trains nothing: the run only evaluates the model as it is, a reference for what training changes."""
+
+    name = "untrained"
+    trains = False
+
+    def adapt(self, model: nn.Module) -> None:
+        """Do nothing."""

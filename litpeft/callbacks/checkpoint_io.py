@@ -27,8 +27,6 @@ class FolderCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         rest = dict(checkpoint)
-        if not rest["state_dict"]:
-            raise RuntimeError("the checkpoint would hold no trainable tensors; nothing is saved")
         tensors = {name: tensor.contiguous() for name, tensor in rest.pop("state_dict").items()}
         with whole_folder(Path(path)) as scratch:
             try:

@@ -72,12 +72,15 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
     """Return the record fields that are known once the model, the data and the optimizer are created."""
     counts = pl_module.adapter.describe(pl_module.backbone)
     sizes = {name: counts.pop(name) for name in ("trainable_params", "total_params", "adapter_bytes", "model_bytes")}
-    optimizer, schedules, data = trainer.optimizers[0], trainer.lr_scheduler_configs, trainer.datamodule
+    if not pl_module.adapter.trains:
+        sizes["trainable_params"] = 0  # a new head is in the checkpoint, as it was drawn
+    schedules, data = trainer.lr_scheduler_configs, trainer.datamodule
+    optimizer = trainer.optimizers[0] if pl_module.adapter.trains else None  # not Lightning's stand-in
     return sizes | {
         "adapter_summary": counts,
         "data_summary": data.describe(),
-        "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__name__}",
-        "optimizer_settings": optimizer_settings(optimizer),
+        "optimizer": optimizer and f"{type(optimizer).__module__}.{type(optimizer).__name__}",
+        "optimizer_settings": optimizer and optimizer_settings(optimizer),
         "scheduler": type(schedules[0].scheduler).__name__ if schedules else None,
         "base": quantisation_name(pl_module.backbone),
         "new_tensors": pl_module.new_tensors,

@@ -36,6 +36,7 @@ def quieten() -> None:
         ".*args parameter is intended.*",
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
+        ".*`configure_optimizers` returned `None`.*",  # the adapter Untrained
         ".*Checkpoint directory.*",
         ".*removed in v5.0.0.*",
         ".*treespec.*",

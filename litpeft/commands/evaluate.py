@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
@@ -20,19 +21,44 @@ DESCRIPTION = """run benchmarks on finished runs, or validate them merged, and a
 Several runs are evaluated one after the other, with one base in memory if only the trained weights differ.
 The model is evaluated as in training, with the adapter active and quantised weights as they are; nothing is exported.
 `litpeft compare` and `litpeft report` show the scores like any other figure.
+
+With --model and options of `litpeft fit` instead of folders, a model that is not trained is validated and evaluated as
+it is, for example --model CausalLM --model.model_name NAME --data Alpaca --tasks ...; its record is a reference beside
+trained runs.
 """
 LINE_SECONDS = 5.0  # seconds between progress lines, where the output is no terminal
 
 
 def main(arguments: list[str]) -> int:
+    as_it_is = any(word.partition("=")[0] in ("--model", "--config") for word in arguments)
     parser = CommandParser("evaluate", description=DESCRIPTION)
-    parser.add_argument(
-        "run_dirs",
-        type=Path,
-        nargs="+",
-        metavar="run_dir",
-        help="folders of finished runs; those with the same model and adapter share one base in memory",
-    )
+    if not as_it_is:
+        parser.add_argument(
+            "run_dirs",
+            type=Path,
+            nargs="+",
+            metavar="run_dir",
+            help="folders of finished runs; those with the same model and adapter share one base in memory",
+        )
+    _add_options(parser)
+    if as_it_is:
+        options, others = parser.parse_known_args(arguments)
+        return _evaluate_as_it_is(options, others)
+    options = parser.parse_args(arguments)
+    if not options.tasks and not options.merged:
+        raise UserError("litpeft evaluate: give --tasks, the benchmarks to run, or --merged.")
+    if options.checkpoint and options.merged:
+        raise UserError("--merged validates the checkpoint that the record names; leave out --checkpoint.")
+    if options.checkpoint and len(options.run_dirs) > 1:
+        raise UserError("--checkpoint names a checkpoint of one run; give one run, or leave it out.")
+    for run_dir in options.run_dirs:
+        read_record(run_dir, to_write=True)  # report a folder without a run before torch is imported
+    if options.merged:
+        _validate_merged(options)
+    return _evaluate(options) if options.tasks else 0
+
+
+def _add_options(parser: CommandParser) -> None:
     parser.add_argument(
         "--tasks",
         default="",
@@ -58,18 +84,26 @@ def main(arguments: list[str]) -> int:
         help="validate each run as trained and with its adapter merged: metrics and rows per second of both",
     )
     parser.add_argument("--accelerator", default="auto", help="cpu or gpu (default: a GPU if there is one)")
-    options = parser.parse_args(arguments)
-    if not options.tasks and not options.merged:
-        raise UserError("litpeft evaluate: give --tasks, the benchmarks to run, or --merged.")
-    if options.checkpoint and options.merged:
-        raise UserError("--merged validates the checkpoint that the record names; leave out --checkpoint.")
-    if options.checkpoint and len(options.run_dirs) > 1:
-        raise UserError("--checkpoint names a checkpoint of one run; give one run, or leave it out.")
-    for run_dir in options.run_dirs:
-        read_record(run_dir, to_write=True)  # report a folder without a run before torch is imported
-    if options.merged:
-        _validate_merged(options)
-    return _evaluate(options) if options.tasks else 0
+
+
+def _evaluate_as_it_is(options: Any, others: list[str]) -> int:
+    """Run `litpeft fit` with the adapter Untrained: it validates the model, runs the benchmarks, and writes a record.
+
+    Args:
+        options: options of `litpeft evaluate`.
+        others: options of `litpeft fit`, which name model and data.
+    """
+    if options.merged or options.checkpoint:
+        raise UserError(
+            "--merged and --checkpoint are for finished runs; leave them out with --model, or give a folder."
+        )
+    if any(word.startswith("--model.adapter") for word in others):
+        raise UserError("--model.adapter: a model is evaluated as it is; leave it out, or train it with litpeft fit.")
+    words = [*others, "--model.adapter", "Untrained", "--trainer.accelerator", options.accelerator]
+    for name in ("tasks", "limit", "num_fewshot", "batch_size", "data_dir", "text_file", "max_seconds", "keep_items"):
+        if value := getattr(options, name):
+            words += [f"--benchmarks.{name}", str(value)]
+    return importlib.import_module("litpeft.commands.training").main(["fit", *words])
 
 
 def _validate_merged(options: Any) -> None:

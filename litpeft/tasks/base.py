@@ -207,7 +207,9 @@ class FineTuner(DataOfTask, L.LightningModule):
         groups, lr = self.adapter.param_groups(self.backbone), self.adapter.default_lr
         return build_optimizer(self.optimizer, groups, lr, self.backbone, self.head)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> dict[str, Any] | None:
+        if not self.adapter.trains:
+            return None
         optimizer = self.new_optimizer()
         scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps(), self.monitor)
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})

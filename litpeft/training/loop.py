@@ -76,6 +76,20 @@ class Epochs(_FitLoop):
         within_epoch = self.saver.epoch_due and not self.epoch_loop._num_ready_batches_reached()
         return not (within_epoch or self.saver.validation_due) and super().done
 
+    def run(self) -> None:
+        """Train; or only validate, if the task's adapter trains nothing."""
+        if getattr(getattr(self.trainer.lightning_module, "adapter", None), "trains", True):
+            super().run()
+            return
+        self.setup_data()
+        self.reset()
+        self.on_run_start()
+        if self.trainer.enable_validation:
+            self.trainer.validating = True
+            self.epoch_loop.val_loop.run()
+            self.trainer.training = True
+        self.on_run_end()
+
     def _load_combined_loader_states(self) -> None:
         """Load the state also when a run was saved after an epoch: workers request batches before `set_epoch`."""
         if self._combined_loader is not None and self._combined_loader_states_to_load:

@@ -55,7 +55,10 @@ def command_line() -> str:
     from litpeft.__main__ import COMMANDS, TRAINER_VERBS
 
     verbs = TRAINER_VERBS | COMMANDS
-    text = ["# Command line", "`litpeft VERB --help` prints the same. Options are never abbreviated."]
+    text = [
+        "# Command line",
+        "`litpeft VERB --help` prints the usual options, `--help all` these. Options are never abbreviated.",
+    ]
     text += ["| verb | |\n| --- | --- |\n" + "\n".join(f"| [`{verb}`](#{verb}) | {verbs[verb]} |" for verb in verbs)]
     fit = trainer_parser("fit")
     shared = {action.option_strings[-1] for action in options_of(fit)}

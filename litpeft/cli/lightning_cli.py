@@ -86,7 +86,7 @@ class LitPeftCLI(LightningCLI):
         try:
             self._run()
         finally:
-            if (trainer := getattr(self, "trainer", None)) is not None:
+            if isinstance(trainer := getattr(self, "trainer", None), Trainer):  # a class where trials are resolved
                 send(trainer.loggers, "close", self.recorder.record["status"])
             if self.lock is not None:
                 self.lock.release()

@@ -54,7 +54,7 @@ def command_lines(block: Block) -> list[list[str]]:
         if len(words) == 1 and (assigned := re.fullmatch(r"([A-Z_]+)=(.*)", words[0])):
             variables[assigned[1]] = assigned[2]
         elif words:
-            lines.append(words)
+            lines.append(words[: words.index("<")] if "<" in words else words)
     return lines
 
 

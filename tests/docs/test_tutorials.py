@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections.abc import Iterator, Sequence
@@ -43,6 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return the reader's folder, with the files that the pages name."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(LAUNCHERS, "local", Here)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a lovely film\n"))  # the only turn of a chat
     rows = Path(write_sentences(tmp_path / "rows.tsv", 60)).read_text().replace("sentence\t", "text\t")
     for name in ("tickets.csv", "new.csv"):
         (tmp_path / name).write_text(rows.replace("\t", ","))

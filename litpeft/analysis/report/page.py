@@ -14,6 +14,7 @@ from litpeft import __version__
 from litpeft.analysis.comparison import Comparison
 from litpeft.analysis.comparison.answer import answer
 from litpeft.analysis.comparison.sentences import plain_title
+from litpeft.analysis.report.budgets import budget_charts
 from litpeft.analysis.report.chart import Chart
 from litpeft.analysis.report.costs import RATES, estimate_charts, memory_charts, peak_chart, step_chart
 from litpeft.analysis.report.curves import TAGS
@@ -63,7 +64,11 @@ def parts(comparison: Comparison) -> list[Part]:
     ]
     relative = relative_chart(comparison)
     all_parts = [
-        Part("tradeoffs", "Quality against cost", [*tradeoff_charts(comparison), *([relative] if relative else [])]),
+        Part(
+            "tradeoffs",
+            "Quality against cost",
+            [*tradeoff_charts(comparison), *([relative] if relative else []), *budget_charts(comparison)],
+        ),
         Part("learning", "Learning", learning),
         Part("memory", "Memory", [*memory_charts(comparison), *filter(None, [peak_chart(comparison)])]),
         Part("speed", "Speed", [chart for chart in speed if chart]),

@@ -10,6 +10,7 @@ import pytest
 
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.results import Tried, Tuned
+from litpeft.analysis.report.budgets import budget_charts
 from litpeft.analysis.report.data_section import data_facts
 from litpeft.analysis.report.mistakes import mistakes
 from litpeft.analysis.report.page import first_and_rest, parts
@@ -105,3 +106,46 @@ def test_the_first_screen_has_quality_against_cost_and_a_table_that_fits(tmp_pat
     assert first.name not in [chart.name for part in rest for chart in part.charts]
     names = [comparison.figures[place].name for place in sorted(main_columns(comparison.figures))]
     assert names == ["val_accuracy", "val_loss", "peak_tensor_bytes", "train_seconds", "trainable_params"]
+
+
+def write_validated(folder: Path, adapter: str, seed: int, seconds: float, accuracies: list[float]) -> None:
+    """Write a run that was validated every ten steps; a step takes `seconds` and has 100 tokens."""
+    steps = [10 * (i + 1) for i in range(len(accuracies))]
+    validations = [
+        {"step": step, "epochs": 1.0, "train_seconds": seconds * step, "val_accuracy": accuracy}
+        for step, accuracy in zip(steps, accuracies, strict=True)
+    ]
+    more = {"validations": validations, "train_seconds": seconds * steps[-1]}
+    run = write_run(folder / f"{adapter}{seed}", adapter, seed, accuracies[-1], **more)
+    lines = [{"step": step, "tokens": 100 * step, "seconds": seconds * step, "values": {}} for step in steps]
+    (run / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_quality_at_equal_time_and_tokens_is_the_last_validation_within_the_smallest_budget(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_validated(tmp_path, "lora", seed, 1.0, [0.6, 0.7 + 0.02 * seed])  # 20 s, 2,000 tokens
+        write_validated(tmp_path, "none", seed, 1.5, [0.65, 0.8, 0.9])  # at 20 s: only the first validation
+    charts = {chart.name: chart for chart in budget_charts(compare([tmp_path], by=["adapter"]))}
+    assert set(charts) == {"equal-time", "equal-tokens"}
+    time = {row[0]: row[1] for row in charts["equal-time"].rows}
+    assert time == {"lora": "71.00 %", "full": "65.00 %"}
+    tokens = {row[0]: row[1] for row in charts["equal-tokens"].rows}
+    assert tokens == {"lora": "71.00 %", "full": "80.00 %"}
+    assert "after 20 s" in charts["equal-time"].columns[1]
+    assert len(charts["equal-time"].data) == 4
+
+
+def test_a_group_without_a_validation_within_the_budget_says_so(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_validated(tmp_path, "lora", seed, 1.0, [0.6, 0.7])
+        write_validated(tmp_path, "none", seed, 5.0, [0.65, 0.8])
+    chart = budget_charts(compare([tmp_path], by=["adapter"]))[0]
+    assert ["full", "n/a", "no validation within it"] in [list(row) for row in chart.rows]
+
+
+def test_there_is_no_chart_without_several_validations_or_with_one_group(tmp_path: Path) -> None:
+    write_validated(tmp_path / "once", "lora", 0, 1.0, [0.7])
+    write_validated(tmp_path / "once", "none", 0, 1.0, [0.8])
+    write_validated(tmp_path / "alone", "lora", 0, 1.0, [0.6, 0.7])
+    assert budget_charts(compare([tmp_path / "once"], by=["adapter"])) == []
+    assert budget_charts(compare([tmp_path / "alone"], by=["adapter"])) == []

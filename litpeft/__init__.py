@@ -16,7 +16,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 PLACES = {  # module -> names that `from litpeft import ...` gives
-    "litpeft.adapters": (*("Adapter", "DoRA", "Frozen", "Full", "LoRA", "NormalisedUpdate", "Peft", "QDoRA", "QLoRA"),),
+    "litpeft.adapters": (
+        *("Adapter", "DoRA", "Frozen", "Full", "LoRA", "NormalisedUpdate", "Peft", "QDoRA", "QLoRA", "Untrained"),
+    ),
     "litpeft.tasks": (
         *("CausalLM", "FineTuner", "ImageClassification", "Seq2SeqLM"),
         *("SequenceClassification", "SequenceMultiLabel", "SequenceRegression"),

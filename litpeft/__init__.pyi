@@ -9,6 +9,7 @@ from litpeft.adapters import NormalisedUpdate as NormalisedUpdate
 from litpeft.adapters import Peft as Peft
 from litpeft.adapters import QDoRA as QDoRA
 from litpeft.adapters import QLoRA as QLoRA
+from litpeft.adapters import Untrained as Untrained
 from litpeft.api.comparisons import Comparison as Comparison
 from litpeft.api.comparisons import compare as compare
 from litpeft.api.comparisons import sweep as sweep

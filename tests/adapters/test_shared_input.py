@@ -215,8 +215,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> Non
         repeated.enable_input_require_grads()
     one, other = steps(kept, share=True), steps(repeated, share=True)
     assert shared(kept) == shared(repeated)
-    for name, gradient in one.items():
-        assert torch.equal(other[name], gradient)
+    for name, gradient in one.items():  # not to the bit: on some processors the repeated forward sums in another order
+        assert torch.allclose(other[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
 
 
 def test_the_operations_are_those_of_the_layers_alone() -> None:

@@ -61,7 +61,9 @@ def parse(words: Sequence[str]) -> None:
     else:
         assert verb in COMMANDS, verb
         _, others = stopped(verb, rest)
-        if others:
+        if others and verb == "evaluate":  # a model as it is
+            parse_run("fit", [*others, "--model.adapter", "Untrained"])
+        elif others:
             assert verb == "demo", others
             parse_run("fit", ["--config=demo", "--model.model_name=x", *others])
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.cli.shared_model import shares_model
 from litpeft.errors import UserError
+from litpeft.tasks.compute_dtype import multiplies_bf16
 from litpeft.tasks.language_modelling import LanguageModelling
 
 BASE = "base"  # value of `--compare`
@@ -89,12 +88,6 @@ def _opened(run_dir: Path, accelerator: str) -> FinishedRun:
     if slow and not task.adapter.quantises and (run.record["model_bytes"] or MOST_BYTES) < MOST_BYTES:
         task.dtype_name = "fp32"
     return run
-
-
-def multiplies_bf16() -> bool:
-    """Return whether the CPU has instructions for products of bf16 matrices."""
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private functions of torch
-    return not torch.backends.mkldnn.is_available() or any(getattr(torch.cpu, name, bool)() for name in known)
 
 
 def _base_of(model: AnsweringModel, accelerator: str) -> AnsweringModel:

@@ -45,6 +45,15 @@ def cpu_has_bf16() -> bool:
         return True
 
 
+def multiplies_bf16() -> bool:
+    """Return whether the CPU has instructions for products of bf16 matrices.
+
+    Without them, but with AVX-512, oneDNN still computes such products (`cpu_has_bf16`), more slowly than in fp32.
+    """
+    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private functions of torch
+    return not torch.backends.mkldnn.is_available() or any(getattr(torch.cpu, name, bool)() for name in known)
+
+
 def use_tf32(tf32: bool, device: torch.device) -> None:
     """Set whether the factors of fp32 products on an NVIDIA GPU are rounded to TF32."""
     if device.type == "cuda":

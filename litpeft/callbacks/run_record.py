@@ -27,9 +27,8 @@ from litpeft.callbacks.sent_figures import send_figures, send_files, send_settin
 from litpeft.errors import UserError
 from litpeft.runs import curve_file
 from litpeft.runs.atomic_write import write_atomically
-from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint
+from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint, reached_limit
 from litpeft.runs.record import FIELDS, as_json, by_field, new_record, with_metrics, write_record
-from litpeft.tasks.run_length import reached_limit
 from litpeft.training import failure_messages, processes
 
 
@@ -104,8 +103,9 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         if self._owns_folder:
             self._gather(trainer)
         elif not self._was_finished:
-            at = f"the run is already at step {trainer.global_step}"
-            raise UserError(f"nothing to train: {at}{reached_limit(trainer)}.")
+            reached = reached_limit(self.record["config"] or {}, trainer.global_step, self.record["epochs"])
+            limit = f", the limit of {reached[0]} {reached[1]}; give a higher one to train on" if reached else ""
+            raise UserError(f"nothing to train: the run is already at step {trainer.global_step}{limit}.")
         else:  # the run was killed between its last checkpoint and here
             self._cut_curves(trainer)
         self._close(trainer, "ok", None)

@@ -165,20 +165,20 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
     limits = [changed.get(f"trainer.{name}", (0, 0)) for name in ("max_epochs", "max_steps")]
     raised = any((new or 0) > (old or 0) or new == -1 != old for old, new in limits)
     if record["status"] == "ok" and not raised:
-        limit = _reached_limit(before, record)
+        reached = reached_limit(before, record["steps"], record["epochs"])
+        limit = f"{reached[0]} (now {reached[1]})" if reached else "trainer.max_epochs or trainer.max_steps"
         raise UserError(f"--resume: the run in {run_dir} is finished; to continue it, raise {limit}.")
     for name, (old, new) in changed.items():
         print(f"litpeft: resuming with a changed {name}: {old} -> {new}")
 
 
-def _reached_limit(config: dict[str, Any], record: dict[str, Any]) -> str:
-    """Return the option that ended a finished run, with its value."""
-    trainer = config.get("trainer", {})
-    if 0 < (trainer.get("max_steps") or -1) <= (record["steps"] or 0):
-        return f"trainer.max_steps (now {trainer['max_steps']})"
-    if 0 < (trainer.get("max_epochs") or -1) <= (record["epochs"] or 0):
-        return f"trainer.max_epochs (now {trainer['max_epochs']})"
-    return "trainer.max_epochs or trainer.max_steps"
+def reached_limit(config: dict[str, Any], steps: int | None, epochs: float | None) -> tuple[str, int] | None:
+    """Return the option that ends a run after these steps and epochs, and its value; None if neither does."""
+    for name, done in (("max_steps", steps), ("max_epochs", epochs)):
+        limit = config.get("trainer", {}).get(name) or -1
+        if 0 < limit <= (done or 0):
+            return f"trainer.{name}", limit
+    return None
 
 
 def _global_batch_size(config: dict[str, Any]) -> int | None:

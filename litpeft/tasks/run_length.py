@@ -41,14 +41,3 @@ def continue_schedule(task: Any, saved_total_steps: int | None) -> None:
     fresh = task.configure_optimizers()
     pair = fresh["optimizer"], fresh["lr_scheduler"]["scheduler"]
     fast_forward(schedules[0].scheduler, task.trainer.optimizers[0], pair, task.trainer.global_step)
-
-
-def reached_limit(trainer: Trainer) -> str:
-    """Return the limit that a run without a step left has reached, with what to do, as the rest of a sentence."""
-    if 0 < trainer.max_steps <= trainer.global_step:
-        limit = f"trainer.max_steps {trainer.max_steps}"
-    elif (trainer.max_epochs or -1) > 0:
-        limit = f"trainer.max_epochs {trainer.max_epochs}"
-    else:
-        return ""
-    return f", the limit of {limit}; give a higher one to train on"

@@ -155,16 +155,18 @@ def logger_names(given: str | None) -> list[str]:
     return names
 
 
+def _filled(kind: str, run: RunNames) -> dict[str, Any]:
+    """Return the arguments of a class of logger that a run fills in."""
+    return {name: value(run) for name, (_, value) in FILLED[kind].items()}
+
+
 def _csv(run: RunNames) -> Logger:
     return CSVLogger(str(run.run_dir), name="csv")  # a new version_N after a resume: CSVLogger overwrites its file
 
 
 def _wandb(run: RunNames) -> Logger:
     return WandbLogger(
-        name=run.title,
-        save_dir=str(run.run_dir),
-        id=run.earlier("WandbLogger") or uuid.uuid4().hex[:8],
-        project=os.environ.get("WANDB_PROJECT") or run.experiment,
+        **_filled("WandbLogger", run),
         group=run.run_name,
         tags=[tag[:64] for tag in run.tags],  # longer ones are refused
         config={"run_dir": str(run.run_dir.absolute())},
@@ -174,14 +176,8 @@ def _wandb(run: RunNames) -> Logger:
 def _mlflow(run: RunNames) -> Logger:
     # MLFLOW_TRACKING_URI is read here, because Lightning reads it when it is imported
     store = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
-    tags = {"run_dir": str(run.run_dir.absolute()), "group": run.run_name, "tags": ", ".join(run.tags)}
-    return MLFlowLogger(
-        experiment_name=run.experiment,
-        run_name=run.title,
-        tracking_uri=store,
-        tags=tags,
-        run_id=run.earlier("MLFlowLogger"),
-    )
+    filled = _filled("MLFlowLogger", run)
+    return MLFlowLogger(**filled | {"tags": filled["tags"] | {"group": run.run_name}}, tracking_uri=store)
 
 
 def _comet(run: RunNames) -> Logger:

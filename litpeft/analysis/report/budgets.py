@@ -32,8 +32,8 @@ BUDGETS = Budget("time", "training time, s", ",.0f"), Budget("tokens", "training
 def budget_charts(comparison: Comparison) -> list[Chart]:
     """Return a chart for each budget of which all groups know what their validations had used.
 
-    A group's value is that of each run's last validation within the budget, which is what the group with the smallest
-    budget used in all: nothing is interpolated.
+    A group's value is that of each run's last validation within the budget, which is what the longest run of the group
+    that used least had used at its end: nothing is interpolated.
     """
     figure = next((each for each in comparison.figures if each.kind == "quality" and each.better), None)
     if figure is None or len(comparison.groups) < 2:
@@ -67,7 +67,7 @@ def _known(value: object) -> bool:
 def _chart(
     comparison: Comparison, figure: Figure, budget: Budget, points: Sequence[Sequence[Sequence[Point]]]
 ) -> Chart:
-    amount = min(sum(run[-1][0] for run in runs) / len(runs) for runs in points)
+    amount = min(max(run[-1][0] for run in runs) for runs in points)  # so that the group's own last values count
     title, unit_text = plain_title(figure.title), unit(figure.name)[1]
     traces, rows = [], []
     for number, runs in enumerate(points):
@@ -77,7 +77,7 @@ def _chart(
             xs, ys = [x for x, _ in run], [scaled(figure.name, y) for _, y in run]
             hover = f"<b>{literal(label)}</b><br>%{{x:{budget.form}}}: %{{y}}<extra></extra>"
             traces.append(group_trace(number, label, "lines+markers", 6, x=xs, y=ys, line=line, hovertemplate=hover))
-        within = [[y for x, y in run if x <= amount * (1 + 1e-9)] for run in runs]
+        within = [[y for x, y in run if x <= amount] for run in runs]
         last = [values[-1] for values in within if values]
         if len(last) < len(runs):
             rows.append([label, UNKNOWN, "no validation within it"])
@@ -87,7 +87,7 @@ def _chart(
         rows.append([label, value_text(figure.name, mean), interval])
     at = f"{amount:{budget.form}}"
     caption = (
-        f"Each line is a run. The dotted line is what the group with the smallest {budget.name} used ({at}); the table "
+        f"Each line is a run. The dotted line is what the group that used least {budget.name} used ({at}); the table "
         "has the last validation of each group within it."
     )
     line = {"type": "line", "x0": amount, "x1": amount, "yref": "paper", "y0": 0, "y1": 1}

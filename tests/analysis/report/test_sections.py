@@ -135,6 +135,14 @@ def test_quality_at_equal_time_and_tokens_is_the_last_validation_within_the_smal
     assert len(charts["equal-time"].data) == 4
 
 
+def test_all_runs_of_the_quickest_group_count_with_their_last_validation(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_validated(tmp_path, "lora", seed, 1.0 + 0.2 * seed, [0.6, 0.7])  # 20 and 24 s
+        write_validated(tmp_path, "none", seed, 2.3, [0.65, 0.8])
+    time = {row[0]: row[1] for row in budget_charts(compare([tmp_path], by=["adapter"]))[0].rows}
+    assert time == {"lora": "70.00 %", "full": "65.00 %"}
+
+
 def test_a_group_without_a_validation_within_the_budget_says_so(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_validated(tmp_path, "lora", seed, 1.0, [0.6, 0.7])

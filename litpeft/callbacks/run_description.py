@@ -43,6 +43,17 @@ def print_notices(trainer: Trainer, record: dict[str, Any]) -> None:
     tell(record["data_summary"])
     tell_what_is_not_adapted(record)
     tell_how_head_labels_match(record)
+    tell_what_is_random(record)
+
+
+def tell_what_is_random(record: dict[str, Any]) -> None:
+    """Print that a model which is not trained has new tensors, such as a head."""
+    if record["trainable_params"] == 0 and (new := record["new_tensors"]):
+        print(
+            f"litpeft: warning: {new[0]} and {len(new) - 1} other tensors are new and random, and nothing is trained: "
+            "the figures say nothing about the model.",
+            file=sys.stderr,
+        )
 
 
 def tell_what_is_not_adapted(record: dict[str, Any]) -> None:

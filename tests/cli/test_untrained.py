@@ -89,6 +89,18 @@ def test_a_language_model_has_the_loss_of_plain_transformers(tmp_path: Path, tin
     assert record["val_loss"] == pytest.approx(total / count, rel=1e-5)
 
 
+def test_a_random_head_is_told(
+    evaluated: Path, tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    told = "are new and random, and nothing is trained"
+    assert main([*fit_arguments, "--model.adapter", "Untrained", "--run_dir", str(tmp_path / "run")]) == 0
+    assert told in capsys.readouterr().err
+    merged = [*fit_arguments]
+    merged[merged.index("--model.model_name") + 1] = str(evaluated.parent / "merged")
+    assert main([*merged, "--model.adapter", "Untrained", "--run_dir", str(tmp_path / "whole")]) == 0
+    assert told not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

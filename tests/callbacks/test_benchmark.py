@@ -212,7 +212,7 @@ def test_benchmarks_skipped_by_the_time_limit_are_reported(
         (["--benchmarks.tasks", "[litpeft_nothing]"], "benchmarks.tasks: lm-eval has no task 'litpeft_nothing'"),
         (["--benchmarks.tasks", "litpeft_generated_2ds,litpeft_no"], "lm-eval has no task 'litpeft_no'"),
         (["--benchmarks.tasks", "[perplexity]"], "perplexity needs --benchmarks.text_file, a text"),
-        (["--benchmarks.tasks", "[held_out]"], "benchmarks.tasks held_out needs a classifier"),
+        (["--benchmarks.tasks", "[held_out]"], "benchmarks.tasks held_out is for classes, labels and numbers"),
         (["--benchmarks.limit", "0"], "benchmarks.limit must be at least 1, got 0"),
         (["--benchmarks.every_n_steps", "0"], "benchmarks.every_n_steps must be at least 1, got 0"),
         (["--benchmarks.num_fewshot", "-1"], "benchmarks.num_fewshot must be at least 0, got -1"),

@@ -120,6 +120,8 @@ def run(tmp_path_factory: pytest.TempPathFactory, images: str) -> Path:
         "12",
         "--seed_everything",
         "1",
+        "--benchmarks.tasks",
+        "held_out",
     ]
     assert main(["fit", *images_of(model, images), *options, "--run_dir", str(folder / "run")]) == 0
     return folder
@@ -129,6 +131,12 @@ def test_a_run_learns_and_is_recorded(run: Path) -> None:
     record = read_record(run / "run")
     assert record["status"] == "ok"
     assert record["val_accuracy"] == 1.0  # red and blue
+    scores = record["benchmarks"][-1]["results"]["held_out"]["scores"]
+    present = [name for name, rows in record["data_summary"]["classes"]["val"].items() if rows]
+    assert scores == dict.fromkeys(["accuracy", *(f"accuracy_{name}" for name in present)], 1.0) | {
+        "ece": scores["ece"]
+    }
+    assert scores["ece"] < 0.5
     assert record["train_samples_per_second"] > 0
     assert record["data_summary"]["image_size"] == [32, 32]
 

@@ -24,6 +24,7 @@ def finished(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder with a run with a threshold per label, and its files."""
     folder = tmp_path_factory.mktemp("multi-label")
     options = ["--model.threshold", "[0.4,0.3,0.6]", "--trainer.max_epochs", "4", "--run_dir", str(folder / "run")]
+    options += ["--benchmarks.tasks", "held_out", "--benchmarks.keep_items", "true"]
     assert main(["fit", *multi_label(tiny_model, folder), *options]) == 0
     return folder
 
@@ -87,6 +88,20 @@ def test_metrics_agree_with_a_count_of_the_predictions(finished: Path) -> None:
     assert others["val_map"] == pytest.approx(np.mean(expected), rel=1e-5)
     assert record["data_summary"]["classes"]["val"] == dict(zip(NAMES, known.sum(0).tolist(), strict=True))
     assert record["main_metrics"] == ["val_micro_f1"]
+    result = record["benchmarks"][-1]["results"]["held_out"]
+    hits = decided == known
+    exact = hits.all(1)
+    expected = {"exact_match": exact.mean()}
+    expected |= {f"accuracy_{name}": hits[:, place].mean() for place, name in enumerate(NAMES)}
+    expected |= {f"f1_{name}": f1[place] for place, name in enumerate(NAMES)}
+    shown = np.clip(np.ceil(scores.ravel() * 15) - 1, 0, 14)  # fifteen bins of the probability
+    bins = [shown == place for place in range(15)]
+    gaps = [abs(scores.ravel()[members].sum() - known.ravel()[members].sum()) for members in bins]
+    expected |= {"ece": sum(gaps) / known.size}
+    assert result["scores"] == pytest.approx(expected, abs=1e-5)
+    assert result["standard_errors"]["exact_match"] == pytest.approx(exact.std() / np.sqrt(len(exact) - 1))
+    items = json.loads((finished / "run" / "benchmark_items" / f"step-{record['steps']:06d}.json").read_text())
+    assert items["held_out"]["exact_match"] == exact.astype(float).tolist()
 
 
 def test_labels_without_rows_are_left_out_of_map_and_named(

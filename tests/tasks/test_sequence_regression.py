@@ -99,8 +99,16 @@ def test_every_verb_takes_a_regression(finished: Path, tiny_model: str, capsys: 
     assert main(["test", "--run_dir", str(run_dir), "--data.test_file", val]) == 0
     others = read_record(run_dir)["other_metrics"]
     assert others["test_rmse"] == pytest.approx(others["val_rmse"], rel=1e-5)  # the same rows
-    assert main(["evaluate", str(run_dir), "--tasks", "held_out", "--accelerator", "cpu"]) == 2
-    assert "held_out needs a classifier" in capsys.readouterr().err
+    keeping = ["--tasks", "held_out", "--keep_items", "--accelerator", "cpu"]
+    assert main(["evaluate", str(run_dir), *keeping]) == 0
+    evaluation = read_record(run_dir)["benchmarks"][-1]
+    result = evaluation["results"]["held_out"]
+    rows = predicted(run_dir, val, finished / "held_out.jsonl")
+    errors = np.abs([row["values"]["price"] - truth["price"] for row, truth in zip(rows, rows_of(val), strict=True)])
+    assert result["scores"] == pytest.approx({"mae": errors.mean(), "rmse": others["val_rmse"]}, rel=1e-4)
+    assert result["standard_errors"] == pytest.approx({"mae": stats.sem(errors)}, rel=1e-3)
+    kept = json.loads((run_dir / "benchmark_items" / f"step-{evaluation['step']:06d}.json").read_text())
+    assert kept["held_out"]["mae"] == pytest.approx(errors.tolist(), rel=1e-2)
     assert main(["compare", str(run_dir), "--format", "csv"]) == 0
     assert "val_rmse_mean" in capsys.readouterr().out
     assert main(["report", str(run_dir), "-o", str(finished / "report.html")]) == 0

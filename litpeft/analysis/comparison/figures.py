@@ -47,7 +47,7 @@ KNOWN = {  # name -> (title, better direction, kind); the unit is added to the t
 HIGHER = re.compile(
     r"(?<![a-z])acc(uracy)?(?![a-z])|f1|exact_match|bleu|rouge|chrf|recall|precision|auroc|mcc|matthews"
 )
-LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])[wc]er(?![a-z])")
+LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])([wc]er|r?mse|mae)(?![a-z])")
 TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
 SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share of the items
 AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task

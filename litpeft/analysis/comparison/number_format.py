@@ -14,7 +14,10 @@ UNITS = (  # (pattern of names, factor, unit); CSV and JSON keep raw bytes and s
     (re.compile(r"score_.*"), 100.0, "points"),
     (re.compile(r".*_bytes"), 1 / 2**20, "MiB"),
     (
-        re.compile(r".*(accuracy|_f1|_acc|_acc_norm|_ece|held_out_accuracy_.*)(_before|_change)?|flops_utilisation"),
+        re.compile(
+            r".*(accuracy|_f1|_acc|_acc_norm|_ece|_exact_match|held_out_(accuracy|f1)_.*)(_before|_change)?"
+            r"|flops_utilisation"
+        ),
         100.0,
         "%",
     ),

@@ -92,8 +92,10 @@ test-lowest: setup  ## run the fast tests with the lowest versions that pyprojec
 	$(BIN)/python -m pip install --quiet uv
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	grep '^torch==' constraints.txt > $(LOWEST)/torch.txt  # an older torch needs other packages than those of OF_TORCH
 	$(BIN)/uv pip compile --quiet --resolution lowest-direct --python-version 3.11 --no-header --no-annotate --extra dev \
-		$(addprefix --no-emit-package ,$(OF_TORCH)) --output-file $(LOWEST)/requirements.txt pyproject.toml
+		--constraint $(LOWEST)/torch.txt $(addprefix --no-emit-package ,$(OF_TORCH)) \
+		--output-file $(LOWEST)/requirements.txt pyproject.toml
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"

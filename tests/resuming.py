@@ -23,7 +23,7 @@ from tests.forking import SERVER, like_a_new_process, write_output
 
 WRITES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 # curves of times, which differ between runs
-TIMED = ("train_tokens_per_second", "step_seconds/", "model_flops_per_second")
+TIMED = ("train_tokens_per_second", "train_samples_per_second", "step_seconds/", "model_flops_per_second")
 SAME_CURVES = ("lr", "train_loss", "val_", "epoch")
 RECORDED = ("status", "steps", "epochs", "checkpoint", "selection", "train_loss", "val_step", "val_loss")
 RECORDED += ("val_accuracy", "val_f1", "other_metrics")

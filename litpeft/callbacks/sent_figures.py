@@ -17,7 +17,8 @@ from litpeft.training.outlets import outlet_of, send
 SETTINGS = ("adapter", "data", "model_name", "optimizer", "scheduler", "seed", "precision", "effective_batch_size")
 FIGURES = (
     *("val_loss", "val_accuracy", "val_f1", "trainable_params", "adapter_bytes", "model_bytes"),
-    *("peak_allocated_bytes", "peak_rss_bytes", "train_seconds", "train_tokens_per_second", "step_seconds_p50"),
+    *("peak_allocated_bytes", "peak_rss_bytes", "train_seconds", "train_samples_per_second"),
+    *("train_tokens_per_second", "step_seconds_p50"),
 )
 FILES = (FILE_NAME, CONFIG, curve_file.FILE_NAME, "confusion_matrix.json", "val_images.jpg", TRACEBACK)
 

@@ -194,7 +194,8 @@ class ThroughputRecorder(Callback):
         """Log the step's rate when Lightning logs, and the figures of a sampled step."""
         if not self._device_clock.waits or trainer._logger_connector.should_update_logs:
             self._read()
-            pl_module.log("train_tokens_per_second", step.counts["tokens"] / step.seconds, batch_size=1)
+            unit = "tokens" if step.counts["tokens"] else "samples"  # images have no tokens
+            pl_module.log(f"train_{unit}_per_second", step.counts[unit] / step.seconds, batch_size=1)
         if step.parts is None:
             return
         # directly: through Lightning they would wait for log_every_n_steps
@@ -229,7 +230,8 @@ class ThroughputRecorder(Callback):
         taken = [step for step in self.steps[self.warmup_steps :] if not step.slowed]
         plain = [step for step in taken if step.parts is None]
         seconds = [step.seconds for step in plain]
-        rates = {name: _ratio(sum(step.counts[name] for step in plain), sum(seconds)) for name in COUNTS}
+        # a task that counts no tokens has an unknown rate, not 0
+        rates = {name: _ratio(sum(step.counts[name] for step in plain), sum(seconds)) or None for name in COUNTS}
         return {
             "train_seconds": self._train_seconds() or None,
             "warmup_steps_left_out": self.warmup_steps,

@@ -51,6 +51,16 @@ class EstimateCLI(PlannedRunCLI):
             type=int | None,
             help="tokens per row, instead of the longest batch of the data; no data is read then",
         )
+        parser.add_argument(
+            "--no_data",
+            "--no-data",
+            action="store_true",
+            help="read no data; rows have data.max_length tokens, or those of --tokens; images have the model's size",
+        )
+
+
+class NoData(UserError):
+    """The data cannot be read, but an estimate does not need it."""
 
 
 class Plan:
@@ -66,6 +76,10 @@ class Plan:
         tensors_unknown: whether fit may train new parameters of the base, such as a pooler, that are not counted
             because the weight files are not on this machine.
         limit: bytes of device memory that a run can use, without the CUDA context; None on a CPU.
+
+    Raises:
+        NoData: the data cannot be read.
+        UserError: another option is wrong.
     """
 
     def __init__(self, arguments: list[str]) -> None:
@@ -82,7 +96,10 @@ class Plan:
         if self.task.compile_blocks:
             raise UserError("model.compile_blocks: the memory of compiled blocks cannot be estimated; leave it out.")
         self.classes_assumed = False
-        self._read(cli.datamodule, options.tokens)
+        tokens = options.tokens
+        if tokens is None and options.no_data:
+            tokens = cli.datamodule.max_length
+        self._read(cli.datamodule, tokens)
 
     def _read(self, data: Any, tokens: int | None) -> None:
         """Set the batch: the longest of the data, with which a run starts, or a made-up one with `tokens` per row."""
@@ -111,7 +128,7 @@ class Plan:
             data.prepare_data()
             data.setup("fit")
         except UserError as error:
-            raise UserError(f"{str(error).rstrip('.')}; or give --tokens to estimate without the data.") from error
+            raise NoData(str(error)) from error
         self.data = data
         self.task.outputs = len(getattr(data, "label_names", ()))
         self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
@@ -199,7 +216,10 @@ def largest(bytes_at: Callable[[int], int], limit: int, points: dict[float, int]
 def main(arguments: list[str]) -> int:
     quieten()
     started = time.perf_counter()
-    plan = Plan(arguments)
+    try:
+        plan = Plan(arguments)
+    except NoData as error:
+        raise UserError(f"{str(error).rstrip('.')}; or give --no_data to estimate without the data.") from error
     traces = [plan.trace(adapter) for adapter in plan.adapters]
     rows = figures(plan, traces)
     if plan.format == "json":

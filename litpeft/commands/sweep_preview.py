@@ -37,15 +37,25 @@ def preview(experiment: Experiment, device: str | None) -> int:
         table.title += (
             f" = {final} runs, after {tuning} tuning runs (seed{'s' if len(experiment.tune_seeds) > 1 else ''} {seeds})"
         )
-    for column in ("trial", *experiment.axes, *(["tune"] if tuned else []), "trainable", "model MiB", "peak MiB", ""):
+    for column in (
+        "trial",
+        *experiment.axes,
+        *(["tune"] if tuned else []),
+        "trainable",
+        "model MiB",
+        "peak MiB",
+        "note",
+    ):
         table.add_column(column, justify="right" if column.endswith("MiB") or column == "trainable" else "left")
-    console = Console()
+    console, reasons = Console(), dict[str, int]()
     with console.status("estimating") as status:
         for trial in experiment.trials:
             status.update(f"estimating {trial.shown(trial.label)}")
             names = [*map(trial.shown, (trial.label, *trial.axes.values())), *([_values(trial)] if tuned else [])]
-            table.add_row(*map(Text, [*names, *_most_needed(trial, device)]))
+            table.add_row(*map(Text, [*names, *_most_needed(trial, device, reasons)]))
     console.print(table)
+    for reason, number in reasons.items():
+        print(f"({number}) {reason}")
     print("peak: tensors of a step on a CPU, reserved memory on a GPU; `litpeft estimate` shows details")
     return 0
 
@@ -59,23 +69,27 @@ def _values(trial: Trial) -> str:
     )
 
 
-def _most_needed(trial: Trial, device: str | None) -> list[str]:
+def _most_needed(trial: Trial, device: str | None, reasons: dict[str, int]) -> list[str]:
     """Return the table cells of the candidate that needs the most memory, or of a trial without `tune`."""
     distinct = {}  # arguments of the optimizer and of the schedule do not change the memory
     for each in trial.candidates or (trial,):
         key = str([item for option, item in each.values.items() if not NO_MEMORY.match(option)])
         distinct.setdefault(key, each)
-    found = [_needed(each, device) for each in distinct.values()]
+    found = [_needed(each, device, reasons) for each in distinct.values()]
     return max(found, key=lambda item: item[0])[1]
 
 
-def _needed(trial: Trial, device: str | None) -> tuple[float, list[str]]:
-    """Return bytes of the peak, and table cells: parameters, model size, peak, and whether it fits or why unknown."""
+def _needed(trial: Trial, device: str | None, reasons: dict[str, int]) -> tuple[float, list[str]]:
+    """Return bytes of the peak, and table cells: parameters, model size, peak, and whether it fits or why unknown.
+
+    Why an estimate is unknown is added to `reasons`, whose numbers stand in the cells: trials often share a reason.
+    """
     try:
         plan = Plan([*trial.arguments, *(["--device", device] if device else [])])
         found = plan.trace(plan.task.adapter)
     except UserError as error:
-        return 0, ["n/a", "n/a", "n/a", str(error)]
+        number = reasons.setdefault(str(error), len(reasons) + 1)
+        return 0, ["n/a", "n/a", "n/a", f"unknown ({number})"]
     counts, needed = found.counts, plan.needed(found)
     fits = "" if plan.limit is None else "fits" if needed <= plan.limit else "does not fit"
     return needed, [

@@ -89,7 +89,7 @@ FIELDS = {
     "model_flops_per_second",
     "step_seconds_p95": "95th percentile of the seconds per optimizer step",
     "train_samples_per_second": "training rows per second",
-    "train_tokens_per_second": "tokens per second, without padding",
+    "train_tokens_per_second": "tokens per second, without padding; unknown for images",
     "padded_tokens_per_second": "tokens per second, with padding",
     "trained_tokens_per_second": "positions with a loss per second (one per row in classification)",
     "sampled_steps": "number of steps whose time was split into parts: every tenth step, or as set by "

@@ -33,7 +33,7 @@ def summary(record: dict[str, Any]) -> list[tuple[str, str]]:
             for part, seconds in (record["step_split_seconds_p50"] or {}).items()
             if seconds is not None
         ),
-        ("samples per second", _with_unit(record["train_samples_per_second"], ",.0f")),
+        ("rows per second", _with_unit(record["train_samples_per_second"], ",.0f")),
         ("tokens per second", _with_unit(record["train_tokens_per_second"], ",.0f", "(padding not counted)")),
         ("model FLOP/s", _with_unit(record["model_flops_per_second"], ".3g", _share(record["flops_utilisation"]))),
         ("energy", _with_unit(record["energy_joules"], ",.0f", "J")),

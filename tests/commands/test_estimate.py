@@ -246,7 +246,10 @@ def test_an_estimate_that_does_not_fit_names_the_batch_that_would(
         (["--compare", "qlora"], "--compare: no adapter is named 'qlora'; known: "),
         (["--tokens", "0"], "--tokens must be at least 1, got 0."),
         (["--tokens", "600"], "data.max_length 600 is more than the 512 positions of "),
-        (["--data.train_file", "none.json", "--data.tokenizer", "gone/away"], "; or give --tokens to estimate without"),
+        (
+            ["--data.train_file", "none.json", "--data.tokenizer", "gone/away"],
+            "; or give --no_data to estimate without",
+        ),
         (["--model.compile_blocks", "true"], "model.compile_blocks: the memory of compiled blocks cannot be estimated"),
         (["--devise", "cpu"], "unknown option --devise (did you mean --device?)."),
     ],

@@ -97,6 +97,11 @@ def test_a_dry_run_shows_trials_and_memory_and_writes_nothing(
     assert rows["full"][0] == "35,522"
     assert float(rows["full"][2]) > float(rows["dora"][2]) > float(rows["dora"][1]) > 0
     assert sorted(tmp_path.iterdir()) == before
+    assert main(["sweep", "tiny.yaml", "--dry-run", "--data.train_file", "gone.tsv"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("unknown (1)") == 2  # trials that share a reason
+    assert out.count("\n(1) ") == 1
+    assert out.count("gone.tsv") == 1
 
 
 @pytest.mark.parametrize(

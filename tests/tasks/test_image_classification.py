@@ -138,6 +138,11 @@ def test_a_run_learns_and_is_recorded(run: Path) -> None:
     }
     assert scores["ece"] < 0.5
     assert record["train_samples_per_second"] > 0
+    assert record["train_tokens_per_second"] is record["trained_tokens_per_second"] is None
+    curves = [json.loads(line) for line in (run / "run" / "curves.jsonl").read_text().splitlines()]
+    names = {name for line in curves for name in line["values"]}
+    assert "train_samples_per_second" in names
+    assert "train_tokens_per_second" not in names
     assert record["data_summary"]["image_size"] == [32, 32]
 
 
@@ -192,6 +197,11 @@ def test_estimate_equals_the_tracked_peak(run: Path, images: str, capsys: pytest
     capsys.readouterr()
     assert main(["estimate", *arguments, "--format", "json"]) == 0
     estimated = json.loads(capsys.readouterr().out)["strategies"][0]["peak_tensor_bytes"]
+    missing = [*images_of(str(run / "vit"), str(run / "none")), "--config", "lora", "--format", "json"]
+    assert main(["estimate", *missing]) == 2
+    assert "give --no_data" in capsys.readouterr().err
+    assert main(["estimate", *missing, "--no_data"]) == 0
+    assert json.loads(capsys.readouterr().out)["strategies"][0]["peak_tensor_bytes"] == estimated
     options = ["--trainer.max_steps", "3", "--memory.track_steps", "[1,2,3]", "--run_dir", str(run / "tracked")]
     assert main(["fit", *arguments, *options]) == 0
     assert estimated == pytest.approx(read_record(run / "tracked")["peak_tensor_bytes"], rel=0.01)

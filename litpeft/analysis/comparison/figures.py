@@ -27,7 +27,7 @@ KNOWN = {  # name -> (title, better direction, kind); the unit is added to the t
     "train_tokens_per_second": ("tokens per second", "higher", "speed"),
     "padded_tokens_per_second": ("tokens per second with padding", "higher", "speed"),
     "trained_tokens_per_second": ("trained tokens per second", "higher", "speed"),
-    "train_samples_per_second": ("samples per second", "higher", "speed"),
+    "train_samples_per_second": ("rows per second", "higher", "speed"),
     "step_seconds_p50": ("median step", "lower", "speed"),
     "step_seconds_p95": ("95th percentile step", "lower", "speed"),
     "train_seconds": ("training time", "lower", "speed"),
@@ -86,6 +86,8 @@ def choose(
         *("val_loss", "test_accuracy", peak, "peak_rss_bytes", "train_tokens_per_second", "step_seconds_p50"),
         *("train_seconds", "energy_joules"),
     ]
+    if "train_tokens_per_second" not in known:  # images
+        optional[optional.index("train_tokens_per_second")] = "train_samples_per_second"
     shown = [name for name in optional if name in known]
     sizes = [name for name in ("trainable_params", "adapter_bytes", "model_bytes") if name in known]
     scored = benchmarks.columns(runs)

@@ -16,7 +16,7 @@ from litpeft.analysis.comparison.sentences import (
     within_text,
 )
 
-TIMES = "train_seconds", "wall_seconds", "step_seconds_p50", "train_tokens_per_second"
+TIMES = "train_seconds", "wall_seconds", "step_seconds_p50", "train_tokens_per_second", "train_samples_per_second"
 
 
 def recommendation(comparison: Comparison, base: Group, others: Sequence[Group], main: Figure) -> str:

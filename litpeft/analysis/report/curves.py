@@ -14,7 +14,7 @@ from litpeft.runs.benchmark_results import scores
 from litpeft.runs.curve_file import read_lines
 from litpeft.runs.record import FIELDS
 
-TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second"
+TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second", "train_samples_per_second"
 MOST_POINTS = 500  # points drawn per line
 
 Curve = dict[int, float]  # number of optimizer steps -> value

@@ -41,6 +41,7 @@ KINDS = (
         ",.0f",
         "Without padding, measured since the previous point.",
     ),
+    Kind("train_samples_per_second", "Images per second over time", ",.0f", "Measured since the previous point."),
 )
 
 

@@ -60,7 +60,7 @@ def parts(comparison: Comparison) -> list[Part]:
     speed = [
         *estimate_charts(comparison, [*RATES, *targets]),
         step_chart(comparison),
-        curves.get("train_tokens_per_second"),
+        curves.get("train_tokens_per_second") or curves.get("train_samples_per_second"),
     ]
     relative = relative_chart(comparison)
     all_parts = [

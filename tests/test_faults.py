@@ -219,7 +219,7 @@ def test_curves_are_complete_when_the_clock_is_set_back_before_a_resume(work: To
     assert faulty.fit("", "--resume") == 0, faulty.log.read_text()
     starts = [int(events.name.split(".")[3]) for events in faulty.run_dir.glob("events.*")]
     assert max(starts) - min(starts) > 43_200  # half a day apart
-    losses = EventAccumulator(str(faulty.run_dir), size_guidance={"scalars": 0}).Reload().Scalars("train_loss")
+    losses = EventAccumulator(str(faulty.run_dir), size_guidance={"scalars": 0}).Reload().Scalars("train/loss")
     assert sorted(event.step for event in losses) == list(range(24))
 
 

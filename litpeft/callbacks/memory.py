@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -96,6 +97,18 @@ class MemoryRecorder(Callback):
             self._tracked(trainer)
         if self._phase == "first_step" and done:
             self._enter("train", pl_module.device)
+        if trainer._logger_connector.should_update_logs:
+            self._log(pl_module)
+
+    def _log(self, pl_module: LightningModule) -> None:
+        """Log the memory in use now: by the process, and on a GPU by its tensors, with their peak in this phase."""
+        found = {"rss_bytes": rss_bytes()}
+        if pl_module.device.type == "cuda":  # counters of the host: no wait for the GPU
+            found["allocated_bytes"] = torch.cuda.memory_allocated(pl_module.device)
+            found["peak_allocated_bytes"] = torch.cuda.max_memory_allocated(pl_module.device)
+        for name, count in found.items():
+            if count is not None:
+                pl_module.log(f"memory/{name}", float(count), batch_size=1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved(trainer)
@@ -243,6 +256,12 @@ def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
 
 def _states(trainer: Trainer) -> list[torch.Tensor]:
     return [tensor for optimizer in trainer.optimizers for tensor in optimizer_tensors(optimizer)]
+
+
+def rss_bytes() -> int | None:
+    """Return the resident memory in bytes now; None if unknown."""
+    statm = PROC / "statm"
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
 
 
 def peak_rss_bytes() -> int | None:

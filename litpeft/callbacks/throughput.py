@@ -200,7 +200,10 @@ class ThroughputRecorder(Callback):
             return
         # directly: through Lightning they would wait for log_every_n_steps
         curves = {f"step_seconds/{part}": seconds for part, seconds in step.parts.items()}
-        curves |= {} if step.flops is None else {"model_flops_per_second": step.flops / step.seconds}
+        if step.flops is not None:
+            curves["model_flops_per_second"] = rate = step.flops / step.seconds
+            if self.peak_flops:
+                curves["speed/flops_utilisation"] = rate / (self.peak_flops * processes.world_size())
         for logger in trainer.loggers:
             logger.log_metrics(curves, step=trainer.global_step - 1)  # Lightning counts from 0
 

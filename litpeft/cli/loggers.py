@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, WandbLogger
 
 from litpeft.callbacks.curve_logger import CurveLogger
 from litpeft.errors import UserError, did_you_mean, first_sentence
 from litpeft.runs.logger_runs import saved_versions
+from litpeft.training.grouped_tensorboard import GroupedTensorBoard
 from litpeft.training.processes import is_first_process
 from litpeft.training.trackio_logger import TrackioLogger
 
@@ -93,7 +94,7 @@ def loggers_of_run(cli: Any, chosen: Any) -> list[Logger]:
     names = (record["experiment"], record["run_name"])
     run = RunNames(run_dir, *map(str, names), given.seed_everything, tags, resumed=cli.checkpoint is not None)
     if chosen in (None, True):
-        chosen = TensorBoardLogger(str(run_dir), name="", version="", default_hp_metric=False)
+        chosen = GroupedTensorBoard(str(run_dir), name="", version="", default_hp_metric=False)
     own = chosen if isinstance(chosen, list) else [chosen] if chosen else []
     return [*own, *added_loggers(logger_names(given.logger), run), CurveLogger(run_dir, given.throughput.progress)]
 

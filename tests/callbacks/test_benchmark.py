@@ -93,7 +93,7 @@ def test_scores_are_in_the_record_in_tensorboard_and_in_the_item_files(
             points = {point.step: point.value for point in curves.Scalars(f"benchmark/{name}_acc")}
             assert points[evaluation["step"]] == pytest.approx(result["scores"]["acc"])
     assert "benchmark_stderr/litpeft_generated_2ds_acc" in curves.Tags()["scalars"]
-    assert "litpeft_generated_2ds_acc" in curves.Tags()["scalars"]  # for the HParams tab
+    assert "final/litpeft_generated_2ds_acc" in curves.Tags()["scalars"]  # for the HParams tab
     prints = [evaluation["results"]["litpeft_generated_2ds"]["fingerprint"] for evaluation in (before, after)]
     assert prints[0] == prints[1]
 

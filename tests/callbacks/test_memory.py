@@ -17,6 +17,7 @@ from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 
 HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
+QUIET = SimpleNamespace(should_update_logs=False)  # a trainer's part that says when to log
 PROBE = """
 from litpeft.callbacks import MemoryRecorder
 before = MemoryRecorder().measured()["peak_rss_bytes"]
@@ -48,7 +49,7 @@ def test_each_cuda_peak_is_recorded_in_its_phase(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "memory_stats", stats)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(allocated=1, reserved=2))
     module = SimpleNamespace(device=torch.device("cuda"), backbone=None)
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
     recorder = MemoryRecorder(track_steps=[])
 
     def use(amount: int) -> None:
@@ -85,7 +86,7 @@ HOST = SimpleNamespace(device=torch.device("cpu"), backbone=None)
 
 
 def test_each_host_peak_is_recorded_in_its_phase() -> None:
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")
     held = bytearray(b"x" * 500_000_000)
@@ -107,7 +108,7 @@ def test_host_peaks_by_phase_are_null_if_the_peak_cannot_be_reset(
     (tmp_path / "status").write_text("VmHWM:\t    2000 kB\n")
     (tmp_path / "clear_refs").mkdir()  # cannot be written to
     monkeypatch.setattr(memory, "PROC", tmp_path)
-    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")
     recorder.on_train_start(trainer, HOST)

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from litpeft.__main__ import main
-from litpeft.profiling.memory.bar_chart import BAR, COLOURS, LEFT, ROW
+from litpeft.profiling.memory.bar_chart import BAR, COLOURS, LEFT, ROW, TITLE
 from litpeft.runs.record import FIELDS, read_record
 from tests.conftest import write_killer
 from tests.forking import litpeft
@@ -46,7 +46,7 @@ def test_tensorboard_shows_peak_memory_by_category_as_an_image(finished: Path) -
     record = read_record(finished)
     phases = {name: peak for name, peak in record["memory_phases"].items() if "tensor_bytes" in peak}
     for row, peak in enumerate(phases.values()):
-        bar = image[10 + row * ROW + 2, LEFT : LEFT + BAR]
+        bar = image[TITLE + row * ROW + 2, LEFT : LEFT + BAR]
         for name, colour in COLOURS.items():
             width = int((bar == ImageColor.getrgb(colour)).all(-1).sum())
             assert abs(width - BAR * peak["tensor_bytes"][name] / record["peak_tensor_bytes"]) <= 1
@@ -126,18 +126,21 @@ def test_tensorboard_holds_the_curves_and_the_hparams_with_final_metrics(finishe
     record = read_record(finished)
     scalars = set(events.Tags()["scalars"])
     assert {
-        "train_loss",
-        "train_loss_epoch",
-        "val_loss",
-        "val_accuracy",
-        "val_f1",
-        "lr",
-        "train_tokens_per_second",
+        "train/loss",
+        "train/loss_epoch",
+        "val/loss",
+        "val/accuracy",
+        "val/f1",
+        "train/lr",
+        "speed/tokens_per_second",
+        "memory/rss_bytes",
     } <= scalars
-    # the last point is for the HParams tab
-    assert [event.step for event in events.Scalars("val_accuracy")] == [11, 23, 24]
-    assert events.Scalars("val_accuracy")[-1].value == pytest.approx(record["val_accuracy"])
-    assert events.Scalars("trainable_params")[-1].value == record["trainable_params"]
+    assert all("/" in name for name in scalars), scalars  # every curve is in a group
+    assert [event.step for event in events.Scalars("val/accuracy")] == [11, 23]  # one point per validation
+    assert events.Scalars("final/val_accuracy")[-1].value == pytest.approx(record["val_accuracy"])
+    assert events.Scalars("final/trainable_params")[-1].value == record["trainable_params"]
+    for event in events.Scalars("memory/rss_bytes"):
+        assert 2**24 < event.value <= record["peak_rss_bytes"]
     contents = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     start = plugin_data_pb2.HParamsPluginData.FromString(contents).session_start_info
     hparams = {name: value.string_value or value.number_value for name, value in start.hparams.items()}
@@ -147,12 +150,14 @@ def test_tensorboard_holds_the_curves_and_the_hparams_with_final_metrics(finishe
     contents = events.summary_metadata["_hparams_/experiment"].plugin_data.content
     experiment = plugin_data_pb2.HParamsPluginData.FromString(contents).experiment
     shown = {metric.name.tag for metric in experiment.metric_infos}
-    assert {"val_accuracy", "val_loss", "peak_rss_bytes", "train_tokens_per_second"} <= shown
+    assert {
+        f"final/{name}" for name in ("val_accuracy", "val_loss", "peak_rss_bytes", "train_tokens_per_second")
+    } <= shown
 
 
 def test_the_curve_shows_the_learning_rate_used_in_each_step(finished: Path) -> None:
     events = EventAccumulator(str(finished)).Reload()
-    rates = {event.step: event.value for event in events.Scalars("lr")}
+    rates = {event.step: event.value for event in events.Scalars("train/lr")}
     assert rates[9] == pytest.approx(1e-3 * (1 + math.cos(math.pi * (9 - 1) / (24 - 1))) / 2, rel=1e-5)
 
 

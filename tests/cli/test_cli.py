@@ -313,7 +313,7 @@ def test_resuming_can_extend_a_run_but_not_change_other_options(
     # the test results of the earlier weights are removed
     assert (record["steps"], record["test_accuracy"]) == (36, None)
     assert record["train_seconds"] > first["train_seconds"]
-    rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("lr")
+    rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/lr")
     expected = {19: 1 - (19 - 2) / 34, 29: 1 - (29 - 2) / 34}  # two steps of warm-up, of 36
     assert {e.step: e.value / 2e-5 for e in rates if e.step in expected} != {}
     for event in rates:
@@ -382,7 +382,7 @@ def test_schedules_step_once_per_optimizer_step_until_the_end(
     assert read_record(tmp_path / "run")["scheduler"] == name
     events = EventAccumulator(str(tmp_path / "run"))
     events.Reload()
-    rates = [event.value for event in events.Scalars("lr")]
+    rates = [event.value for event in events.Scalars("train/lr")]
     assert len(rates) == 24
     if name == "OneCycleLR":
         assert 0.02 > rates[0] < max(rates) > 1000 * rates[-1]

@@ -24,7 +24,7 @@ SCHEDULES = {
 
 def rates(run_dir: Path) -> dict[int, float]:
     """Return the learning rate at each logged step."""
-    return {event.step: event.value for event in EventAccumulator(str(run_dir)).Reload().Scalars("lr")}
+    return {event.step: event.value for event in EventAccumulator(str(run_dir)).Reload().Scalars("train/lr")}
 
 
 @pytest.mark.parametrize("adapter", [[], ["--model.adapter.lora_plus_ratio", "4"]], ids=["LoRA", "LoRA+"])

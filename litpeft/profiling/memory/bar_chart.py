@@ -13,12 +13,8 @@ from litpeft.profiling.memory.tracker import CATEGORIES
 # colours for colour-blind readers: Okabe and Ito, https://jfly.uni-koeln.de/color/
 HUES = "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", "#f0e442", "#999999"
 COLOURS = dict(zip(CATEGORIES, HUES, strict=True))
-LEFT, BAR, ROW, LEGEND = (
-    110,
-    560,
-    44,
-    24,
-)  # pixels: width of phase names and of the longest bar; height of a phase and of a legend line
+# pixels: width of phase names and of the longest bar; height of a phase, of a legend line and of the title
+LEFT, BAR, ROW, LEGEND, TITLE = 110, 560, 44, 24, 34
 
 
 def split_image(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
@@ -33,10 +29,11 @@ def split_image(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
     known = {name: phase["tensor_bytes"] for name, phase in phases.items() if "tensor_bytes" in phase}
     most = max((sum(split.values()) for split in known.values()), default=1)
     used = [name for name in CATEGORIES if any(split[name] for split in known.values())]
-    image = Image.new("RGB", (LEFT + BAR + 110, len(known) * ROW + len(used) * LEGEND + 20), "white")
+    image = Image.new("RGB", (LEFT + BAR + 110, TITLE + len(known) * ROW + len(used) * LEGEND + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default()
+    draw.text((8, 10), "Live tensors at the peak of each phase, by kind", "black", font)
     for row, (phase, split) in enumerate(known.items()):
-        top, before = 10 + row * ROW, 0
+        top, before = TITLE + row * ROW, 0
         draw.text((8, top + 9), phase, "black", font)
         for name, count in split.items():
             ends = [LEFT + round(BAR * value / most) for value in (before, before + count)]
@@ -45,7 +42,7 @@ def split_image(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
             before += count
         draw.text((LEFT + round(BAR * before / most) + 8, top + 9), f"{before / 2**20:,.1f} MiB", "black", font)
     for line, name in enumerate(used):
-        top = 10 + len(known) * ROW + line * LEGEND
+        top = TITLE + len(known) * ROW + line * LEGEND
         draw.rectangle((LEFT, top, LEFT + 14, top + 14), COLOURS[name])
         draw.text((LEFT + 22, top + 2), name.replace("_", " "), "black", font)
     return np.asarray(image)

@@ -27,7 +27,7 @@ NO_EFFECT = re.compile(  # config keys that do not affect results
     r"seed_everything|run_dir|experiment|logger|config|resume|overwrite"
     r"|trainer\.(accelerator|logger|enable_\w+|log_every_n_steps|profiler|default_root_dir)"
     r"|data\.init_args\.(num_workers|cache_dir|predict_file|test_samples)"
-    r"|checkpoint\.every_n_steps|(predictions|throughput|memory|energy|record|progress|benchmarks)(\..*)?"
+    r"|checkpoint\.every_n_(steps|minutes)|(predictions|throughput|memory|energy|record|progress|benchmarks)(\..*)?"
 )
 ADAPTER = "model.adapter"
 SHARED = re.compile(r"model\.adapter\.(?!class_path|quant_type)")
@@ -142,6 +142,8 @@ def value_as_text(item: Any) -> str:
 
 def _differs(flats: Sequence[Mapping[str, Any]], key: str) -> bool:
     known = [item for flat in flats if (item := config_value(flat, key)) is not ABSENT]
+    if key == "checkpoint.keep":  # all and a number keep more files; the weights of the run are the last ones too
+        known = [item if item == "best" else "last" for item in known]
     partly_set = None in known and any(item is not None for item in known)
     if key == DATA_SEED and partly_set:  # Run.options replaces a data seed equal to the seed of the run by None
         known = [flat.get("seed_everything") if flat.get(key) is None else flat[key] for flat in flats]

@@ -166,12 +166,17 @@ def _stacked(
 
 def _rows_layout(title: str, labels: Sequence[str]) -> dict[str, Any]:
     """Return the layout of a chart with one row per group; long labels are shortened on the axis."""
-    y = {"type": "category", "autorange": "reversed", "showgrid": False, "ticklabelstandoff": 6}
-    y |= {"tickmode": "array", "tickvals": list(labels), "ticktext": [cut(label) for label in labels]}
-    return layout({"title": title, "rangemode": "tozero"}, y, max(150, 80 + BAR * len(labels)))
+    x = {"title": title, "rangemode": "tozero"}
+    return layout(x, group_axis(labels), max(150, 80 + BAR * len(labels)))
 
 
-def cut(label: str) -> str:
+def group_axis(labels: Sequence[str]) -> dict[str, Any]:
+    """Return a vertical axis of groups, the first at the top; long labels are shortened."""
+    axis = {"type": "category", "autorange": "reversed", "showgrid": False, "ticklabelstandoff": 6}
+    return axis | {"tickmode": "array", "tickvals": list(labels), "ticktext": [_cut(label) for label in labels]}
+
+
+def _cut(label: str) -> str:
     """Shorten a label on an axis."""
     text = html.unescape(label)
     return literal(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]}…{text[1 - LONGEST // 2 :]}")

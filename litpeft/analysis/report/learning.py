@@ -8,6 +8,7 @@ from typing import Any
 
 from litpeft.analysis.comparison import Comparison
 from litpeft.analysis.comparison.figures import figure
+from litpeft.analysis.comparison.margins import possible, within
 from litpeft.analysis.comparison.number_format import unit
 from litpeft.analysis.comparison.sentences import UNKNOWN, counted, plain_title, value_text
 from litpeft.analysis.report.chart import Chart, group_trace, layout, literal, scaled
@@ -97,7 +98,7 @@ def _chart(kind: Kind, lines: Sequence[Line]) -> Chart:
     fade = min(1.0, FULL / len({line.group for line in lines}))
     for group in dict.fromkeys(line.group for line in lines):
         members = [line for line in lines if line.group == group]
-        mean = _mean([line for line in members if line.finished])
+        mean = _mean(kind.tag, [line for line in members if line.finished])
         traces += _traces(kind, members, mean, fade)
         rows += _rows(kind.tag, members[0], mean)
         row_groups += [group] * (len(rows) - len(row_groups))
@@ -123,9 +124,10 @@ def _range(tag: str, lines: Sequence[Line]) -> list[float]:
     return _scaled(tag, [low - edge, high + edge])
 
 
-def _mean(lines: Sequence[Line]) -> Band | None:
-    """Return the mean of a group; None without two runs that have common steps."""
-    found = band([line.curve for line in lines], lambda values: mean_interval(values)[1:])
+def _mean(tag: str, lines: Sequence[Line]) -> Band | None:
+    """Return the mean of a group, with no impossible value in its interval; None without two runs and common steps."""
+    limits = possible(figure(tag))
+    found = band([line.curve for line in lines], lambda values: within(mean_interval(values)[1:], limits))
     return found if len(lines) > 1 and found.steps else None
 
 

@@ -16,28 +16,39 @@ MOST_GROUPS = 12
 MOST_WRONG = 5
 
 
-def mistakes(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return for each group with such files: the classes, the matrix summed over seeds, and wrong predictions.
+def mistakes(comparison: Comparison) -> tuple[list[dict[str, Any]], list[str]]:
+    """Return for each group with such files the classes, the matrix summed over seeds, and wrong predictions.
 
-    A matrix has a row per class of the label and a column per predicted class. Files that cannot be read are left out.
+    A matrix has a row per class of the label and a column per predicted class. The second value are sentences about
+    what is left out: files that cannot be read, matrices that are too large, and groups after the twelfth.
     """
-    found = []
-    for number, group in enumerate(comparison.groups[:MOST_GROUPS]):
-        matrix, wrong = _matrix(group), _wrong(group)
+    found, notes = [], list[str]()
+    for number, group in enumerate(comparison.groups):
+        if len(found) == MOST_GROUPS:
+            notes.append(f"Groups after the first {MOST_GROUPS} are not shown; their run folders have the files.")
+            break
+        matrix, wrong = _matrix(group, notes), _wrong(group, notes)
         if matrix or wrong:
             names, rows = matrix or ([], [])
             found.append({"group": number, "label": group.label, "names": names, "matrix": rows, "wrong": wrong})
-    return found
+    return found, notes
 
 
-def _matrix(group: Group) -> tuple[list[str], list[list[int]]] | None:
+def _matrix(group: Group, notes: list[str]) -> tuple[list[str], list[list[int]]] | None:
     """Return the class names and the sum of the matrices of the runs; None without one, or with too many classes."""
     names: list[str] | None = None
     total: list[list[int]] = []
-    for content in (_read(run, "confusion_matrix") for run in group.runs):
-        if not content or not _is_matrix(content) or len(content["label_names"]) > MOST_CLASSES:
+    for run in group.runs:
+        content = _read(run, "confusion_matrix", notes)
+        if content is None:
             continue
-        if names is None:
+        if not _is_matrix(content):
+            notes.append(_unreadable(run, "confusion_matrix"))
+        elif len(content["label_names"]) > MOST_CLASSES:
+            files = "the run folders have it as confusion_matrix.json."
+            notes.append(f"The matrix of {group.label} has {len(content['label_names'])} classes; {files}")
+            return None
+        elif names is None:
             names, total = content["label_names"], content["rows"]
         elif names == content["label_names"]:
             total = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(total, content["rows"], strict=True)]
@@ -51,12 +62,16 @@ def _is_matrix(content: dict[str, Any]) -> bool:
     return all(isinstance(row, list) and [type(count) for count in row] == [int] * len(names) for row in rows)
 
 
-def _wrong(group: Group) -> list[dict[str, Any]]:
+def _wrong(group: Group, notes: list[str]) -> list[dict[str, Any]]:
     """Return the wrong predictions with the highest probability over the runs, with their seeds."""
     every = []
     for run in group.runs:
-        content = _read(run, "val_examples")
-        if content and not schema_error(content, VAL_EXAMPLES):
+        content = _read(run, "val_examples", notes)
+        if content is None:
+            continue
+        if schema_error(content, VAL_EXAMPLES):
+            notes.append(_unreadable(run, "val_examples"))
+        else:
             every += [each | {"seed": run.seed} for each in content.get("wrong") or () if _is_wrong(each)]
     by_row: dict[Any, dict[str, Any]] = {}
     for each in sorted(every, key=lambda each: -each["probability"]):
@@ -68,13 +83,20 @@ def _is_wrong(each: dict[str, Any]) -> bool:
     return isinstance(each.get("probability"), float) and all(key in each for key in ("text", "label", "prediction"))
 
 
-def _read(run: Run, field: str) -> dict[str, Any] | None:
-    """Return the content of a file that the record names; None if there is none or it cannot be read."""
+def _unreadable(run: Run, field: str) -> str:
+    return f"{Path(run.folder) / run.record[field]} cannot be read and is left out."
+
+
+def _read(run: Run, field: str, notes: list[str]) -> dict[str, Any] | None:
+    """Return the content of a file that the record names; None if there is none, or with a note if it is unreadable."""
     name = run.record.get(field)
     if not name or run.parts:
         return None
     try:
         content = read_json_file(path_in_run_folder(Path(run.folder), name))
     except (UserError, OSError):
+        content = None
+    if not isinstance(content, dict):
+        notes.append(_unreadable(run, field))
         return None
-    return content if isinstance(content, dict) else None
+    return content

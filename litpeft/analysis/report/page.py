@@ -113,6 +113,7 @@ def page(comparison: Comparison, command: str) -> str:
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     first, shown = first_and_rest(parts(comparison))
+    found, notes = mistakes(comparison)
     return environment.get_template("page.html").render(
         comparison=comparison,
         answer=answer(comparison),
@@ -125,7 +126,8 @@ def page(comparison: Comparison, command: str) -> str:
         first=first,
         parts=shown,
         data=data_facts(comparison),
-        mistakes=mistakes(comparison),
+        mistakes=found,
+        mistake_notes=notes,
         figures={c.name: {"data": c.data, "layout": c.layout} for c in _charts(first, shown)},
         main_columns=main_columns(comparison.figures),
         themes=themes(),

@@ -9,7 +9,7 @@ from litpeft.analysis.comparison import Comparison, Estimate
 from litpeft.analysis.comparison.relative import ratio_text, ratios
 from litpeft.analysis.comparison.sentences import plain_title
 from litpeft.analysis.report.chart import MUTED, Chart, layout, literal
-from litpeft.analysis.report.costs import cut
+from litpeft.analysis.report.costs import group_axis
 from litpeft.analysis.report.style import PARTS_LIGHT
 
 SHOWN = (("train_seconds",), ("peak_reserved_bytes", "peak_tensor_bytes"), ("model_bytes",))  # the first that is known
@@ -62,11 +62,9 @@ def _bars(place: int, title: str, known: Mapping[int, Estimate], labels: Sequenc
 
 
 def _layout(comparison: Comparison, found: Sequence[Mapping[int, Estimate]], labels: Sequence[str]) -> dict[str, Any]:
-    y = {"type": "category", "autorange": "reversed", "showgrid": False, "ticklabelstandoff": 6}
-    y |= {"tickmode": "array", "tickvals": list(labels), "ticktext": [cut(label) for label in labels]}
     most = max(100 * each.mean for known in found for each in known.values())
     x = {"title": f"% of {comparison.baseline}", "range": [0, 1.08 * most]}
     height = round(90 + BAR * (len(found) + 0.6) * len(labels))
     line = {"type": "line", "x0": 100, "x1": 100, "yref": "paper", "y0": 0, "y1": 1}
     whole = line | {"line": {"color": MUTED, "width": 1, "dash": "dot"}}
-    return layout(x, y, height, barmode="group", bargap=0.3, shapes=[whole])
+    return layout(x, group_axis(labels), height, barmode="group", bargap=0.3, shapes=[whole])

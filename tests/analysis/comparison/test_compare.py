@@ -106,7 +106,12 @@ def test_options_that_do_not_affect_results_may_differ(tmp_path: Path) -> None:
         **{"data.init_args.seed": 1, "data.init_args.num_workers": 4, "data.init_args.val_file": "copy/val.tsv"},
         **{"trainer.logger": False, "trainer.enable_progress_bar": False, "trainer.accelerator": "auto"},
         **{"throughput.sample_every": 0, "memory.track_steps": [], "predictions.file": "x", "record.predictions": True},
-        **{"checkpoint.every_n_steps": 7, "model.init_args.a_newer_option": 3},
+        **{
+            "checkpoint.every_n_steps": 7,
+            "checkpoint.every_n_minutes": 5.0,
+            "checkpoint.keep": "all",
+            "model.init_args.a_newer_option": 3,
+        },
         **{"data.init_args.test_file": "test.tsv"},  # only one run was tested
     }
     tables = {split: {"fingerprint": f"{split}-1"} for split in ("train", "val", "test")}

@@ -83,6 +83,18 @@ def test_curves_have_a_line_per_seed_a_mean_and_a_band(comparison: Comparison, c
     assert charts["curve-train_tokens_per_second"].data[1]["x"][-1] == 200  # without the value logged at the end
 
 
+def test_a_band_has_no_impossible_accuracy(tmp_path: Path) -> None:
+    from tests.analysis.report.made_runs import write_run
+
+    for seed, accuracy in ((0, 0.90), (1, 0.99)):  # the interval of their mean ends above 1
+        validations = [{"step": step, "val_loss": 0.5, "val_accuracy": accuracy} for step in (100, 200)]
+        write_run(tmp_path / f"{seed}", "lora", "lora", seed, validations=validations)
+    (chart,) = [c for part in parts(compare([tmp_path])) for c in part.charts if c.name == "curve-val_accuracy"]
+    band = next(trace for trace in chart.data if trace.get("fill") == "toself")
+    assert max(band["y"]) == 100.0
+    assert min(band["y"]) >= 0.0
+
+
 def test_bars_show_memory_by_kind_on_one_scale(charts: dict[str, Chart]) -> None:
     train, load = charts["memory-train"], charts["memory-load"]
     labels = train.data[0]["y"]

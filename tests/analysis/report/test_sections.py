@@ -19,6 +19,7 @@ from litpeft.analysis.report.table import main_columns
 from litpeft.analysis.report.tuned import tuning_chart
 from tests.analysis.comparison.build import write_grid, write_run
 
+RANK = "model.init_args.adapter.init_args.rank"
 WRONG = {"row": 3, "text": "a dull film", "label": "bad", "prediction": "good", "probability": 0.99}
 
 
@@ -33,7 +34,8 @@ def test_matrices_are_summed_over_seeds_and_a_row_counts_its_seeds(tmp_path: Pat
     other = WRONG | {"row": 7, "text": "a good film", "probability": 0.7}
     write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [WRONG, other])
     write_mistakes(tmp_path, 1, [[4, 2], [1, 7]], [WRONG | {"probability": 0.8}])
-    (found,) = mistakes(compare([tmp_path]))
+    (found,), notes = mistakes(compare([tmp_path]))
+    assert notes == []
     assert found["matrix"] == [[9, 3], [3, 13]]
     assert [(each["text"], each["probability"], each["seeds"]) for each in found["wrong"]] == [
         ("a dull film", 0.99, [0, 1]),
@@ -47,7 +49,22 @@ def test_matrices_are_summed_over_seeds_and_a_row_counts_its_seeds(tmp_path: Pat
 def test_a_matrix_that_cannot_be_read_is_left_out(tmp_path: Path, text: str) -> None:
     write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [])
     (tmp_path / "0" / "confusion_matrix.json").write_text(text)
-    assert mistakes(compare([tmp_path])) == []
+    found, notes = mistakes(compare([tmp_path]))
+    assert found == []
+    assert notes == [f"{tmp_path / '0' / 'confusion_matrix.json'} cannot be read and is left out."]
+
+
+def test_groups_and_classes_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    for rank in range(1, 15):
+        run = write_run(tmp_path / str(rank), options={RANK: rank}, confusion_matrix="confusion_matrix.json")
+        size = 13 if rank == 2 else 2
+        content = {"label_names": [f"c{n}" for n in range(size)], "rows": [[1] * size] * size}
+        (run / "confusion_matrix.json").write_text(json.dumps(content))
+    found, notes = mistakes(compare([tmp_path], by=["rank"]))
+    assert len(found) == 12
+    assert len(notes) == 2
+    assert "has 13 classes; the run folders have it" in notes[0]
+    assert notes[1] == "Groups after the first 12 are not shown; their run folders have the files."
 
 
 def test_facts_of_the_data(tmp_path: Path) -> None:

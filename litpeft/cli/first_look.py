@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import glob
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from litpeft.cli import known_options
 from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.errors import UserError, did_you_mean
-from litpeft.runs.folder import saved_config
+from litpeft.runs.folder import CONFIG, saved_config
 
 COMMON = {  # names of other tools -> litpeft's options
     "--seed": "--seed_everything",
@@ -41,10 +46,17 @@ USUAL = (
 )
 
 
-def look(verb: str, arguments: Sequence[str]) -> None:
-    """Check configuration names, the folder of a finished run, and the first part of each option.
+NAMING = ("model", "data", "model.adapter", "model.scheduler")  # options that name a class of litpeft
+OF_ANY_CLASS = ("class_path", "init_args", "dict_kwargs", "adapter", "optimizer", "scheduler")  # or classes themselves
+WORD = re.compile(r"(?!(null|none|inf|nan|true|false)$)[a-z]\w*", re.IGNORECASE)  # certainly not a number
+FILES = {"fit": ("train", "val"), "test": ("test",), "predict": ("predict",)}  # splits whose files a verb must find
 
-    Does nothing once torch is imported: the parser then checks all of it, and everything else.
+
+def look(verb: str, arguments: Sequence[str]) -> None:
+    """Check configuration names, the folder of a finished run, the names of options, numbers and data files.
+
+    Does nothing once torch is imported: the parser then checks all of it, and everything else. Options of classes are
+    checked if an earlier command of this version has kept them.
 
     Raises:
         UserError: a file does not exist or is not YAML, or an option is unknown.
@@ -67,3 +79,81 @@ def look(verb: str, arguments: Sequence[str]) -> None:
         if word.startswith("--") and name.lstrip("-").partition(".")[0] not in GROUPS:
             guess = f" (did you mean {COMMON[name]}?)" if name in COMMON else did_you_mean(name, USUAL)
             raise UserError(f"unknown option {name}{guess}.")
+    options = list(_pairs(words))
+    if any(value.startswith("{") for _, value in options):
+        return  # classes may be named inside
+    classes = _classes(options)
+    if (known := known_options.load(verb)) is not None:
+        for option, value in options:
+            _check_option(option, value, classes, known)
+    _check_files(verb, options)
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield (option, value) without dashes; a value that is missing is empty."""
+    for place, word in enumerate(words):
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            after = next(iter(words[place + 1 : place + 2]), "")
+            yield name, value if equals else "" if after.startswith("--") else after
+
+
+def _classes(options: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
+    """Return the names of all classes that the options and their configurations give to each option that names one."""
+    found = {path: set[str]() for path in NAMING}
+
+    def add(path: str, named: Any) -> None:
+        name = named.get("class_path") if isinstance(named, Mapping) else named
+        if isinstance(name, str) and name not in ("", "null"):
+            found[path].add(name.rpartition(".")[2])
+
+    for option, value in options:
+        if option.removesuffix(".class_path") in found:
+            add(option.removesuffix(".class_path"), value)
+        elif option in ("config", "run_dir"):
+            file = value if option == "config" else str(Path(value) / CONFIG)
+            content = read_yaml(file) if option == "config" or Path(file).is_file() else {}
+            for path in ("model", "data"):
+                add(path, content.get(path))
+            model = content.get("model")
+            settings = model.get("init_args") if isinstance(model, Mapping) else None
+            for part in ("adapter", "scheduler"):
+                add(f"model.{part}", settings.get(part) if isinstance(settings, Mapping) else None)
+    return found
+
+
+def _check_option(option: str, value: str, classes: Mapping[str, set[str]], known: Mapping[str, Any]) -> None:
+    """Refuse an option that no parser of this version takes, and words for numbers of classes of litpeft."""
+    path = next((path for path in sorted(NAMING, key=len, reverse=True) if option.startswith(f"{path}.")), None)
+    if path is None:
+        parts = option.removesuffix("+").split(".")
+        starts = (".".join(parts[:count]) for count in range(2, len(parts) + 1))
+        if len(parts) > 1 and not any(f"--{start}" in known["options"] for start in starts):
+            guess = did_you_mean(f"--{option}", [*known["options"], *known["of_classes"]])
+            raise UserError(f"unknown option --{option}{guess}.")
+        return
+    name, *deeper = option.removeprefix(f"{path}.").removeprefix("init_args.").removesuffix("+").split(".")
+    ours = known["classes"][path]
+    if name in OF_ANY_CLASS or not classes[path] or classes[path] - ours.keys():
+        return
+    if not any(name in ours[each] for each in classes[path]):
+        if takers := known["takers"][path].get(name):
+            text = f"{path}.{name}: first name a class that has this option ({', '.join(takers)}) with --{path} ..."
+        else:
+            text = f"{path} has no option {name!r}{did_you_mean(name, known['takers'][path])}."
+        raise UserError(text)
+    kinds = {ours[each].get(name) for each in classes[path]}
+    if not deeper and kinds <= set(known_options.NUMBERS) and WORD.fullmatch(value):
+        raise UserError(f"{path}.{name} must be {kinds.pop()}, got {value}.")
+
+
+def _check_files(verb: str, options: Sequence[tuple[str, str]]) -> None:
+    """Refuse data files that do not exist; those of a finished or resumed run are not always read."""
+    names = [option for option, _ in options]
+    if verb == "fit" and "resume" in names:
+        return
+    files = {f"data.{split}_file" for split in FILES.get(verb, ())}
+    for option, value in options:
+        is_name = Path(value).suffix and ":" not in value and not glob.has_magic(value)  # not demo:..., not part-*.csv
+        if option in files and is_name and not os.path.exists(os.path.expanduser(value)):
+            raise UserError(f"{option} {value}: No such file or directory.")

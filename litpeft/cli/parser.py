@@ -5,34 +5,18 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NoReturn, get_args
 
 from jsonargparse import Namespace
-from lightning import Callback, Trainer
+from lightning import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
-from lightning.pytorch.loggers import Logger
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from litpeft.adapters import Adapter
+from litpeft.cli import known_options
+from litpeft.cli.class_options import CLASSES, OURS, PARTS, arguments_of, class_at, derived, is_public, public_names
 from litpeft.cli.first_look import COMMON
-from litpeft.data import FineTuneData
 from litpeft.errors import UserError, did_you_mean
-from litpeft.tasks import FineTuner
 
-# option that names a class -> required base class
-CLASSES: dict[str, type] = {
-    "model": FineTuner,
-    "model.adapter": Adapter,
-    "model.optimizer": Optimizer,
-    "model.scheduler": LRScheduler,
-    "data": FineTuneData,
-    "trainer.callbacks": Callback,
-    "trainer.logger": Logger,
-}
-PARTS = ("adapter", "scheduler", "optimizer")  # options of a task that name a class
-OURS = ("data", "model.adapter", "model.scheduler")  # options whose classes litpeft provides
 # lines of jsonargparse messages that are not the reason: the alternatives it tried and the value it was given
 NOISE = re.compile(
     r"Expected a path but|Problem with given class_path|Does not validate against any|Subtypes:|Errors:|Given value"
@@ -65,6 +49,11 @@ class OneLineParser(LightningArgumentParser):
         # with abbreviations, a new option could change what an existing script means
         super().__init__(*args, allow_abbrev=False, **options)
 
+    def parse_args(self, *args: Any, **options: Any) -> Namespace:
+        if self._subcommands_action is not None:  # not an inner parser
+            known_options.store(dict(self._subcommands_action._name_parser_map))
+        return super().parse_args(*args, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if not self.exit_on_error:  # an inner parser: the outer one knows the full option name
             super().error(message, ex)
@@ -81,7 +70,7 @@ def plain_message(message: str, options: Iterable[str] = ()) -> str:
         options: known options, with their dashes.
     """
     if match := re.search(r"[Uu]nrecognized arguments: (\S+)|does not accept option '(\S+)'", message):
-        known = [*options, *(f"--{path}.{name}" for path, kind in CLASSES.items() for name in _arguments(kind))]
+        known = [*options, *known_options.of_classes()]
         if match[2]:  # the option is in a file, without dashes
             known = [name.removeprefix("--") for name in known]
         word = (match[1] or match[2]).replace(".init_args", "")
@@ -105,19 +94,17 @@ def plain_message(message: str, options: Iterable[str] = ()) -> str:
 def _rephrase(path: str, reason: str) -> str:
     """Return a reason of jsonargparse as a plain sentence about the option `path`."""
     if match := re.match(r"Expected a dot import path string: (.*)", reason):
-        names = (
-            sorted({kind.__name__ for kind in _derived(CLASSES[path]) if _is_public(kind)}) if path in CLASSES else []
-        )
+        names = sorted({kind.__name__ for kind in derived(CLASSES[path]) if is_public(kind)}) if path in CLASSES else []
         listed = f"; known: {', '.join(names)}" if 0 < len(names) < 20 else ""
         return f"{path}: no class named {match[1]!r}{did_you_mean(match[1], names)}{listed}."
     if match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", reason):
         names = [f"{match[1]}.{name}" for name in vars(importlib.import_module(match[1]))]
         return f"{path}: there is no {match[1]}.{match[2]}{did_you_mean(f'{match[1]}.{match[2]}', names)}."
     if match := re.search(r"Option '([^']+)' is not accepted", reason):
-        if match[1] in _arguments(CLASSES.get(path)):
-            names = ", ".join(sorted(_public_names(CLASSES[path], match[1])))
+        if match[1] in arguments_of(CLASSES.get(path)):
+            names = ", ".join(sorted(public_names(CLASSES[path], match[1])))
             return f"{path}.{match[1]}: first name a class that has this option ({names}) with --{path} ..."
-        return f"{path} has no option {match[1]!r}{did_you_mean(match[1], _arguments(CLASSES.get(path)))}."
+        return f"{path} has no option {match[1]!r}{did_you_mean(match[1], arguments_of(CLASSES.get(path)))}."
     if match := re.match(r"Expected an? (?:typing\.)?(.+?)\.?(?: Got value: (.*))?$", reason):
         wanted = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", match[1])
         wanted = re.sub(r"Literal\[(.*)\]", r"one of \1", wanted).replace("list", "a list, as [a,b]")
@@ -156,17 +143,11 @@ def check_classes(options: Namespace) -> None:
         if path not in OURS:
             continue
         kind, last = class_at(name), name.rpartition(".")[2]
-        if kind is CLASSES[path] or not _is_public(kind):
-            known = ", ".join(sorted(_public_names(CLASSES[path])))
+        if kind is CLASSES[path] or not is_public(kind):
+            known = ", ".join(sorted(public_names(CLASSES[path])))
             raise UserError(f"{path}: {last} is an abstract base class; name one of {known}, before its options.")
         _check_nulls(path, kind, choice.get("init_args"))
     _check_nulls("model", class_at(options.model.class_path), options.model.get("init_args"))
-
-
-def class_at(path: str) -> Any:
-    """Return the class at a path such as `litpeft.adapters.LoRA`."""
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:
@@ -182,39 +163,3 @@ def _check_nulls(path: str, kind: type, given: Namespace | None) -> None:
             continue
         hint = "" if argument.default is argument.empty else f"; leave it out for {argument.default!r}"
         raise UserError(f"{path}.{name} must be {argument.annotation}, not null{hint}.")
-
-
-def _derived(kind: type) -> Iterator[type]:
-    for child in kind.__subclasses__():
-        yield child
-        yield from _derived(child)
-
-
-def _takes(kind: type, name: str) -> bool:
-    """Return whether a class or one of its parents takes this argument."""
-    return any(name in inspect.signature(cls.__init__).parameters for cls in kind.__mro__)
-
-
-def _public_names(kind: type, option: str | None = None) -> set[str]:
-    """Return the names of the public subclasses of `kind`; with `option`, only of those that take this argument."""
-    kinds = [child for child in _derived(kind) if _is_public(child)]
-    return {child.__name__ for child in kinds if option is None or _takes(child, option)}
-
-
-def _is_public(kind: type) -> bool:
-    """Return whether error messages may suggest a class: litpeft classes only if their package imports them."""
-    folder = kind.__module__.rpartition(".")[0]
-    return not folder.startswith("litpeft.") or hasattr(importlib.import_module(folder), kind.__name__)
-
-
-def _arguments(kind: type | None) -> set[str]:
-    """Return the names of all arguments that `kind` and its subclasses take."""
-    if kind is None:
-        return set()
-    classes = [kind, *_derived(kind)]
-    return {
-        name
-        for cls in classes
-        for name in inspect.signature(cls.__init__).parameters
-        if name not in ("self", "options")
-    }

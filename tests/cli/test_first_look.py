@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from jsonargparse._parameter_resolvers import get_signature_parameters
 from lightning.pytorch.cli import LightningCLI
 
+from litpeft.cli import known_options
+from litpeft.cli.class_options import CLASSES, own_kinds
 from litpeft.cli.first_look import GROUPS, look
 from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.errors import UserError
@@ -20,6 +25,17 @@ CASES = [
     ["fit", "--config=sst2", "--config", "no/such.yaml"],
     ["predict", "--run_dir", "nowhere"],
     ["test", "--run_dir=nowhere"],
+]
+LORA = ["fit", "--config", "base", "--config", "sst2", "--config", "lora"]
+WITH_KNOWN_OPTIONS = [  # refused early once an earlier command has kept the options
+    [*LORA, "--model.adapter.rnak", "8"],
+    [*LORA, "--model.adapter.rank", "abc"],
+    [*LORA, "--model.adapter.dropout=much"],
+    ["fit", "--config", "sst2", "--config", "ia3", "--model.adapter.rank", "8"],
+    [*LORA, "--model.scheduler.warmpu", "3"],
+    [*LORA, "--data.max_length", "long"],
+    [*LORA, "--data.train_file", "nowhere.tsv"],
+    [*LORA, "--trainer.max_epoch", "3"],
 ]
 IN_FRESH_PROCESS = """
 import sys
@@ -42,6 +58,82 @@ def test_mistakes_are_refused_without_torch_in_the_words_of_the_parser(
     assert early.stderr == capsys.readouterr().err
 
 
+def before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `look` find torch not yet imported; removing it would let a library import a second one."""
+    monkeypatch.setattr("litpeft.cli.first_look.sys", SimpleNamespace(modules={}))
+
+
+@pytest.fixture(scope="module")
+def kept() -> dict[str, Any]:
+    """Return the options of `fit`, kept by a command that the parser refuses."""
+    from litpeft.__main__ import main
+
+    assert main(["fit", "--config", "sst2", "--config", "lora", "--model.adapter.rank", "abc"]) == 2
+    return known_options.load("fit")
+
+
+@pytest.mark.parametrize("arguments", WITH_KNOWN_OPTIONS, ids=" ".join)
+def test_options_of_classes_are_refused_without_torch_in_the_words_of_the_parser(
+    arguments: list[str], kept: dict[str, Any], tiny_model: str, capsys: pytest.CaptureFixture
+) -> None:
+    test_mistakes_are_refused_without_torch_in_the_words_of_the_parser(
+        [*arguments, "--model.model_name", tiny_model], capsys
+    )
+
+
+def test_every_option_that_the_parser_takes_is_taken(kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    before_torch(monkeypatch)
+    for path, kinds in kept["classes"].items():
+        for kind in own_kinds(CLASSES[path]):
+            taken = [each.name for each in get_signature_parameters(kind, "__init__")]
+            assert set(taken) <= kinds[kind.__name__].keys()
+            for name in taken:
+                look("fit", [f"--{path}", kind.__name__, f"--{path}.{name}", "1"])
+                look("fit", [f"--{path}.class_path={kind.__module__}.{kind.__name__}", f"--{path}.init_args.{name}=1"])
+    for option in set(kept["options"]) - {"--config"}:
+        look("fit", ["--trainer.max_steps", "3", option, "x"])
+    look(
+        "fit",
+        [
+            "--trainer.callbacks+=EarlyStopping",
+            "--trainer.callbacks.monitor",
+            "val_loss",
+            "--trainer.logger.save_dir",
+            "x",
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model.adapter", "mine.Own", "--model.adapter.rnk", "3"],  # a user's own class
+        ["--model.adapter", "{class_path: mine.Own}", "--model.adapter.rnk", "3"],
+        ["--model.adapter", "LoRA", "--model.adapter.rank", "null"],
+        ["--data.train_file", "demo:snippets.tsv", "--data.val_file", "part-*.csv"],
+        ["--resume", "--data.train_file", "moved.tsv"],
+        ["--data.train_file", "a_folder"],
+    ],
+    ids=" ".join,
+)
+def test_what_only_the_parser_can_judge_is_left_to_it(
+    words: list[str], kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before_torch(monkeypatch)
+    look("fit", words)
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_damaged_file_of_options_is_no_obstacle(content: str, kept: dict[str, Any]) -> None:
+    file = known_options._file("fit")
+    before = file.read_text()
+    try:
+        file.write_text(content)
+        assert known_options.load("fit") is None
+    finally:
+        file.write_text(before)
+
+
 @pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
 def test_the_groups_are_those_of_the_parsers(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found: set[str] = set()
@@ -58,7 +150,7 @@ def test_the_groups_are_those_of_the_parsers(verb: str, monkeypatch: pytest.Monk
 
 
 def test_nothing_is_refused_that_only_the_parser_can_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch")
+    before_torch(monkeypatch)
     look("fit", ["--help", "--modle"])
     look("fit", ["--config", "{seed_everything: 1}", "--model.adapter.rnk", "3"])
     look("validate", ["--config", "sst2", "--run_dir", "new"])

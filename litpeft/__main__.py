@@ -31,6 +31,7 @@ COMMANDS = {  # verb -> help text; the module in litpeft/commands has the name o
     "combine": "combine the LoRA adapters of several runs into one: linear, cat, svd, ties, dare_ties",
     "demo": "fine-tune a small real model on real text, downloaded with pip",
 }
+PLANNING = {"estimate": "estimate", "find_lr": "find_lr", "data": "show_data"}  # verb -> name of its parser
 HELP = f"""usage: litpeft VERB [options]
 
 What does each fine-tuning method cost in memory and time, what quality does it reach, and is the difference real?
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(verb: str, arguments: list[str]) -> int:
     _check_utf8(arguments)
     if verb in COMMANDS:
+        if verb in PLANNING:
+            importlib.import_module("litpeft.cli.first_look").look(PLANNING[verb], arguments[1:])
         return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
     if verb in TRAINER_VERBS:
         help_of = importlib.import_module("litpeft.cli.short_help")

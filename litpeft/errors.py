@@ -99,5 +99,9 @@ def first_sentence(error: BaseException) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean NAME?)" for the most similar known name, ignoring case; "" if no name is similar."""
     names = {each.lower(): each for each in sorted(known)}
-    close = difflib.get_close_matches(name.lower(), names, n=1)
-    return f" (did you mean {names[close[0]]}?)" if close else ""
+    name = name.lower()
+    close = difflib.get_close_matches(name, names, n=5)
+    if not close:
+        return ""
+    swapped = [each for each in close if sorted(each) == sorted(name)]  # lroa: lora before road
+    return f" (did you mean {names[(swapped or close)[0]]}?)"

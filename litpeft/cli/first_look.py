@@ -49,7 +49,9 @@ USUAL = (
 NAMING = ("model", "data", "model.adapter", "model.scheduler")  # options that name a class of litpeft
 OF_ANY_CLASS = ("class_path", "init_args", "dict_kwargs", "adapter", "optimizer", "scheduler")  # or classes themselves
 WORD = re.compile(r"(?!(null|none|inf|nan|true|false)$)[a-z]\w*", re.IGNORECASE)  # certainly not a number
-FILES = {"fit": ("train", "val"), "test": ("test",), "predict": ("predict",)}  # splits whose files a verb must find
+PLANNING = ("estimate", "find_lr", "show_data")  # commands with the options of fit and a few of their own
+# splits whose files a verb must find; `estimate` can do without
+FILES = {"test": ("test",), "predict": ("predict",)} | dict.fromkeys(("fit", "find_lr", "show_data"), ("train", "val"))
 
 
 def look(verb: str, arguments: Sequence[str]) -> None:
@@ -67,7 +69,8 @@ def look(verb: str, arguments: Sequence[str]) -> None:
     names = [word.partition("=")[0] for word in words]
     if {"--help", "-h"} & set(names):
         return
-    needs_run = verb != "fit" and not {"--config", "-c", "--model"} & set(names)  # else only the parser can judge
+    # with a configuration only the parser can judge
+    needs_run = verb in ("validate", "test", "predict") and not {"--config", "-c", "--model"} & set(names)
     for place, (word, name) in enumerate(zip(words, names, strict=True)):
         value = word.partition("=")[2] if "=" in word else next(iter(words[place + 1 : place + 2]), "")
         if name in ("--config", "-c") and not value.startswith(("{", "--")):
@@ -75,7 +78,7 @@ def look(verb: str, arguments: Sequence[str]) -> None:
             read_yaml(value)
         elif name == "--run_dir" and needs_run and not value.startswith("--"):
             saved_config(Path(value))
-    for word, name in zip(words, names, strict=True):
+    for word, name in zip(words, names, strict=True) if verb not in PLANNING else ():
         if word.startswith("--") and name.lstrip("-").partition(".")[0] not in GROUPS:
             guess = f" (did you mean {COMMON[name]}?)" if name in COMMON else did_you_mean(name, USUAL)
             raise UserError(f"unknown option {name}{guess}.")
@@ -127,8 +130,8 @@ def _check_option(option: str, value: str, classes: Mapping[str, set[str]], know
     path = next((path for path in sorted(NAMING, key=len, reverse=True) if option.startswith(f"{path}.")), None)
     if path is None:
         parts = option.removesuffix("+").split(".")
-        starts = (".".join(parts[:count]) for count in range(2, len(parts) + 1))
-        if len(parts) > 1 and not any(f"--{start}" in known["options"] for start in starts):
+        starts = [".".join(parts[:count]) for count in range(2, len(parts) + 1)] or parts
+        if not any(f"--{start}" in known["options"] for start in starts):
             guess = did_you_mean(f"--{option}", [*known["options"], *known["of_classes"]])
             raise UserError(f"unknown option --{option}{guess}.")
         return

@@ -22,6 +22,7 @@ CASES = [
     ["fit", "--lr", "1e-3"],
     ["fit", "--xyz.rank=3"],
     ["fit", "--config", "lroa"],
+    ["find_lr", "--config", "lroa"],
     ["fit", "--config=sst2", "--config", "no/such.yaml"],
     ["predict", "--run_dir", "nowhere"],
     ["test", "--run_dir=nowhere"],
@@ -36,6 +37,7 @@ WITH_KNOWN_OPTIONS = [  # refused early once an earlier command has kept the opt
     [*LORA, "--data.max_length", "long"],
     [*LORA, "--data.train_file", "nowhere.tsv"],
     [*LORA, "--trainer.max_epoch", "3"],
+    ["estimate", *LORA[1:], "--devise", "cpu"],
 ]
 IN_FRESH_PROCESS = """
 import sys
@@ -65,10 +67,11 @@ def before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def kept() -> dict[str, Any]:
-    """Return the options of `fit`, kept by a command that the parser refuses."""
+    """Return the options of `fit`, kept, as those of `estimate`, by a command that the parser refuses."""
     from litpeft.__main__ import main
 
-    assert main(["fit", "--config", "sst2", "--config", "lora", "--model.adapter.rank", "abc"]) == 2
+    for verb in ("fit", "estimate"):
+        assert main([verb, "--config", "sst2", "--config", "lora", "--model.adapter.rank", "abc"]) == 2
     return known_options.load("fit")
 
 

@@ -185,10 +185,12 @@ def _comet(run: RunNames) -> Logger:
     return CometLogger(
         project=os.environ.get("COMET_PROJECT_NAME") or run.experiment,
         experiment_key=run.earlier("CometLogger"),
-        online=bool(os.environ.get("COMET_API_KEY")),
+        # 0, because Lightning switches Comet off for False
+        online=1 if os.environ.get("COMET_API_KEY") else 0,
         offline_directory=str(run.run_dir / "comet"),
         name=run.title,
         tags=run.tags,
+        display_summary_level=0,  # litpeft prints its own
     )
 
 

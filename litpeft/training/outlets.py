@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from PIL import Image
 
 from litpeft.training import processes
 
@@ -201,7 +202,8 @@ class CometOutlet(Outlet):
         self.logger.experiment.log_text(text, step=step, metadata={"name": name})
 
     def image(self, name: str, pixels: np.ndarray, step: int) -> None:
-        self.logger.experiment.log_image(pixels, name=name, step=step)
+        # an image of Pillow: Comet needs matplotlib for an array
+        self.logger.experiment.log_image(Image.fromarray(pixels), name=name, step=step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[str]], step: int) -> None:
         self.logger.experiment.log_table(f"{name}-{step:06d}.csv", [list(row) for row in rows], headers=list(columns))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import struct
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -259,6 +261,50 @@ def test_an_outlet_is_found_by_the_name_of_the_class_of_a_logger() -> None:
             outlet_of(MyLogger()).table("answers", ["first", "second"], [["one", "two"]], 3)
     finally:
         del Outlet._by_name["MyLogger"]
+
+
+def test_comet_keeps_curves_settings_and_files_offline(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("comet_ml", reason="comet_ml is not installed: pip install 'litpeft[comet]'")
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    run = tmp_path / "run"
+    assert main([*arguments, "--logger", "comet", "--run_dir", str(run)]) == 0
+    [file] = run.glob("comet/*.zip")
+    with zipfile.ZipFile(file) as archive:
+        lines = archive.read("messages.json").decode().splitlines()
+        started = json.loads(archive.read("experiment.json"))
+    rows = [json.loads(line) for line in lines]
+    metrics = [row["payload"]["metric"] for row in rows if row["type"] == "metric_msg"]
+    found = {each["step"]: each["metricValue"] for each in metrics if each["metricName"] == "train_loss"}
+    assert found == pytest.approx(losses(run))
+    final = {each["metricName"]: each["metricValue"] for each in metrics}
+    assert final["final/val_loss"] == pytest.approx(read_record(run)["val_loss"])
+    settings = {
+        row["payload"]["param"]["paramName"]: row["payload"]["param"] for row in rows if row["type"] == "parameter_msg"
+    }
+    assert settings["adapter"]["paramValue"] == "lora"
+    uploads = [row["payload"]["additional_params"] or {} for row in rows if row["type"] == "file_upload"]
+    sent = {each.get("fileName") or each.get("figName") for each in uploads}
+    assert {"record.json", "config.yaml", "curves.jsonl", "report.html", "memory"} <= sent
+    assert started["project_name"] == "tiny"
+
+
+def test_the_database_of_trackio_has_curves_settings_and_figures(
+    tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when trackio is imported
+    pytest.importorskip("trackio", reason="trackio is not installed: pip install 'litpeft[trackio]'")
+    run = tmp_path / "run"
+    assert main([*arguments, "--logger", "trackio", "--run_dir", str(run)]) == 0
+    with sqlite3.connect(tmp_path / "trackio" / "tiny.db") as database:
+        rows = [(step, json.loads(values)) for step, values in database.execute("select step, metrics from metrics")]
+    found = {step: values["train_loss"] for step, values in rows if "train_loss" in values}
+    assert found == pytest.approx(losses(run))
+    final = {name: value for _, values in rows for name, value in values.items()}
+    assert final["final/val_loss"] == pytest.approx(read_record(run)["val_loss"])
+    assert "| adapter | lora |" in final["settings"]["_value"]
+    assert list((tmp_path / "trackio" / "media").rglob("*.png"))  # the picture of the memory
 
 
 def test_trackio_gets_metrics_settings_and_images(monkeypatch: pytest.MonkeyPatch) -> None:

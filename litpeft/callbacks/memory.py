@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -42,8 +43,9 @@ class MemoryRecorder(Callback):
 
     Args:
         track_steps: optimizer steps to track, counted from 0 at the start or resume. Default: the first step (at
-            the start of an epoch it has the longest batch), and the step with the longest batch after it, when the
-            optimizer state exists. Compiled blocks and FSDP2 shards cannot be tracked.
+            the start of an epoch it has the longest batch), the step with the longest batch after it, when the
+            optimizer state exists, and the first step of the second epoch. Compiled blocks and FSDP2 shards cannot be
+            tracked.
     """
 
     def __init__(self, track_steps: Sequence[int] | None = None) -> None:
@@ -240,18 +242,25 @@ def _most(phases: dict[str, dict[str, Any]], name: str) -> int | None:
 
 
 def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
-    """Return the first step and the step with the longest batch after it in this epoch."""
+    """Return the first step, the step with the longest batch after it, and the first step of the next epoch.
+
+    Each epoch starts with its longest batch. The first one meets no optimizer state, which the first step makes, so the
+    peak of a run of several epochs is in the next one.
+    """
     sampler, accumulated = trainer.train_dataloader.sampler, trainer.accumulate_grad_batches
     if not isinstance(sampler, LengthGroupedBatches):  # a data set with another sampler: lengths unknown
         return [0, 1]
     total = pl_module.total_steps()
-    most = trainer.num_training_batches - sampler.start
-    if total is not None:
-        most = min(most, (total - trainer.global_step) * accumulated)
-    if most <= accumulated:
-        return [0]
-    longest = sampler.longest(sampler.start + accumulated, sampler.start + int(most))
-    return [0, (longest - sampler.start) // accumulated]
+    left = trainer.num_training_batches - sampler.start  # batches of this epoch
+    steps = math.inf if total is None else total - trainer.global_step
+    most = min(left, steps * accumulated)
+    chosen = [0]
+    if most > accumulated:
+        longest = sampler.longest(sampler.start + accumulated, sampler.start + int(most))
+        chosen.append((longest - sampler.start) // accumulated)
+    if (next_epoch := math.ceil(left / accumulated)) < steps:
+        chosen.append(next_epoch)
+    return chosen
 
 
 def _states(trainer: Trainer) -> list[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -169,6 +170,30 @@ def test_memory_is_tracked_at_the_longest_batch_after_the_first_step(
     later = {step - 5: width for step, width in Widths.seen.items() if step > 5}
     assert (first, later[second]) == (0, max(later.values()))
     assert read_record(tmp_path / "run")["peak_tensor_bytes"] >= record["peak_tensor_bytes"]
+
+
+def test_the_peak_of_several_epochs_is_at_the_start_of_the_second(
+    tmp_path: Path, tiny_model: str, capsys: pytest.CaptureFixture
+) -> None:
+    """There the longest batch meets the optimizer's state; the estimate knows no other peak."""
+    rows = ["the " * (300 if place < 8 else 3) + f"\t{place % 2}" for place in range(40)]
+    (tmp_path / "rows.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+    file = str(tmp_path / "rows.tsv")
+    options = [
+        *("--model", "SequenceClassification", "--model.model_name", tiny_model, "--model.dtype", "fp32"),
+        *("--model.optimizer", "torch.optim.AdamW", "--data", "SST2", "--data.train_file", file, "--data.val_file"),
+        *(file, "--data.max_length", "400", "--data.batch_size", "8", "--trainer.accelerator", "cpu"),
+    ]
+    peaks = []
+    for epochs in ("1", "2"):
+        run = tmp_path / epochs
+        assert main(["fit", *options, "--trainer.max_epochs", epochs, "--run_dir", str(run)]) == 0
+        peaks.append(read_record(run)["peak_tensor_bytes"])
+    capsys.readouterr()
+    assert main(["estimate", *options, "--device", "cpu", "--format", "json"]) == 0
+    estimated = json.loads(capsys.readouterr().out)["strategies"][0]["peak_tensor_bytes"]
+    assert peaks[1] == pytest.approx(estimated, rel=0.01)
+    assert peaks[0] < 0.99 * estimated
 
 
 def test_peaks_before_a_resume_are_kept(tmp_path: Path, fit_arguments: list[str]) -> None:

@@ -66,7 +66,7 @@ QUICK = [("WeightAveraging", "Full"), ("EMA", "DoRA"), ("EMA of epochs", "LoRA")
 
 
 def quick(cases: list[tuple], chosen: list[tuple]) -> list:
-    """Mark the cases that are not chosen as slow."""
+    """Leave the cases that are not chosen to `make test-whole`."""
     return [pytest.param(*case, marks=() if case in chosen else pytest.mark.whole) for case in cases]
 
 

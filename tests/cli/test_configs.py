@@ -17,6 +17,7 @@ from litpeft.sweeps.experiment import Trial, read_experiment
 from litpeft.sweeps.resolve import resolve, varying
 from tests.conftest import GOOD
 from tests.data.image_files import write_images, write_vision_model
+from tests.sweeps.test_studies import STUDIES
 
 FILES = packaged_configs()
 REPO = Path(__file__).parents[2]
@@ -68,7 +69,8 @@ def with_each_value_once(trials: list[Trial]) -> list[Trial]:
     return chosen
 
 
-@pytest.mark.parametrize("name", sorted(EXPERIMENTS - LARGE))  # every configuration of the large ones trains below
+# every configuration of the large ones trains below, and tests/sweeps/test_studies.py resolves each trial of the studies
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS - LARGE - STUDIES.keys()))
 def test_each_value_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = read_experiment(name)
     check_trials(name, with_each_value_once(experiment.to_resolve()), monkeypatch)

@@ -70,6 +70,9 @@ def _interrupts() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LITPEFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # the folder of all processes of this session
+    os.environ.setdefault("LITPEFT_TEST_MODELS", str(shared / "models"))
     torch.set_num_threads(1)  # several threads slow each other down on a shared machine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,7 @@ import torch
 
 import tests.conftest  # noqa: F401 (sets environment variables before the hub's libraries are imported)
 from litpeft.__main__ import main
+from litpeft.sweeps import trial_server
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.forking", "tests.resuming", "tests.warming_up"])
@@ -42,7 +44,43 @@ def _run(
     os.dup2(os.open(given, os.O_RDONLY), 0)
     sys.stdin = open(0)  # noqa: SIM115 (multiprocessing has opened /dev/null)
     like_a_new_process()
+    if arguments[0] == "sweep":
+        fork_the_trial_server()
     raise SystemExit(main(list(arguments)))
+
+
+def fork_the_trial_server() -> None:
+    """Let a sweep in this process use a trial server that is forked here, before the sweep starts threads.
+
+    The server of the product is a new process, which imports everything again; tests/sweeps/test_trial_server.py and
+    the interrupted sweep in tests/commands/test_sweep.py start that.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if not (pid := os.fork()):
+        ours.close()
+        os.setsid()
+        server = os.getpid()
+        request = trial_server.serve(theirs)
+        raise SystemExit(trial_server.run_trial(request, server) if request else 0)
+    theirs.close()
+
+    def use_it(server: trial_server.TrialServer, environment: object) -> None:
+        server.requests, server.process = ours, _Process(pid)
+
+    trial_server.TrialServer.__init__ = use_it
+
+
+class _Process:
+    """The part of `subprocess.Popen` that ends a process, for a forked one."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def terminate(self) -> None:
+        os.kill(self.pid, signal.SIGTERM)
+
+    def wait(self) -> None:
+        os.waitpid(self.pid, 0)
 
 
 def write_output(out: Path, err: Path) -> None:

@@ -12,6 +12,7 @@ import io
 
 import lightning as L
 import torch
+import torch._inductor.compile_fx  # bitsandbytes imports it, which takes most of a second
 from PIL import Image
 from torch.utils import tensorboard  # noqa: F401
 

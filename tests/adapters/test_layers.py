@@ -382,7 +382,9 @@ def assert_compiled_equals_eager(magnitude: bool, quantised: bool, **options: ob
 plain_and_quantised = pytest.mark.parametrize("quantised", [False, True], ids=["plain", "4-bit"])
 
 
-@pytest.mark.parametrize("fullgraph", [False, True], ids=["in parts", "in one graph"])
+@pytest.mark.parametrize(  # a graph without a break is also compiled in parts
+    "fullgraph", [pytest.param(False, id="in parts", marks=pytest.mark.whole), pytest.param(True, id="in one graph")]
+)
 @plain_and_quantised
 @both_strategies
 def test_compiled_layers_give_equal_results_over_three_steps(magnitude: bool, quantised: bool, fullgraph: bool) -> None:
@@ -393,7 +395,7 @@ def test_compiled_layers_give_equal_results_over_three_steps(magnitude: bool, qu
 @pytest.mark.parametrize(
     ("magnitude", "quantised"),
     [
-        pytest.param(False, False, id="lora-plain"),
+        pytest.param(False, False, id="lora-plain", marks=pytest.mark.whole),
         pytest.param(True, False, id="dora-plain", marks=pytest.mark.whole),
         pytest.param(False, True, id="lora-4-bit", marks=pytest.mark.whole),
         pytest.param(True, True, id="dora-4-bit"),

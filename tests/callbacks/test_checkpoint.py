@@ -33,7 +33,16 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Torture:
     return Torture(tmp_path_factory.mktemp("torture") / "work", seed=0)
 
 
-@pytest.mark.parametrize("case", CASES)
+# whose adapter, optimizer, schedule and batches the other cases and tests/test_faults.py have in other combinations
+ALSO = (
+    *("qlora-fp4, plateau", "qdora-nf4, end of epochs", "max_steps, keep best", "stream, two workers"),
+    "frozen, Lion8bit",
+)
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.whole if case in ALSO else ()) for case in CASES]
+)
 def test_a_run_killed_twice_resumes_bit_identically(work: Torture, case: str) -> None:
     """Compare weights, optimizer, schedule, random state, record and curves; `make torture` kills at random points."""
     work.run_reference(case, times=1)

@@ -17,7 +17,9 @@ SCHEDULE_FREE = {
 }
 
 
-@pytest.fixture(params=["PlainAverage", "AdamWScheduleFree", pytest.param("RAdamScheduleFree", marks=pytest.mark.slow)])
+@pytest.fixture(
+    params=["PlainAverage", "AdamWScheduleFree", pytest.param("RAdamScheduleFree", marks=pytest.mark.whole)]
+)
 def schedule_free(request: pytest.FixtureRequest) -> list[str]:
     if request.param != "PlainAverage" and find_spec("schedulefree") is None:
         pytest.skip("the package schedulefree is not installed")
@@ -25,7 +27,7 @@ def schedule_free(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "adapter", ["DoRA", *(pytest.param(name, marks=pytest.mark.slow) for name in ("Full", "QLoRA"))]
+    "adapter", ["DoRA", *(pytest.param(name, marks=pytest.mark.whole) for name in ("Full", "QLoRA"))]
 )
 def test_a_schedule_free_run_is_evaluated_and_saved_with_the_average(
     adapter: str, schedule_free: list[str], tmp_path: Path, fit_arguments: list[str], sentences: dict[str, str]

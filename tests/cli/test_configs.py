@@ -17,6 +17,7 @@ from litpeft.sweeps.experiment import Trial, read_experiment
 from litpeft.sweeps.resolve import resolve, varying
 from tests.conftest import GOOD
 from tests.data.image_files import write_images, write_vision_model
+from tests.sweeps.test_studies import STUDIES
 
 FILES = packaged_configs()
 REPO = Path(__file__).parents[2]
@@ -45,25 +46,46 @@ def test_names_are_unique_and_every_file_is_found() -> None:
     assert all(find_config(name) == str(path) for name, path in FILES.items())
 
 
-LARGE = ("peft_methods", "peft_methods_small", "glue_average")
+LARGE = {"peft_methods", "peft_methods_small", "glue_average"}
 EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
 
 
-@pytest.mark.parametrize(
-    "name",
-    # every configuration that they name trains a step below
-    [pytest.param(name, marks=pytest.mark.whole) if name in LARGE else name for name in sorted(EXPERIMENTS)],
-)
-def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert first_line(FILES[name])[:2] == ["sweep", name]
+def check_trials(name: str, trials: list[Trial], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("litpeft.data.tabular.asset", lambda name, option: f"{name}.tsv")
-    experiment = read_experiment(name)
-    assert experiment.description["question"].strip().endswith("?")
-    trials = experiment.to_resolve()
     configs = resolve(trials)
     assert len(trials) == 1 or varying(configs.values())
     for trial in trials:
         assert configs[trial.name]["model"]["init_args"]["optimizer"], trial.label  # every trial names its optimizer
+
+
+def with_each_value_once(trials: list[Trial]) -> list[Trial]:
+    """Return trials that together have each value of each axis and each value of `tune`."""
+    seen: set[tuple[str, str]] = set()
+    chosen = []
+    for trial in trials:
+        if new := {*trial.axes.items(), *((option, str(value)) for option, value in trial.values.items())} - seen:
+            seen |= new
+            chosen.append(trial)
+    return chosen
+
+
+# every configuration of the large ones trains below, and tests/sweeps/test_studies.py resolves each trial of the studies
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS - LARGE - STUDIES.keys()))
+def test_each_value_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = read_experiment(name)
+    check_trials(name, with_each_value_once(experiment.to_resolve()), monkeypatch)
+
+
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_each_experiment_has_a_question_and_a_command(name: str) -> None:
+    assert first_line(FILES[name])[:2] == ["sweep", name]
+    assert read_experiment(name).description["question"].strip().endswith("?")
+
+
+@pytest.mark.whole
+@pytest.mark.parametrize("name", sorted(EXPERIMENTS))
+def test_every_trial_of_each_experiment_is_a_complete_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_trials(name, read_experiment(name).to_resolve(), monkeypatch)
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name not in EXPERIMENTS])

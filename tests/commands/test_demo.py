@@ -15,6 +15,7 @@ from litpeft.errors import UserError
 from litpeft.hub import demo_assets
 from litpeft.runs.record import read_record
 from tests.forking import litpeft
+from tests.real_models import minilm, snippets
 
 
 def test_ratings_become_labels_and_undecided_rows_are_dropped() -> None:
@@ -93,29 +94,27 @@ def test_texts_are_ratings_pairs_and_chats() -> None:
 
 
 @pytest.fixture(scope="session")
-def assets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def assets() -> Path:
     """Download the demo's model and data; return their folder."""
-    folder = tmp_path_factory.mktemp("assets")
     try:
-        for name in ("minilm", "snippets"):
-            demo_assets.asset(name, "litpeft demo", folder)
+        folders = {minilm().parent, snippets().parent}
     except UserError as error:
         pytest.skip(f"no real model on this machine: {error}")
-    return folder
+    return folders.pop()
 
 
 @pytest.mark.slow
 def test_the_demo_learns_real_text_with_a_real_model(assets: Path, tmp_path: Path) -> None:
     # the full demo takes five minutes on an old core
-    fewer = ["--trainer.limit_train_batches", "60", "--data.val_samples", "400"]
+    fewer = ["--trainer.limit_train_batches", "44", "--data.val_samples", "300"]
     done = litpeft("demo", "--assets", str(assets), "--run_dir", "run", *fewer, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "with LoRA on 10,072 film review snippets" in done.stdout
     assert "tensorboard --logdir runs" in done.stdout
     assert "litpeft fit --config roberta_sst2_lora" in done.stdout
     record = read_record(tmp_path / "run")
-    assert record["data_summary"]["rows"] == {"train": 9672, "val": 400}
-    assert record["val_accuracy"] > 0.68  # after 60 batches; guessing reaches about one half
+    assert record["data_summary"]["rows"] == {"train": 9772, "val": 300}
+    assert record["val_accuracy"] > 0.68  # after 44 batches; guessing reaches about one half
     assert f"{record['val_accuracy']:.2%}" in done.stdout
     assert record["trainable_params"] == 2 * 6 * 8 * (384 + 384) + 2 * 384 + 2
     assert record["total_params"] - record["trainable_params"] == 22_713_216  # BERT's 6 layers of 384, as published

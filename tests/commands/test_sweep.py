@@ -246,17 +246,24 @@ def test_a_search_runs_some_trials_and_can_be_continued(tmp_path: Path, write: A
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("package", "options"),
-    [("ray", ["--launcher", "ray", "--jobs", "2"]), ("submitit", ["--launcher", "slurm", "--slurm", "cluster=local"])],
-)
-def test_trials_run_on_ray_and_with_submitit(tmp_path: Path, write: Any, package: str, options: list[str]) -> None:
-    """Ray with two local workers; submitit with local processes instead of SLURM. Ray hangs in a forked process."""
-    pytest.importorskip(package)
+def test_trials_run_on_ray(tmp_path: Path, write: Any) -> None:
+    """Ray with two local workers; it hangs in a forked process."""
+    pytest.importorskip("ray")
     write({"adapter": ["lora", "dora"]})
+    options = ["--launcher", "ray", "--jobs", "2"]
     done = conftest.litpeft("sweep", "tiny.yaml", *options, cwd=tmp_path, RAY_AUTH_MODE="disabled")
     assert done.returncode == 0, done.stderr
     assert statuses(tmp_path) == {"lora/seed0": "ok", "dora/seed0": "ok"}
+
+
+@pytest.mark.slow
+def test_trials_run_with_submitit(tmp_path: Path, write: Any) -> None:
+    """Submitit with local processes instead of SLURM."""
+    pytest.importorskip("submitit")
+    write({"adapter": ["lora"]})
+    done = litpeft("sweep", "tiny.yaml", "--launcher", "slurm", "--slurm", "cluster=local", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert statuses(tmp_path) == {"lora/seed0": "ok"}
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def steps(model: nn.Module, autocast: bool) -> None:
         logits.float().sum().backward()
 
 
-CASES = [(strategy, 0.1) for strategy in STRATEGIES] + [("lora", 0.0)]
-REST = [(strategy, 0.0) for strategy in STRATEGIES if strategy != "lora"]
+CASES = [("full", 0.1), ("dora", 0.1), ("qdora", 0.1), ("lora", 0.0)]  # DoRA computes what LoRA does, and a norm
+REST = [(strategy, dropout) for strategy in STRATEGIES for dropout in (0.0, 0.1) if (strategy, dropout) not in CASES]
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,8 @@ class StepPeak:
             torch.cuda.reset_peak_memory_stats()
             return
         self._before = alive_bytes()
-        self._profile = torch.profiler.profile(
-            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
-        )
+        # with acc_events, the profiler would also build its table of operations, which takes most of the time
+        self._profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
         self._profile.__enter__()
 
     def stop(self) -> None:
@@ -44,14 +43,18 @@ class StepPeak:
 def alive_bytes() -> int:
     """Return the bytes of all live CPU tensors of the process."""
     found: dict[int, int] = {}
+    is_tensor: dict[type, bool] = {}  # a type is asked once: a process has a million objects of a few thousand types
     gc.collect()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for candidate in gc.get_objects():
+            kind = type(candidate)
+            if (tensor := is_tensor.get(kind)) is None:
+                tensor = is_tensor[kind] = issubclass(kind, torch.Tensor)
             try:
-                if isinstance(candidate, torch.Tensor) and candidate.device.type == "cpu":
+                if tensor and candidate.device.type == "cpu":
                     storage = candidate.untyped_storage()
                     found[storage.data_ptr()] = storage.nbytes()
-            except (ReferenceError, RuntimeError):  # dead proxies, and tensors without storage
+            except RuntimeError:  # tensors without storage
                 continue
     return sum(found.values())

@@ -22,7 +22,7 @@ from litpeft.sweeps.experiment import Experiment, read_experiment
 from litpeft.sweeps.folder import tuning_jobs_of
 from litpeft.sweeps.launchers import LAUNCHERS
 from litpeft.sweeps.tuning import choose
-from tests.conftest import litpeft
+from tests.forking import litpeft
 
 LR = "model.optimizer.lr"
 METHODS = {"full": {"configs": ["none"], "tune": {LR: [1e-4, 3e-4]}}, "lora": {"configs": ["lora"]}}

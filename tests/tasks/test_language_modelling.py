@@ -340,7 +340,7 @@ def run(folder: str, rows: str, name: str, run_dir: Path, *options: str) -> int:
     return main([*arguments, *options])
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "t5"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("gpt2", marks=pytest.mark.whole), "t5"])
 def test_a_run_learns_records_shows_answers_and_predicts(
     folders: dict[str, str], rows: str, name: str, tmp_path: Path
 ) -> None:

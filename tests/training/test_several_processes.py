@@ -114,7 +114,7 @@ COUNTED += ["--memory.track_steps", "[]"]  # tracked steps would be excluded fro
     ("kind", "adapter", "strategies"),
     [
         ("classifier", "none", ("ddp", "fsdp2")),
-        ("classifier", "lora", ("ddp",)),
+        pytest.param("classifier", "lora", ("ddp",), marks=pytest.mark.whole),
         pytest.param("classifier", "dora", ("ddp",), marks=pytest.mark.whole),
         ("classifier", "qlora-nf4", ("ddp", "fsdp2")),
         pytest.param("classifier", "qlora-fp4", ("ddp",), marks=pytest.mark.whole),

@@ -142,8 +142,10 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def check(make: Callable[[], FineTuner], rows: int, tokens: int, quantised: bool, kernel_copies: bool = False) -> None:
-    """Check that the estimate is within 0.1 % of the run, or 1 % with quantised tensors."""
+def check(
+    make: Callable[[], FineTuner], rows: int, tokens: int, quantised: bool, kernel_copies: bool = False
+) -> tuple[Trace, dict[str, Any]]:
+    """Check that the estimate is within 0.1 % of the run, or 1 % with quantised tensors; return both."""
     tolerance = 0.01 if quantised else 0.001
     estimate, phases, allocated = estimated_and_measured(make, rows, tokens)
     found = {phase: peak.tensors.bytes for phase, peak in estimate.phases.items()}
@@ -154,19 +156,26 @@ def check(make: Callable[[], FineTuner], rows: int, tokens: int, quantised: bool
     assert peak == pytest.approx(max(tracked["first_step"], tracked["train"]), rel=tolerance)
     if kernel_copies:  # bitsandbytes' 8-bit update on a CPU makes fp32 copies of a parameter's states inside its kernel
         assert peak < allocated
-        return
+        return estimate, phases
     # neither estimate nor tracker sees memory allocated inside a kernel, such as some fp32 rows for DoRA's magnitude
     unseen = 8 * CHUNK if getattr(make.keywords["adapter"], "magnitude", False) else 1 << 17
     assert peak == pytest.approx(allocated, rel=tolerance, abs=unseen)
+    return estimate, phases
 
 
 KINDS = ("bert", "llama", "t5", "vit")
-CHECKPOINTING = ("none", "non_reentrant")  # each kind and each adapter is tested with both
+CHECKPOINTING = ("none", "non_reentrant")  # each kind and each adapter is tested with both, also in the sample
 
 
 @pytest.mark.parametrize(
     ("kind", "adapter", "checkpointing"),
-    [(kind, adapter, CHECKPOINTING[(i + j) % 2]) for i, kind in enumerate(KINDS) for j, adapter in enumerate(ADAPTERS)],
+    [
+        pytest.param(
+            *(kind, adapter, CHECKPOINTING[(i + j) % 2]), marks=pytest.mark.whole if (j - i) % 4 not in (0, 1) else ()
+        )
+        for i, kind in enumerate(KINDS)
+        for j, adapter in enumerate(ADAPTERS)
+    ],
 )
 def test_the_peak_of_a_small_model(
     kind: str, adapter: str, checkpointing: str, tiny_model: str, tiny_llama: str, tmp_path: Path
@@ -186,8 +195,7 @@ def test_the_peak_of_a_small_model(
 def test_the_peak_of_a_small_model_in_bf16(adapter: str, tiny_llama: str) -> None:
     """In bf16 the layers keep casts of A and B, which count as adapter weights."""
     make = partial(CausalLM, tiny_llama, adapter=ADAPTERS[adapter](), dtype="bf16")
-    check(make, 16, 48, adapter == "qlora")
-    estimate, phases, _ = estimated_and_measured(make, 16, 48)
+    estimate, phases = check(make, 16, 48, adapter == "qlora")
     new_norms = 0.1 if adapter == "dora" else 0.0  # tensors made while tracking count as temporaries
     for phase in ("first_step", "train"):
         expected = estimate.phases[phase].tensors.split["adapter_weights"]
@@ -202,7 +210,8 @@ REAL = [  # model, adapter, optimizer, rows, tokens, checkpointing
     pytest.param("minilm", "dora", "adamw", 16, 128, "none", marks=pytest.mark.whole),
     ("minilm", "qlora", "8-bit", 16, 128, "none"),
     pytest.param("smollm2", "lora", "8-bit", 4, 64, "non_reentrant", marks=pytest.mark.whole),
-    ("smollm2", "qlora", "fused", 4, 128, "none"),
+    ("smollm2", "qlora", "fused", 2, 64, "none"),
+    pytest.param("smollm2", "qlora", "fused", 4, 128, "none", marks=pytest.mark.whole),
 ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.mutants.forked import ROOT, Copy, import_libraries, scratch_copy
+from tests.mutants.forked import Copy, import_libraries, scratch_copy
 
 LIST = Path(__file__).parent / "faults.yaml"
 TIMEOUT = 90.0  # seconds for one fault

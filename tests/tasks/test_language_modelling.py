@@ -286,11 +286,14 @@ def test_the_chunked_loss_equals_the_full_loss(trained: bool, monkeypatch: pytes
     hidden = torch.randn(23, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(50, (23,))
     scale = 0.37
-    (head_loss(hidden, labels, head, 50) * scale).backward()
+    loss = head_loss(hidden, labels, head, 50)
+    (loss * scale).backward()
     mine = [hidden.grad.clone(), *(p.grad.clone() for p in head.parameters() if trained)]
     hidden.grad = None
     head.zero_grad()
-    (F.cross_entropy(head(hidden).float(), labels, reduction="sum") * scale).backward()
+    expected = F.cross_entropy(head(hidden).float(), labels, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    (expected * scale).backward()
     theirs = [hidden.grad, *(p.grad for p in head.parameters() if trained)]
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import lightning as L
@@ -371,14 +372,37 @@ def test_a_run_learns_records_shows_answers_and_predicts(
     assert all("response" in line for line in answers)
 
 
-def test_validation_loss_is_the_mean_over_all_tokens(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
-    assert run(folders["llama"], rows, "llama", tmp_path / "a", "--trainer.max_steps", "2") == 0
-    one = read_record(tmp_path / "a")["val_loss"]
-    arguments = ["validate", "--run_dir", str(tmp_path / "a"), "--data.batch_size", "1"]
-    assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
-    options = ["--trainer.max_steps", "2", "--model.compile_blocks", "false"]
-    assert run(folders["llama"], rows, "llama", tmp_path / "b", *options) == 0
-    assert read_record(tmp_path / "b")["val_loss"] == one
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_validation_loss_is_the_mean_over_all_tokens(
+    folders: dict[str, str], rows: str, name: str, by_row: bool
+) -> None:
+    """Whatever the batch size: rows have different lengths, so the mean of the batches' means is another number."""
+    task, data = ready(folders[name], rows, name)
+    total, tokens, by_number = 0.0, 0, {}
+    with torch.no_grad():
+        for place, row in enumerate(data.rows["val"].rows.tolist()):
+            batch = data.rows["val"][[place]]
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+            count = int((batch["labels"][:, task.label_shift :] != -100).sum())
+            by_number[row] = float(task.backbone(**inputs).loss)
+            total, tokens = total + by_number[row] * count, tokens + count
+        expected = total / tokens
+        assert abs(expected - sum(by_number.values()) / len(by_number)) > 1e-3
+        task.setup("fit")
+        task.return_row_results = by_row
+        logged: dict[str, float] = {}
+        task.log_dict = lambda figures, **_: logged.update({key: float(value) for key, value in figures.items()})
+        for size in (8, 3, 1, 8):  # each validation starts again
+            data.batch_size = size
+            for number, batch in enumerate(data.val_dataloader()):
+                found = task.validation_step(task.on_before_batch_transfer(batch, 0), number)
+                if by_row:
+                    losses = [by_number[row] for row in batch["row"].tolist()]
+                    assert found["loss"].tolist() == pytest.approx(losses, rel=1e-4)
+            task.on_validation_epoch_end()
+            assert logged["val_loss"] == pytest.approx(expected, rel=1e-5)
+            assert logged["val_perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
 
 
 @pytest.mark.whole  # tests/ops/test_compiled_blocks.py has the mathematics

@@ -75,3 +75,13 @@ def test_a_model_without_its_adapter_gives_the_outputs_of_the_base(name: str, ki
     torch.testing.assert_close(found, base, rtol=1e-5, atol=1e-5)
     assert distance(trained_outputs, base) > 1e-2
     assert torch.equal(after, trained_outputs)
+
+
+@both_strategies
+def test_the_gradient_of_a_trained_bias_is_not_rounded_to_the_compute_dtype(magnitude: bool) -> None:
+    layer = trained("linear", magnitude, torch.bfloat16)
+    layer.bias = nn.Parameter(layer.bias.detach().float())
+    out = layer(torch.randn(300, 24, dtype=torch.bfloat16))
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(0)).to(out.dtype)
+    out.backward(upstream)
+    torch.testing.assert_close(layer.bias.grad.double(), upstream.double().sum(0), rtol=1e-5, atol=1e-5)

@@ -10,8 +10,9 @@ import torch
 from lightning import Callback
 
 from litpeft.callbacks import MemoryRecorder, memory
-from litpeft.callbacks.throughput import ThroughputRecorder
+from litpeft.callbacks.throughput import PARTS, Step, ThroughputRecorder
 from litpeft.profiling.memory.tracker import CATEGORIES, MemoryTracker, Peak
+from litpeft.training import processes
 
 CUDA = SimpleNamespace(device=torch.device("cuda"), backbone=None)
 CPU = SimpleNamespace(device=torch.device("cpu"), backbone=None)
@@ -138,6 +139,35 @@ def test_a_step_in_which_memory_was_tracked_enters_no_rate() -> None:
     assert measured["train_samples_per_second"] == pytest.approx(2.0)
     assert measured["step_seconds_p95"] == pytest.approx(1.0)
     assert measured["train_seconds"] == pytest.approx(103.0)
+
+
+def test_the_state_that_an_optimizer_creates_in_its_first_step_is_known_as_such() -> None:
+    layer = torch.nn.Linear(30, 40)
+    optimizer = torch.optim.Adam(layer.parameters())
+    trainer = SimpleNamespace(optimizers=[optimizer])
+    adapter = SimpleNamespace(roles=lambda model: {"base_weights": list(model.parameters())})
+    task = SimpleNamespace(device=torch.device("cpu"), backbone=layer, adapter=adapter, compile_blocks=False)
+    recorder = MemoryRecorder()
+    recorder._phase = "first_step"
+    assert recorder._track(trainer, task)
+    layer(torch.ones(2, 30)).sum().backward()
+    optimizer.step()
+    recorder._tracked(trainer)
+    found = recorder.phases["first_step"]
+    parameters = 4 * (30 * 40 + 40)
+    assert found["tensor_bytes"]["base_weights"] == found["tensor_bytes"]["gradients"] == parameters
+    assert found["tensor_bytes"]["optimizer_state"] >= 2 * parameters
+    assert sum(found["tensor_bytes"].values()) == found["peak_tensor_bytes"]
+
+
+def test_the_utilisation_is_a_share_of_the_peak_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = ThroughputRecorder(warmup_steps=0, peak_flops=100.0)
+    counts = dict.fromkeys(("samples", "tokens", "padded", "trained"), 1)
+    recorder.steps = [Step(2.0, counts, dict.fromkeys(PARTS, 0.5), 240)]
+    for count, share in ((1, 1.2), (2, 0.6), (4, 0.3)):
+        monkeypatch.setattr(processes, "world_size", lambda count=count: count)
+        assert recorder.measured()["model_flops_per_second"] == 120.0
+        assert recorder.measured()["flops_utilisation"] == pytest.approx(share)
 
 
 def test_training_time_and_tokens_before_a_resume_count() -> None:

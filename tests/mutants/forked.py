@@ -31,7 +31,10 @@ LIBRARIES = (
     "jsonargparse", "scipy.special", "scipy.stats", "hypothesis", "yaml", "rich.console", "tqdm.auto", "PIL.Image",
     "transformers.models.bert.modeling_bert", "transformers.models.llama.modeling_llama", "torch.distributed.tensor",
     "torch.distributed.fsdp", "pytest_timeout", "xdist.plugin", "torch._dynamo", "torch.utils.flop_counter",
-    "transformers.integrations.bitsandbytes", "filelock", "torch.utils.tensorboard",
+    "transformers.integrations.bitsandbytes", "filelock", "torch.utils.tensorboard", "pandas", "statsmodels.stats.weightstats",
+    "statsmodels.stats.multitest", "statsmodels.stats.power", "statsmodels.stats.contingency_tables",
+    "tensorboard.backend.event_processing.event_accumulator", "torchmetrics.classification", "torchmetrics.regression",
+    "datasets.builder", "pyarrow.parquet", "tokenizers",
 )  # fmt: skip
 
 

@@ -22,12 +22,14 @@ def test_each_name_and_each_fault_is_listed_once() -> None:
         assert [key for key, times in Counter(map(kind, FAULTS)).items() if times > 1] == []
 
 
-@pytest.mark.parametrize("name", sorted({name for fault in FAULTS for name in fault.tests}))
-def test_each_test_exists(name: str) -> None:
-    path, *inside = name.split("::")
-    assert (ROOT / path).is_file()
-    if inside:
-        assert f"def {inside[-1]}(" in (ROOT / path).read_text(encoding="utf-8")
+def test_each_test_exists() -> None:
+    missing = set()
+    for name in {name for fault in FAULTS for name in fault.tests}:
+        path, *inside = name.split("::")
+        text = (ROOT / path).read_text(encoding="utf-8") if (ROOT / path).is_file() else ""
+        if not text or (inside and f"def {inside[-1]}(" not in text):
+            missing.add(name)
+    assert missing == set()
 
 
 @pytest.mark.parametrize(("source", "expected"), [("a = 1\n", "a = 2\n"), ("a = 1\na = 1\n", None), ("b\n", None)])

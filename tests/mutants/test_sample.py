@@ -33,7 +33,7 @@ def test_a_place_that_many_operators_change_is_drawn_as_often_as_another() -> No
 def test_annotations_are_left_out() -> None:
     source = "def f(a: int | None = 1 + 2) -> str | None:\n    b: int | str = 3\n    return a | b\n"
     places = list(_annotations(source))
-    assert sorted(first for first, _ in places) == [(1, 9), (1, 31), (2, 7)]
+    assert sorted(first for first, _ in places) == [(1, 9), (1, 32), (2, 7)]
     assert all(first[0] == last[0] for first, last in places)
 
 

@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.answer import answer
 from litpeft.errors import UserError
 from tests.analysis.comparison.build import write_grid, write_run
 from tests.analysis.comparison.test_benchmarks import FIGURE, NAME, evaluation, keep, result, write
@@ -28,6 +29,21 @@ def test_an_undecided_test_over_rows_asks_for_rows_and_one_over_seeds_for_seeds(
     assert lora.over_examples["val_loss"].test.startswith("paired bootstrap")
     assert lora.differences["val_accuracy"].verdict in ("not enough seeds", "better")
     assert (lora.differences["val_accuracy"].test is None) == (seeds == 1)
+
+
+@pytest.mark.parametrize("order", [("lora", "dora"), ("dora", "lora")])
+def test_of_equal_groups_the_fastest_is_recommended_where_speed_is_a_rate(
+    tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """Without seconds, `--prefer time` takes tokens per second, of which more is better."""
+    rates = {"none": 2000.0, order[0]: 4000.0, order[1]: 1000.0}
+    unknown = {"train_seconds": None, "step_seconds_p50": None}
+    for seed, accuracy in enumerate((0.900, 0.905, 0.902, 0.899, 0.904)):
+        for adapter, rate in rates.items():
+            own = {"train_tokens_per_second": rate + seed}
+            write_run(tmp_path / f"{adapter}{seed}", adapter, seed, accuracy + seed % 2 / 2000, **own, **unknown)
+    found = answer(compare([tmp_path], prefer="time")).recommendation
+    assert found.startswith(f"Recommended: {order[0]}, the highest tokens per second")
 
 
 @pytest.mark.parametrize("print_of_file", ["f", "g"])

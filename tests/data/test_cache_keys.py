@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from litpeft.data import Conversations, FineTuneData, Text, TextClassification, TextMultiLabel, TextRegression, base
 from litpeft.data.cache import cached_table, dataset_of, highest_token, tokenizer_fingerprint
+from litpeft.data.tabular import TabularData
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "the", "cat", "sat", "one", "two", "say", "good", "bad"]
 ROWS = [
@@ -74,6 +75,17 @@ def key(kind: str, common: dict[str, Any], **options: Any) -> str:
     cls, own = KINDS[kind]
     with patch.object(base, "cached_table", lambda folder, make: (None, {})):  # neither tokenised nor written
         return cls(**common | own | options).table("train")[1]["fingerprint"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_options_of_rows_from_the_hub_count_too(kind: str, common: dict[str, Any]) -> None:
+    rows = SimpleNamespace(_fingerprint="rows", features={})
+    hub = {name: item for name, item in common.items() if not name.endswith("_file")} | {"dataset": "user/name"}
+    with patch.object(TabularData, "hub_rows", lambda data, split: rows):
+        keys = [key(kind, hub), *(key(kind, hub, **change) for change in CHANGES[kind])]
+        assert len(set(keys)) == len(keys)
+        rows._fingerprint = "other rows"
+        assert key(kind, hub) not in keys
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -150,7 +150,11 @@ class Copy:
             sys.modules["__main__"] = ModuleType("__main__")  # processes that tests start would import this one's
             with tempfile.TemporaryDirectory() as temporary:
                 import pytest
+                from hypothesis import Phase, settings
 
+                # an example that fails is enough: it need not be made smaller
+                settings.register_profile("mutants", phases=[Phase.explicit, Phase.generate], database=None)
+                settings.load_profile("mutants")
                 options = ["-q", "-p", "no:cacheprovider", "-p", "no:warnings", "-p", "no:anyio"]
                 options.append(f"--basetemp={temporary}/tests")
                 code = int(pytest.main([*options, *arguments], [FirstFailure(failed)]))

@@ -239,6 +239,23 @@ def test_one_batch_of_eight_equals_four_of_two(folders: dict[str, str], rows: st
         torch.testing.assert_close(found[2][key], tensor, rtol=1e-5, atol=1e-7)
 
 
+def test_the_gradients_of_each_step_are_means_over_its_own_tokens(folders: dict[str, str], rows: str) -> None:
+    task, data = ready(folders["llama"], rows, "llama")
+    task.log_train_loss = lambda loss, weight: weight
+    for places in ([[0, 1, 2]], [[3], [4, 5]], [[6, 7]]):  # the batches of a step
+        whole = [place for batch in places for place in batch]
+        total, tokens = task.token_loss(data.rows["train"][whole])
+        expected = gradients(task, total / tokens)
+        task.zero_grad()
+        task.trainer.accumulate_grad_batches = len(places)
+        for number, batch in enumerate(places):
+            (task.training_step(data.rows["train"][batch], number) / len(places)).backward()
+        task.scale_gradients()
+        for key, parameter in trainable(task.backbone).items():
+            if key in expected:
+                torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-4, atol=1e-6)
+
+
 def _sgd(groups):
     return torch.optim.SGD(groups, lr=1.0)
 

@@ -256,6 +256,18 @@ def test_the_gradients_of_each_step_are_means_over_its_own_tokens(folders: dict[
                 torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-4, atol=1e-6)
 
 
+def test_an_answer_is_right_if_it_is_the_response(folders: dict[str, str], rows: str) -> None:
+    task, data = ready(folders["llama"], rows, "llama")
+    task.generate_samples = 8
+    responses = [response for _, _, texts in data.prompts("val", 8) for response in texts]
+    said = iter([f" {text}\n" if place % 4 == 0 else f"{text} red" for place, text in enumerate(responses)])
+    task.answers = lambda batch: [next(said) for _ in batch["input_ids"]]
+    logged = {}
+    task.log = lambda name, value, **_: logged.update({name: value})
+    task._log_answers()
+    assert logged == {"val_exact_match": 2 / 8}
+
+
 def _sgd(groups):
     return torch.optim.SGD(groups, lr=1.0)
 

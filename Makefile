@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu clean lock audit
+.PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu mutants clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,15 @@ torture: setup  ## kill runs at random points, resume them and compare with unin
 CASES ?= 20000
 fuzz: setup  ## mutate valid command lines and files; each must run or be refused: make fuzz CASES=2000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) && $(BIN)/python -m tests.fuzz.readers
+
+N ?= 400
+SEED ?= 1
+mutants: setup  ## run a sample of mutants against the tests that cover them, then the curated list: make mutants N=100 SEED=2
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python "cosmic-ray>=8.4" "coverage>=7.6"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.record
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.sample --number $(N) --seed $(SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants.faults
 
 bench-peers: setup  ## measure speed and memory relative to Hugging Face Trainer + PEFT, in alternating runs on one thread
 	$(BIN)/python -m tests.peers.bench

@@ -172,7 +172,9 @@ class FineTuneData(L.LightningDataModule):
 
     def stored_labels(self, split: Split, rows: np.ndarray | None = None) -> np.ndarray:
         """Return the column `label`, (rows, ...): of the used rows of a split, or of these rows of its table."""
-        return column_array(self.table(split)[0], "label")[self.rows[split].rows if rows is None else rows]
+        if rows is None:  # a model that is only evaluated has set up no training rows
+            rows = self.rows[split].rows if split in self.rows else self._selected_rows(split)
+        return column_array(self.table(split)[0], "label")[rows]
 
     def highest_token(self) -> int:
         """Return the largest token id in the loaded tables, to compare with the model's embeddings."""

@@ -312,7 +312,12 @@ def test_resuming_can_extend_a_run_but_not_change_other_options(
         assert record[name] == first[name]
     # the test results of the earlier weights are removed
     assert (record["steps"], record["test_accuracy"]) == (36, None)
-    assert record["train_seconds"] > first["train_seconds"]
+    # the time goes on from that of the first run, whose validation stays
+    assert record["validations"][0] == first["validations"][0]
+    seconds = [row["train_seconds"] for row in record["validations"]]
+    assert seconds[0] == pytest.approx(first["train_seconds"])
+    assert seconds == sorted(seconds)
+    assert record["train_seconds"] == pytest.approx(seconds[-1])
     rates = EventAccumulator(str(tmp_path / "run")).Reload().Scalars("train/lr")
     expected = {19: 1 - (19 - 2) / 34, 29: 1 - (29 - 2) / 34}  # two steps of warm-up, of 36
     assert {e.step: e.value / 2e-5 for e in rates if e.step in expected} != {}

@@ -121,3 +121,24 @@ class _Same(torch.utils.data.Dataset):
 
     def __getitem__(self, indices: list[int]) -> list[int]:
         return [self.rows[i] for i in indices]
+
+
+def test_after_a_resume_only_the_epoch_that_was_interrupted_is_shorter() -> None:
+    rows = list(range(40))
+    loader = ResumableLoader(_Same(rows), LengthGroupedBatches(np.ones(40, int), 4))
+    loader.load_state_dict({"epoch": 2, "batches": 7, "of": 10})
+    next(iter(loader))
+    assert loader.state_dict() == {"epoch": 2, "batches": 8, "of": 10}
+    loader.load_state_dict({"epoch": 2, "batches": 7, "of": 10})
+    sizes = []
+    for epoch in (2, 3, 4):
+        loader.sampler.set_epoch(epoch)
+        sizes.append(len(list(loader)))
+    assert sizes == [3, 10, 10]
+
+
+def test_a_position_among_another_number_of_batches_is_refused() -> None:
+    loader = ResumableLoader(_Same(list(range(40))), LengthGroupedBatches(np.ones(40, int), 4))
+    loader.load_state_dict({"epoch": 0, "batches": 3, "of": 9})
+    with pytest.raises(UserError, match="--resume: this number of trainer.devices gives other batches"):
+        list(loader)

@@ -110,3 +110,14 @@ def test_t_max_of_minus_one_is_the_length_of_the_run() -> None:
     made = build_scheduler(partial(CosineAnnealingLR, T_max=-1), optimizer(), 30)["scheduler"]
     assert made.T_max == 30
     assert build_scheduler(partial(CosineAnnealingLR, T_max=7), optimizer(), 30)["scheduler"].T_max == 7
+
+
+def test_a_schedule_that_gives_all_groups_one_rate_is_refused_where_they_differ() -> None:
+    """It would undo LoRA+ without a word."""
+    groups = [{"params": [torch.nn.Parameter(torch.zeros(2))], "lr": lr} for lr in (0.1, 1.6)]
+    with pytest.raises(UserError, match="sets one learning rate for all parameters"):
+        build_scheduler(
+            lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.5, total_steps=10),
+            torch.optim.SGD(groups, lr=0.1),
+            10,
+        )

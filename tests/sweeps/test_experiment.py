@@ -99,8 +99,10 @@ def test_a_learning_rate_of_an_axis_applies_to_a_class_named_later(tmp_path: Pat
     for typed in ({}, {"model.optimizer": "torch.optim.SGD"}):
         (tmp_path / "mine.yaml").write_text(yaml.safe_dump(BASE | {"axes": axes}, sort_keys=False))
         trials = read_experiment(str(tmp_path / "mine.yaml"), typed).trials
-        found = [config["model"]["init_args"]["optimizer"]["init_args"]["lr"] for config in resolve(trials).values()]
-        assert found == [0.5, 0.5, 0.25, 0.25]
+        found = [config["model"]["init_args"]["optimizer"] for config in resolve(trials).values()]
+        assert [each["init_args"]["lr"] for each in found] == [0.5, 0.5, 0.25, 0.25]
+        if not typed:
+            assert [each["class_path"].rpartition(".")[2] for each in found] == ["SGD", "AdamW"] * 2
 
 
 def test_a_trial_resolves_like_fit_with_the_same_options(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import lightning as L
@@ -238,6 +239,35 @@ def test_one_batch_of_eight_equals_four_of_two(folders: dict[str, str], rows: st
         torch.testing.assert_close(found[2][key], tensor, rtol=1e-5, atol=1e-7)
 
 
+def test_the_gradients_of_each_step_are_means_over_its_own_tokens(folders: dict[str, str], rows: str) -> None:
+    task, data = ready(folders["llama"], rows, "llama")
+    task.log_train_loss = lambda loss, weight: weight
+    for places in ([[0, 1, 2]], [[3], [4, 5]], [[6, 7]]):  # the batches of a step
+        whole = [place for batch in places for place in batch]
+        total, tokens = task.token_loss(data.rows["train"][whole])
+        expected = gradients(task, total / tokens)
+        task.zero_grad()
+        task.trainer.accumulate_grad_batches = len(places)
+        for number, batch in enumerate(places):
+            (task.training_step(data.rows["train"][batch], number) / len(places)).backward()
+        task.scale_gradients()
+        for key, parameter in trainable(task.backbone).items():
+            if key in expected:
+                torch.testing.assert_close(parameter.grad, expected[key], rtol=1e-4, atol=1e-6)
+
+
+def test_an_answer_is_right_if_it_is_the_response(folders: dict[str, str], rows: str) -> None:
+    task, data = ready(folders["llama"], rows, "llama")
+    task.generate_samples = 8
+    responses = [response for _, _, texts in data.prompts("val", 8) for response in texts]
+    said = iter([f" {text}\n" if place % 4 == 0 else f"{text} red" for place, text in enumerate(responses)])
+    task.answers = lambda batch: [next(said) for _ in batch["input_ids"]]
+    logged = {}
+    task.log = lambda name, value, **_: logged.update({name: value})
+    task._log_answers()
+    assert logged == {"val_exact_match": 2 / 8}
+
+
 def _sgd(groups):
     return torch.optim.SGD(groups, lr=1.0)
 
@@ -249,7 +279,7 @@ def test_packed_rows_have_the_loss_and_gradients_of_single_rows(folders: dict[st
     assert alone.backbone.config._attn_implementation == NAME  # in fp32 and in evaluation, it calls torch's SDPA
     encoded = bins.rows["train"]
     assert len(encoded) < len(data.rows["train"])
-    assert max(encoded.lengths) <= 96
+    assert encoded[range(len(encoded))]["input_ids"].shape[1] <= 96
     chosen = [0, 1, len(encoded) - 1]
     batch = encoded[chosen]
     members = [int(row) for number in chosen for row in encoded.bins[number]]
@@ -286,11 +316,14 @@ def test_the_chunked_loss_equals_the_full_loss(trained: bool, monkeypatch: pytes
     hidden = torch.randn(23, 16, dtype=torch.float64, requires_grad=True)
     labels = torch.randint(50, (23,))
     scale = 0.37
-    (head_loss(hidden, labels, head, 50) * scale).backward()
+    loss = head_loss(hidden, labels, head, 50)
+    (loss * scale).backward()
     mine = [hidden.grad.clone(), *(p.grad.clone() for p in head.parameters() if trained)]
     hidden.grad = None
     head.zero_grad()
-    (F.cross_entropy(head(hidden).float(), labels, reduction="sum") * scale).backward()
+    expected = F.cross_entropy(head(hidden).float(), labels, reduction="sum")
+    torch.testing.assert_close(loss, expected)
+    (expected * scale).backward()
     theirs = [hidden.grad, *(p.grad for p in head.parameters() if trained)]
     for a, b in zip(mine, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
@@ -368,14 +401,37 @@ def test_a_run_learns_records_shows_answers_and_predicts(
     assert all("response" in line for line in answers)
 
 
-def test_validation_loss_is_the_mean_over_all_tokens(folders: dict[str, str], rows: str, tmp_path: Path) -> None:
-    assert run(folders["llama"], rows, "llama", tmp_path / "a", "--trainer.max_steps", "2") == 0
-    one = read_record(tmp_path / "a")["val_loss"]
-    arguments = ["validate", "--run_dir", str(tmp_path / "a"), "--data.batch_size", "1"]
-    assert main([*arguments, "--trainer.enable_progress_bar", "false"]) == 0
-    options = ["--trainer.max_steps", "2", "--model.compile_blocks", "false"]
-    assert run(folders["llama"], rows, "llama", tmp_path / "b", *options) == 0
-    assert read_record(tmp_path / "b")["val_loss"] == one
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("name", ["llama", "t5"])
+def test_validation_loss_is_the_mean_over_all_tokens(
+    folders: dict[str, str], rows: str, name: str, by_row: bool
+) -> None:
+    """Whatever the batch size: rows have different lengths, so the mean of the batches' means is another number."""
+    task, data = ready(folders[name], rows, name)
+    total, tokens, by_number = 0.0, 0, {}
+    with torch.no_grad():
+        for place, row in enumerate(data.rows["val"].rows.tolist()):
+            batch = data.rows["val"][[place]]
+            inputs = {key: batch[key] for key in ("input_ids", "attention_mask", "labels")}
+            count = int((batch["labels"][:, task.label_shift :] != -100).sum())
+            by_number[row] = float(task.backbone(**inputs).loss)
+            total, tokens = total + by_number[row] * count, tokens + count
+        expected = total / tokens
+        assert abs(expected - sum(by_number.values()) / len(by_number)) > 1e-3
+        task.setup("fit")
+        task.return_row_results = by_row
+        logged: dict[str, float] = {}
+        task.log_dict = lambda figures, **_: logged.update({key: float(value) for key, value in figures.items()})
+        for size in (8, 3, 1, 8):  # each validation starts again
+            data.batch_size = size
+            for number, batch in enumerate(data.val_dataloader()):
+                found = task.validation_step(task.on_before_batch_transfer(batch, 0), number)
+                if by_row:
+                    losses = [by_number[row] for row in batch["row"].tolist()]
+                    assert found["loss"].tolist() == pytest.approx(losses, rel=1e-4)
+            task.on_validation_epoch_end()
+            assert logged["val_loss"] == pytest.approx(expected, rel=1e-5)
+            assert logged["val_perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
 
 
 @pytest.mark.whole  # tests/ops/test_compiled_blocks.py has the mathematics

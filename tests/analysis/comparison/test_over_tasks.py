@@ -75,6 +75,8 @@ def test_tasks_weigh_the_same_and_seeds_are_paired(runs: Path) -> None:
     assert difference.mean == pytest.approx(sum(averages("lora")) / 3 - sum(averages("none")) / 3)
     assert difference.p == pytest.approx(expected.pvalue, rel=1e-6)
     assert lora.estimates["train_seconds"].mean == pytest.approx(3 * 11.0)  # the total of three tasks
+    assert lora.estimates["peak_tensor_bytes"].mean == 300_000_000  # the largest
+    assert lora.estimates["trainable_params"].mean == 74_498
 
 
 def test_equal_differences_by_chance_are_not_significant(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""The cache key of a table changes with everything that its rows depend on, and with nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from litpeft.data import Conversations, FineTuneData, Text, TextClassification, TextMultiLabel, TextRegression, base
+from litpeft.data.cache import cached_table, dataset_of, highest_token, tokenizer_fingerprint
+from litpeft.data.tabular import TabularData
+
+WORDS = ["[PAD]", "[UNK]", "[END]", "the", "cat", "sat", "one", "two", "say", "good", "bad"]
+ROWS = [
+    {"text": "the cat", "other": "sat", "label": 1, "labels": "good", "number": 0.5, "prompt": "say one", "response": "one"},
+    {"text": "sat the", "other": "cat", "label": 2, "labels": "bad;good", "number": 1.5, "prompt": "say two", "response": "two"},
+    {"text": "one two", "other": "the", "label": 1, "labels": "bad", "number": 2.5, "prompt": "say", "response": "one two"},
+]  # fmt: skip
+CHAT = {"prompt_column": "prompt", "response_column": "response", "template": "plain"}
+KINDS: dict[str, tuple[type[FineTuneData], dict[str, Any]]] = {
+    "classes": (TextClassification, {"label_offset": 1}),
+    "numbers": (TextRegression, {"label_column": "number"}),
+    "sets": (TextMultiLabel, {"label_separator": ";"}),
+    "conversations": (Conversations, CHAT),
+    "text": (Text, {}),
+}
+CHANGES = {  # kind -> options that change ids, labels or rows
+    "classes": [
+        {"max_length": 6}, {"text_column": "other"}, {"text_column": ["text", "other"]},
+        {"text_column": ["text", "other"], "join_columns": True}, {"label_column": "labels"}, {"label_names": ["a", "b"]},
+        {"label_names": ["b", "a"]}, {"label_offset": 0, "label_names": ["x", "y", "z"]}, {"on_bad_row": "skip"},
+    ],
+    "numbers": [{"max_length": 6}, {"text_column": "other"}, {"label_column": "label"}, {"label_column": ["number", "label"]}],
+    "sets": [
+        {"max_length": 6}, {"text_column": "other"}, {"label_separator": ","}, {"label_names": ["good", "bad"]},
+        {"label_names": ["bad", "good"]},
+    ],
+    "conversations": [
+        {"max_length": 8}, {"template": "alpaca"}, {"template": "none"}, {"prompt_column": "text"},
+        {"response_column": "other"}, {"system_column": "other"}, {"input_column": "other"},
+    ],
+    "text": [{"max_length": 6}, {"text_column": "other"}],
+}  # fmt: skip
+HARMLESS = [{"batch_size": 2}, {"num_workers": 1}, {"seed": 3}, {"train_samples": 2}, {"val_samples": 1}]
+
+
+def save_tokenizer(folder: Path, words: list[str] = WORDS, end: str = "[END]") -> str:
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]", eos_token=end, model_max_length=64
+    )
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def common(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return a file, a tokenizer and a cache folder."""
+    folder = tmp_path_factory.mktemp("keys")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    files = dict.fromkeys(("train_file", "val_file"), str(folder / "rows.jsonl"))
+    return {"tokenizer": save_tokenizer(folder / "words"), "cache_dir": str(folder / "cache"), "max_length": 16} | files
+
+
+def key(kind: str, common: dict[str, Any], **options: Any) -> str:
+    """Return the name of the folder in which a data set looks for the table of its training rows."""
+    cls, own = KINDS[kind]
+    with patch.object(base, "cached_table", lambda folder, make: (None, {})):  # neither tokenised nor written
+        return cls(**common | own | options).table("train")[1]["fingerprint"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_options_of_rows_from_the_hub_count_too(kind: str, common: dict[str, Any]) -> None:
+    rows = SimpleNamespace(_fingerprint="rows", features={})
+    hub = {name: item for name, item in common.items() if not name.endswith("_file")} | {"dataset": "user/name"}
+    with patch.object(TabularData, "hub_rows", lambda data, split: rows):
+        keys = [key(kind, hub), *(key(kind, hub, **change) for change in CHANGES[kind])]
+        assert len(set(keys)) == len(keys)
+        rows._fingerprint = "other rows"
+        assert key(kind, hub) not in keys
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option_that_changes_rows_changes_the_key_and_no_other_does(kind: str, common: dict[str, Any]) -> None:
+    keys = [key(kind, common), *(key(kind, common, **change) for change in CHANGES[kind])]
+    assert len(set(keys)) == len(keys)
+    assert {key(kind, common, **same) for same in HARMLESS} == {keys[0]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_tokenizers_of_one_class_share_no_table(kind: str, common: dict[str, Any], tmp_path: Path) -> None:
+    swapped = [{"cat": "sat", "sat": "cat"}.get(word, word) for word in WORDS]
+    other = save_tokenizer(tmp_path / "swapped", swapped)
+    same = save_tokenizer(tmp_path / "same")
+    assert key(kind, common, tokenizer=other) != key(kind, common) == key(kind, common, tokenizer=same)
+
+
+@pytest.mark.parametrize("kind", ["conversations", "text"])
+def test_another_end_of_text_token_gives_another_table(kind: str, common: dict[str, Any], tmp_path: Path) -> None:
+    assert key(kind, common, tokenizer=save_tokenizer(tmp_path / "end", end="[PAD]")) != key(kind, common)
+
+
+def test_the_rows_of_an_encoder_decoder_model_have_a_table_of_their_own(common: dict[str, Any]) -> None:
+    columns = {}
+    for encoder in (False, True):
+        data = Conversations(**common | CHAT)
+        task = SimpleNamespace(encoder_decoder=encoder, model_name=None)
+        data.trainer = SimpleNamespace(lightning_module=task, state=SimpleNamespace(fn=None))
+        columns[encoder] = set(data.table("train")[0].column_names)
+    assert "response" in columns[True]
+    assert "ids" in columns[False]
+
+
+def test_the_key_does_not_depend_on_what_the_tokenizer_was_called_with(common: dict[str, Any]) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(common["tokenizer"])
+    before = tokenizer_fingerprint(tokenizer)
+    tokenizer(["the cat sat"], truncation=True, max_length=2, padding="max_length")
+    assert tokenizer_fingerprint(tokenizer) == before
+
+
+def test_the_vocabulary_of_a_slow_tokenizer_counts() -> None:
+    def slow(**vocabulary: int) -> Any:
+        return SimpleNamespace(get_vocab=lambda: vocabulary, special_tokens_map={"pad_token": "x"})
+
+    assert tokenizer_fingerprint(slow(a=0, b=1)) != tokenizer_fingerprint(slow(a=1, b=0))
+    assert tokenizer_fingerprint(slow(a=0, b=1)) == tokenizer_fingerprint(slow(a=0, b=1))
+
+
+def test_the_largest_token_may_be_in_any_chunk_and_a_damaged_table_is_made_again(tmp_path: Path) -> None:
+    chunks = [
+        pa.table({"input_ids": pa.array([[token]], pa.list_(pa.int32())), "label": [0]}) for token in (3, 123456, 4)
+    ]
+    table = dataset_of(pa.concat_tables(chunks))
+    assert highest_token(table) == 123456
+    made = []
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        made.append(1)
+        return table, {}
+
+    for _ in range(2):
+        found, facts = cached_table(tmp_path / "table", make)
+        assert (found["input_ids"][:], facts["highest_token"]) == ([[3], [123456], [4]], 123456)
+    assert len(made) == 1
+    file = next((tmp_path / "table").rglob("*.arrow"))
+    number = (123456).to_bytes(4, "little")
+    file.write_bytes(file.read_bytes().replace(number, (123457).to_bytes(4, "little")))  # still a valid file
+    assert cached_table(tmp_path / "table", make)[0]["input_ids"][:] == [[3], [123456], [4]]
+    assert len(made) == 2

@@ -1,0 +1,48 @@
+"""The sample of mutants: places are drawn, tests are limited, and mutants that change nothing are recognised."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from tests.mutants.covering import within
+from tests.mutants.sample import Mutant, _annotations, _lines, draw, files_of, read_equivalent
+
+SECONDS = {"a": 1.0, "b": 2.0, "c": 50.0, "d": 60.0}
+
+
+@pytest.mark.parametrize(
+    ("tests", "most", "number", "chosen"),
+    [("abcd", 40, 9, "ab"), ("abcd", 53, 9, "abc"), ("abcd", 40, 1, "a"), ("dc", 40, 9, "d"), ("", 40, 9, "")],
+)
+def test_the_quickest_tests_are_run_and_at_least_one(tests: str, most: float, number: int, chosen: str) -> None:
+    assert within(list(tests), SECONDS, most, number) == list(chosen)
+
+
+def test_a_place_that_many_operators_change_is_drawn_as_often_as_another() -> None:
+    many = [Mutant("litpeft/ops/a.py", f"operator {number}", 0, (1, 4)) for number in range(9)]
+    population = [*many, Mutant("litpeft/ops/a.py", "one", 0, (2, 0))]
+    drawn = Counter(draw(population, 1, seed)[0].line for seed in range(400))
+    assert 140 < drawn[2] < 260
+    assert draw(population, 5, 3) == draw(population, 5, 3)
+    assert {mutant.line for mutant in draw(population, 5, 3)} == {1, 2}
+    assert draw(population, 1, 3)[0].folder == "ops"
+
+
+def test_annotations_are_left_out() -> None:
+    source = "def f(a: int | None = 1 + 2) -> str | None:\n    b: int | str = 3\n    return a | b\n"
+    places = list(_annotations(source))
+    assert sorted(first for first, _ in places) == [(1, 9), (1, 32), (2, 7)]
+    assert all(first[0] == last[0] for first, last in places)
+
+
+def test_an_equivalent_mutant_is_found_by_its_changed_lines() -> None:
+    diff = "--- a\n+++ a\n@@ -1,2 +1,2 @@\n context\n-    x = 1\n+    x = 2\n"
+    assert _lines(diff) == _lines("- x = 1\n+ x = 2") == "- x = 1\n+ x = 2"
+    assert isinstance(read_equivalent(), set)
+
+
+def test_the_files_of_a_folder_and_of_the_start_of_a_name() -> None:
+    assert files_of(["ops"])[0] == "litpeft/ops/__init__.py"
+    assert files_of(["commands/export"]) == ["litpeft/commands/export.py", "litpeft/commands/export_check.py"]

@@ -1,0 +1,66 @@
+"""The mean training loss of an epoch: weighted by rows or tokens, over a resume, and the first bad batch."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
+
+BATCHES = st.lists(st.tuples(st.floats(-100, 100, width=32), st.integers(1, 999)), min_size=1, max_size=9)
+
+
+def added(batches: list[tuple[float, int]], losses: TrainLoss | None = None, start: int = 0) -> TrainLoss:
+    losses = losses or TrainLoss()
+    for number, (loss, weight) in enumerate(batches, start):
+        losses.update(torch.tensor(loss), weight, number)
+    return losses
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(batches=BATCHES, cut=st.integers(0, 9))
+def test_the_mean_is_that_of_all_tokens_also_over_a_resume(batches: list[tuple[float, int]], cut: int) -> None:
+    expected = sum(loss * weight for loss, weight in batches) / sum(weight for _, weight in batches)
+    whole = added(batches)
+    assert float(whole.mean()) == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    resumed = TrainLoss()
+    resumed.load_state_dict(added(batches[:cut]).state_dict())
+    assert torch.equal(added(batches[cut:], resumed, cut).mean(), whole.mean())
+    whole.reset()  # the next epoch
+    assert float(added(batches[:1], whole).mean()) == pytest.approx(batches[0][0], rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_first_bad_batch_is_reported_and_kept_over_epochs_and_resumes(bad: float) -> None:
+    losses = added([(1.0, 4), (2.0, 4)])
+    assert losses.first_non_finite() is None
+    added([(bad, 4), (0.5, 4), (math.nan, 4)], losses, start=2)
+    losses.reset()
+    resumed = TrainLoss()
+    resumed.load_state_dict(losses.state_dict())
+    for each in (losses, resumed):
+        batch, loss = each.first_non_finite()
+        assert batch == 2
+        assert loss == bad or math.isnan(loss) == math.isnan(bad)
+
+
+def test_the_message_names_step_and_batch_with_accumulation() -> None:
+    losses = TrainLoss()
+    losses.update(torch.tensor(math.inf), 1, 17)  # the eighth batch of the second epoch of ten
+    trainer = SimpleNamespace(
+        num_training_batches=10, accumulate_grad_batches=3, optimizers=[SimpleNamespace(param_groups=[{"lr": 0.5}])]
+    )
+    message = str(non_finite_loss(losses, trainer))
+    assert message.startswith("the training loss is inf at step 6 (batch 7 of epoch 1, learning rate 0.5);")
+    assert "fp16" not in message
+    assert "fp16 ends at 65,504" in str(non_finite_loss(losses, trainer, fp16=True))
+
+
+def test_one_process_has_its_own_mean() -> None:
+    loss = torch.tensor(0.25)
+    assert mean_over_ranks(loss, 7) == (loss, 7)

@@ -17,7 +17,8 @@ from litpeft.runs.safe_read import check_aliases, check_names
 
 RESET = ("optimizer", "scheduler")  # options whose arguments must not carry over when another class is named
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")
-FLAGS = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config")  # options without a value
+# options without a value
+FLAGS = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config", "no_data", "no-data")
 
 
 def typed_options(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -200,7 +200,7 @@ def test_estimate_equals_the_tracked_peak(run: Path, images: str, capsys: pytest
     missing = [*images_of(str(run / "vit"), str(run / "none")), "--config", "lora", "--format", "json"]
     assert main(["estimate", *missing]) == 2
     assert "give --no_data" in capsys.readouterr().err
-    assert main(["estimate", *missing, "--no_data"]) == 0
+    assert main(["estimate", "--no_data", *missing]) == 0
     assert json.loads(capsys.readouterr().out)["strategies"][0]["peak_tensor_bytes"] == estimated
     options = ["--trainer.max_steps", "3", "--memory.track_steps", "[1,2,3]", "--run_dir", str(run / "tracked")]
     assert main(["fit", *arguments, *options]) == 0

@@ -216,7 +216,8 @@ def test_gradient_checkpointing_gives_the_same_gradients(reentrant: bool) -> Non
     one, other = steps(kept, share=True), steps(repeated, share=True)
     assert shared(kept) == shared(repeated)
     for name, gradient in one.items():  # not to the bit: on some processors the repeated forward sums in another order
-        assert torch.allclose(other[name], gradient, rtol=1e-4, atol=1e-6 * float(gradient.abs().max()))
+        # fp32 sums in another order: with AVX-512 up to 2e-6 of the largest element
+        assert torch.allclose(other[name], gradient, rtol=1e-4, atol=1e-5 * float(gradient.abs().max()))
 
 
 def test_the_operations_are_those_of_the_layers_alone() -> None:

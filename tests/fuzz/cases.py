@@ -14,7 +14,7 @@ import yaml
 from hypothesis import strategies as st
 
 from litpeft.cli import lightning_cli
-from litpeft.cli.parser import CLASSES, _arguments
+from litpeft.cli.class_options import CLASSES, arguments_of
 from litpeft.runs.record import FIELDS
 from litpeft.sweeps.experiment import KEYS
 from tests.fuzz.values import ARGUMENTS, TREES
@@ -52,7 +52,7 @@ def known_options() -> list[str]:
         OptionCollector("fit", [])
     options = [name for name in found if name.rpartition(".")[2] not in HELP]
     kinds = {path: kind for path, kind in CLASSES.items() if path in CLASS_OPTIONS}
-    return options + [f"{path}.{name}" for path, kind in kinds.items() for name in sorted(_arguments(kind))]
+    return options + [f"{path}.{name}" for path, kind in kinds.items() for name in sorted(arguments_of(kind))]
 
 
 OPTIONS = known_options()

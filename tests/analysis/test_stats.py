@@ -168,7 +168,7 @@ def test_the_bootstrap_agrees_with_scipy(kind: str) -> None:
     found = paired_bootstrap(first, second)
     by_row = (first - second).mean(axis=0)
     expected = reference.bootstrap(
-        (by_row,), np.mean, n_resamples=10_000, method="percentile", rng=np.random.default_rng(2)
+        (by_row,), np.mean, n_resamples=10_000, method="percentile", random_state=np.random.default_rng(2)
     ).confidence_interval
     error = by_row.std() / len(by_row) ** 0.5
     assert found.mean == pytest.approx(by_row.mean())

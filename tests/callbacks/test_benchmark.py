@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from litpeft.__main__ import main
-from litpeft.benchmarks import Benchmark, Live, Result
+from litpeft.benchmarks import Benchmark, Evaluation, Live, Result
 from litpeft.benchmarks.harness import HarnessTask
+from litpeft.callbacks.benchmark import write_items
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests.conftest import write_killer
@@ -341,3 +342,11 @@ def test_other_callbacks_are_notified(tmp_path: Path, causal_fit_arguments: list
     assert "ended 6 ['litpeft_generated_1da', 'litpeft_generated_2ds']" in done.stdout
     assert "generated 2ds acc" in done.stdout
     assert "Running loglikelihood" not in done.stderr
+
+
+def test_a_later_evaluation_of_a_step_keeps_the_items_of_other_benchmarks(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        found = Evaluation(1.0, {name: Result(scores={"acc": 1.0}, items=1, fingerprint=name, per_item={"acc": [1.0]})})
+        write_items(tmp_path, 7, found)
+    [file] = tmp_path.rglob("step-000007.json")
+    assert set(json.loads(file.read_text())) == {"one", "two"}

@@ -1,0 +1,74 @@
+"""What a merged model keeps: the digits of fp32, where an answer ends, and two weights that were one before."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from litpeft.__main__ import main
+
+FAST = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2", "--trainer.max_steps", "4"]
+
+
+def test_an_fp32_export_of_a_bf16_run_is_not_rounded_to_bf16(tmp_path: Path, fit_arguments: list[str]) -> None:
+    run = tmp_path / "run"
+    bf16 = ["bf16" if word == "fp32" else word for word in fit_arguments]
+    assert main([*bf16, "--model.adapter", "LoRA", *FAST, "--run_dir", str(run)]) == 0
+    assert main(["export", str(run), str(tmp_path / "out"), "--format", "merged", "--dtype", "fp32"]) == 0
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    merged = [tensor for name, tensor in tensors.items() if name.endswith("query.weight")]
+    assert merged
+    for weight in merged:
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, weight.bfloat16().float())
+
+
+def test_a_merged_model_with_other_logits_is_refused(
+    tmp_path: Path, fit_arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def damage(model: nn.Module) -> None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(-1.0)
+
+    run = tmp_path / "run"
+    assert main([*fit_arguments, "--model.adapter", "LoRA", *FAST, "--run_dir", str(run)]) == 0
+    monkeypatch.setattr("litpeft.adapters.new_tokens.merge_new_tokens", damage)
+    capsys.readouterr()
+    assert main(["export", str(run), str(tmp_path / "out"), "--format", "merged"]) == 2
+    assert "the logits of the merged model differ by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def chat(tmp_path: Path, byte_llama: str) -> list[str]:
+    """Return the arguments of a fit on conversations, whose answers end with the end of the text."""
+    file = tmp_path / "chats.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"say {i}", "response": f"{i}"}) for i in range(12)))
+    return [
+        *("fit", "--model", "CausalLM", "--model.model_name", byte_llama, "--model.dtype", "fp32", "--data"),
+        *("Conversations", "--data.train_file", str(file), "--data.val_samples", "4", "--data.batch_size", "2"),
+        *("--data.max_length", "128", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"),
+        *(*FAST, "--run_dir", str(tmp_path / "run")),
+    ]
+
+
+def test_a_changed_head_is_no_longer_tied_to_the_embeddings(tmp_path: Path, chat: list[str], byte_llama: str) -> None:
+    targets = ["--model.adapter", "LoRA", "--model.adapter.targets", "[q_proj,lm_head]"]
+    assert main([*chat, *targets]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
+    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (byte_llama, tmp_path / "out"))
+    assert before.config.tie_word_embeddings
+    assert torch.equal(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
+    assert not torch.equal(after.get_output_embeddings().weight, before.get_output_embeddings().weight)
+
+
+def test_an_exported_model_ends_its_answers_as_in_training(tmp_path: Path, chat: list[str], byte_llama: str) -> None:
+    assert main([*chat, "--model.adapter", "LoRA"]) == 0
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == 0

@@ -1,0 +1,83 @@
+"""Each metric with a name against its formula in float64, on classes, labels and targets that are uneven."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from litpeft.tasks.metrics import CLASSES, LABEL_SETS, NUMBERS
+
+DRAW = np.random.default_rng(0)
+TRUTH = np.array([0] * 12 + [1] * 5 + [2] * 3)
+LOGITS = DRAW.normal(size=(20, 3)) + 1.2 * np.eye(3)[TRUTH]
+FOUND = LOGITS.argmax(1)
+KNOWN = DRAW.random((20, 4)) < np.array([0.7, 0.3, 0.15, 0.0])  # no row has the last label
+SCORES = np.clip(DRAW.random((20, 4)) * 0.6 + 0.4 * KNOWN, 0, 1)
+TARGETS = DRAW.normal(3.0, 2.0, 20)
+VALUES = TARGETS + DRAW.normal(0.5, 1.0, 20)
+
+
+def f1(found: np.ndarray, truth: np.ndarray) -> float:
+    return 2 * (found & truth).sum() / (found.sum() + truth.sum())
+
+
+def of_class(kind: Callable[[np.ndarray, np.ndarray], float]) -> float:
+    """Return the mean over the classes of a score of one class against the others."""
+    return float(np.mean([kind(*(labels == each for labels in (FOUND, TRUTH))) for each in range(3)]))
+
+
+def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the mean, over the rows with the label, of the precision down to their rank."""
+    ranked = truth[np.argsort(-scores, kind="stable")]
+    return float((np.cumsum(ranked) / np.arange(1, len(ranked) + 1))[ranked].mean())
+
+
+DECIDED = SCORES >= 0.5
+EXPECTED = {
+    "accuracy": np.mean(FOUND == TRUTH),
+    "f1": of_class(f1),
+    "balanced_accuracy": of_class(lambda found, truth: (found & truth).sum() / truth.sum()),
+    "recall": of_class(lambda found, truth: (found & truth).sum() / truth.sum()),
+    "precision": of_class(lambda found, truth: (found & truth).sum() / found.sum()),
+}
+EXPECTED_SETS = {
+    "micro_f1": f1(DECIDED.ravel(), KNOWN.ravel()),
+    "macro_f1": np.mean([f1(DECIDED[:, i], KNOWN[:, i]) if (DECIDED | KNOWN)[:, i].any() else 0.0 for i in range(4)]),
+    "map": np.mean([average_precision(SCORES[:, i], KNOWN[:, i]) for i in range(3)]),
+    "exact_match": (DECIDED == KNOWN).all(1).mean(),
+}
+ERRORS = VALUES - TARGETS
+EXPECTED_NUMBERS = {
+    "rmse": np.sqrt(np.mean(ERRORS**2)),
+    "mae": np.mean(np.abs(ERRORS)),
+    "r2": 1 - (ERRORS**2).sum() / ((TARGETS - TARGETS.mean()) ** 2).sum(),
+    "pearson": np.corrcoef(VALUES, TARGETS)[0, 1],
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_of_classes(name: str) -> None:
+    metric = CLASSES[name].build(3)
+    for rows in (slice(0, 13), slice(13, 20)):  # uneven batches
+        metric.update(torch.tensor(LOGITS[rows]), torch.tensor(TRUTH[rows]))
+    assert float(metric.compute()) == pytest.approx(EXPECTED[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPECTED_SETS)
+def test_of_sets_of_labels(name: str) -> None:
+    metric, given = LABEL_SETS[name].build(4), DECIDED if LABEL_SETS[name].uses == "predicted" else SCORES
+    for rows in (slice(0, 13), slice(13, 20)):
+        found = torch.tensor(given[rows])
+        metric.update(found.int() if found.dtype == torch.bool else found, torch.tensor(KNOWN[rows]).int())
+    assert float(metric.compute()) == pytest.approx(EXPECTED_SETS[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", EXPECTED_NUMBERS)
+def test_of_numbers(name: str) -> None:
+    metric = NUMBERS[name].build(1)
+    for rows in (slice(0, 13), slice(13, 20)):
+        metric.update(torch.tensor(VALUES[rows]), torch.tensor(TARGETS[rows]))
+    assert float(metric.compute()) == pytest.approx(EXPECTED_NUMBERS[name], rel=1e-5)

@@ -11,25 +11,13 @@ import yaml
 
 from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.cli.option_checks import check_value
+from litpeft.cli.typed_options import FLAGS, typed_options
 from litpeft.errors import UserError
 from litpeft.runs.folder import CONFIG, saved_config
 from litpeft.runs.safe_read import check_aliases, check_names
 
 RESET = ("optimizer", "scheduler")  # options whose arguments must not carry over when another class is named
 NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)[eE][-+]?\d+|-\.?inf")
-# options without a value
-FLAGS = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config", "no_data", "no-data")
-
-
-def typed_options(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """Return (option, value) pairs in order; both `--a.b 1` and `--a.b=1` give ("a.b", "1")."""
-    pairs = []
-    rest = iter(arguments)
-    for word in rest:
-        if word.startswith("-"):
-            key, equals, value = word.lstrip("-").partition("=")
-            pairs.append((key, value if equals or key in FLAGS else next(rest, "")))
-    return [("config" if key == "c" else key, value) for key, value in pairs]
 
 
 def with_configs(verb: str, arguments: Sequence[str]) -> list[str]:

@@ -13,8 +13,8 @@ from typing import Any
 from lightning import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from litpeft.cli.arguments import typed_options
 from litpeft.cli.config_files import find_config, read_yaml
+from litpeft.cli.typed_options import typed_options
 from litpeft.errors import UserError, first_sentence
 
 # how messages begin: `data.seed must ...`, `model.adapter has no option 'rnk'`, `unknown option modle ...`

@@ -6,12 +6,13 @@ import glob
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from litpeft.cli import known_options
 from litpeft.cli.config_files import find_config, read_yaml
+from litpeft.cli.typed_options import typed_options
 from litpeft.errors import UserError, did_you_mean
 from litpeft.runs.folder import CONFIG, saved_config
 
@@ -44,8 +45,6 @@ USUAL = (
     *("--model.dtype", "--model.base", "--model.scheduler", "--data", "--data.train_file", "--data.batch_size"),
     *("--data.max_length", "--trainer.max_epochs", "--trainer.max_steps", "--benchmarks.tasks", "--record.predictions"),
 )
-
-
 NAMING = ("model", "data", "model.adapter", "model.scheduler")  # options that name a class of litpeft
 OF_ANY_CLASS = ("class_path", "init_args", "dict_kwargs", "adapter", "optimizer", "scheduler")  # or classes themselves
 WORD = re.compile(r"(?!(null|none|inf|nan|true|false)$)[a-z]\w*", re.IGNORECASE)  # certainly not a number
@@ -82,7 +81,7 @@ def look(verb: str, arguments: Sequence[str]) -> None:
         if word.startswith("--") and name.lstrip("-").partition(".")[0] not in GROUPS:
             guess = f" (did you mean {COMMON[name]}?)" if name in COMMON else did_you_mean(name, USUAL)
             raise UserError(f"unknown option {name}{guess}.")
-    options = list(_pairs(words))
+    options = typed_options(words)
     if any(value.startswith("{") for _, value in options):
         return  # classes may be named inside
     classes = _classes(options)
@@ -90,15 +89,6 @@ def look(verb: str, arguments: Sequence[str]) -> None:
         for option, value in options:
             _check_option(option, value, classes, known)
     _check_files(verb, options)
-
-
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield (option, value) without dashes; a value that is missing is empty."""
-    for place, word in enumerate(words):
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            after = next(iter(words[place + 1 : place + 2]), "")
-            yield name, value if equals else "" if after.startswith("--") else after
 
 
 def _classes(options: Sequence[tuple[str, str]]) -> dict[str, set[str]]:

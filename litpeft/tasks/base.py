@@ -122,10 +122,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         return {"input_ids": ids, "attention_mask": mask, "labels": ids}
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
-        """Count a batch's `samples`, `tokens` (no padding), `padded` (with padding) and `trained` (with loss).
-
-        What is left out is unknown, such as the tokens of an image.
-        """
+        """Count `samples` and, of texts, `tokens` (no padding), `padded` (with padding) and `trained` (with loss)."""
         raise NotImplementedError
 
     def configure_model(self) -> None:

@@ -113,6 +113,7 @@ def test_every_option_that_the_parser_takes_is_taken(kept: dict[str, Any], monke
         ["--model.adapter", "mine.Own", "--model.adapter.rnk", "3"],  # a user's own class
         ["--model.adapter", "{class_path: mine.Own}", "--model.adapter.rnk", "3"],
         ["--model.adapter", "LoRA", "--model.adapter.rank", "null"],
+        ["--config", "lora", "-c", "ia3", "--model.adapter.method", "IA3"],
         ["--data.train_file", "demo:snippets.tsv", "--data.val_file", "part-*.csv"],
         ["--resume", "--data.train_file", "moved.tsv"],
         ["--data.train_file", "a_folder"],

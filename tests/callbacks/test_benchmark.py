@@ -172,7 +172,8 @@ def test_a_run_killed_in_its_last_benchmark_finishes_it_after_a_resume(
             values = [[{k: v for k, v in each.items() if k != "train_seconds"} for each in one] for one in values]
         assert values[0] == values[1], name
     points = EventAccumulator(str(tmp_path / "killed")).Reload().Scalars("benchmark/litpeft_generated_2ds_acc")
-    assert [point.step for point in points] == [0, 6]
+    # The two files of a run that is killed and resumed within a second are read in the order of process numbers.
+    assert sorted(point.step for point in points) == [0, 6]
 
 
 def test_with_keep_best_the_best_weights_are_evaluated(tmp_path: Path, causal_fit_arguments: list[str]) -> None:

@@ -39,8 +39,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", help="with --dry_run: the device, as in `litpeft estimate --device`")
     parser.add_argument("--jobs", type=int, default=1, help="number of trials at the same time (default: 1)")
     parser.add_argument("--retry", action="store_true", help="rerun trials that failed or ran out of memory")
-    parser.add_argument("--select", choices=["optuna"], help="search among the trials instead of running all")
-    parser.add_argument("--trials", type=int, default=20, help="with --select: number of trials to run (default: 20)")
+    parser.add_argument(
+        "--select",
+        choices=["optuna"],
+        help="search among the trials instead of running all; with `tune`: among the values that each trial tries",
+    )
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=20,
+        help="with --select: number of trials to run, or of values that each trial tries (default: 20)",
+    )
     parser.add_argument("--launcher", choices=list(LAUNCHERS), default="local", help="where trials run")
     parser.add_argument(
         "--address", help="with --launcher ray: address of the cluster (default: start one on this machine)"
@@ -58,10 +67,6 @@ def main(arguments: list[str]) -> int:
     experiment = read_experiment(options.experiment, _settings(others, list(parser._option_string_actions)))
     if options.jobs < 1 or options.trials < 1:
         raise UserError("--jobs and --trials must be at least 1.")
-    if options.select and any(trial.candidates for trial in experiment.trials):
-        raise UserError(
-            f"--select {options.select}: {options.experiment} has tune, which runs all values; leave it out."
-        )
     from litpeft.cli.console import quieten
     from litpeft.sweeps.resolve import resolve, varying  # imports torch; mistakes above are reported before
     from litpeft.sweeps.tuning import kept_choices  # imports rich, see litpeft/cli/console.py
@@ -130,19 +135,21 @@ class _Sweep:
             folder=root / "slurm",
             slurm=slurm,
         )
-        self.screen = Screen([*self.tuning_jobs, *self.jobs], experiment.description["metric"])
+        self.screen = Screen(self._all_jobs(), experiment.description["metric"])
         self.stopped: int | None = None
 
     def run(self) -> int:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, self._stop)
         with self.screen.live(), ThreadPoolExecutor(self.options.jobs) as pool:
-            if self.options.select:
+            if self.options.select and self.options.retry:  # a search does not come back to what has failed
+                self._together(pool, [job for job in self._all_jobs() if job.state() in ("failed", "oom")])
+            if self.options.select and not any(trial.candidates for trial in self.experiment.trials):
                 from litpeft.sweeps.search import search
 
                 search(self.root, self.experiment, self.jobs, self.options.trials, partial(self._together, pool))
             else:
-                self._together(pool, self.tuning_jobs)
+                self._tune(pool)
                 if self.stopped is None:
                     self._choose()
                 chosen = {trial.name for trial in self.experiment.trials if self._ready(trial)}
@@ -150,16 +157,46 @@ class _Sweep:
         self.launch.close()
         return self._summary()
 
+    def _tune(self, pool: ThreadPoolExecutor) -> None:
+        """Run the tuning runs: all of them, or those that a search chooses for each trial."""
+        if not self.options.select:
+            self._together(pool, self.tuning_jobs)
+            return
+        from litpeft.sweeps.search import search_values
+
+        def search(trial: Trial) -> None:
+            jobs = self._tuning_jobs_of(trial)
+            if jobs and self.stopped is None:
+                run = partial(self._together, pool)
+                search_values(self.root, self.experiment, trial, jobs, self.options.trials, run)
+
+        with ThreadPoolExecutor(self.options.jobs) as searches:  # one search rarely has more than one run to do
+            list(searches.map(search, self.experiment.trials))
+
+    def _all_jobs(self) -> list[Job]:
+        return [*self.tuning_jobs, *self.jobs]
+
+    def _tuning_jobs_of(self, trial: Trial) -> list[Job]:
+        names = {each.name for each in trial.candidates}
+        return [job for job in self.tuning_jobs if job.trial.name in names]
+
+    def _are_tuned(self, jobs: list[Job]) -> bool:
+        """Return whether all of the tuning jobs of a trial have ended, or as many as the search may run."""
+        of_values: dict[str, list[str]] = {}
+        for job in jobs:
+            of_values.setdefault(job.trial.name, []).append(job.state())
+        tried = [states for states in of_values.values() if set(states) != {"waiting"}]
+        enough = min(self.options.trials, len(of_values)) if self.options.select else len(of_values)
+        return len(tried) >= enough and all(set(states) <= {"ok", "failed", "oom"} for states in tried)
+
     def _choose(self) -> None:
         """Choose the values of the trials that have not started, write the choices and print them."""
         from litpeft.sweeps.tuning import choose
 
         metric = self.experiment.description["metric"]
         for trial in self.experiment.trials:
-            names = {each.name for each in trial.candidates}
-            jobs = [job for job in self.tuning_jobs if job.trial.name in names]
-            ended = all(job.state() in ("ok", "failed", "oom") for job in jobs)  # else the same command continues them
-            if names and ended and trial.name not in self.choices:
+            jobs = self._tuning_jobs_of(trial)
+            if trial.candidates and trial.name not in self.choices and self._are_tuned(jobs):
                 self.choices[trial.name] = choose(trial, self.experiment.tune_seeds, jobs, metric)
         if not self.choices:
             return
@@ -216,7 +253,7 @@ class _Sweep:
         states = self.screen.states
         if best := self.screen.best():
             print(best)
-        failed = [job for job in [*self.tuning_jobs, *self.jobs] if states[job.name] in ("failed", "oom")]
+        failed = [job for job in self._all_jobs() if states[job.name] in ("failed", "oom")]
         settled = {each.name for trial in self.experiment.trials if self._ready(trial) for each in trial.candidates}
         bad = [job for job in failed if job.trial.name not in settled]  # a value that failed was just not chosen
         for job in failed:

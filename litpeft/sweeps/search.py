@@ -1,9 +1,10 @@
-"""`--select optuna`: choose the next trials from the results so far (Akiba et al. 2019)."""
+"""`--select optuna`: choose the next trials, or values of `tune`, from the results so far (Akiba et al. 2019)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from litpeft.errors import UserError
 from litpeft.sweeps.experiment import Experiment, Trial
@@ -11,11 +12,11 @@ from litpeft.sweeps.folder import Job
 from litpeft.sweeps.progress_table import score
 
 STORAGE = "optuna.log"  # in the sweep's folder
+REPEATS = 20  # suggestions of points that have been tried, before the first that has not is taken
+Run = Callable[[list[Job]], list[str]]
 
 
-def search(
-    root: Path, experiment: Experiment, jobs: list[Job], budget: int, run: Callable[[list[Job]], list[str]]
-) -> None:
+def search(root: Path, experiment: Experiment, jobs: list[Job], budget: int, run: Run) -> None:
     """Run up to `budget` different trials, each with all seeds, chosen by a tree-structured Parzen estimator.
 
     Args:
@@ -28,6 +29,75 @@ def search(
     Raises:
         UserError: optuna is not installed.
     """
+    names = {each.name: tuple(each.axes.values()) for each in experiment.trials}
+    values = {axis: list(dict.fromkeys(each.axes[axis] for each in experiment.trials)) for axis in experiment.axes}
+    _search(root, experiment.name, values, _by_point(names, jobs), experiment.description["metric"], budget, run)
+
+
+def search_values(root: Path, experiment: Experiment, trial: Trial, jobs: list[Job], budget: int, run: Run) -> None:
+    """Run up to `budget` combinations of the values of `tune` of one trial, each with all tuning seeds.
+
+    Numbers are searched by their order, so that the neighbours of a good learning rate are tried before distant ones.
+
+    Args:
+        root: folder of the sweep, where the study is stored and continued.
+        experiment: the experiment.
+        trial: trial with candidates.
+        jobs: the tuning jobs of the trial.
+        budget: number of combinations, including those of earlier searches.
+        run: runs jobs that have not finished, in parallel, and returns their states.
+
+    Raises:
+        UserError: optuna is not installed.
+    """
+    values: dict[str, list[Any]] = {}
+    for option in trial.candidates[0].values:
+        tried = [each.values[option] for each in trial.candidates]
+        different = [each for i, each in enumerate(tried) if each not in tried[:i]]  # lists as values are not hashable
+        values[option] = sorted(different) if _are_numbers(different) else different
+    names = {
+        each.name: tuple(values[option].index(value) for option, value in each.values.items())
+        for each in trial.candidates
+    }
+    places = {
+        option: range(len(each)) if _are_numbers(each) else list(range(len(each))) for option, each in values.items()
+    }
+    name = f"{experiment.name}: {trial.label}"
+    _search(root, name, places, _by_point(names, jobs), experiment.description["metric"], budget, run)
+
+
+def _are_numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(each, (int, float)) and not isinstance(each, bool) for each in values)
+
+
+def _by_point(names: Mapping[str, tuple[Any, ...]], jobs: Sequence[Job]) -> dict[tuple[Any, ...], list[Job]]:
+    """Return {point of the grid: its jobs}; `names` are the points of the trials."""
+    points: dict[tuple[Any, ...], list[Job]] = {point: [] for point in names.values()}
+    for job in jobs:
+        points[names[job.trial.name]].append(job)
+    return points
+
+
+def _search(
+    root: Path,
+    name: str,
+    values: Mapping[str, Sequence[Any]],
+    points: Mapping[tuple[Any, ...], list[Job]],
+    metric: str | None,
+    budget: int,
+    run: Run,
+) -> None:
+    """Run the jobs of up to `budget` points.
+
+    Args:
+        root: folder of the sweep.
+        name: name of the study.
+        values: {dimension: its values}; a range is ordered, a list is not.
+        points: {point: its jobs}, without excluded points.
+        metric: metric to improve; None: that of the runs.
+        budget: number of points, including those of earlier searches.
+        run: runs jobs that have not finished.
+    """
     try:
         import optuna
         from optuna.storages import JournalStorage
@@ -35,49 +105,47 @@ def search(
     except ImportError as error:
         raise UserError("--select optuna needs optuna: pip install 'litpeft[hpo]'.") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    failed = optuna.trial.TrialState.FAIL
     study = optuna.create_study(
         storage=JournalStorage(JournalFileBackend(str(root / STORAGE))),
-        study_name=experiment.name,
+        study_name=name,
         direction="maximize",
         sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=min(10, max(1, budget // 2))),
         load_if_exists=True,
     )
     for stale in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # left by a killed search
-        study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
-    of_trial: dict[str, list[Job]] = {}
-    for job in jobs:
-        of_trial.setdefault(job.trial.name, []).append(job)
-    by_axes = {tuple(trial.axes.values()): trial for trial in experiment.trials}
-    values = {axis: list(dict.fromkeys(t.axes[axis] for t in experiment.trials)) for axis in experiment.axes}
-    tried = {
-        name for name, group in of_trial.items() if all(job.state() not in ("waiting", "interrupted") for job in group)
-    }
-    for name, group in of_trial.items():  # finish started trials first, since the sampler may not suggest them again
-        if name not in tried and any(job.state() != "waiting" for job in group):
-            study.enqueue_trial(group[0].trial.axes)
-    for _ in range(20 * budget):  # the sampler may repeat a trial, which costs nothing
-        if len(tried) >= min(budget, len(by_axes)):
-            return
+        study.tell(stale.number, state=failed)
+    states = {point: [job.state() for job in jobs] for point, jobs in points.items()}
+    tried = {point for point, each in states.items() if not {"waiting", "interrupted"} & set(each)}
+    for point, each in states.items():  # finish started points first, since the sampler may not suggest them again
+        if point not in tried and set(each) != {"waiting"}:
+            study.enqueue_trial(dict(zip(values, point, strict=True)))
+    repeats = 0
+    while len(tried) < min(budget, len(points)):
+        if repeats > REPEATS:
+            study.enqueue_trial(dict(zip(values, next(each for each in points if each not in tried), strict=True)))
         suggestion = study.ask()
-        point = tuple(suggestion.suggest_categorical(axis, names) for axis, names in values.items())
-        trial: Trial | None = by_axes.get(point)
-        if trial is None:  # excluded
+        point = tuple(
+            suggestion.suggest_int(dimension, 0, len(each) - 1)
+            if isinstance(each, range)
+            else suggestion.suggest_categorical(dimension, each)
+            for dimension, each in values.items()
+        )
+        repeats = repeats + 1 if point in tried or point not in points else 0
+        if point not in points:  # excluded
             study.tell(suggestion, state=optuna.trial.TrialState.PRUNED)
             continue
-        tried.add(trial.name)
-        mean = _mean(experiment, of_trial[trial.name], run)
-        if mean is None:
-            study.tell(suggestion, state=optuna.trial.TrialState.FAIL)
-        else:
-            study.tell(suggestion, mean)
-        if any(job.state() == "interrupted" for job in of_trial[trial.name]):
+        tried.add(point)
+        mean = _mean(metric, points[point], run)  # of a point that was tried: what its records say, at no cost
+        study.tell(suggestion, mean, state=failed if mean is None else None)
+        if any(job.state() == "interrupted" for job in points[point]):
             return
 
 
-def _mean(experiment: Experiment, jobs: list[Job], run: Callable[[list[Job]], list[str]]) -> float | None:
-    """Run the jobs of a trial and return the mean score over its seeds; None if a seed has no score."""
+def _mean(metric: str | None, jobs: list[Job], run: Run) -> float | None:
+    """Run the jobs of a point and return the mean score over its seeds; None if a seed has no score."""
     states = run(jobs)
-    scores = [score(job.record() or {}, experiment.description["metric"]) for job in jobs]
+    scores = [score(job.record() or {}, metric) for job in jobs]
     if set(states) != {"ok"} or None in scores:
         return None
     return sum(value for value, *_ in scores) / len(scores)

@@ -42,6 +42,7 @@ def choose(trial: Trial, seeds: Sequence[int], jobs: Sequence[Job], metric: str 
     """Return the choice of a trial: the combination of values with the best mean of the metric.
 
     A combination of which a run failed, or has no value of the metric, is not chosen. Of equal means, the first wins.
+    A combination without any run was left out by a search.
 
     Args:
         trial: the trial, with its candidates.
@@ -52,14 +53,18 @@ def choose(trial: Trial, seeds: Sequence[int], jobs: Sequence[Job], metric: str 
     if len(trial.candidates) == 1:
         values = trial.candidates[0].values
         return Tuned(None, [], [Tried(values, None, 0)], values, {})
-    records: dict[str, list[dict[str, Any]]] = {each.name: [] for each in trial.candidates}
+    records: dict[str, list[dict[str, Any]]] = {}
     for job in jobs:
-        records[job.trial.name].append(job.record() or {})
-    finished = [record for each in records.values() for record in each if record.get("status") == "ok"]
+        if record := job.record():
+            records.setdefault(job.trial.name, []).append(record)
+    finished = [record for each in records.values() for record in each if record["status"] == "ok"]
     metric = metric or _main_metric(finished)
     tried, best, chosen = [], None, None
     for candidate in trial.candidates:
-        ended = [record for record in records[candidate.name] if record.get("status") == "ok"]
+        if candidate.name not in records:
+            tried.append(Tried(candidate.values, None, None))
+            continue
+        ended = [record for record in records[candidate.name] if record["status"] == "ok"]
         scores = [found for record in ended if metric and (found := score(record, metric))]
         complete = len(scores) == len(seeds)
         tried.append(Tried(candidate.values, fmean(each[2] for each in scores) if complete else None, len(scores)))

@@ -160,6 +160,7 @@ class Launcher:
 
     started: list[str] = []
     dies_at: str | None = None
+    limit: int | None = None  # runs until it dies
     best = {"full": 3e-4, "lora": 1e-3}
 
     def __init__(self, **options: Any) -> None: ...
@@ -167,7 +168,7 @@ class Launcher:
     def __call__(self, arguments: Sequence[str], log: Path) -> int:
         given = dict(zip(arguments[1:-1:2], arguments[2:-1:2], strict=True))
         run_dir = Path(given["--run_dir"])
-        if self.dies_at and self.dies_at in str(run_dir):
+        if self.dies_at and (self.dies_at in str(run_dir) or len(self.started) == self.limit):
             raise SystemExit("killed")  # no Exception: the sweep ends as if it was killed
         self.started.append(str(run_dir.relative_to("runs/mine")))
         config = yaml.safe_load(Path(given["--config"]).read_text())
@@ -194,15 +195,18 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setitem(LAUNCHERS, "local", Launcher)
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
 
-    def run(change: dict[str, Any] | None = None, expected: int = 0, dies_at: str | None = None) -> list[str]:
-        options = CONTENT["options"] | {"benchmarks.tasks": ["held_out"]}
-        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(CONTENT | {"options": options} | (change or {})))
+    def run(
+        change: dict[str, Any] | None = None, expected: int = 0, dies_at: str | None = None, options: str = ""
+    ) -> list[str]:
+        arguments = ["sweep", "mine.yaml", *options.split()]
+        common = CONTENT["options"] | {"benchmarks.tasks": ["held_out"]}
+        (tmp_path / "mine.yaml").write_text(yaml.safe_dump(CONTENT | {"options": common} | (change or {})))
         Launcher.started, Launcher.dies_at = [], dies_at
         if dies_at:
             with pytest.raises(SystemExit):
-                main(["sweep", "mine.yaml"])
+                main(arguments)
         else:
-            assert main(["sweep", "mine.yaml"]) == expected
+            assert main(arguments) == expected
         return Launcher.started
 
     yield run
@@ -301,8 +305,65 @@ def test_a_trial_without_any_result_of_its_tuning_is_reported(
     Launcher.started = []
     assert main(["sweep", "mine.yaml", "--retry"]) == 0
     assert Launcher.started == [*TUNING[2:], "lora/seed0"]  # the choice of full has been used
-    assert main(["sweep", "mine.yaml", "--select", "optuna"]) == 2
-    assert "--select optuna: mine.yaml has tune, which runs all values; leave it out." in capsys.readouterr().err
+
+
+EIGHT = {"tune": {LR: [1e-2, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 3e-2]}}  # in no order
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_search_tries_a_part_of_the_values_of_each_trial(
+    sweep: Any, capsys: pytest.CaptureFixture, jobs: int
+) -> None:
+    pytest.importorskip("optuna")
+    options = f"--select optuna --trials 5 --jobs {jobs}"
+    started = sweep(EIGHT, options=options)
+    of_lora = {each for each in started if each.startswith("tuning/lora/")}
+    assert (len(of_lora), sum(each.startswith("tuning/full/") for each in started), len(started)) == (5, 2, 9)
+    trials = {trial.label: trial.tuned for trial in read_sweep(ROOT).trials}
+    tried = [each for each in trials["lora"].tried if each.runs is not None]
+    assert {f"tuning/lora/lr={each.values[LR]}/seed1000" for each in tried} == of_lora
+    assert len(trials["lora"].tried) == 8
+    assert chosen()["lora"] == max(tried, key=lambda each: each.mean).values[LR] == rates()["lora/seed0"]
+    expected = f"lora {chosen()['lora']} (lr, chosen by val_accuracy on seed 1000 among 5 of 8 that a search tried)."
+    assert expected in capsys.readouterr().out
+    assert main(["report", str(ROOT), "--output", "report.html"]) == 0
+    assert Path("report.html").read_text().count("not tried") == 3
+    assert sweep(EIGHT, options=options) == []  # nothing is repeated, and the choice stays
+    assert sorted(sweep(EIGHT | {"seeds": 2}, options=options)) == ["full/seed1", "lora/seed1"]
+
+
+def test_a_search_for_values_that_is_killed_continues(sweep: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("optuna")
+    with monkeypatch.context() as only:
+        only.setattr(Launcher, "limit", 4)
+        started = sweep(EIGHT, dies_at="any run", options="--select optuna --trials 5")
+    assert not chosen()
+    more = sweep(EIGHT, options="--select optuna --trials 5")
+    tuning = [each for each in [*started, *more] if each.startswith("tuning/lora/")]
+    assert (len(started), len(tuning), len(set(tuning))) == (4, 5, 5)
+    assert rates().keys() == {"full/seed0", "lora/seed0"}
+
+
+def test_a_search_with_enough_trials_tries_all_values_and_repeats_failed_ones_on_demand(
+    sweep: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+
+    def fails(self: Launcher, arguments: Sequence[str], log: Path) -> int:
+        run(self, arguments, log)
+        folder = Path(arguments[arguments.index("--run_dir") + 1])
+        if "lr=0.001" in str(folder):
+            write_record(folder, read_record(folder) | {"status": "failed", "error": "the loss is NaN"})
+        return 0
+
+    run = Launcher.__call__
+    monkeypatch.setattr(Launcher, "__call__", fails)
+    options = "--select optuna --trials 9"
+    assert len(sweep(EIGHT, options=options, dies_at="mine/lora/seed0")) == 2 + 8 + 1
+    assert chosen()["lora"] in (3e-4, 3e-3)
+    monkeypatch.setattr(Launcher, "__call__", run)
+    assert sweep(EIGHT, options=f"{options} --retry")[0] == "tuning/lora/lr=0.001/seed1000"
+    assert chosen()["lora"] == 1e-3
 
 
 def test_a_single_value_needs_no_tuning_run(sweep: Any) -> None:

@@ -126,12 +126,12 @@ class Tried:
     Attributes:
         values: {option: value}.
         mean: mean of the metric over the tuning seeds; None if a run has no result.
-        runs: number of tuning runs with a result.
+        runs: number of tuning runs with a result; None if a search left the combination out.
     """
 
     values: Mapping[str, Any]
     mean: float | None
-    runs: int
+    runs: int | None
 
 
 @dataclass(frozen=True)

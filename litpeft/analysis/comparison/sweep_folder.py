@@ -145,9 +145,7 @@ def _tuned(content: Mapping[str, Any]) -> Tuned:
         metric=None if content.get("metric") is None else str(content["metric"]),
         seeds=[int(seed) for seed in content.get("seeds") or ()],
         tried=[
-            Tried(
-                {str(option): item for option, item in each["values"].items()}, each.get("mean"), each.get("runs") or 0
-            )
+            Tried({str(option): item for option, item in each["values"].items()}, each.get("mean"), each.get("runs", 0))
             for each in content.get("tried") or ()
         ],
         chosen=None if chosen is None else {str(option): item for option, item in chosen.items()},

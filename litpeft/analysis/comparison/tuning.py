@@ -47,7 +47,9 @@ def _how(tuned: Tuned) -> str:
     if len(tuned.tried) < 2:
         return "the only value"
     seeds = ", ".join(map(str, tuned.seeds))
-    return f"chosen by {tuned.metric} on seed{'s' if len(tuned.seeds) > 1 else ''} {seeds}"
+    searched = sum(each.runs is not None for each in tuned.tried)
+    among = f" among {searched} of {len(tuned.tried)} that a search tried" if searched < len(tuned.tried) else ""
+    return f"chosen by {tuned.metric} on seed{'s' if len(tuned.seeds) > 1 else ''} {seeds}{among}"
 
 
 def _shown(values: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from litpeft.analysis.comparison import Comparison
 from litpeft.analysis.comparison.figures import figure
 from litpeft.analysis.comparison.number_format import unit
-from litpeft.analysis.comparison.results import Tuned
+from litpeft.analysis.comparison.results import Tried, Tuned
 from litpeft.analysis.comparison.sentences import UNKNOWN, plain_title, value_text
 from litpeft.analysis.report.chart import TEXT, Chart, group_trace, layout, literal, scaled
 from litpeft.analysis.report.style import look
@@ -37,7 +37,7 @@ def tuning_chart(comparison: Comparison) -> Chart | None:
         [
             comparison.groups[number].label,
             f"{each.values[name]:g}",
-            _shown(metric, each.mean),
+            _shown(metric, each),
             _chosen(found, each.values),
         ]
         for number, found in searched.items()
@@ -79,8 +79,10 @@ def _trace(number: int, label: str, found: Tuned, name: str, metric: str) -> dic
     return trace
 
 
-def _shown(metric: str, mean: float | None) -> str:
-    return UNKNOWN if mean is None else value_text(metric, mean)
+def _shown(metric: str, tried: Tried) -> str:
+    if tried.mean is None:
+        return "not tried" if tried.runs is None else UNKNOWN
+    return value_text(metric, tried.mean)
 
 
 def _chosen(found: Tuned, values: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from litpeft.errors import UserError
 from litpeft.runs import curve_file
 from litpeft.runs.atomic_write import write_atomically
 from litpeft.runs.folder import CONFIG, TRACEBACK, newest_checkpoint, reached_limit
-from litpeft.runs.record import FIELDS, as_json, by_field, new_record, with_metrics, write_record
+from litpeft.runs.record import as_json, by_field, new_record, with_metrics, write_record
 from litpeft.training import failure_messages, processes
 
 
@@ -183,9 +183,6 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         folder.mkdir(parents=True, exist_ok=True)
         for path in self._stale:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self.record |= {name: None for name in FIELDS if name.startswith("test_")}  # test metrics of earlier weights
-        others = {name: value for name, value in (self.record["other_metrics"] or {}).items() if name[:5] != "test_"}
-        self.record["other_metrics"] = others or None
         started_at = self.record["started_at"] or datetime.now(timezone.utc).isoformat(timespec="seconds")
         self.record |= {"started_at": started_at} | describe_setup(trainer, pl_module)
         write_record(folder, self.record)

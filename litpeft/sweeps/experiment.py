@@ -18,9 +18,10 @@
     tune_seeds: 1                                    # seeds for the choice; or a list; the default is one seed
     seeds: 5                                         # seeds 0 to 4; or a list of seeds
 
-With `tune`, each trial first runs all combinations of its values (with `--select optuna` some of them) with the seeds of
-`tune_seeds`, which must not be in `seeds`, and keeps the combination with the best mean of the validation metric for its
-runs with `seeds`. A variant may have its own values: `lora: {configs: [lora], tune: {model.optimizer.lr: [1.0e-3, 3.0e-3]}}`.
+With `tune`, each trial first runs all combinations of its values (with `--select optuna` some of them) with the seeds
+of `tune_seeds`, which must not be in `seeds`, and keeps the combination with the best mean of the validation metric for
+its runs with `seeds`. A variant may have its own values: `lora: {configs: [lora], tune: {model.optimizer.lr: [1.0e-3,
+3.0e-3]}}`.
 
 Further keys: `baseline` (a label, or values of axes), `metric`, `target` and `average_over` (the axis of the tasks, for
 `litpeft compare`), `published`, and `like: NAME`, which takes all keys missing here, except `published`, from another

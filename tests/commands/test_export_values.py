@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,11 +65,19 @@ def test_a_changed_head_is_no_longer_tied_to_the_embeddings(tmp_path: Path, chat
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (byte_llama, tmp_path / "out"))
     assert before.config.tie_word_embeddings
+    # transformers also compares the two tensors; llama.cpp and vLLM leave out the head of a tied model
+    assert not json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
     assert torch.equal(after.get_input_embeddings().weight, before.get_input_embeddings().weight)
     assert not torch.equal(after.get_output_embeddings().weight, before.get_output_embeddings().weight)
 
 
 def test_an_exported_model_ends_its_answers_as_in_training(tmp_path: Path, chat: list[str], byte_llama: str) -> None:
+    """The model's own end is a letter, as in many base models whose tokenizer was changed for chats."""
+    base = shutil.copytree(byte_llama, tmp_path / "base")
+    settings = base / "generation_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"eos_token_id": 7}))
+    chat[chat.index(byte_llama)] = str(base)
     assert main([*chat, "--model.adapter", "LoRA"]) == 0
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
+    assert AutoModelForCausalLM.from_pretrained(base).generation_config.eos_token_id == 7
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == 0

@@ -161,6 +161,7 @@ class MemoryTracker(TorchDispatchMode):
             held = tensor.untyped_storage()
             address = held._cdata
             reference, storage = self._alive.get(address, (None, None))
+            # another thread may free a storage, and this one get its address, before `_on_freed` has removed the entry
             if storage is None or reference() is None:
                 storage = _Storage(held.nbytes(), category, self.operations)
                 self._alive[address] = weakref.ref(held, self._on_freed(address, storage)), storage

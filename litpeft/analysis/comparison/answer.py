@@ -54,7 +54,7 @@ def answer(comparison: Comparison) -> Answer:
     main, *rest = sorted(tested, key=lambda figure: figure.kind != "quality")
     qualities = [figure for figure in rest if figure.kind in ("quality", "benchmark")]
     costs = [figure for figure in rest if figure.kind in ("memory", "speed")][:COSTS]
-    sentences = ["No clear answer: the groups differ in more than the axes."] if comparison.confounded else []
+    sentences = ["there is no clear answer: the groups differ in more than the axes."] if comparison.confounded else []
     sentences += _alarms(base, others, main, qualities)
     sentences += [
         text
@@ -63,10 +63,11 @@ def answer(comparison: Comparison) -> Answer:
     ]
     sentences += _undecided(base, [g for g in others if _verdict(g, main) in UNDECIDED], main)
     rows = _rows(comparison, main)
-    place = f"On {counted(rows, 'validation row')}: " if rows else ""
+    if rows:
+        sentences[0] = f"on {counted(rows, 'validation row')}, {sentences[0]}"
     details = [text for group in others if (text := _detail(base, group, main))]
     details += [text for figure in costs if (text := _cost(base, others, figure))]
-    return Answer(place + " ".join(map(opening, sentences)), recommendation(comparison, base, others, main), details)
+    return Answer(" ".join(map(opening, sentences)), recommendation(comparison, base, others, main), details)
 
 
 def _verdict(group: Group, figure: Figure) -> str | None:
@@ -89,8 +90,8 @@ def _alarms(base: Group, others: Sequence[Group], main: Figure, qualities: Seque
             parts.append(f"{_amounts(named, main)} {'is' if len(named) == 1 else 'are'} {verdict}")
     if parts:
         sentences.append(
-            f"on these rows, of the trained models {listed(parts)} than {name_of(base)} in {plain_title(main.title)}; "
-            "other seeds may differ."
+            f"of the trained models, {listed(parts)} than {name_of(base)} in {plain_title(main.title)}; "
+            "another seed may reverse this."
         )
     return sentences
 
@@ -122,8 +123,10 @@ def _decided(base: Group, groups: Sequence[Group], figure: Figure, verdict: str)
 def _undecided(base: Group, groups: Sequence[Group], figure: Figure) -> list[str]:
     if not groups:
         return []
-    seeds = seed_counts([group.differences[figure.name].pairs for group in groups])
-    start = f"{seeds}: not enough to tell {names_of(groups)} from {name_of(base)} in {plain_title(figure.title)}"
+    pairs = [group.differences[figure.name].pairs for group in groups]
+    verb = "is" if max(pairs) == 1 else "are"
+    pair = f"{names_of(groups)} from {name_of(base)}"
+    start = f"{seed_counts(pairs)} {verb} not enough to tell {pair} in {plain_title(figure.title)}"
     needed = [group.differences[figure.name].seeds_to_decide for group in groups]
     if any(group.differences[figure.name].test is None for group in groups):
         return [f"{start}; a test needs two seeds in both groups."]

@@ -113,9 +113,9 @@ def _open(groups: Sequence[Group], base: Group, main: Figure) -> str:
     needed = [group.differences[main.name].seeds_to_decide for group in groups]
     untested = any(group.differences[main.name].test is None for group in groups)
     seeds = "at least two" if untested else "more than 1,000" if None in needed else f"about {max(needed):,}"
-    verb = "needs" if len(groups) == 1 else "need"
+    verb, they = ("needs", "it is") if len(groups) == 1 else ("need", "they are")
     return (
-        f"{names_of(groups)} {verb} less, but whether worse than {name_of(base)} in {plain_title(main.title)} "
+        f"{names_of(groups)} {verb} less, but whether {they} worse than {name_of(base)} in {plain_title(main.title)} "
         f"is undecided ({seeds} seeds would tell)"
     )
 

@@ -45,7 +45,7 @@ def test_equivalent_and_cheaper_is_recommended(tmp_path: Path) -> None:
     write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "qlora-nf4": (BAD, 100)})
     found = answered(tmp_path)
     assert found.headline == (
-        "On 872 validation rows: qlora-nf4 is worse than full fine-tuning in validation accuracy "
+        "On 872 validation rows, qlora-nf4 is worse than full fine-tuning in validation accuracy "
         f"({MINUS}5.02 points). "
         "lora is equivalent to full fine-tuning in validation accuracy, within 1 point."
     )
@@ -59,10 +59,10 @@ def test_equivalent_and_cheaper_is_recommended(tmp_path: Path) -> None:
 def test_a_smaller_margin_makes_it_undecided_and_no_cost_decides_alone(tmp_path: Path) -> None:
     write(tmp_path, {"none": (GOOD, 300), "lora": (OPEN, 200)})
     found = answered(tmp_path)
-    assert "5 seeds: not enough to tell lora from full fine-tuning in validation accuracy; about" in found.headline
+    assert "5 seeds are not enough to tell lora from full fine-tuning in validation accuracy; about" in found.headline
     assert "would decide (margin 1 point)." in found.headline
     assert found.recommendation.startswith(
-        "No recommendation yet: lora needs less, but whether worse than full fine-tuning in validation accuracy is undecided"
+        "No recommendation yet: lora needs less, but whether it is worse than full fine-tuning in validation accuracy is undecided"
     )
     assert "Recommended" not in found.recommendation
     assert not any(word in found.headline for word in ("better", "equivalent", "worse"))
@@ -74,7 +74,7 @@ def test_an_undecided_group_that_costs_more_does_not_hold_back_the_recommendatio
     write(tmp_path, {"qlora-nf4": (OPEN, 100)})
     recommended = answered(tmp_path).recommendation
     assert recommended.startswith("Recommended: lora")
-    assert "qlora-nf4 needs less, but whether worse than full fine-tuning" in recommended
+    assert "qlora-nf4 needs less, but whether it is worse than full fine-tuning" in recommended
 
 
 def test_the_baseline_is_recommended_where_all_cheaper_ones_are_worse(tmp_path: Path) -> None:
@@ -130,12 +130,10 @@ def test_two_seeds_of_39_rows_say_what_is_known(tmp_path: Path) -> None:
             )
     found = answered(tmp_path)
     assert found.headline.startswith(
-        "On 39 validation rows: lora is worse than full fine-tuning in validation loss (+1.095)"
+        "On 39 validation rows, lora is worse than full fine-tuning in validation loss (+1.095)"
     )
-    assert (
-        f"On these rows, of the trained models lora ({MINUS}62 points) is worse than full fine-tuning" in found.headline
-    )
-    assert "2 seeds: not enough to tell lora from full fine-tuning in validation accuracy" in found.headline
+    assert f"Of the trained models, lora ({MINUS}62 points) is worse than full fine-tuning" in found.headline
+    assert "2 seeds are not enough to tell lora from full fine-tuning in validation accuracy" in found.headline
     assert found.recommendation.startswith("No recommendation yet: lora needs less")
 
 
@@ -143,7 +141,7 @@ def test_one_seed_gives_no_verdict(tmp_path: Path) -> None:
     write_grid(tmp_path, {"none": [0.9], "lora": [0.8]})
     found = answered(tmp_path)
     assert found.headline == (
-        "On 872 validation rows: 1 seed: not enough to tell lora from full fine-tuning in validation accuracy; a test "
+        "On 872 validation rows, 1 seed is not enough to tell lora from full fine-tuning in validation accuracy; a test "
         "needs two seeds in both groups."
     )
     assert not any(word in found.headline for word in ("better", "worse", "equivalent"))
@@ -155,7 +153,7 @@ def test_confounded_groups_give_no_clear_answer(tmp_path: Path) -> None:
     write(tmp_path, {"lora": (SAME, 200)}, options={"data.init_args.batch_size": 64})
     found = answered(tmp_path)
     assert found.headline.startswith(
-        "On 872 validation rows: No clear answer: the groups differ in more than the axes."
+        "On 872 validation rows, there is no clear answer: the groups differ in more than the axes."
     )
     assert found.recommendation == "No recommendation: differences may come from options other than the axes."
 

@@ -234,9 +234,10 @@ class FineTuner(DataOfTask, L.LightningModule):
             self._check_loss()
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
-        """Make an optimizer step, then let the adapter change itself: before a callback can save a checkpoint."""
+        """Make an optimizer step and let the adapter change itself: before a callback can save a checkpoint."""
         super().optimizer_step(*arguments, **options)
         self.adapter.after_step(self.backbone, self.trainer.global_step + 1, self.total_steps())
+        self.zero_grad()  # Lightning does so after the next forward pass, whose peak would have them too
 
     def _check_loss(self) -> None:
         """Raise a UserError if the training loss was NaN or infinite in any batch so far."""

@@ -108,6 +108,7 @@ def trace(
                 for parameter in (p for p in task.backbone.parameters() if p.requires_grad):
                     parameter.grad = torch.empty_like(parameter)
                 optimizer.step()
+                optimizer.zero_grad()
                 tracker.label(optimizer_tensors(optimizer), "optimizer_state")
             for phase in ("first_step", "train") if first_step else ("train",):
                 starts[phase] = tracker.operations + 1
@@ -117,7 +118,7 @@ def trace(
             if held_out is not None:
                 starts["validate"] = tracker.operations + 1
                 values.answer, values.selected = held_out_facts
-                task.eval().zero_grad()  # as Lightning does
+                task.eval()
                 with torch.no_grad():
                     task.loss({name: _without_data(tensor, fake) for name, tensor in held_out.items()})
     firsts = list(starts.values())
@@ -134,11 +135,9 @@ def trace(
 
 
 def _step(task: FineTuner, optimizer: torch.optim.Optimizer, batch: Batch, batches: int, clip: float | None) -> None:
-    """Make an optimizer step in Lightning's order, where old gradients are freed after the new forward pass."""
+    """Make an optimizer step in the order of fit, and free the gradients."""
     for number in range(batches):
         loss = task.training_step(batch, number) / task.trainer.accumulate_grad_batches
-        if number == 0:
-            optimizer.zero_grad()
         loss.backward()
     task.scale_gradients()
     task.adapter.before_step(task.backbone)
@@ -146,6 +145,7 @@ def _step(task: FineTuner, optimizer: torch.optim.Optimizer, batch: Batch, batch
         torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], clip)
     optimizer.step()
     task.adapter.after_step(task.backbone, 1, None)
+    optimizer.zero_grad()
 
 
 def _batch_facts(task: FineTuner, batch: Batch) -> tuple[bool, int]:

@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
     parser = CommandParser("demo", description=__doc__)
     parser.add_argument(
         "--task",
+        type=lambda name: "images" if name == "image" else name,
         choices=TASKS,
         default="classes",
         help="what is learned: classes of snippets (default), their ratings, which of a pair is rated higher, chat, or "

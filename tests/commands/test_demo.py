@@ -68,6 +68,13 @@ def test_the_chat_demo_ends_with_a_chat(
     assert f"\nTalk to the model:   litpeft chat {run} --compare base\n" in capsys.readouterr().out
 
 
+def test_image_means_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(demo, "asset", lambda name, *_: asked.append(name) or tmp_path)
+    assert main(["demo", "--task", "image", "--assets_only"]) == 0
+    assert asked == ["vit_digits", "digits"]
+
+
 @pytest.mark.parametrize("task", demo.TASKS)
 def test_the_options_of_each_task_are_a_complete_run(task: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     kinds = {"ratings": "SequenceRegression", "chat": "CausalLM", "images": "ImageClassification"}

@@ -52,6 +52,8 @@ def _matrix(group: Group, notes: list[str]) -> tuple[list[str], list[list[int]]]
             names, total = content["label_names"], content["rows"]
         elif names == content["label_names"]:
             total = [[a + b for a, b in zip(*pair, strict=True)] for pair in zip(total, content["rows"], strict=True)]
+        else:
+            notes.append(f"The matrix of {group.label} leaves out {run.folder}, which has other classes.")
     return (names, total) if names else None
 
 

@@ -43,6 +43,16 @@ def test_matrices_are_summed_over_seeds_and_a_row_counts_its_seeds(tmp_path: Pat
     ]
 
 
+def test_a_matrix_with_other_classes_is_named_and_not_summed(tmp_path: Path) -> None:
+    write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [])
+    write_mistakes(tmp_path, 1, [[4, 2], [1, 7]], [])
+    file = tmp_path / "1" / "confusion_matrix.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"label_names": ["bad", "fine"]}))
+    (found,), notes = mistakes(compare([tmp_path]))
+    assert found["matrix"] == [[5, 1], [2, 6]]
+    assert notes == [f"The matrix of lora leaves out {tmp_path / '1'}, which has other classes."]
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"label_names": ["a"], "rows": [[1, 2]]}', '{"label_names": 3, "rows": 1}']
 )

@@ -19,6 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from litpeft.adapters import Adapter
 from litpeft.cli.console import quieten
 from litpeft.cli.planned_run import PlannedRunCLI
+from litpeft.commands.estimate_devices import add_device_options, devices_of, use_short_names
 from litpeft.commands.estimate_output import GIB, figures, show_tables
 from litpeft.errors import UserError, first_sentence
 from litpeft.hub.base_weights import weight_files
@@ -57,6 +58,17 @@ class EstimateCLI(PlannedRunCLI):
             action="store_true",
             help="read no data; rows have data.max_length tokens, or those of --tokens; images have the model's size",
         )
+        parser.add_argument(
+            "--no_search",
+            "--no-search",
+            action="store_true",
+            help="do not search for the largest batch and the longest row, which takes minutes for a large model",
+        )
+        add_device_options(parser)
+
+    def before_instantiate_classes(self) -> None:
+        use_short_names(self.config[self.verb])
+        super().before_instantiate_classes()
 
 
 class NoData(UserError):
@@ -75,6 +87,8 @@ class Plan:
         tokens: tokens of the longest row.
         tensors_unknown: whether fit may train new parameters of the base, such as a pooler, that are not counted
             because the weight files are not on this machine.
+        devices: all devices of the run; rows, tokens and bytes are those of one.
+        search: whether to search for the largest batch and the longest row.
         limit: bytes of device memory that a run can use, without the CUDA context; None on a CPU.
 
     Raises:
@@ -91,8 +105,9 @@ class Plan:
         self.capability = _capability(options.device)
         self.context = context_bytes(self.capability)
         self.limit = None if usable is None else usable - self.context
+        self.devices = devices_of(options.trainer)
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
-        self.adapters, self.format = cli.adapters(), options.format
+        self.adapters, self.format, self.search = cli.adapters(), options.format, not options.no_search
         if self.task.compile_blocks:
             raise UserError("model.compile_blocks: the memory of compiled blocks cannot be estimated; leave it out.")
         self.classes_assumed = False
@@ -120,7 +135,7 @@ class Plan:
         data.trainer = SimpleNamespace(
             lightning_module=self.task,
             global_rank=0,
-            world_size=1,
+            world_size=self.devices.count,
             strategy=place,
             state=SimpleNamespace(fn=TrainerFn.FITTING),
         )
@@ -141,7 +156,7 @@ class Plan:
         task = copy.copy(self.task)
         task.adapter = adapter
         batches = (self.batch, self.held_out) if batch is None else (batch, None)
-        options = self.device, self.accumulate, self.clip, first_step, self.capability
+        options = self.device, self.accumulate, self.clip, first_step, self.capability, self.devices
         try:
             return trace(task, self.data, *batches, *options)
         except UserError:

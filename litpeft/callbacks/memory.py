@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 import sys
+import weakref
 from collections.abc import Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,12 +17,11 @@ from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.errors import UserError
 from litpeft.profiling.memory import MemoryTracker, optimizer_tensors
 from litpeft.profiling.memory.bar_chart import split_image
+from litpeft.profiling.memory.host import peak_rss_bytes, reset_peak_rss, rss_bytes
 from litpeft.training import processes
 from litpeft.training.outlets import send
-from litpeft.training.sharding import is_sharded
+from litpeft.training.sharding import reshard
 
-RSS_UNIT = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes on macOS, kibibytes elsewhere
-PROC = Path("/proc/self")
 BUSY_BYTES = 2**30  # GPU memory in use before a run that triggers a warning; a CUDA context takes about half
 CUDA = {  # record field -> key of torch.cuda.memory_stats
     "peak_allocated_bytes": "allocated_bytes.all.peak",
@@ -44,8 +41,7 @@ class MemoryRecorder(Callback):
     Args:
         track_steps: optimizer steps to track, counted from 0 at the start or resume. Default: the first step (at
             the start of an epoch it has the longest batch), the step with the longest batch after it, when the
-            optimizer state exists, and the first step of the second epoch. Compiled blocks and FSDP2 shards cannot be
-            tracked.
+            optimizer state exists, and the first step of the second epoch. Compiled blocks cannot be tracked.
     """
 
     def __init__(self, track_steps: Sequence[int] | None = None) -> None:
@@ -55,6 +51,7 @@ class MemoryRecorder(Callback):
         self.tracked_steps: list[int] = []
         self.phases: dict[str, dict[str, Any]] = {}
         self.tracker: MemoryTracker | None = None  # active in tracked steps
+        self._buffers: list[weakref.ref] = []  # of the collectives, as the last tracked step has found them
         self._phase: str | None = None
         self._interrupted: str | None = None  # the phase to return to after a benchmark
         self._others: int | None = None  # GPU bytes outside of torch's allocator, before the run
@@ -74,11 +71,10 @@ class MemoryRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step  # not 0 after a resume
         self._enter("first_step", pl_module.device)
-        if is_sharded(pl_module.backbone):
-            self.track_steps = []
-        elif self.track_steps is None:
+        if self.track_steps is None:
             self.track_steps = _longest_steps(trainer, pl_module)
         if self.track_steps:  # loading cannot be tracked: transformers loads weights in other threads
+            reshard(pl_module.backbone)  # after the first validation FSDP2 holds whole parameters in place of shards
             with MemoryTracker(pl_module.device) as tracker:
                 tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
             self.phases["load"]["tensor_bytes"] = tracker.peak().split
@@ -93,9 +89,7 @@ class MemoryRecorder(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         done = trainer.global_step - self._steps_before
-        if (
-            self.tracker is not None and done > self.tracked_steps[-1]
-        ):  # with gradient accumulation a step has several batches
+        if self.tracker is not None and done > self.tracked_steps[-1]:  # a step may have several batches
             self._tracked(trainer)
         if self._phase == "first_step" and done:
             self._enter("train", pl_module.device)
@@ -170,9 +164,11 @@ class MemoryRecorder(Callback):
         """Start tracking and return True; return False if tracking is active already or not possible."""
         if self.tracker is not None or pl_module.compile_blocks:
             return False
+        reshard(pl_module.backbone)
         self.tracker = MemoryTracker(pl_module.device)
         self.tracker.follow(pl_module.backbone, pl_module.adapter.roles(pl_module.backbone))
         self.tracker.label(_states(trainer), "optimizer_state")
+        self.tracker.adopt(self._buffers, "communication")
         self.tracker.__enter__()
         return True
 
@@ -190,10 +186,13 @@ class MemoryRecorder(Callback):
         tracker, self.tracker = self.tracker, None
         tracker.__exit__(None, None, None)
         tracker.label(_states(trainer), "optimizer_state")  # the first step created it
+        self._buffers = tracker.alive("communication")
         peak = tracker.peak()
         kept = self.phases.setdefault(self._phase, {})
         if peak.bytes > kept.get("peak_tensor_bytes", 0):
             kept |= {"peak_tensor_bytes": peak.bytes, "tensor_bytes": peak.split}
+        if tracker.sent:
+            kept["sent_bytes"] = tracker.sent_between(0, tracker.operations)
 
     def _enter(self, phase: str | None, device: torch.device) -> None:
         host = peak_rss_bytes()
@@ -211,7 +210,7 @@ class MemoryRecorder(Callback):
             for name, value in found.items():
                 both = [v for v in (kept.get(name), value) if v is not None]
                 kept[name] = (sum if name == "allocator_retries" else max)(both) if both else None
-        self._host_known = _reset_peak_rss()
+        self._host_known = reset_peak_rss()
         self._phase = phase
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,34 +264,3 @@ def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
 
 def _states(trainer: Trainer) -> list[torch.Tensor]:
     return [tensor for optimizer in trainer.optimizers for tensor in optimizer_tensors(optimizer)]
-
-
-def rss_bytes() -> int | None:
-    """Return the resident memory in bytes now; None if unknown."""
-    statm = PROC / "statm"
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
-
-
-def peak_rss_bytes() -> int | None:
-    """Return the peak resident memory in bytes since the process started or the counter was reset; None if unknown.
-
-    Linux's VmHWM and not getrusage, whose value a process inherits from its parent.
-    """
-    status = PROC / "status"
-    found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text()) if status.exists() else None
-    if found:
-        return int(found[1]) * 1024
-    try:
-        import resource  # POSIX only
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * RSS_UNIT
-
-
-def _reset_peak_rss() -> bool:
-    """Reset the kernel's peak counter to the current value and return True; False if that is not possible."""
-    try:
-        (PROC / "clear_refs").write_text("5")
-    except OSError:  # not Linux, or not permitted in this container
-        return False
-    return True

@@ -75,7 +75,7 @@ def check_distributed(options: Namespace, verb: str) -> None:
         )
     if not is_distributed(trainer):
         return
-    if verb != "fit":
+    if verb not in ("fit", "estimate"):
         raise UserError(
             f"trainer.devices: litpeft {verb} runs in one process; leave out trainer.devices and trainer.strategy."
         )

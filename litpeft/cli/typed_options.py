@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 # options without a value
-FLAGS = ("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config", "no_data", "no-data")
+FLAGS = (
+    *("resume", "no_resume", "overwrite", "no_overwrite", "help", "h", "print_config"),
+    *("no_data", "no-data", "no_search", "no-search"),
+)
 
 
 def typed_options(arguments: Sequence[str]) -> list[tuple[str, str]]:

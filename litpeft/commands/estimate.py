@@ -15,10 +15,13 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 
 from litpeft.adapters import Adapter
 from litpeft.cli.console import quieten
 from litpeft.cli.planned_run import PlannedRunCLI
+from litpeft.commands.estimate_batches import later_batch
+from litpeft.commands.estimate_devices import add_device_options, devices_of, use_short_names
 from litpeft.commands.estimate_output import GIB, figures, show_tables
 from litpeft.errors import UserError, first_sentence
 from litpeft.hub.base_weights import weight_files
@@ -57,6 +60,17 @@ class EstimateCLI(PlannedRunCLI):
             action="store_true",
             help="read no data; rows have data.max_length tokens, or those of --tokens; images have the model's size",
         )
+        parser.add_argument(
+            "--no_search",
+            "--no-search",
+            action="store_true",
+            help="do not search for the largest batch and the longest row, which takes minutes for a large model",
+        )
+        add_device_options(parser)
+
+    def before_instantiate_classes(self) -> None:
+        use_short_names(self.config[self.verb])
+        super().before_instantiate_classes()
 
 
 class NoData(UserError):
@@ -73,8 +87,11 @@ class Plan:
         task: the task as configured.
         rows: rows per batch.
         tokens: tokens of the longest row.
+        later: the longest batch after the first step, in a run of one epoch; None: the longest of all.
         tensors_unknown: whether fit may train new parameters of the base, such as a pooler, that are not counted
             because the weight files are not on this machine.
+        devices: all devices of the run; rows, tokens and bytes are those of one.
+        search: whether to search for the largest batch and the longest row.
         limit: bytes of device memory that a run can use, without the CUDA context; None on a CPU.
 
     Raises:
@@ -91,17 +108,19 @@ class Plan:
         self.capability = _capability(options.device)
         self.context = context_bytes(self.capability)
         self.limit = None if usable is None else usable - self.context
+        self.devices = devices_of(options.trainer)
         self.accumulate, self.clip = options.trainer.accumulate_grad_batches, options.trainer.gradient_clip_val
-        self.adapters, self.format = cli.adapters(), options.format
+        self.adapters, self.format, self.search = cli.adapters(), options.format, not options.no_search
         if self.task.compile_blocks:
             raise UserError("model.compile_blocks: the memory of compiled blocks cannot be estimated; leave it out.")
         self.classes_assumed = False
         tokens = options.tokens
         if tokens is None and options.no_data:
             tokens = cli.datamodule.max_length
-        self._read(cli.datamodule, tokens)
+        self.later: dict[str, Tensor] | None = None
+        self._read(cli.datamodule, tokens, options.trainer)
 
-    def _read(self, data: Any, tokens: int | None) -> None:
+    def _read(self, data: Any, tokens: int | None, trainer: Any) -> None:
         """Set the batch: the longest of the data, with which a run starts, or a made-up one with `tokens` per row."""
         self.rows, self.tokens = data.batch_size, tokens
         if tokens is not None:
@@ -120,7 +139,7 @@ class Plan:
         data.trainer = SimpleNamespace(
             lightning_module=self.task,
             global_rank=0,
-            world_size=1,
+            world_size=self.devices.count,
             strategy=place,
             state=SimpleNamespace(fn=TrainerFn.FITTING),
         )
@@ -131,7 +150,9 @@ class Plan:
             raise NoData(str(error)) from error
         self.data = data
         self.task.outputs = len(getattr(data, "label_names", ()))
-        self.batch, self.held_out = (next(iter(loader)) for loader in (data.train_dataloader(), data.val_dataloader()))
+        loader = data.train_dataloader()
+        self.batch, self.held_out = next(iter(loader)), next(iter(data.val_dataloader()))
+        self.later = later_batch(loader, trainer)
         self.rows, self.tokens = len(self.batch["labels"]), self.batch.get("input_ids", self.batch["labels"]).shape[-1]
         of = "the first block of the stream" if getattr(data, "streaming", False) else "the data"
         self.source = f"the longest batch of {of}, with which a run starts"
@@ -140,8 +161,8 @@ class Plan:
         """Trace the training steps with this adapter; validation too, unless another batch is given."""
         task = copy.copy(self.task)
         task.adapter = adapter
-        batches = (self.batch, self.held_out) if batch is None else (batch, None)
-        options = self.device, self.accumulate, self.clip, first_step, self.capability
+        batches = (self.batch, self.held_out, self.later) if batch is None else (batch, None, None)
+        options = self.device, self.accumulate, self.clip, first_step, self.capability, self.devices
         try:
             return trace(task, self.data, *batches, *options)
         except UserError:

@@ -37,7 +37,7 @@ from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
 from litpeft.tasks.run_length import continue_schedule, total_steps
 from litpeft.training import processes
 from litpeft.training.loss_scaling import LossScaling
-from litpeft.training.sharding import full_tensors, reshard, shard_like
+from litpeft.training.sharding import full_tensors, is_sharded, reshard, shard_like
 from litpeft.training.strategies import FSDP2
 
 Batch = dict[str, Tensor]
@@ -199,7 +199,8 @@ class FineTuner(DataOfTask, L.LightningModule):
     def autocast(self) -> Iterator[None]:
         """Autocast to the compute dtype inside the with block, if the adapter trains fp32 base weights."""
         enabled = self.adapter.trains_base and self.dtype_name != "fp32"
-        with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):
+        cached = not is_sharded(self.backbone)  # else whole casts of all sharded weights stay until the end of forward
+        with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled, cache_enabled=cached):
             yield
 
     def new_optimizer(self) -> torch.optim.Optimizer:

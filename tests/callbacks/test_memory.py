@@ -13,8 +13,9 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from litpeft.__main__ import main
-from litpeft.callbacks import MemoryRecorder, memory
+from litpeft.callbacks import MemoryRecorder
 from litpeft.errors import UserError
+from litpeft.profiling.memory import host
 from litpeft.runs.record import read_record
 
 HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
@@ -108,7 +109,7 @@ def test_host_peaks_by_phase_are_null_if_the_peak_cannot_be_reset(
 ) -> None:
     (tmp_path / "status").write_text("VmHWM:\t    2000 kB\n")
     (tmp_path / "clear_refs").mkdir()  # cannot be written to
-    monkeypatch.setattr(memory, "PROC", tmp_path)
+    monkeypatch.setattr(host, "PROC", tmp_path)
     trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")

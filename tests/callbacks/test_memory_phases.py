@@ -33,6 +33,7 @@ class FakeTracker:
 
     def __init__(self, peak: Peak) -> None:
         self._peak = peak
+        self.sent: list[object] = []
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -42,6 +43,9 @@ class FakeTracker:
 
     def peak(self) -> Peak:
         return self._peak
+
+    def alive(self, category: str) -> list[object]:
+        return []
 
 
 def peaked(size: int) -> Peak:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 LIGHT = "#1b71bc", "#db551d", "#86046b", "#3a5713", "#b45cf0", "#3f8f68", "#5922bf", "#885b61"
 DARK = "#37a8ec", "#f0502a", "#fec0f7", "#a6d93a", "#a94fde", "#3f9a70", "#8085cf", "#c19188"
 # segments of stacked bars (after Paul Tol's muted scheme); different from the colours of groups
-PARTS_LIGHT = "#332288", "#4a9cc9", "#cc6677", "#117733", "#a98a28", "#2f9384", "#882255", "#7d7d27"
-PARTS_DARK = "#8d80f0", "#88ccee", "#ee8f9e", "#46b566", "#e6d68a", "#3aa898", "#d070a8", "#b9b954"
+PARTS_LIGHT = "#332288", "#4a9cc9", "#cc6677", "#117733", "#a98a28", "#2f9384", "#882255", "#7d7d27", "#56606b"
+PARTS_DARK = "#8d80f0", "#88ccee", "#ee8f9e", "#46b566", "#e6d68a", "#3aa898", "#d070a8", "#b9b954", "#aab4be"
 DASHES = "solid", "dash", "dot", "dashdot", "longdash", "longdashdot"
 # marker name of plotly -> SVG path in a box of 16 x 16, for the legend of the page
 MARKERS = {

@@ -9,7 +9,8 @@ otherwise the whole block counts as allocated.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,16 +50,14 @@ class CachingAllocator:
 
     def __init__(self) -> None:
         self.allocated = self.reserved = 0
-        self._pools: dict[bool, list[tuple[int, int, _Block]]] = {
-            True: [],
-            False: [],
-        }  # small requests or not -> free blocks
+        # (small requests or not, stream) -> free blocks
+        self._pools: dict[tuple[bool, int], list[tuple[int, int, _Block]]] = defaultdict(list)
 
-    def allocate(self, size: int) -> _Block:
-        """Return a block for a request of `size` bytes."""
+    def allocate(self, size: int, stream: int = 0) -> _Block:
+        """Return a block for a request of `size` bytes in a stream; a block never changes to another stream."""
         size = max(UNIT, -(-size // UNIT) * UNIT)
         small = size <= SMALL
-        pool = self._pools[small]
+        pool = self._pools[small, stream]
         place = bisect_left(pool, size, key=lambda entry: entry[0])
         if place < len(pool):
             block = pool.pop(place)[2]
@@ -99,12 +98,13 @@ class CachingAllocator:
         insort(block.pool, (block.bytes, block.address, block))
 
 
-def replay(events: Iterable[tuple[int, int, int]], held: Iterable[int] = ()) -> Levels:
+def replay(events: Iterable[tuple[int, int, int]], held: Iterable[int] = (), streams: Sequence[int] = ()) -> Levels:
     """Return allocated and reserved bytes while tensors are created and freed.
 
     Args:
         events: (operation, tensor number, bytes) in order; the second event of a tensor frees it.
         held: bytes of allocations that exist from start to end.
+        streams: number of the stream by tensor number; without, all tensors are in one.
     """
     allocator = CachingAllocator()
     for size in held:
@@ -118,7 +118,7 @@ def replay(events: Iterable[tuple[int, int, int]], held: Iterable[int] = ()) -> 
         if tensor in blocks:
             allocator.free(blocks.pop(tensor))
         elif size:
-            blocks[tensor] = allocator.allocate(size)
+            blocks[tensor] = allocator.allocate(size, streams[tensor] if streams else 0)
             allocated[operation] = max(allocated[operation], allocator.allocated)
             reserved[operation] = allocator.reserved
     return Levels(np.array(allocated), np.array(reserved))

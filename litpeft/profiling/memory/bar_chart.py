@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from litpeft.profiling.memory.tracker import CATEGORIES
 
 # colours for colour-blind readers: Okabe and Ito, https://jfly.uni-koeln.de/color/
-HUES = "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", "#f0e442", "#999999"
+HUES = "#0072b2", "#56b4e9", "#e69f00", "#d55e00", "#cc79a7", "#009e73", "#000000", "#f0e442", "#999999"
 COLOURS = dict(zip(CATEGORIES, HUES, strict=True))
 # pixels: width of phase names and of the longest bar; height of a phase, of a legend line and of the title
 LEFT, BAR, ROW, LEGEND, TITLE = 110, 560, 44, 24, 34
@@ -28,7 +28,7 @@ def split_image(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
     """
     known = {name: phase["tensor_bytes"] for name, phase in phases.items() if "tensor_bytes" in phase}
     most = max((sum(split.values()) for split in known.values()), default=1)
-    used = [name for name in CATEGORIES if any(split[name] for split in known.values())]
+    used = [name for name in CATEGORIES if any(split.get(name) for split in known.values())]
     image = Image.new("RGB", (LEFT + BAR + 110, TITLE + len(known) * ROW + len(used) * LEGEND + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default()
     draw.text((8, 10), "Live tensors at the peak of each phase, by kind", "black", font)

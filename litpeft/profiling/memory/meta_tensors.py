@@ -10,6 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
@@ -33,6 +34,8 @@ class MetaValues(TorchDispatchMode):
         self.answer, self.selected = answer, selected
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # a shard runs its operations on the tensor inside
         if func is aten._local_scalar_dense.default and _has_no_data(args[0]):
             if hasattr(args[0], "keeps_layer"):
                 return args[0].keeps_layer

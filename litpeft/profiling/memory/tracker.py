@@ -3,26 +3,32 @@
 A dispatch mode sees the storage of every input and output of an operation; a weak reference notices when a storage is
 freed. A purpose may be known late (a gradient is a temporary at first), so the peak is split at the end.
 
-Not tracked: scratch memory inside kernels, and tensors that are created and freed in other threads.
+With several processes, a storage that a collective fills has the purpose `communication`, and the bytes that each
+collective sends are added up. Shards are DTensors, which run their operations on the plain tensors inside.
+
+Not tracked: scratch memory inside kernels and collectives, and tensors that are created and freed in other threads.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import (
-    TorchDispatchMode,
-    _disable_current_modes,
-    is_traceable_wrapper_subclass,
-)
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from litpeft.profiling.memory.collectives import COLLECTIVES, filled_buffers, sent_bytes, whole_gradients
+from litpeft.profiling.memory.stored_tensors import dense, nested_tensors
+from litpeft.profiling.memory.streams import MAIN, Streams
 
 CATEGORIES = {
     "base_weights": "parameters and buffers that the adapter did not add; in full fine-tuning, all of them",
@@ -31,6 +37,7 @@ CATEGORIES = {
     "gradients": "gradients of parameters",
     "optimizer_state": "state that the optimizer keeps between steps",
     "activations": "tensors that forward saves for backward",
+    "communication": "buffers of several processes: DDP's buckets, FSDP2's gathered blocks and what it sends",
     "temporaries": "all other tensors created while tracking",
     "other": "tensors that existed before: the batch, metrics",
 }
@@ -54,6 +61,7 @@ class _Storage:
     bytes: int
     category: str
     born: int  # number of the operation that first used the storage
+    stream: int = MAIN
     died: int | None = None  # number of the last operation before the storage was freed
 
 
@@ -62,6 +70,7 @@ class MemoryTracker(TorchDispatchMode):
 
     Args:
         device: device to track.
+        streams: tells the stream in which a tensor is created; by default all are created in one.
 
     Example:
         >>> weight = torch.ones(10, requires_grad=True)
@@ -73,24 +82,38 @@ class MemoryTracker(TorchDispatchMode):
         (40, 44)
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, streams: Streams | None = None) -> None:
         super().__init__()
-        self.device = device
+        self.device, self._streams = device, streams or Streams()
         self.operations = 0
+        self.sent: list[tuple[int, float]] = []  # (operation, bytes that this process sends), one per collective
         self._alive: dict[int, tuple[weakref.ref, _Storage]] = {}  # by address
         self._seen: list[_Storage] = []
         self._hooks = ExitStack()
+        self._paused = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented  # its operations on the shards come here one by one
         kwargs = kwargs or {}
+        if self._paused:
+            return func(*args, **kwargs)
         self.operations += 1
-        self._see(_tensors((*args, *kwargs.values())), "other")
+        self._see(nested_tensors((*args, *kwargs.values())), "other")
         result = func(*args, **kwargs)
-        self._see(_tensors((result,)), "temporaries")
+        self._see(nested_tensors((result,)), "temporaries")
+        if (sent := sent_bytes(func, args)) is not None:
+            self.sent.append((self.operations, sent))
+        if func.namespace in COLLECTIVES:
+            self._know_late(filled_buffers(func, args, kwargs), "communication")
+            self._know_late(whole_gradients(func, args), "gradients")
         return result
 
     def __enter__(self) -> MemoryTracker:
         self._hooks.enter_context(torch.autograd.graph.saved_tensors_hooks(self._on_saved, lambda saved: saved))
+        self._hooks.enter_context(patch.object(torch.UntypedStorage, "resize_", self._resizing()))
+        # DTensor finds the shape of a result by an operation on fake tensors of whole size, which hold no memory
+        self._hooks.enter_context(patch.object(ShardingPropagator, "_fake_mode_lock", _Pause(self), create=True))
         return super().__enter__()
 
     def __exit__(self, *exception: Any) -> None:
@@ -118,6 +141,16 @@ class MemoryTracker(TorchDispatchMode):
             for storage in self._see([tensor], category):
                 storage.category = category
 
+    def alive(self, category: str) -> list[weakref.ref]:
+        """Return references to the storages of a category that exist now, for `adopt` of another tracker."""
+        return [reference for reference, storage in self._alive.values() if storage.category == category]
+
+    def adopt(self, storages: Iterable[weakref.ref], category: str) -> None:
+        """Set the category of storages, if they still exist; no Python object has the tensors of DDP's buckets."""
+        for reference in storages:
+            if (held := reference()) is not None:
+                self._add(held, held.nbytes(), category)
+
     def peak(self, first: int = 0, last: int | None = None) -> Peak:
         """Return the peak from operation `first` to operation `last`, both included (default: all)."""
         if not self._seen:
@@ -135,12 +168,20 @@ class MemoryTracker(TorchDispatchMode):
                 found.split[storage.category] += storage.bytes
         return found
 
+    def sent_between(self, first: int, last: int) -> int:
+        """Return the bytes sent to other processes from operation `first` to operation `last`, both included."""
+        return round(sum(size for operation, size in self.sent if first <= operation <= last))
+
     def events(self) -> Iterator[tuple[int, int, int]]:
         """Yield (operation, storage number, bytes) in order: first when a storage appears, then when it is freed."""
         births = ((storage.born, 0, number, storage.bytes) for number, storage in enumerate(self._seen))
         deaths = ((s.died, 1, number, s.bytes) for number, s in enumerate(self._seen) if s.died is not None)
         for operation, _, number, size in sorted([*births, *deaths]):
             yield operation, number, size
+
+    def streams(self) -> list[int]:
+        """Return the number of the stream of each storage, by storage number."""
+        return [storage.stream for storage in self._seen]
 
     def _label_gradient(self, parameter: Tensor) -> None:
         if parameter.grad is not None:
@@ -152,10 +193,35 @@ class MemoryTracker(TorchDispatchMode):
                 storage.category = "activations"
         return tensor
 
+    def _know_late(self, tensors: Iterable[Tensor], category: str) -> None:
+        """Set the category of tensors that have none so far; DDP's buckets existed before they were first seen."""
+        for storage in self._see(tensors, category):
+            if storage.category == "other":
+                storage.born = 0
+            if storage.category in ("temporaries", "other"):
+                storage.category = category
+
+    def _resizing(self) -> Callable[[torch.UntypedStorage, int], Any]:
+        """Return a `UntypedStorage.resize_` that notes the new size: FSDP2 empties and refills gathered blocks."""
+        resize = torch.UntypedStorage.resize_
+
+        def resized(held: torch.UntypedStorage, size: int) -> Any:
+            result = resize(held, size)
+            reference, storage = self._alive.get(held._cdata, (None, None))
+            known = storage is not None and reference() is not None
+            if known or held.device.type == self.device.type:
+                self.operations += 1
+                if known:
+                    storage.died = self.operations - 1
+                self._add(held, size, storage.category if known else "temporaries")
+            return result
+
+        return resized
+
     def _see(self, tensors: Iterable[Tensor], category: str) -> list[_Storage]:
         """Return the storages of tensors; new storages get this category."""
         storages = []
-        for tensor in _dense(tensors):
+        for tensor in dense(tensors):
             if tensor.device.type != self.device.type:
                 continue
             held = tensor.untyped_storage()
@@ -163,11 +229,15 @@ class MemoryTracker(TorchDispatchMode):
             reference, storage = self._alive.get(address, (None, None))
             # another thread may free a storage, and this one get its address, before `_on_freed` has removed the entry
             if storage is None or reference() is None:
-                storage = _Storage(held.nbytes(), category, self.operations)
-                self._alive[address] = weakref.ref(held, self._on_freed(address, storage)), storage
-                self._seen.append(storage)
+                storage = self._add(held, held.nbytes(), category)
             storages.append(storage)
         return storages
+
+    def _add(self, held: torch.UntypedStorage, size: int, category: str) -> _Storage:
+        address, storage = held._cdata, _Storage(size, category, self.operations, self._streams.current)
+        self._alive[address] = weakref.ref(held, self._on_freed(address, storage)), storage
+        self._seen.append(storage)
+        return storage
 
     def _on_freed(self, address: int, storage: _Storage) -> Any:
         def note(reference: weakref.ref) -> None:
@@ -178,40 +248,19 @@ class MemoryTracker(TorchDispatchMode):
         return note
 
 
+class _Pause:
+    """Let a tracker see nothing inside the with block."""
+
+    def __init__(self, tracker: MemoryTracker) -> None:
+        self.tracker = tracker
+
+    def __enter__(self) -> None:
+        self.tracker._paused = True
+
+    def __exit__(self, *exception: Any) -> None:
+        self.tracker._paused = False
+
+
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """Return all tensors in the state of an optimizer."""
     return [leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)]
-
-
-def _dense(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the tensors; sparse and wrapped tensors have no storage of their own, so yield the tensors inside."""
-    for tensor in tensors:
-        if is_traceable_wrapper_subclass(tensor) and not hasattr(tensor, "fake_mode"):  # weights of torchao, quanto
-            with _disable_current_modes():
-                inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
-            yield from _dense(inner)
-        elif tensor.layout == torch.strided:
-            yield tensor
-        else:
-            with _disable_current_modes():  # reading the parts is no operation of the model
-                parts = _sparse_parts(tensor)
-            yield from parts
-
-
-def _sparse_parts(tensor: Tensor) -> tuple[Tensor, ...]:
-    if tensor.layout == torch.sparse_coo:
-        return tensor._indices(), tensor._values()
-    if tensor.layout == torch.sparse_csr:
-        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
-    if tensor.layout == torch.sparse_csc:
-        return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
-    raise NotImplementedError(f"the memory of a tensor of layout {tensor.layout} cannot be tracked")
-
-
-def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples and lists; faster than pytree."""
-    for thing in things:
-        if isinstance(thing, Tensor):
-            yield thing
-        elif isinstance(thing, (tuple, list)):
-            yield from _tensors(thing)

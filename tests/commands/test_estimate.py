@@ -34,17 +34,28 @@ ADAPTERS = {
 }
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    ("name", "length"),
+    [
+        *((name, "--trainer.max_epochs 1") for name in ADAPTERS),
+        ("none", "--trainer.max_epochs 2"),
+        ("none", "--trainer.max_epochs 4 --trainer.max_steps 5"),
+        ("none", "--trainer.max_epochs 1 --trainer.limit_train_batches 9"),
+    ],
+)
 def test_the_estimate_matches_a_run_of_the_same_configuration(
-    name: str, fit_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, length: str, fit_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The longest batch comes first in each epoch: in a run of one epoch it meets no state of the optimizer."""
     options = [*fit_arguments[1:], "--model.adapter", *ADAPTERS[name], "--trainer.gradient_clip_val", "1"]
+    options += length.split()
     assert main(["fit", *options, "--run_dir", str(tmp_path / "run")]) == 0
     record = read_record(tmp_path / "run")
     monkeypatch.chdir(tmp_path)
     plan = Plan([*options, "--device", "cpu"])
     found = plan.trace(plan.task.adapter)
-    for phase in ("first_step", "validate"):
+    assert (plan.later is None) == (length == "--trainer.max_epochs 2")
+    for phase in ("first_step", "train", "validate"):
         assert found.phases[phase].tensors.bytes == pytest.approx(
             record["memory_phases"][phase]["peak_tensor_bytes"], rel=0.002
         )

@@ -80,6 +80,7 @@ def _template(like: dict[str, Any], rank: int, lr: float) -> dict[str, Any]:
     record["trainable_params"] = 2 + 968 * rank
     record["adapter_bytes"] = 4 * record["trainable_params"]
     record["run_name"], record["val_examples"] = _label(rank, lr), None
+    record["data_summary"]["rows"]["val"] = 872
     record["git"] = {"commit": "1f" * 20, "dirty": False}
     record["config"]["seed_everything"] = "@seed@"
     names = ("seed", "started_at", "val_accuracy", "val_loss", "train_loss", "peak_rss_bytes", *TIMES)

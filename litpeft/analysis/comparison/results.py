@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from litpeft.analysis.comparison.options import Options, options_of
 
 Verdict = Literal["better", "worse", "equivalent", "not enough seeds", "not enough rows"]
 
@@ -40,7 +42,7 @@ class Run:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: Mapping[str, Any]
     axes: dict[str, str]
     parts: tuple[Run, ...] = ()
 
@@ -49,9 +51,17 @@ class Run:
         return self.record["seed"]
 
     @cached_property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Options:
         """Configuration of the run: {dotted key: value}."""
-        return _flat_config(self.record)
+        return options_of(self.record)
+
+
+def distinct_by(runs: Iterable[Run], *fields: str) -> list[Run]:
+    """Return the first run with each object in these fields of its record; records of an index share equal objects."""
+    first: dict[tuple[int, ...], Run] = {}
+    for run in runs:
+        first.setdefault(tuple([id(run.record.get(field)) for field in fields]), run)
+    return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -175,6 +185,7 @@ class Group:
         estimates: means by figure name; figures that no run has are missing.
         differences: differences from the baseline by figure name, tested over seeds; empty for the baseline.
         over_examples: differences from the baseline by figure name, tested over validation rows or benchmark items.
+        known: values of the runs by figure name, kept by `values_in`.
     """
 
     label: str
@@ -184,6 +195,7 @@ class Group:
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
     over_examples: dict[str, Difference] = field(default_factory=dict)
+    known: dict[str, list[float | None]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass
@@ -224,21 +236,3 @@ class Comparison:
     def baseline_group(self) -> Group | None:
         """The group that others are compared with; None if there is only one group."""
         return next((group for group in self.groups if group.label == self.baseline), None)
-
-
-def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {dotted key: value}; an empty mapping is a value. A data seed equal to the run seed becomes None."""
-    config = record.get("config") or {}
-    flat: dict[str, Any] = {}
-    _flatten(config, "", flat)
-    if flat.get("data.init_args.seed") == config.get("seed_everything"):
-        flat["data.init_args.seed"] = None
-    return flat
-
-
-def _flatten(config: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None:
-    for key, item in config.items():
-        if isinstance(item, dict) and item:
-            _flatten(item, f"{prefix}{key}.", flat)
-        else:
-            flat[f"{prefix}{key}"] = item

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,21 @@ class Sweep:
 
     def trial_of(self, run_folder: Path) -> Trial | None:
         """Return the trial that a run folder belongs to, or None."""
-        name = Path(os.path.relpath(run_folder.parent, self.folder)).as_posix()
-        return next((trial for trial in self.trials if trial.name == name), None)
+        above = os.path.dirname(run_folder)
+        if above not in self.by_folder:
+            name = Path(os.path.relpath(above, self.folder)).as_posix()
+            self.by_folder[above] = self.by_name.get(name)
+        return self.by_folder[above]
+
+    @cached_property
+    def by_name(self) -> dict[str, Trial]:
+        """The trials by their names; of equal names, the first."""
+        return {trial.name: trial for trial in reversed(self.trials)}
+
+    @cached_property
+    def by_folder(self) -> dict[str, Trial | None]:
+        """The trials of the folders that `trial_of` was asked for."""
+        return {}
 
 
 def read_sweep(folder: Path) -> Sweep | None:

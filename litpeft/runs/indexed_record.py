@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,10 @@ class IndexedRecord(Mapping[str, Any]):
         table, number = self._table, self._table.ids["config"][self._row]
         return number, table.shared["config"][number], table.numbers[CONFIG_SEED][self._row], table.flat_configs
 
+    @property
+    def table(self) -> RecordTable:
+        return self._table
+
     def _complete(self) -> dict[str, Any]:
         """Read the record from its file.
 
@@ -72,3 +76,22 @@ class IndexedRecord(Mapping[str, Any]):
                 complete.clear()
             complete[self._row] = record
         return complete[self._row]
+
+
+def known_fields(records: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Return the names of all fields that may be known in these records: the others are null in each of them.
+
+    Of a record with other metrics or benchmarks, all fields may be known, because a figure may be among them.
+    """
+    known: set[str] = set()
+    tables: dict[int, RecordTable] = {}
+    for record in records:
+        if record.get("other_metrics") or record.get("benchmarks"):
+            return set(FIELDS)
+        if isinstance(record, IndexedRecord):
+            tables[id(record.table)] = record.table
+        else:
+            known.update(name for name, value in record.items() if value is not None)
+    for table in tables.values():
+        known.update(name for name in FIELDS if name in LARGE or table.has(name))
+    return known

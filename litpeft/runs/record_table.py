@@ -99,6 +99,12 @@ class RecordTable:
                 columns[name]
         self._known = {name: {_key(value): number for number, value in enumerate(self.shared[name])} for name in SHARED}
 
+    def has(self, name: str) -> bool:
+        """Return whether any record has a value of a field that is not large."""
+        if name in SHARED:
+            return self.shared[name] != [None]
+        return self.numbers[name].count(None) < self.rows
+
     def take(self, rows: Sequence[int]) -> RecordTable:
         """Return a table of these rows, in this order, without values that none of them has."""
         taken = RecordTable()

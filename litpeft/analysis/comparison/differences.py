@@ -28,7 +28,7 @@ def estimate(group: Group, figures: Sequence[Figure]) -> dict[str, Estimate]:
     for figure in figures:
         values = [known for known in values_in(group, figure.name) if known is not None]
         if values:
-            step = coarsest(group.runs, figure.name)
+            step = coarsest([group], figure.name)
             mean, *ends = mean_interval(values, step)
             found[figure.name] = Estimate(mean, *within(ends, possible(figure)), len(values))
     return found
@@ -56,7 +56,7 @@ def add_differences(
                 )
                 group.differences[figure.name] = untested
             elif values:
-                step = coarsest([*group.runs, *baseline.runs], figure.name)
+                step = coarsest([group, baseline], figure.name)
                 tests[group.label] = Tested(PAIRED_T, paired_t(*zip(*values, strict=True), step, margin), len(values))
         for label, difference in corrected_differences(tests, figure, margin).items():
             by_label[label].differences[figure.name] = difference

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from litpeft.analysis.comparison import benchmarks
 from litpeft.analysis.comparison.number_format import number, unit
-from litpeft.analysis.comparison.results import Figure, Group, Run, distinct_by
+from litpeft.analysis.comparison.results import Figure, Group, Run
 from litpeft.errors import UserError, did_you_mean
+from litpeft.runs.indexed_record import known_fields
 
 KNOWN = {  # name -> (title, better direction, kind); the unit is added to the title
     "val_accuracy": ("validation accuracy", "higher", "quality"),
@@ -54,7 +55,6 @@ SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share 
 AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
 EVALUATED = re.compile(r"(adapter|merged)_(?P<rest>(val_.+|rows_per_second))")  # from `litpeft evaluate --merged`
 PARTS = {"val_": "validation ", "test_": "test "}  # start of a metric's name -> of its title
-RESOLUTION_FIELDS = "resolutions", "benchmarks", "checkpoint", "data_summary"  # that `resolution` reads
 IN_STEPS = re.compile(r"(val|test)_accuracy")  # values are multiples of 1 / rows
 
 
@@ -77,7 +77,8 @@ def choose(
     reached = [target_name(*target, directions) for target in targets]
     if names is not None:
         return [_requested(name, runs, directions) for name in dict.fromkeys([*names, *reached])]
-    known = {name for name in KNOWN if any(each is not None for each in values(runs, name))}
+    there = known_fields([run.record for run in runs])
+    known = {name for name in KNOWN if name in there and any(value(run.record, name) is not None for run in runs)}
     classified = bool(runs) and None not in values(runs, "val_accuracy")
     main, *further = _main_metrics(runs) or ["val_accuracy" if classified else "val_loss"]
     others = [run.record.get("other_metrics") or {} for run in runs]
@@ -175,7 +176,7 @@ def values(runs: Sequence[Run], name: str) -> list[float | None]:
         return [value(run.record, name) for run in runs]
     found = [run.record.get(name) for run in runs]
     return [
-        each if type(each) is float and math.isfinite(each) else _elsewhere(run.record, name, each)
+        each if type(each) is int or (type(each) is float and isfinite(each)) else _elsewhere(run.record, name, each)
         for run, each in zip(runs, found, strict=True)
     ]
 
@@ -199,9 +200,9 @@ def _elsewhere(record: Mapping[str, Any], name: str, found: Any) -> float | None
     return number(found)
 
 
-def coarsest(runs: Iterable[Run], name: str) -> float:
-    """Return the largest `resolution` of a figure in these runs."""
-    return max(resolution(run, name) for run in distinct_by(runs, *RESOLUTION_FIELDS))
+def coarsest(groups: Iterable[Group], name: str) -> float:
+    """Return the largest `resolution` of a figure in these groups."""
+    return max(resolution(run, name) for group in groups for run in group.different)
 
 
 def resolution(run: Run, name: str) -> float:

@@ -41,7 +41,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
             )
         searched.append(below)
         real = os.path.realpath(path)
-        found |= {os.path.join(real, run): (below, run, path / run) for run in below.runs}
+        found |= {os.path.join(real, run).rstrip(os.sep): (below, run, path / run) for run in below.runs}
     runs = [Run(folder, below.record(run, folder), {}) for below, run, folder in found.values()]
     for below in searched:
         below.save()

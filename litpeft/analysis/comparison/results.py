@@ -197,6 +197,11 @@ class Group:
     over_examples: dict[str, Difference] = field(default_factory=dict)
     known: dict[str, list[float | None]] = field(default_factory=dict, repr=False, compare=False)
 
+    @cached_property
+    def different(self) -> list[Run]:
+        """Runs of which each differs from the others in what it was evaluated on; the runs must not change any more."""
+        return distinct_by(self.runs, "resolutions", "benchmarks", "checkpoint", "data_summary")
+
 
 @dataclass
 class Comparison:

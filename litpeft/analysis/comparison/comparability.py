@@ -16,7 +16,7 @@ from litpeft.analysis.comparison.configs import (
     value_as_text,
 )
 from litpeft.analysis.comparison.options import Options, short_key
-from litpeft.analysis.comparison.results import Group, Run, distinct_by
+from litpeft.analysis.comparison.results import Group, Run
 from litpeft.errors import UserError
 
 SPLITS = {"train": "trained", "val": "validated", "test": "tested"}  # split -> what was done on its rows
@@ -83,7 +83,7 @@ def check_data(groups: Sequence[Group], covered: Collection[str]) -> list[str]:
         tables: dict[str, Run] = {}
         for group in groups:
             known: dict[str, Run] = {}
-            for run in distinct_by(group.runs, "data_summary"):
+            for run in group.different:
                 if name := fingerprint(run.record, split):
                     known.setdefault(name, run)
             if len(known) > 1:

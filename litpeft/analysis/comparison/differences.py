@@ -106,8 +106,8 @@ def pairs(group: Group, baseline: Group) -> list[tuple[Run, Run]]:
 
 def _values(group: Group, baseline: Group, figure: Figure) -> list[tuple[float, float]]:
     """Return (value, baseline value) pairs of the common seeds, if both runs have the figure."""
-    others = dict(zip((run.seed for run in baseline.runs), values_in(baseline, figure.name), strict=True))
-    found = zip((run.seed for run in group.runs), values_in(group, figure.name), strict=True)
+    others = dict(zip(baseline.seeds, values_in(baseline, figure.name), strict=True))
+    found = zip(group.seeds, values_in(group, figure.name), strict=True)
     return [(a, b) for seed, a in found if a is not None and (b := others.get(seed)) is not None]
 
 

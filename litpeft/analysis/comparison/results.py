@@ -50,17 +50,23 @@ class Run:
     def seed(self) -> int | None:
         return self.record["seed"]
 
-    @cached_property
+    @property
     def options(self) -> Options:
         """Configuration of the run: {dotted key: value}."""
-        return options_of(self.record)
+        found = self.__dict__.get("_options")  # a cached_property takes a lock, which is slow for many runs
+        if found is None:
+            found = self.__dict__["_options"] = options_of(self.record)
+        return found
 
 
 def distinct_by(runs: Iterable[Run], *fields: str) -> list[Run]:
     """Return the first run with each object in these fields of its record; records of an index share equal objects."""
-    first: dict[tuple[int, ...], Run] = {}
+    first: dict[Any, Run] = {}
     for run in runs:
-        first.setdefault(tuple([id(run.record.get(field)) for field in fields]), run)
+        get = run.record.get
+        key = id(get(fields[0])) if len(fields) == 1 else tuple([id(get(field)) for field in fields])
+        if key not in first:
+            first[key] = run
     return list(first.values())
 
 
@@ -196,6 +202,11 @@ class Group:
     differences: dict[str, Difference] = field(default_factory=dict)
     over_examples: dict[str, Difference] = field(default_factory=dict)
     known: dict[str, list[float | None]] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def seeds(self) -> list[int | None]:
+        """The seeds of the runs, which must not change any more."""
+        return [run.seed for run in self.runs]
 
     @cached_property
     def different(self) -> list[Run]:

@@ -67,9 +67,9 @@ class Sweep:
 
     def trial_of(self, run_folder: Path) -> Trial | None:
         """Return the trial that a run folder belongs to, or None."""
-        above = os.path.dirname(run_folder)
+        above = os.fspath(run_folder).rpartition(os.sep)[0]
         if above not in self.by_folder:
-            name = Path(os.path.relpath(above, self.folder)).as_posix()
+            name = Path(os.path.relpath(run_folder.parent, self.folder)).as_posix()
             self.by_folder[above] = self.by_name.get(name)
         return self.by_folder[above]
 
@@ -111,6 +111,8 @@ def with_shown_names(sweep: Sweep, runs: Sequence[Run]) -> Sweep:
 
     That axis is `none` exactly for runs with adapter `none`; a `none` on another axis (a schedule) is not replaced.
     """
+    if not any("none" in trial.axes.values() for trial in sweep.trials):
+        return sweep
     pairs = [(trial.axes, run.record["adapter"]) for run in runs if (trial := sweep.trial_of(run.folder))]
     for axis in sweep.axes:
         full = [trial.label for trial in sweep.trials if trial.axes.get(axis) == "none"]

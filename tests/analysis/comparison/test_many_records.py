@@ -109,10 +109,12 @@ def test_a_record_of_an_index_is_the_whole_record(tmp_path: Path, indexing: pyte
     run = compare(folder).groups[1].runs[1]
     whole = read_record(run.folder)
     assert dict(run.record) == {**run.record} == run.record | {} == {} | run.record == whole == run.record
-    assert list(run.record) == list(whole) and len(run.record) == len(whole)
+    assert list(run.record) == list(whole)
+    assert len(run.record) == len(whole)
     assert run.record["memory_phases"] == whole["memory_phases"] == run.record.get("memory_phases")
     assert json.dumps(dict(run.record)) == json.dumps(whole)
-    assert run.record.get("no_such_field", 5) == 5 and "no_such_field" not in run.record
+    assert run.record.get("no_such_field", 5) == 5
+    assert "no_such_field" not in run.record
     assert run.record.get("config.seed_everything") is None
     with pytest.raises(KeyError):
         run.record["no_such_field"]
@@ -134,4 +136,5 @@ def test_what_is_known_of_other_effects_gives_the_same_seeds(asked: list[tuple[f
         if found is None:
             assert way(effect, MOST_PAIRS, level) < POWER
         else:
-            assert way(effect, found, level) >= POWER and (found == 2 or way(effect, found - 1, level) < POWER)
+            assert way(effect, found, level) >= POWER
+            assert found == 2 or way(effect, found - 1, level) < POWER

@@ -49,7 +49,7 @@ def main() -> None:
             size = (folder / INDEX).stat().st_size
             print(f"index of {records:,} records: {size / 2**20:.1f} MiB", flush=True)
         page = Path(scratch) / "page.html"
-        folder = write_sweep(Path(scratch) / "report", 50, 10)
+        folder = write_sweep(Path(scratch) / "report", 50, 10, curves=300)
         print(f"report, 500 runs: {run('report', str(folder), '-o', str(page))}", flush=True)
         print(f"page of 500 runs: {page.stat().st_size / 2**20:.1f} MiB")
 

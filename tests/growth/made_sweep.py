@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from litpeft.runs import curve_file
 from litpeft.runs.record import FILE_NAME, as_json, new_record
 from tests.old_runs.test_runs_of_0_1_0 import ZIP
 
@@ -29,8 +30,15 @@ TIMES = (
 MARK = re.compile(r'"@(\w+)@"')  # a figure that differs from run to run, in the text of a record
 
 
-def write_sweep(folder: Path, trials: int, seeds: int) -> Path:
-    """Write a sweep over ranks and learning rates, all runs finished; trial 0 is the baseline."""
+def write_sweep(folder: Path, trials: int, seeds: int, curves: int = 0) -> Path:
+    """Write a sweep over ranks and learning rates, all runs finished; trial 0 is the baseline.
+
+    Args:
+        folder: folder of the sweep.
+        trials: number of trials.
+        seeds: seeds per trial.
+        curves: steps in the file of curves of each run; 0: no such file.
+    """
     points = list(_points(trials))
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -48,13 +56,15 @@ def write_sweep(folder: Path, trials: int, seeds: int) -> Path:
     with zipfile.ZipFile(ZIP) as packed:
         like = new_record() | json.loads(packed.read(LIKE))
     for number, (rank, lr) in enumerate(points):
-        parts = MARK.split(as_json(_template(like, rank, lr)))
+        parts = MARK.split(as_json(_template(like, rank, lr) | ({"steps": curves} if curves else {})))
         for seed in range(seeds):
             figures = _figures(like, number, seed)
             text = "".join(json.dumps(figures[part]) if i % 2 else part for i, part in enumerate(parts))
             run = folder / _label(rank, lr) / f"seed{seed}"
             run.mkdir(parents=True, exist_ok=True)
             (run / FILE_NAME).write_text(text, encoding="utf-8")
+            if curves:
+                (run / curve_file.FILE_NAME).write_text(_curves(figures, curves), encoding="utf-8")
     return folder
 
 
@@ -100,10 +110,21 @@ def _figures(like: dict[str, Any], trial: int, seed: int) -> dict[str, Any]:
     return figures | {name: like[name] * draw.uniform(0.95, 1.05) for name in TIMES}
 
 
+def _curves(figures: dict[str, Any], steps: int) -> str:
+    """Return the lines of a file of curves."""
+    draw, lines = random.Random(figures["seed"]), [{"step": 0, "tokens": 0, "seconds": 0.0, "values": {}}]
+    for step in range(1, steps + 1):
+        values = {"train_loss": figures["train_loss"] + draw.uniform(0, 1) / step, "lr": 1e-3 * (1 - step / steps)}
+        values["train_tokens_per_second"] = figures["train_tokens_per_second"] * draw.uniform(0.9, 1.1)
+        lines.append({"step": step, "tokens": 900 * step, "seconds": step / 7, "values": values})
+    return "".join(f"{json.dumps(line)}\n" for line in lines)
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--curves", type=int, default=0, metavar="STEPS")
     options = parser.parse_args()
-    print(write_sweep(options.folder, options.trials, options.seeds))
+    print(write_sweep(options.folder, options.trials, options.seeds, options.curves))

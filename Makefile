@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz bench-peers bench-adapters bench-evaluation bench-gpu mutants clean lock audit
+.PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz growth bench-peers bench-adapters bench-evaluation bench-gpu mutants clean lock audit
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ torture: setup  ## kill runs at random points, resume them and compare with unin
 CASES ?= 20000
 fuzz: setup  ## mutate valid command lines and files; each must run or be refused: make fuzz CASES=2000
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --cases $(CASES) && $(BIN)/python -m tests.fuzz.readers
+
+growth: setup  ## measure compare and report on up to 100,000 made-up records
+	$(BIN)/python -m tests.growth
 
 N ?= 400
 SEED ?= 1

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from litpeft.analysis.stats import LEVEL, ONE_SIDED, t_quantile
 
 POWER = 0.8  # probability that the seeds needed give a decision
 MOST_PAIRS = 1000  # limit of the search
+
+_known: dict[Any, dict[int, tuple[float, float]]] = {}  # (power, level) -> pairs -> effects, see `_is_enough`
 
 
 def pairs_needed(mean: float, sd: float | None, level: float = LEVEL) -> int | None:
@@ -30,8 +33,7 @@ def pairs_needed(mean: float, sd: float | None, level: float = LEVEL) -> int | N
         return None
     if not sd:
         return 2
-    effect = abs(mean) / sd
-    return _fewest(lambda pairs: _power(effect, pairs, level))
+    return _fewest(_power, abs(mean) / sd, level)
 
 
 def pairs_to_decide(margin: float, sd: float | None, level: float = ONE_SIDED) -> int | None:
@@ -51,18 +53,29 @@ def pairs_to_decide(margin: float, sd: float | None, level: float = ONE_SIDED) -
     """
     if sd is None or not margin > 0:
         return None
-    return _fewest(lambda pairs: 1 - 2 * _missed(margin / sd, pairs, level)) if sd else 2
+    return _fewest(_power_of_two, margin / sd, level) if sd else 2
 
 
-def _fewest(power: Callable[[int], float]) -> int | None:
+def _fewest(power: Callable[[float, int, float], float], effect: float, level: float) -> int | None:
     """Return the fewest pairs with enough power, which grows with the pairs; None if 1,000 are too few."""
-    if power(MOST_PAIRS) < POWER:
+    if not _is_enough(power, effect, MOST_PAIRS, level):
         return None
     low, high = 1, MOST_PAIRS  # too few and enough pairs
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+        low, high = (low, middle) if _is_enough(power, effect, middle, level) else (middle, high)
     return high
+
+
+def _is_enough(power: Callable[[float, int, float], float], effect: float, pairs: int, level: float) -> bool:
+    """Return whether so many pairs have enough power; it grows with the effect, so known effects decide for others."""
+    known = _known.setdefault((power, level), {})
+    low, high = known.get(pairs, (0.0, math.inf))  # largest effect that was too small, and smallest that was enough
+    if not low < effect < high:
+        return effect >= high
+    enough = power(effect, pairs, level) >= POWER
+    known[pairs] = (low, effect) if enough else (effect, high)
+    return enough
 
 
 def _power(effect: float, pairs: int, level: float) -> float:
@@ -74,6 +87,11 @@ def _power(effect: float, pairs: int, level: float) -> float:
         0.0 if math.isnan(tail) else tail for tail in tails
     )  # scipy returns NaN for shifts above 38, where the tail is about 0
     return below + 1 - up_to
+
+
+def _power_of_two(effect: float, pairs: int, level: float) -> float:
+    """Return a lower limit of the probability that both of two one-sided tests detect an effect."""
+    return 1 - 2 * _missed(effect, pairs, level)
 
 
 def _missed(effect: float, pairs: int, level: float) -> float:

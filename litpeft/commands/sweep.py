@@ -223,6 +223,8 @@ class _Sweep:
 
     def _do(self, job: Job) -> str:
         """Run a job unless it is finished, and return its state."""
+        if self.screen.states[job.name] == "ok":  # in the record that was read at the start
+            return "ok"
         arguments = job.arguments(self.options.retry)
         if arguments is None or self.stopped is not None:
             return job.state()

@@ -47,12 +47,12 @@ def preview(experiment: Experiment, device: str | None) -> int:
         "note",
     ):
         table.add_column(column, justify="right" if column.endswith("MiB") or column == "trainable" else "left")
-    console, reasons = Console(), dict[str, int]()
+    console, reasons, known = Console(), dict[str, int](), dict[tuple[str, ...], tuple[float, list[str]]]()
     with console.status("estimating") as status:
         for trial in experiment.trials:
             status.update(f"estimating {trial.shown(trial.label)}")
             names = [*map(trial.shown, (trial.label, *trial.axes.values())), *([_values(trial)] if tuned else [])]
-            table.add_row(*map(Text, [*names, *_most_needed(trial, device, reasons)]))
+            table.add_row(*map(Text, [*names, *_most_needed(trial, device, reasons, known)]))
     console.print(table)
     for reason, number in reasons.items():
         print(f"({number}) {reason}")
@@ -69,13 +69,19 @@ def _values(trial: Trial) -> str:
     )
 
 
-def _most_needed(trial: Trial, device: str | None, reasons: dict[str, int]) -> list[str]:
-    """Return the table cells of the candidate that needs the most memory, or of a trial without `tune`."""
-    distinct = {}  # arguments of the optimizer and of the schedule do not change the memory
+def _most_needed(
+    trial: Trial, device: str | None, reasons: dict[str, int], known: dict[tuple[str, ...], tuple[float, list[str]]]
+) -> list[str]:
+    """Return the table cells of the candidate that needs the most memory, or of a trial without `tune`.
+
+    Estimates are kept in `known`: arguments of the optimizer and of the schedule do not change the memory.
+    """
+    found = []
     for each in trial.candidates or (trial,):
-        key = str([item for option, item in each.values.items() if not NO_MEMORY.match(option)])
-        distinct.setdefault(key, each)
-    found = [_needed(each, device, reasons) for each in distinct.values()]
+        key = tuple(argument for argument in each.arguments if not NO_MEMORY.match(argument.removeprefix("--")))
+        if key not in known:
+            known[key] = _needed(each, device, reasons)
+        found.append(known[key])
     return max(found, key=lambda item: item[0])[1]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import write_atomically
-from litpeft.runs.record_schema import RECORD, schema_error
+from litpeft.runs.record_schema import RECORD, acceptor, schema_error
 from litpeft.runs.safe_read import read_json_file
 
 VERSION = 1
@@ -143,6 +143,8 @@ FIELDS = {
     "git": "commit and uncommitted changes of the working directory; null outside a git repository",
 }
 
+ACCEPTS = acceptor(RECORD)
+
 
 def new_record() -> dict[str, Any]:
     """Return an empty record, with status interrupted."""
@@ -193,14 +195,15 @@ def read_record(folder: Path, to_write: bool = False) -> dict[str, Any]:
     record = read_json_file(path)
     if not isinstance(record, dict) or record.get("version") != VERSION:
         raise UserError(f"{path} is not a run record of version {VERSION}.")
-    if error := schema_error({name: record[name] for name in FIELDS if name in record}, RECORD):
+    known = {name: record[name] for name in FIELDS if name in record}
+    if not ACCEPTS(known) and (error := schema_error(known, RECORD)):
         raise UserError(f"{path} is not a valid run record: {error}.")
     if to_write and (unknown := sorted(record.keys() - FIELDS.keys())):
         raise UserError(f"{path} holds {unknown[0]!r}, which is not a field of this version; correct or remove it.")
-    return dict.fromkeys(FIELDS) | record | {"benchmarks": _evaluations(record.get("benchmarks"))}
+    return dict.fromkeys(FIELDS) | record | {"benchmarks": complete_evaluations(record.get("benchmarks"))}
 
 
-def _evaluations(evaluations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+def complete_evaluations(evaluations: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
     """Return the evaluations of a record, with fields that earlier versions did not write empty or null."""
     return evaluations and [
         {"seconds": None}

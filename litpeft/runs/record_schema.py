@@ -6,10 +6,12 @@ A value may be null or missing unless its name in the schema ends in `!`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Collection
 from typing import Any
 
 NUMBER, WHOLE, TEXT, FLAG = "a number", "a whole number", "text", "true or false"
 LARGEST = 1e100  # limit of any number, so that sums of squares do not overflow
+NUMBER_TYPES, WHOLE_TYPES = {float, int, type(None)}, {int, type(None)}
 ANY = "anything"
 OTHERS = ...  # in a mapping: schema of the values of all names that are not listed
 
@@ -70,6 +72,64 @@ SWEEP = {
     "trials!": [{"name!": ANY, "label!": ANY, "axes": {OTHERS: ANY}, "tuned": TUNED}],
     "published": {"source": TEXT, "note": TEXT, "rows": [{OTHERS: ANY, "label!": ANY}]},
 }
+
+
+def acceptor(schema: Any) -> Callable[[Any], bool]:
+    """Return a function that is True only for values that match a schema; where it is False, `schema_error` decides.
+
+    The function is for values parsed from JSON, and takes a tenth of the time of `schema_error`.
+    """
+    if schema is ANY:
+        return lambda value: True
+    if schema in ([NUMBER], [WHOLE]):
+        kinds = NUMBER_TYPES if schema == [NUMBER] else WHOLE_TYPES
+        return lambda value: value is None or (type(value) is list and _are_numbers(value, kinds))
+    if schema == {OTHERS: NUMBER}:
+        return lambda value: (
+            value is None
+            or (type(value) is dict and _are_numbers(value.values(), NUMBER_TYPES) and "".join(value).isascii())
+        )
+    if isinstance(schema, list):
+        item = _item_acceptor(schema[0])
+        return lambda value: value is None or (type(value) is list and all(map(item, value)))
+    if isinstance(schema, dict):
+        return _mapping_acceptor(schema)
+    if schema == NUMBER:
+        return lambda value: value is None or (type(value) in (float, int) and -LARGEST < value < LARGEST)
+    if schema == WHOLE:
+        return lambda value: value is None or (type(value) is int and -LARGEST < value < LARGEST)
+    if schema == FLAG:
+        return lambda value: value is None or type(value) is bool
+    return lambda value: value is None or (type(value) is str and is_utf8(value))
+
+
+def _are_numbers(values: Collection[Any], kinds: set[type]) -> bool:
+    """Return whether all values are null or finite numbers of these types, and their sum is not too large."""
+    try:
+        return set(map(type, values)) <= kinds and sum(map(abs, filter(None, values))) < LARGEST  # False with a NaN
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def _item_acceptor(schema: Any) -> Callable[[Any], bool]:
+    accepts = acceptor(schema)
+    return (lambda value: value is not None and accepts(value)) if isinstance(schema, dict) else accepts
+
+
+def _mapping_acceptor(schema: dict[Any, Any]) -> Callable[[Any], bool]:
+    named = {name.removesuffix("!"): acceptor(kind) for name, kind in schema.items() if name is not OTHERS}
+    needed = [name.removesuffix("!") for name in schema if name is not OTHERS and name.endswith("!")]
+    other = _item_acceptor(schema.get(OTHERS, ANY))
+
+    def accepts(value: Any) -> bool:
+        if type(value) is not dict:
+            return value is None
+        if any(value.get(name) is None for name in needed):
+            return False
+        items = value.items()
+        return all(type(name) is str and name.isascii() and named.get(name, other)(each) for name, each in items)
+
+    return accepts
 
 
 def schema_error(value: Any, schema: Any, at: str = "") -> str | None:

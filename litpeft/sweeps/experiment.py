@@ -31,7 +31,10 @@ experiment.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,11 @@ class Trial:
 
     def shown(self, label: str) -> str:
         """Return the label, or an axis value, with `full` for the configuration `none`."""
-        return shown_label(label) if any(Path(each).name == "none.yaml" for each in self.arguments) else label
+        return shown_label(label) if self._is_full else label
+
+    @cached_property
+    def _is_full(self) -> bool:
+        return any(Path(each).name == "none.yaml" for each in self.arguments)
 
 
 @dataclass(frozen=True)
@@ -134,11 +141,13 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     configs = config_names(f"{path}: configs", content.get("configs") or [])
     points = _points(choices, _exclusions(path, content, choices))
     tune = read_tune(f"{path}: tune", content.get("tune"))
-    trials = [_trial(path, point, configs, options, settings, tune) for point in points]
+    find = cache(find_config)  # looks through a folder each time
+    trials = [_trial(path, point, configs, options, settings, tune, find) for point in points]
     if not trials:
         raise UserError(f"{path}: exclude leaves no trial; remove a rule.")
+    names = Counter(trial.name for trial in trials)
     for trial in trials:
-        if sum(trial.name == other.name for other in trials) > 1:
+        if names[trial.name] > 1:
             raise UserError(f"{path}: axes: two trials are called {trial.label!r}; rename a variant.")
         if trial.name == TUNING:
             raise UserError(f"{path}: axes: the folder {TUNING} is for tuning runs; rename {trial.label!r}.")
@@ -212,11 +221,12 @@ def _trial(
     options: dict[str, Any],
     settings: dict[str, Any],
     tune: dict[str, list[Any]],
+    find: Callable[[str], str],
 ) -> Trial:
     """Build a trial, and a candidate for each combination of its values of `tune`."""
     label = ",".join(choice.name for choice in point.values())
     chosen = [*configs, *(name for choice in point.values() for name in choice.configs)]
-    configurations = [argument for name in chosen for argument in ("--config", find_config(name))]
+    configurations = [argument for name in chosen for argument in ("--config", find(name))]
     specific: dict[str, Any] = {}
     for more in [*(choice.options for choice in point.values()), settings]:
         specific |= more

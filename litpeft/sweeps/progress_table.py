@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -32,24 +33,58 @@ class Screen:
 
     def __init__(self, jobs: Sequence[Job], metric: str | None) -> None:
         self.jobs, self.metric = jobs, metric
-        self.states = {job.name: job.state() for job in jobs}
-        self.records = {job.name: job.record() for job in jobs if self.states[job.name] == "ok"}
+        self.by_name = {job.name: job for job in jobs}
+        self.states: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self.seconds: dict[str, float | None] = {}  # of finished jobs
+        self.scores: dict[str, tuple[float, str, float]] = {}  # of finished jobs that have the metric
         self.start_times: dict[str, float] = {}
-        self.order = [job.name for job in jobs if self.states[job.name] != "waiting"]
+        self.order: dict[str, None] = {}  # started jobs, the last to change at the end
+        self.best_name: str | None = None
         self.console = Console()
+        self.guard = threading.Lock()  # jobs end in threads, and the table is drawn in another
+        for job in jobs:
+            record = job.record()
+            self._set(job, record["status"] if record else "waiting", record)
 
     def update(self, job: Job, state: str) -> None:
         """Record that a job has started or ended."""
-        self.states[job.name] = state
-        self.order = [*(name for name in self.order if name != job.name), job.name]
         if state == "running":
             self.start_times[job.name] = time.monotonic()
-        elif state == "ok":
-            self.records[job.name] = job.record()
+        self._set(job, state, job.record() if state == "ok" else None)
         if not self.console.is_terminal:
             detail = self._score(job) if state == "ok" else _last_line(job.log) if state == "failed" else ""
-            ended = sum(each not in ("waiting", "running") for each in self.states.values())
+            ended = len(self.states) - self.counts["waiting"] - self.counts["running"]
             print(f"[{ended}/{len(self.jobs)}] {job.name}: {state}{f', {detail}' if detail else ''}", flush=True)
+
+    def _set(self, job: Job, state: str, record: dict[str, Any] | None) -> None:
+        """Keep the state of a job, and of a finished job what the table shows of its record."""
+        name = job.name
+        with self.guard:
+            self._move(name, state)
+        if state != "ok" or record is None:
+            return
+        self.seconds[name] = record["wall_seconds"]
+        found = score(record, self.metric)
+        if found is None or job.trial.values:  # a tuning run is no result
+            self.scores |= {name: found} if found else {}
+            return
+        again, self.scores[name] = name == self.best_name, found
+        if again:  # it ran again, so another may be the best now
+            results = [each for each in self.scores if not self.by_name[each].trial.values]
+            self.best_name = max(results, key=lambda each: self.scores[each][0])
+        elif self.best_name is None or found[0] > self.scores[self.best_name][0]:
+            self.best_name = name
+
+    def _move(self, name: str, state: str) -> None:
+        """Set the state of a job, and put it at the end of those that have started."""
+        if name in self.states:
+            self.counts[self.states[name]] -= 1
+        self.states[name] = state
+        self.counts[state] += 1
+        self.order.pop(name, None)
+        if state != "waiting":
+            self.order[name] = None
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -65,21 +100,18 @@ class Screen:
         self.console.print(Text(sentence), soft_wrap=True)
 
     def table(self) -> Table:
-        counts = Counter(self.states.values())
-        parts = [f"{count} {state}" for state, count in counts.items()]
+        parts = [f"{count} {state}" for state, count in self.counts.items() if count]
         table = Table(title=f"{len(self.jobs)} runs: {', '.join(parts)}", title_justify="left", caption=self.best())
         for column in ("trial", "state", "seconds", "last output"):
             table.add_column(
                 column, justify="right" if column == "seconds" else "left", no_wrap=column != "last output"
             )
-        by_name = {job.name: job for job in self.jobs}
-        running = [name for name in self.order if self.states[name] == "running"]
-        ended = [name for name in self.order if self.states[name] != "running"]
-        for name in [*ended[max(0, len(self.order) - SHOWN) :], *running]:
-            state, job = self.states[name], by_name[name]
+        with self.guard:
+            shown = self._shown()
+        for name in shown:
+            state, job = self.states[name], self.by_name[name]
             seconds = time.monotonic() - self.start_times[name] if state == "running" else None
-            if record := self.records.get(name):
-                seconds = record["wall_seconds"]
+            seconds = self.seconds.get(name, seconds)
             last = self._score(job) if state == "ok" else _last_line(job.log)
             cells = [f"{seconds:,.0f}" if seconds is not None else "", last]
             table.add_row(Text(name), Text(state, style=COLOURS.get(state, "")), *map(Text, cells))
@@ -87,17 +119,26 @@ class Screen:
 
     def best(self) -> str:
         """Return a line with the best finished run so far, a single seed without any test."""
-        tuning = {job.name for job in self.jobs if job.trial.values}
-        scores = {name: score(record, self.metric) for name, record in self.records.items() if name not in tuning}
-        known = {name: each for name, each in scores.items() if each is not None}
-        if not known:
+        if self.best_name is None:
             return ""
-        name = max(known, key=lambda name: known[name][0])
-        _, metric, found = known[name]
-        return f"best so far: {name}, {metric} {found:.4f}"
+        _, metric, found = self.scores[self.best_name]
+        return f"best so far: {self.best_name}, {metric} {found:.4f}"
+
+    def _shown(self) -> list[str]:
+        """Return the jobs in the table: all that run, below the last to end."""
+        left, ended, running = self.counts["running"], list[str](), list[str]()
+        for name in reversed(self.order):
+            if self.states[name] == "running":
+                running.append(name)
+                left -= 1
+            elif len(ended) < SHOWN - self.counts["running"]:
+                ended.append(name)
+            elif not left:
+                break
+        return [*reversed(ended), *reversed(running)]
 
     def _score(self, job: Job) -> str:
-        found = score(self.records[job.name], self.metric)
+        found = self.scores.get(job.name)
         return f"{found[1]} {found[2]:.4f}" if found else ""
 
 

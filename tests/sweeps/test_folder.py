@@ -61,6 +61,18 @@ def test_all_trials_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:
     assert names == ["lora,lr=1 seed 0", "dora seed 0", "lora,lr=1 seed 7", "dora seed 7"]
 
 
+def test_a_continued_sweep_writes_only_files_that_are_not_as_they_were(tmp_path: Path) -> None:
+    write_sweep(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
+    files = sorted(path for path in tmp_path.rglob("*.yaml"))
+    texts, inodes = ([of(path) for path in files] for of in (Path.read_text, lambda path: path.stat().st_ino))
+    write_sweep(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
+    assert [path.stat().st_ino for path in files] == inodes
+    (tmp_path / "trials" / "dora.yaml").write_text("model: {lr: 2}\n")
+    (tmp_path / "sweep.yaml").unlink()
+    write_sweep(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
+    assert [path.read_text() for path in files] == texts
+
+
 def test_sweep_yaml_and_configurations_are_written(tmp_path: Path) -> None:
     write_sweep(tmp_path, EXPERIMENT, CONFIGS, ["model.lr"])
     content = yaml.safe_load((tmp_path / "sweep.yaml").read_text())

@@ -67,6 +67,7 @@ def comparable_figures(
         UserError: the user requested the figures, and two runs have different items.
     """
     comparable, warnings = [], []
+    runs = [run for run in runs if run.record.get("benchmarks")]
     for figure in figures:
         prints: dict[str, Run] = {}
         for run in runs:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from litpeft.analysis.comparison.figures import TARGET, value
-from litpeft.analysis.comparison.results import Figure, Group, Run
+from litpeft.analysis.comparison.figures import TARGET, values_in
+from litpeft.analysis.comparison.results import Figure, Group, Run, distinct_by
 
 MACHINE = ("processor", "cpu_count", "threads", "device", "cuda")  # fields that affect speed and peak memory
 
@@ -65,8 +65,8 @@ def _seeds(groups: Sequence[Group], baseline: Group | None) -> list[str]:
 
 def _unknown(groups: Sequence[Group], figure: Figure) -> list[str]:
     """Name the groups in which some runs lack a figure."""
-    missing = {group.label: [value(run.record, figure.name) is None for run in group.runs] for group in groups}
-    named = [f"{label} ({sum(runs)} of {len(runs)} runs)" for label, runs in missing.items() if any(runs)]
+    missing = {group.label: (values_in(group, figure.name).count(None), len(group.runs)) for group in groups}
+    named = [f"{label} ({count} of {runs} runs)" for label, (count, runs) in missing.items() if count]
     if not named:
         return []
     if match := TARGET.fullmatch(figure.name):
@@ -81,7 +81,7 @@ def _shared_rate(groups: Sequence[Group]) -> list[str]:
     """Warn where methods that need different learning rates all have the same one."""
     filled = [group for group in groups if group.runs]
     methods = {str(run.record.get("adapter")) for group in filled for run in group.runs}
-    rates = {rate for group in filled for run in group.runs for rate in _rates(run)}
+    rates = {rate for each in _settings(filled) for rate in _rates(each)}
     if len(methods) < 2 or len(rates) != 1:
         return []
     return [
@@ -93,7 +93,9 @@ def _shared_rate(groups: Sequence[Group]) -> list[str]:
 def own_rates(groups: Sequence[Group]) -> list[str]:
     """Say the learning rate of each group if the groups have different ones."""
     by_group = {
-        group.label: sorted({rate for run in group.runs for rate in _rates(run)}) for group in groups if group.runs
+        group.label: sorted({rate for each in _settings([group]) for rate in _rates(each)})
+        for group in groups
+        if group.runs
     }
     single = {label: rates[0] for label, rates in by_group.items() if len(rates) == 1}
     if len(set(single.values())) < 2:
@@ -103,15 +105,20 @@ def own_rates(groups: Sequence[Group]) -> list[str]:
     return [f"The groups have learning rates of their own: {shown}."]
 
 
-def _rates(run: Run) -> list[float]:
-    """Return the learning rates that the parameter groups of a run started with."""
-    settings = run.record.get("optimizer_settings") or ()
-    found = [each.get("initial_lr", each.get("lr")) for each in settings if isinstance(each, dict)]
+def _settings(groups: Sequence[Group]) -> list[Any]:
+    """Return the different settings of optimizers."""
+    runs = distinct_by((run for group in groups for run in group.runs), "optimizer_settings")
+    return [run.record.get("optimizer_settings") for run in runs]
+
+
+def _rates(settings: Sequence[Any] | None) -> list[float]:
+    """Return the learning rates that the parameter groups of a run started with, from the settings in its record."""
+    found = [each.get("initial_lr", each.get("lr")) for each in settings or () if isinstance(each, dict)]
     return [float(rate) for rate in found if isinstance(rate, (int, float))]
 
 
 def _machines(runs: Sequence[Run]) -> list[str]:
-    machines = [run.record.get("machine") or {} for run in runs]
+    machines = [run.record.get("machine") or {} for run in distinct_by(runs, "machine")]
     differing = [name for name in MACHINE if len({str(machine.get(name)) for machine in machines}) > 1]
     kinds = _kinds(", ".join(f"{name} {machine.get(name)}" for name in differing) for machine in machines)
     if len(kinds) < 2:
@@ -123,12 +130,12 @@ def _machines(runs: Sequence[Run]) -> list[str]:
 
 def _versions(runs: Sequence[Run]) -> list[str]:
     sentences = []
-    packages = [run.record.get("packages") or {} for run in runs]
+    packages = [run.record.get("packages") or {} for run in distinct_by(runs, "packages")]
     names = sorted(set().union(*packages)) if packages else []
     versions = {name: _kinds(installed.get(name) for installed in packages) for name in names}
     if mixed := [f"{name} {' and '.join(found)}" for name, found in versions.items() if len(found) > 1]:
         sentences.append(f"Versions differ: {shortlist(mixed)}.")
-    commits = _kinds((run.record.get("git") or {}).get("commit") for run in runs)
+    commits = _kinds((run.record.get("git") or {}).get("commit") for run in distinct_by(runs, "git"))
     if len(commits) > 1:
         sentences.append(
             f"Runs come from {len(commits)} commits of the code: {shortlist([commit[:10] for commit in commits])}."

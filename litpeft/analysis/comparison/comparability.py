@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from litpeft.analysis.comparison.caveats import shortlist
@@ -13,9 +13,9 @@ from litpeft.analysis.comparison.configs import (
     fingerprint,
     harmless_files,
     is_covered,
-    short_key,
     value_as_text,
 )
+from litpeft.analysis.comparison.options import Options, short_key
 from litpeft.analysis.comparison.results import Group, Run
 from litpeft.errors import UserError
 
@@ -82,7 +82,10 @@ def check_data(groups: Sequence[Group], covered: Collection[str]) -> list[str]:
     for split, done in SPLITS.items():
         tables: dict[str, Run] = {}
         for group in groups:
-            known = {name: run for run in group.runs if (name := fingerprint(run.record, split))}
+            known: dict[str, Run] = {}
+            for run in group.different:
+                if name := fingerprint(run.record, split):
+                    known.setdefault(name, run)
             if len(known) > 1:
                 first, second, *_ = known.values()
                 raise UserError(
@@ -105,6 +108,7 @@ def check_data(groups: Sequence[Group], covered: Collection[str]) -> list[str]:
     return warnings
 
 
-def _values(flats: Sequence[Mapping[str, Any]], key: str) -> str:
-    known = [value_as_text(item) for flat in flats if (item := config_value(flat, key)) is not ABSENT]
+def _values(flats: Sequence[Options], key: str) -> str:
+    different = {id(flat.shared): flat for flat in flats}.values()
+    known = [value_as_text(item) for flat in different if (item := config_value(flat, key)) is not ABSENT]
     return " or ".join(dict.fromkeys(known)) or ABSENT

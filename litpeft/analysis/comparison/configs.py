@@ -7,7 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from litpeft.analysis.comparison.results import Run
+from litpeft.analysis.comparison.options import DATA_SEED, Options, short_key
+from litpeft.analysis.comparison.results import Run, distinct_by
 from litpeft.errors import UserError, did_you_mean
 
 ABSENT = "(absent)"
@@ -31,13 +32,7 @@ NO_EFFECT = re.compile(  # config keys that do not affect results
 )
 ADAPTER = "model.adapter"
 SHARED = re.compile(r"model\.adapter\.(?!class_path|quant_type)")
-DATA_SEED = "data.init_args.seed"
 DATA_FILE = re.compile(r"data\.init_args\.(\w+)_file")
-
-
-def short_key(key: str) -> str:
-    """Return a config key as typed on the command line: without `init_args`, as in `model.adapter.rank`."""
-    return key.replace(".init_args", "")
 
 
 def value_of(run: Run, axis: str) -> Any:
@@ -53,10 +48,8 @@ def value_of(run: Run, axis: str) -> Any:
         return first.get("initial_lr", first.get("lr", flat.get("model.init_args.optimizer.init_args.lr", ABSENT)))
     if axis in record and axis != "config":
         return record[axis]
-    found = {key: item for key, item in flat.items() if short_key(key) == short_key(axis)}
-    if not found:  # the axis is a class: use its name
-        found = {key: item for key, item in flat.items() if short_key(key) == f"{short_key(axis)}.class_path"}
-    return next(iter(found.values()), ABSENT)
+    key = flat.key_of(axis)
+    return ABSENT if key is None else flat[key]
 
 
 def covered_keys(axes: Iterable[str]) -> list[str]:
@@ -91,7 +84,8 @@ def known_axes(axes: Sequence[str], runs: Sequence[Run]) -> list[str]:
 def _known_axis(axis: str, runs: Sequence[Run]) -> str:
     if any(value_of(run, axis) is not ABSENT for run in runs):
         return axis
-    names = {short_key(key) for run in runs for key in run.options} | set(FIELD_KEYS)
+    options = {id(run.options.shared): run.options for run in runs}.values()
+    names = {short_key(key) for each in options for key in each} | set(FIELD_KEYS)
     close = sorted(name for name in names if name.endswith(f".{axis}"))
     if len(close) == 1:
         return close[0]
@@ -99,13 +93,17 @@ def _known_axis(axis: str, runs: Sequence[Run]) -> str:
     raise UserError(f"--by {axis}: no run's record or configuration has it{guess}.")
 
 
-def differing(flats: Sequence[Mapping[str, Any]], ignored: Collection[str] = ()) -> list[str]:
+def differing(flats: Sequence[Options], ignored: Collection[str] = ()) -> list[str]:
     """Return the keys that affect results and differ between configurations, sorted.
 
     An option missing from some configurations of the same class comes from another version of the class: no difference.
     """
-    keys = set().union(*flats) - set(ignored)
-    return sorted(key for key in keys if not NO_EFFECT.fullmatch(key) and _differs(flats, key))
+    different = list({id(flat.shared): flat for flat in flats}.values())
+    if len(different) == 1:  # at most the seed differs
+        return []
+    keys = set().union(*different) - set(ignored)
+    kept = [key for key in keys if not NO_EFFECT.fullmatch(key)]
+    return sorted(key for key in kept if _differs(flats if key == DATA_SEED else different, key))
 
 
 def config_value(flat: Mapping[str, Any], key: str) -> Any:
@@ -118,10 +116,12 @@ def config_value(flat: Mapping[str, Any], key: str) -> Any:
 
 def harmless_files(runs: Sequence[Run]) -> set[str]:
     """Return the keys of data files that may differ because the tables read from them are identical."""
-    splits = {match[1] for run in runs for key in run.options if (match := DATA_FILE.fullmatch(key))}
+    keys = set().union(*{id(run.options.shared): run.options for run in runs}.values())
+    summaries = [run.record for run in distinct_by(runs, "data_summary")]
+    splits = {match[1] for key in keys if (match := DATA_FILE.fullmatch(key))}
     same = set()
     for split in splits:
-        tables = {fingerprint(run.record, split) for run in runs}
+        tables = {fingerprint(record, split) for record in summaries}
         if len(tables - {None}) <= 1 and (None not in tables or split == "test"):  # the test split is optional
             same.add(f"data.init_args.{split}_file")
     return same

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from litpeft.analysis.comparison.figures import TARGET, resolution, value
+from litpeft.analysis.comparison.figures import TARGET, coarsest, values_in
 from litpeft.analysis.comparison.margins import Margin, margin_of, possible, possible_difference, within
 from litpeft.analysis.comparison.results import Difference, Estimate, Figure, Group, Run, Verdict
 from litpeft.analysis.power import pairs_needed, pairs_to_decide
@@ -26,9 +26,9 @@ def estimate(group: Group, figures: Sequence[Figure]) -> dict[str, Estimate]:
     """Return the mean over seeds by figure name; figures that no run has are left out."""
     found = {}
     for figure in figures:
-        values = [known for run in group.runs if (known := value(run.record, figure.name)) is not None]
+        values = [known for known in values_in(group, figure.name) if known is not None]
         if values:
-            step = max(resolution(run, figure.name) for run in group.runs)
+            step = coarsest([group], figure.name)
             mean, *ends = mean_interval(values, step)
             found[figure.name] = Estimate(mean, *within(ends, possible(figure)), len(values))
     return found
@@ -56,7 +56,7 @@ def add_differences(
                 )
                 group.differences[figure.name] = untested
             elif values:
-                step = max(resolution(run, figure.name) for run in [*group.runs, *baseline.runs])
+                step = coarsest([group, baseline], figure.name)
                 tests[group.label] = Tested(PAIRED_T, paired_t(*zip(*values, strict=True), step, margin), len(values))
         for label, difference in corrected_differences(tests, figure, margin).items():
             by_label[label].differences[figure.name] = difference
@@ -106,15 +106,14 @@ def pairs(group: Group, baseline: Group) -> list[tuple[Run, Run]]:
 
 def _values(group: Group, baseline: Group, figure: Figure) -> list[tuple[float, float]]:
     """Return (value, baseline value) pairs of the common seeds, if both runs have the figure."""
-    by_seed = pairs(group, baseline)
-    values = [(value(run.record, figure.name), value(other.record, figure.name)) for run, other in by_seed]
-    return [(a, b) for a, b in values if a is not None and b is not None]
+    others = dict(zip(baseline.seeds, values_in(baseline, figure.name), strict=True))
+    found = zip(group.seeds, values_in(group, figure.name), strict=True)
+    return [(a, b) for seed, a in found if a is not None and (b := others.get(seed)) is not None]
 
 
 def _target_missed(groups: Sequence[Group], figure: Figure) -> bool:
     """Return whether the figure is the time to a target that some runs never reached, which would bias a test."""
-    known = [value(run.record, figure.name) is not None for group in groups for run in group.runs]
-    return TARGET.fullmatch(figure.name) is not None and not all(known)
+    return TARGET.fullmatch(figure.name) is not None and any(None in values_in(group, figure.name) for group in groups)
 
 
 def _significant(mean: float, p: float, figure: Figure) -> Verdict | None:

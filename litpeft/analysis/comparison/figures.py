@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 from litpeft.analysis.comparison import benchmarks
 from litpeft.analysis.comparison.number_format import number, unit
-from litpeft.analysis.comparison.results import Figure, Run
+from litpeft.analysis.comparison.results import Figure, Group, Run
 from litpeft.errors import UserError, did_you_mean
+from litpeft.runs.indexed_record import known_fields
 
 KNOWN = {  # name -> (title, better direction, kind); the unit is added to the title
     "val_accuracy": ("validation accuracy", "higher", "quality"),
@@ -75,8 +77,9 @@ def choose(
     reached = [target_name(*target, directions) for target in targets]
     if names is not None:
         return [_requested(name, runs, directions) for name in dict.fromkeys([*names, *reached])]
-    known = {name for name in KNOWN if any(value(run.record, name) is not None for run in runs)}
-    classified = bool(runs) and all(value(run.record, "val_accuracy") is not None for run in runs)
+    there = known_fields([run.record for run in runs])
+    known = {name for name in KNOWN if name in there and any(value(run.record, name) is not None for run in runs)}
+    classified = bool(runs) and None not in values(runs, "val_accuracy")
     main, *further = _main_metrics(runs) or ["val_accuracy" if classified else "val_loss"]
     others = [run.record.get("other_metrics") or {} for run in runs]
     further += [name for name in (others or [{}])[0] if name[:4] == "val_" and all(name in each for each in others)]
@@ -160,19 +163,46 @@ def target_name(metric: str, goal: float, directions: Mapping[str, str] | None =
     return f"seconds_to_{metric}_{goal!r}"
 
 
-def value(record: dict[str, Any], name: str) -> float | None:
+def values_in(group: Group, name: str) -> list[float | None]:
+    """Return the value of a figure in each run of a group; the runs must not change any more."""
+    if name not in group.known:
+        group.known[name] = values(group.runs, name)
+    return group.known[name]
+
+
+def values(runs: Sequence[Run], name: str) -> list[float | None]:
+    """Return the value of a figure in each run."""
+    if TARGET.fullmatch(name) or EVALUATED.fullmatch(name):
+        return [value(run.record, name) for run in runs]
+    found = [run.record.get(name) for run in runs]
+    return [
+        each if type(each) is int or (type(each) is float and isfinite(each)) else _elsewhere(run.record, name, each)
+        for run, each in zip(runs, found, strict=True)
+    ]
+
+
+def value(record: Mapping[str, Any], name: str) -> float | None:
     """Return the value of a figure in a record; None if unknown, or if a target was never reached."""
     if match := TARGET.fullmatch(name):
         sign = 1 if direction(match["metric"], record.get("metric_directions")) == "higher" else -1
         return _seconds_to(record.get("validations"), match["metric"], float(match["value"]), sign)
     if match := EVALUATED.fullmatch(name):
         return number(((record.get("merged_evaluation") or {}).get(match[1]) or {}).get(match["rest"]))
-    found = record.get(name)
+    return _elsewhere(record, name, record.get(name))
+
+
+def _elsewhere(record: Mapping[str, Any], name: str, found: Any) -> float | None:
+    """Return a number that was found in a record, or that it has among other metrics or benchmarks if it is None."""
     if found is None:
         found = (record.get("other_metrics") or {}).get(name)
     if found is None and record.get("benchmarks"):
         found = benchmarks.all_figures(record).get(name)
     return number(found)
+
+
+def coarsest(groups: Iterable[Group], name: str) -> float:
+    """Return the largest `resolution` of a figure in these groups."""
+    return max(resolution(run, name) for group in groups for run in group.different)
 
 
 def resolution(run: Run, name: str) -> float:

@@ -13,7 +13,8 @@ from litpeft.analysis.comparison.number_format import UNKNOWN
 from litpeft.analysis.comparison.results import Run
 from litpeft.analysis.comparison.sweep_folder import FILE, TUNING, Sweep
 from litpeft.errors import UserError
-from litpeft.runs.record import FILE_NAME, read_record
+from litpeft.runs.record import FILE_NAME
+from litpeft.runs.record_index import RecordFolder
 from litpeft.runs.strategy_names import shown_name
 
 # axes whose value is clear without the name of the axis
@@ -28,18 +29,23 @@ def find_runs(paths: Iterable[str | Path]) -> list[Run]:
     Raises:
         UserError: a path is not a folder, has no run below it, or a record cannot be read.
     """
-    folders: dict[str, Path] = {}
+    searched, found = [], dict[str, tuple[RecordFolder, str, Path]]()
     for path in map(Path, paths):
         path = path.parent if path.name == FILE_NAME else path
         if not path.is_dir():
             raise UserError(f"{path}: no such folder; give run folders, or folders that contain run folders.")
-        found = _below(path)
-        if not found:
+        below = RecordFolder(path, skip=(FILE, TUNING))  # no results: these runs only chose values for the trials
+        if not below.runs:
             raise UserError(
                 f"{path}: no {FILE_NAME} in it or below it; give run folders, or folders that contain run folders."
             )
-        folders |= {os.path.realpath(folder): folder for folder in found}
-    return [Run(folder, read_record(folder), {}) for folder in folders.values()]
+        searched.append(below)
+        real = os.path.realpath(path)
+        found |= {os.path.join(real, run).rstrip(os.sep): (below, run, path / run) for run in below.runs}
+    runs = [Run(folder, below.record(run, folder), {}) for below, run, folder in found.values()]
+    for below in searched:
+        below.save()
+    return runs
 
 
 def group_by_axes(runs: Sequence[Run], axes: Sequence[str]) -> tuple[dict[str, list[Run]], list[Run]]:
@@ -73,18 +79,6 @@ def group_by_sweep(runs: Sequence[Run], sweep: Sweep) -> tuple[dict[str, list[Ru
         else:
             others.append(run)
     return groups, others
-
-
-def _below(path: Path) -> list[Path]:
-    found = []
-    for folder, subfolders, files in os.walk(path):
-        if FILE_NAME in files:
-            found.append(Path(folder))
-            subfolders.clear()  # do not search inside a run folder
-        if FILE in files and TUNING in subfolders:
-            subfolders.remove(TUNING)  # no result: these runs only chose values for the trials
-        subfolders.sort()
-    return found
 
 
 def _names(values: Iterable[Any], axis: str) -> dict[str, str]:

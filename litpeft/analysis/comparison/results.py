@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+from litpeft.analysis.comparison.options import Options, options_of
 
 Verdict = Literal["better", "worse", "equivalent", "not enough seeds", "not enough rows"]
 
@@ -40,7 +42,7 @@ class Run:
     """
 
     folder: Path
-    record: dict[str, Any]
+    record: Mapping[str, Any]
     axes: dict[str, str]
     parts: tuple[Run, ...] = ()
 
@@ -48,10 +50,24 @@ class Run:
     def seed(self) -> int | None:
         return self.record["seed"]
 
-    @cached_property
-    def options(self) -> dict[str, Any]:
+    @property
+    def options(self) -> Options:
         """Configuration of the run: {dotted key: value}."""
-        return _flat_config(self.record)
+        found = self.__dict__.get("_options")  # a cached_property takes a lock, which is slow for many runs
+        if found is None:
+            found = self.__dict__["_options"] = options_of(self.record)
+        return found
+
+
+def distinct_by(runs: Iterable[Run], *fields: str) -> list[Run]:
+    """Return the first run with each object in these fields of its record; records of an index share equal objects."""
+    first: dict[Any, Run] = {}
+    for run in runs:
+        get = run.record.get
+        key = id(get(fields[0])) if len(fields) == 1 else tuple([id(get(field)) for field in fields])
+        if key not in first:
+            first[key] = run
+    return list(first.values())
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,7 @@ class Group:
         estimates: means by figure name; figures that no run has are missing.
         differences: differences from the baseline by figure name, tested over seeds; empty for the baseline.
         over_examples: differences from the baseline by figure name, tested over validation rows or benchmark items.
+        known: values of the runs by figure name, kept by `values_in`.
     """
 
     label: str
@@ -184,6 +201,17 @@ class Group:
     estimates: dict[str, Estimate] = field(default_factory=dict)
     differences: dict[str, Difference] = field(default_factory=dict)
     over_examples: dict[str, Difference] = field(default_factory=dict)
+    known: dict[str, list[float | None]] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def seeds(self) -> list[int | None]:
+        """The seeds of the runs, which must not change any more."""
+        return [run.seed for run in self.runs]
+
+    @cached_property
+    def different(self) -> list[Run]:
+        """Runs of which each differs from the others in what it was evaluated on; the runs must not change any more."""
+        return distinct_by(self.runs, "resolutions", "benchmarks", "checkpoint", "data_summary")
 
 
 @dataclass
@@ -224,21 +252,3 @@ class Comparison:
     def baseline_group(self) -> Group | None:
         """The group that others are compared with; None if there is only one group."""
         return next((group for group in self.groups if group.label == self.baseline), None)
-
-
-def _flat_config(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {dotted key: value}; an empty mapping is a value. A data seed equal to the run seed becomes None."""
-    config = record.get("config") or {}
-    flat: dict[str, Any] = {}
-    _flatten(config, "", flat)
-    if flat.get("data.init_args.seed") == config.get("seed_everything"):
-        flat["data.init_args.seed"] = None
-    return flat
-
-
-def _flatten(config: Mapping[str, Any], prefix: str, flat: dict[str, Any]) -> None:
-    for key, item in config.items():
-        if isinstance(item, dict) and item:
-            _flatten(item, f"{prefix}{key}.", flat)
-        else:
-            flat[f"{prefix}{key}"] = item

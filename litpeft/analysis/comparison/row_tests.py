@@ -38,14 +38,17 @@ def add_row_differences(
     Raises:
         UserError: `requested` is True and no run saved row results, or a file cannot be read.
     """
-    runs = [run for group in groups for run in group.runs if _files(run)]
-    if requested is False or (requested is None and not _cheap(runs)):
+    if requested is False:
         return []
+    runs = [run for group in groups for run in group.runs if _has_files(run)]
     if requested and not runs:
         raise UserError(
             "--examples: no run saved row results; run fit with --record.predictions or --benchmarks.keep_items."
         )
-    read = cache(lambda folder: _rows(next(run for run in runs if str(run.folder) == folder)))
+    if not runs or (requested is None and not _cheap(runs)):
+        return []
+    by_folder = {str(run.folder): run for run in runs}
+    read = cache(lambda folder: _rows(by_folder[folder]))
     by_label = {group.label: group for group in groups}
     warnings: dict[str, None] = {}
     for figure in figures:
@@ -95,6 +98,10 @@ def _test(
     return Tested(BOOTSTRAP, paired_bootstrap(first, second, margin=margin), len(first))
 
 
+def _has_files(run: Run) -> bool:
+    return bool(run.record.get("val_examples") or (run.record.get("benchmarks") and _files(run)))
+
+
 def _files(run: Run) -> list[Path]:
     """Return the files of row results and item scores of a run."""
     rows = run.record.get("val_examples")
@@ -103,10 +110,15 @@ def _files(run: Run) -> list[Path]:
 
 
 def _cheap(runs: Sequence[Run]) -> bool:
-    try:
-        return sum(path.stat().st_size for run in runs for path in _files(run)) <= CHEAP_BYTES
-    except OSError:
-        return False
+    total = 0
+    for run in runs:
+        try:
+            total += sum(path.stat().st_size for path in _files(run))
+        except OSError:
+            return False
+        if total > CHEAP_BYTES:  # before the files of thousands of runs are looked for
+            return False
+    return True
 
 
 def _rows(run: Run) -> dict[str, Any]:

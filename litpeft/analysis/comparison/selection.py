@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from litpeft.analysis.comparison.compare_runs import compare
 from litpeft.analysis.comparison.margins import Margin, read_margin
@@ -65,6 +68,23 @@ def add_compare_options(parser: argparse.ArgumentParser) -> None:
 
 def compare_selected(options: argparse.Namespace) -> Comparison:
     """Compare the runs as selected by the options."""
+    with _without_garbage_collection():
+        return _compare(options)
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Context manager: pause Python's search for cycles, a third of the time of 100,000 records, which have none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _compare(options: argparse.Namespace) -> Comparison:
     return compare(
         options.paths,
         by=options.by,

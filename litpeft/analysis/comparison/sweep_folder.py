@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,21 @@ class Sweep:
 
     def trial_of(self, run_folder: Path) -> Trial | None:
         """Return the trial that a run folder belongs to, or None."""
-        name = Path(os.path.relpath(run_folder.parent, self.folder)).as_posix()
-        return next((trial for trial in self.trials if trial.name == name), None)
+        above = os.fspath(run_folder).rpartition(os.sep)[0]
+        if above not in self.by_folder:
+            name = Path(os.path.relpath(run_folder.parent, self.folder)).as_posix()
+            self.by_folder[above] = self.by_name.get(name)
+        return self.by_folder[above]
+
+    @cached_property
+    def by_name(self) -> dict[str, Trial]:
+        """The trials by their names; of equal names, the first."""
+        return {trial.name: trial for trial in reversed(self.trials)}
+
+    @cached_property
+    def by_folder(self) -> dict[str, Trial | None]:
+        """The trials of the folders that `trial_of` was asked for."""
+        return {}
 
 
 def read_sweep(folder: Path) -> Sweep | None:
@@ -97,6 +111,8 @@ def with_shown_names(sweep: Sweep, runs: Sequence[Run]) -> Sweep:
 
     That axis is `none` exactly for runs with adapter `none`; a `none` on another axis (a schedule) is not replaced.
     """
+    if not any("none" in trial.axes.values() for trial in sweep.trials):
+        return sweep
     pairs = [(trial.axes, run.record["adapter"]) for run in runs if (trial := sweep.trial_of(run.folder))]
     for axis in sweep.axes:
         full = [trial.label for trial in sweep.trials if trial.axes.get(axis) == "none"]

@@ -15,7 +15,8 @@ from litpeft.runs.curve_file import read_lines
 from litpeft.runs.record import FIELDS
 
 TAGS = "train_loss", "val_loss", "val_accuracy", "lr", "train_tokens_per_second", "train_samples_per_second"
-MOST_POINTS = 500  # points drawn per line
+MOST_POINTS, FEWEST_POINTS = 500, 20  # points drawn per line
+MOST_DRAWN = 20_000  # points drawn per chart, as far as FEWEST_POINTS allow: a page of 500 runs stays below 8 MiB
 
 Curve = dict[int, float]  # number of optimizer steps -> value
 
@@ -82,6 +83,11 @@ def band(curves: Sequence[Curve], interval: Callable[[Sequence[float]], tuple[fl
     values = [[curve[step] for curve in curves] for step in steps]
     ends = [interval(at) if len(at) > 1 else (at[0], at[0]) for at in values]
     return Band(steps, [fmean(at) for at in values], [low for low, _ in ends], [high for _, high in ends])
+
+
+def points_of_each(lines: int) -> int:
+    """Return how many points of each of so many lines are drawn at most."""
+    return max(FEWEST_POINTS, min(MOST_POINTS, MOST_DRAWN // max(1, lines)))
 
 
 def thinned(values: Sequence[float], most: int = MOST_POINTS) -> list[int]:

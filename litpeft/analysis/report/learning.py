@@ -12,7 +12,7 @@ from litpeft.analysis.comparison.margins import possible, within
 from litpeft.analysis.comparison.number_format import unit
 from litpeft.analysis.comparison.sentences import UNKNOWN, counted, plain_title, value_text
 from litpeft.analysis.report.chart import Chart, group_trace, layout, literal, scaled
-from litpeft.analysis.report.curves import MOST_POINTS, Band, Curve, band, read_curves, thinned
+from litpeft.analysis.report.curves import Band, Curve, band, points_of_each, read_curves, thinned
 from litpeft.analysis.report.style import look
 from litpeft.analysis.stats import mean_interval
 
@@ -96,10 +96,11 @@ def _benchmark(tag: str) -> Kind:
 def _chart(kind: Kind, lines: Sequence[Line]) -> Chart:
     traces, rows, row_groups = [], [], []
     fade = min(1.0, FULL / len({line.group for line in lines}))
+    most = points_of_each(len(lines))
     for group in dict.fromkeys(line.group for line in lines):
         members = [line for line in lines if line.group == group]
         mean = _mean(kind.tag, [line for line in members if line.finished])
-        traces += _traces(kind, members, mean, fade)
+        traces += _traces(kind, members, mean, fade, most)
         rows += _rows(kind.tag, members[0], mean)
         row_groups += [group] * (len(rows) - len(row_groups))
     shown = unit(kind.tag)[1]
@@ -108,7 +109,7 @@ def _chart(kind: Kind, lines: Sequence[Line]) -> Chart:
     return Chart(
         f"curve-{kind.tag}",
         kind.title,
-        _caption(kind, lines),
+        _caption(kind, lines, most),
         traces,
         layout({"title": "optimizer steps"}, axis),
         ["group", "optimizer steps", kind.title.lower(), "95 % CI"],
@@ -131,7 +132,7 @@ def _mean(tag: str, lines: Sequence[Line]) -> Band | None:
     return found if len(lines) > 1 and found.steps else None
 
 
-def _caption(kind: Kind, lines: Sequence[Line]) -> str:
+def _caption(kind: Kind, lines: Sequence[Line], most: int) -> str:
     groups = [line.group for line in lines]
     longest = max(len(line.curve) for line in lines)
     sentences = [kind.note]
@@ -141,30 +142,40 @@ def _caption(kind: Kind, lines: Sequence[Line]) -> str:
         )
     if longest == 1:
         sentences.append("Each run was validated once, at its end.")
-    if longest > MOST_POINTS:
+    if longest > most:
         sentences.append(
-            f"At most {MOST_POINTS} of up to {longest:,} points per line are drawn: the minimum and maximum of each "
+            f"At most {most} of up to {longest:,} points per line are drawn: the minimum and maximum of each "
             "segment, without averaging."
         )
     return " ".join(filter(None, sentences))
 
 
-def _traces(kind: Kind, lines: Sequence[Line], mean: Band | None, fade: float) -> list[dict[str, Any]]:
-    """Return the band, thin lines and mean of one group, or bold lines without a mean; `fade`: opacity of bands."""
+def _traces(kind: Kind, lines: Sequence[Line], mean: Band | None, fade: float, most: int) -> list[dict[str, Any]]:
+    """Return the band, thin lines and mean of one group, or bold lines without a mean.
+
+    Args:
+        kind: what is drawn.
+        lines: lines of the group.
+        mean: mean of the finished runs.
+        fade: opacity of bands.
+        most: largest number of points of a line.
+    """
     first = lines[0]
     traces = [
-        _trace(kind, line, list(line.curve), list(line.curve.values())) if mean is None else _thin(kind, line)
+        _trace(kind, line, list(line.curve), list(line.curve.values()), most)
+        if mean is None
+        else _thin(kind, line, most)
         for line in lines
     ]
     if mean is None:
         return traces
     runs = sum(line.finished for line in lines)
-    bold = _trace(kind, first, mean.steps, mean.mean, f"mean of {counted(runs, 'seed')}")
-    return [_band(kind, first, mean) | {"opacity": fade}, *traces, bold]
+    bold = _trace(kind, first, mean.steps, mean.mean, most, f"mean of {counted(runs, 'seed')}")
+    return [_band(kind, first, mean, most) | {"opacity": fade}, *traces, bold]
 
 
-def _thin(kind: Kind, line: Line) -> dict[str, Any]:
-    trace = _trace(kind, line, list(line.curve), list(line.curve.values()))
+def _thin(kind: Kind, line: Line, most: int) -> dict[str, Any]:
+    trace = _trace(kind, line, list(line.curve), list(line.curve.values()), most)
     return trace | {
         "opacity": 0.2,  # the mean is what one should see; hovering over a seed names it
         "line": trace["line"] | {"width": 1, "dash": "solid"},
@@ -173,9 +184,9 @@ def _thin(kind: Kind, line: Line) -> dict[str, Any]:
 
 
 def _trace(
-    kind: Kind, line: Line, steps: Sequence[int], values: Sequence[float], name: str | None = None
+    kind: Kind, line: Line, steps: Sequence[int], values: Sequence[float], most: int, name: str | None = None
 ) -> dict[str, Any]:
-    style, drawn = look(line.group), thinned(values)
+    style, drawn = look(line.group), thinned(values, most)
     about = f"<b>{literal(line.label)}</b><br>{literal(name or line.name)}"
     shown = unit(kind.tag)[1]
     return group_trace(
@@ -187,9 +198,9 @@ def _trace(
     )
 
 
-def _band(kind: Kind, line: Line, mean: Band) -> dict[str, Any]:
+def _band(kind: Kind, line: Line, mean: Band, most: int) -> dict[str, Any]:
     """Return the band as a closed outline, or as an error bar if there is only one step."""
-    style, shown = look(line.group), thinned(mean.mean)
+    style, shown = look(line.group), thinned(mean.mean, most)
     if len(shown) == 1:
         at = _scaled(kind.tag, [mean.mean[0], mean.high[0] - mean.mean[0], mean.mean[0] - mean.low[0]])
         error = {"type": "data", "symmetric": False, "array": at[1:2], "arrayminus": at[2:], "color": style.colour}

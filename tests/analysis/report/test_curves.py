@@ -9,7 +9,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from litpeft.analysis.comparison import Run
-from litpeft.analysis.report.curves import MOST_POINTS, band, read_curves, thinned
+from litpeft.analysis.report.curves import MOST_POINTS, band, points_of_each, read_curves, thinned
 from litpeft.runs.curve_file import FILE_NAME, append, start
 from litpeft.runs.record import new_record
 
@@ -83,6 +83,11 @@ def test_the_file_of_curves_replaces_event_files_from_its_first_step(tmp_path: P
 def test_the_band_has_the_common_steps() -> None:
     found = band([{1: 1.0, 2: 2.0, 3: 9.0}, {1: 3.0, 2: 4.0}], lambda values: (min(values), max(values)))
     assert (found.steps, found.mean, found.low, found.high) == ([1, 2], [2.0, 3.0], [1.0, 2.0], [3.0, 4.0])
+
+
+@pytest.mark.parametrize(("lines", "points"), [(0, 500), (1, 500), (40, 500), (100, 200), (500, 40), (10**6, 20)])
+def test_many_lines_have_fewer_points_each(lines: int, points: int) -> None:
+    assert points_of_each(lines) == points
 
 
 @pytest.mark.parametrize("count", [1, MOST_POINTS, MOST_POINTS + 1, 10_000])

@@ -1,0 +1,1 @@
+"""How cost grows: compare, report and sweep on many made-up runs."""

@@ -1,0 +1,304 @@
+"""The index of many records: whatever changes in a folder is noticed, and no result depends on the index."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from litpeft.errors import UserError
+from litpeft.runs import record_index
+from litpeft.runs.record import FIELDS, FILE_NAME, as_json, new_record, read_record
+from litpeft.runs.record_index import INDEX, RecordFolder
+from litpeft.runs.record_schema import RECORD, acceptor, schema_error
+from litpeft.runs.record_table import SHARED, RecordTable
+
+SKIP = "sweep.yaml", "tuning"
+NAMES = "a", "b", "tuning"
+
+
+@pytest.fixture(autouse=True)
+def few_and_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Index any number of records, also those that have just been written."""
+    monkeypatch.setattr(record_index, "FEWEST", 1)
+    monkeypatch.setattr(record_index, "RECENT", 0)
+
+
+def record_of(number: int, **more: Any) -> dict[str, Any]:
+    config = {"trainer": {"max_epochs": 1}, "seed_everything": number, "data": {"init_args": {"seed": None}}}
+    figures = {"val_loss": number / 7, "steps": number, "packages": {"torch": "2"}, "status": "ok"}
+    return new_record() | figures | {"seed": number, "config": config, "validations": [{"step": number}]} | more
+
+
+def write(folder: Path, number: int, **more: Any) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / FILE_NAME).write_text(as_json(record_of(number, **more)), encoding="utf-8")
+
+
+def found(folder: Path) -> list[tuple[Path, dict[str, Any]]] | str:
+    """Return what the index finds, and renew it; or the error."""
+    below = RecordFolder(folder, SKIP)
+    try:
+        records = [(folder / run, dict(below.record(run, folder / run))) for run in below.runs]
+    except UserError as error:
+        return str(error)
+    below.save()
+    return records
+
+
+def expected(folder: Path) -> list[tuple[Path, dict[str, Any]]] | str:
+    """Return what is there, without an index; or the error."""
+    folders = []
+    for path, subfolders, files in os.walk(folder):
+        if FILE_NAME in files:
+            folders.append(Path(path))
+            subfolders.clear()
+        if SKIP[0] in files and SKIP[1] in subfolders:
+            subfolders.remove(SKIP[1])
+        subfolders.sort()
+    try:
+        return [(path, read_record(path)) for path in folders]
+    except UserError as error:
+        return str(error)
+
+
+def same(folder: Path) -> bool:
+    """Return whether an index, old and renewed, gives what is there, with the types of all numbers."""
+    return repr(found(folder)) == repr(expected(folder)) == repr(found(folder))
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+
+
+def _half(path: Path) -> None:
+    text = as_json(record_of(5))
+    path.mkdir(parents=True, exist_ok=True)
+    (path / FILE_NAME).write_text(text[: len(text) // 2])
+
+
+def _same_size_and_time(path: Path) -> None:
+    """Change a digit in place and set the time of modification back, as some copying programs do."""
+    file = path / FILE_NAME
+    if file.is_file():
+        before, text = file.stat(), file.read_text()
+        file.write_text(text.replace('"steps": 1', '"steps": 2') if '"steps": 1' in text else text)
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _move(path: Path) -> None:
+    if path.exists() and not path.with_name("moved").exists():
+        path.rename(path.with_name("moved"))
+
+
+def _link(path: Path) -> None:
+    target = path.parent / "outside"
+    write(target, 8)
+    if not path.exists() and not path.is_symlink():
+        path.symlink_to(target, target_is_directory=True)
+
+
+def _linked_record(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    other = path / "other.json"
+    other.write_text(as_json(record_of(9)))
+    (path / FILE_NAME).unlink(missing_ok=True)
+    (path / FILE_NAME).symlink_to(other)
+
+
+CHANGES: dict[str, Callable[[Path], None]] = {
+    "write": lambda path: write(path, 1),
+    "write another": lambda path: write(path, 123, error="ö\u2028"),
+    "same size and time": _same_size_and_time,
+    "half a record": _half,
+    "compact": lambda path: (write(path, 3), (path / FILE_NAME).write_text(json.dumps(record_of(3))))[0],
+    "unknown field": lambda path: (write(path, 3), (path / FILE_NAME).write_text('{"version": 1, "more": 2}'))[0],
+    "not UTF-8": lambda path: (write(path, 3), (path / FILE_NAME).write_bytes(b"\xff{}"))[0],
+    "remove": _remove,
+    "remove the record": lambda path: (path / FILE_NAME).unlink(missing_ok=True),
+    "empty folder": lambda path: path.mkdir(parents=True, exist_ok=True),
+    "sweep beside": lambda path: (path.parent.mkdir(parents=True, exist_ok=True), (path.parent / SKIP[0]).touch())[0],
+    "move": _move,
+    "link": _link,
+    "linked record": _linked_record,
+}
+places = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(list(CHANGES)), places), min_size=1, max_size=7))
+def test_any_change_in_a_folder_is_noticed(changes: list[tuple[str, str]]) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "runs"
+        write(folder / "z", 0)
+        assert same(folder)
+        for change, place in changes:
+            time.sleep(0.008)  # longer than the resolution of the times of files
+            path = folder / place
+            if any(part.is_file() or part.is_symlink() for part in (path, *path.parents)):
+                continue
+            CHANGES[change](path)
+            assert same(folder), f"{change} {place}"
+
+
+def test_only_what_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, listed = list[str](), list[str]()
+    reading, listing = RecordFolder._read, RecordFolder._list
+    monkeypatch.setattr(RecordFolder, "_read", lambda self, path: (read.append(path), reading(self, path))[1])
+    monkeypatch.setattr(RecordFolder, "_list", lambda self, path: (listed.append(path), listing(self, path))[1])
+    for number in range(6):
+        write(tmp_path / f"trial{number // 2}" / f"seed{number % 2}", number)
+    found(tmp_path)
+    assert len(read) == 6
+    written = (tmp_path / INDEX).stat()
+    read.clear(), listed.clear()
+    found(tmp_path)
+    assert (read, listed) == ([], [""])  # the index itself has changed the folder that holds it
+    assert (tmp_path / INDEX).stat() == written
+    time.sleep(0.01)
+    write(tmp_path / "trial1" / "seed1", 30)
+    write(tmp_path / "trial2" / "seed2", 31)
+    listed.clear()
+    found(tmp_path)
+    assert sorted(read) == [f"{tmp_path}/trial1/seed1/{FILE_NAME}", f"{tmp_path}/trial2/seed2/{FILE_NAME}"]
+    assert (tmp_path / INDEX).stat().st_ino != written.st_ino
+
+
+def test_what_may_change_within_the_resolution_of_times_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(record_index, "RECENT", 10**10)
+    write(tmp_path / "a", 1)
+    found(tmp_path)
+    known = RecordFolder(tmp_path, SKIP).known
+    assert known["a"][1] == known[""][1] == record_index.NEVER
+
+
+@pytest.mark.parametrize("failing", ["mkstemp", "replace"])
+@pytest.mark.parametrize("reason", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_without_the_right_or_the_space_to_write_there_is_no_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, reason: int
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr(tempfile if failing == "mkstemp" else os, failing, fail)
+    write(tmp_path / "a", 1)
+    assert same(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a"]
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    folder = tmp_path_factory.mktemp("runs")
+    for number in range(4):
+        write(folder / f"seed{number}", number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(record_index, "FEWEST", 1)
+        patch.setattr(record_index, "RECENT", 0)
+        found(folder)
+    return folder, (folder / INDEX).read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_a_damaged_index_is_made_anew(indexed: tuple[Path, bytes], data: st.DataObject) -> None:
+    folder, whole = indexed
+    place = data.draw(st.integers(0, len(whole) - 1))
+    cut = data.draw(st.booleans())
+    bit = 1 << data.draw(st.integers(0, 7))
+    damaged = whole[:place] if cut else whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :]
+    (folder / INDEX).write_bytes(damaged)
+    assert RecordFolder(folder, SKIP).known == {}
+    assert same(folder)
+    assert RecordFolder(folder, SKIP).known != {}
+
+
+def test_an_index_of_other_fields_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(record_index, "CONTENT", 1)
+        found(tmp_path)
+        assert RecordFolder(tmp_path, SKIP).known
+    assert not RecordFolder(tmp_path, SKIP).known
+    assert same(tmp_path)
+    assert RecordFolder(tmp_path, SKIP).known
+
+
+def test_two_commands_at_once_leave_a_right_index(tmp_path: Path) -> None:
+    write(tmp_path / "a", 1)
+    first = RecordFolder(tmp_path, SKIP)
+    first.record("a", tmp_path / "a")
+    time.sleep(0.01)
+    write(tmp_path / "a", 2)
+    write(tmp_path / "b", 3)
+    second = RecordFolder(tmp_path, SKIP)
+    for run in second.runs:
+        second.record(run, tmp_path / run)
+    second.save()
+    first.save()  # an older state; what differs from it is read again
+    assert same(tmp_path)
+
+
+def test_a_large_field_of_a_record_that_has_changed_since_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a", 1)
+    record = RecordFolder(tmp_path, SKIP).record("a", tmp_path / "a")
+    assert record["steps"] == 1
+    write(tmp_path / "a", 2)
+    with pytest.raises(UserError, match="has changed while its record was read; give the command again"):
+        record["validations"]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(st.sampled_from(list(FIELDS)), values, max_size=4))
+def test_what_the_fast_check_accepts_is_valid(fields: dict[str, Any]) -> None:
+    if acceptor(RECORD)(fields):
+        assert schema_error(fields, RECORD) is None
+
+
+def test_the_fast_check_accepts_a_record() -> None:
+    assert acceptor(RECORD)(record_of(1))
+    assert not acceptor(RECORD)({"seed": 1.0})
+    assert not acceptor(RECORD)({"val_loss": float("nan")})
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(list(FIELDS)), values, max_size=4), max_size=3))
+def test_a_table_has_the_valid_records_after_it_was_written_and_read(
+    tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]
+) -> None:
+    folder, table, kept = tmp_path_factory.getbasetemp() / "table", RecordTable(), []
+    folder.mkdir(exist_ok=True)
+    for number, fields in enumerate([{}, *records]):
+        text = as_json(record_of(number) | fields | {"version": 1})
+        (folder / FILE_NAME).write_bytes(text.encode(errors="surrogatepass"))
+        try:
+            record = read_record(folder)
+        except UserError:
+            assert not table.add(text)
+        else:
+            if table.add(text):
+                kept.append(record)
+    loaded = RecordTable.load(table.rows, dict(table.dump()))
+    assert loaded.add(as_json(record_of(0)))
+    for each in (table, loaded, loaded.take(range(table.rows))):
+        for row, record in enumerate(kept):
+            names = [name for name in FIELDS if name in SHARED or name in each.numbers]
+            assert repr([each.values[name][row] for name in names]) == repr([record[name] for name in names])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from litpeft.commands.estimate import Plan
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests import forking
@@ -243,7 +244,22 @@ def test_unsupported_options_with_several_processes_are_refused(
     assert REFUSED[options] in log.read_text()
 
 
-def test_an_estimate_uses_one_process(tmp_path: Path, classifier: list[str]) -> None:
-    arguments = ["estimate", *classifier[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
+def test_a_search_for_a_learning_rate_uses_one_process(tmp_path: Path, classifier: list[str]) -> None:
+    arguments = ["find_lr", *classifier[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
     assert run(arguments, tmp_path / "log") == 2
-    assert "litpeft estimate runs in one process" in (tmp_path / "log").read_text()
+    assert "litpeft find_lr runs in one process" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_an_estimate_with_the_options_of_fit_matches_the_record(
+    tmp_path: Path, classifier: list[str], strategy: str
+) -> None:
+    options = [*classifier[1:], "--model.adapter", "Full", *two_processes(16, strategy)]
+    run_dir = ["--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "1"]
+    assert run_processes(["fit", *options, *run_dir], tmp_path / "log") == [0, 0]
+    tracked = read_record(tmp_path / "run")["memory_phases"]["first_step"]
+    plan = Plan([*options, "--device", "cpu"])
+    found = plan.trace(plan.task.adapter).phases["first_step"]
+    assert found.tensors.bytes == pytest.approx(tracked["peak_tensor_bytes"], rel=0.01)
+    assert found.tensors.split["communication"] == pytest.approx(tracked["tensor_bytes"]["communication"], rel=0.01)
+    assert found.sent_bytes == pytest.approx(tracked["sent_bytes"], rel=0.01)

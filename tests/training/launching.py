@@ -18,7 +18,7 @@ TIMEOUT = 30  # seconds for the other processes to end after one has failed
 
 def run_processes(arguments: list[str], log: Path, count: int = 2) -> list[int]:
     """Run a command line in several processes; return the exit codes, and write each output to `log` plus the rank."""
-    return start_together(_run, [(arguments, output_file(log, rank)) for rank in range(count)])
+    return start_together(run_quietly, [(arguments, output_file(log, rank)) for rank in range(count)])
 
 
 def start_together(target: Callable[..., None], arguments: Sequence[tuple[Any, ...]]) -> list[int]:
@@ -56,7 +56,8 @@ def output_file(log: Path, rank: int) -> Path:
     return log.with_name(f"{log.name}.{rank}")
 
 
-def _run(arguments: list[str], log: Path) -> None:
+def run_quietly(arguments: list[str], log: Path) -> None:
+    """Run a command line in this process, with its output in a file."""
     run_in_this_process(arguments, log, None, None, None)
 
 

@@ -20,7 +20,7 @@ from litpeft.runs.record import read_record
 from tests import forking
 from tests.conftest import litpeft, write_sentences, write_tiny_bert
 from tests.resuming import differences, run
-from tests.training.launching import output_file, run_processes
+from tests.training.launching import output_file, run_processes, run_quietly, start_together
 
 pytestmark = pytest.mark.slow
 ROUNDING = 1e-5
@@ -201,6 +201,23 @@ def test_a_fault_in_one_process_ends_all_with_one_sentence(tmp_path: Path, class
     record = read_record(tmp_path / "run")
     assert record["status"] == "failed"
     assert record["error"] in message
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_before_the_others_have_met_ends_them_all(
+    tmp_path: Path, classifier: list[str], rank: int
+) -> None:
+    """Only this process has the wrong option; the other would wait for a day."""
+    good = [*classifier, "--model.adapter", "LoRA", *two_processes(16, "ddp"), "--run_dir", str(tmp_path / "run")]
+    bad = [*good, "--data.train_samples", "many"]
+    logs = [output_file(tmp_path / "log", each) for each in (0, 1)]
+    codes = start_together(run_quietly, [(bad if each == rank else good, logs[each]) for each in (0, 1)])
+    assert codes[0] == 2
+    assert codes[1] not in (0, -signal.SIGKILL)
+    assert "data.train_samples must be int" in logs[rank].read_text()
+    told = logs[0].read_text()
+    assert ("litpeft: error: process 1: data.train_samples" in told) == (rank == 1)
+    assert "Traceback" not in told + logs[1].read_text()
 
 
 def test_the_command_lines_of_the_readme(tmp_path: Path, classifier: list[str]) -> None:

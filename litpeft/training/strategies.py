@@ -51,8 +51,8 @@ class FSDP2(ModelParallelStrategy):
         super().setup_environment()
 
     def shard(self, model: Any) -> None:
-        """Move the model to its device and shard it. Call this before the optimizer is built."""
-        shard(model.to(self.root_device), self.device_mesh["data_parallel"])
+        """Shard the model and move the shards to their device. Call this before the optimizer is built."""
+        shard(model, self.device_mesh["data_parallel"], self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
         return self.lightning_module.state_dict()

@@ -14,6 +14,7 @@ from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.cli.shared_model import predict_runs
 from litpeft.errors import UserError, find_system_error
 from litpeft.training import failure_messages
+from litpeft.training.meeting import open_meeting
 from litpeft.training.outlets import outlet_of, send
 from litpeft.training.processes import is_first_process
 
@@ -84,14 +85,17 @@ def _one_of_several(arguments: list[str]) -> None:
     """The first process tells how all of them ended, and the others do where it cannot."""
     verb, options = arguments[0], arguments[1:]
     run_dirs = list(takewhile(lambda word: not word.startswith("-"), options)) if verb == "predict" else []
+    open_meeting()
     try:
         if run_dirs:
             predict_runs(run_dirs, options[len(run_dirs) :])
         else:
             FitCLI(verb, options)
     except BaseException as error:
+        if isinstance(error, SystemExit) and not error.code:  # --print_config
+            raise
         if is_first_process():
             failure_messages.publish_from_rank_zero(str(error))
-        elif failure_messages.rank_zero_reported():
+        elif failure_messages.rank_zero_reported(str(error)):
             raise SystemExit(1) from error
         raise

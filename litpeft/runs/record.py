@@ -69,7 +69,8 @@ FIELDS = {
     "exclude these steps",
     "memory_phases": "for each phase (load, first_step, train, validate, save, benchmark): peak host, GPU and tensor "
     "memory, and tensor memory by kind of tensor at its peak (for load: at its end). With several processes, those of "
-    "the first; an unknown value is null or missing",
+    "the first, and `sent_bytes`, the bytes that it sent to others in the last tracked step or batch of the phase (in "
+    "rings of all processes); an unknown value is null or missing",
     "new_tensors": "names of newly initialised parameters, which are trained",
     "head_labels": "how a pretrained classification head was matched with the labels of the data: `matched_by` (name, "
     "or number if the names differ), and `names`, label of the data -> label in the model's file; null if the head is "

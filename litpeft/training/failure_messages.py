@@ -14,6 +14,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import _get_default_store
 
 from litpeft.training import processes
+from litpeft.training.meeting import fail_early
 
 PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # gloo, when another rank exits
 REPORT_SECONDS = 10.0  # time for rank 0 to publish its message; rank 0 writes the run record first
@@ -40,6 +41,7 @@ def from_other_ranks(error: BaseException) -> str | None:
 
 def publish_from_rank_zero(message: str) -> None:
     """Publish rank 0's message, and keep the store alive until the other processes have read the message."""
+    fail_early(message)
     publish(message)
     if (others := range(1, processes.world_size())) and dist.get_backend() == "gloo":
         store = _get_default_store()
@@ -47,8 +49,14 @@ def publish_from_rank_zero(message: str) -> None:
         _wait_for_keys(store, [RECEIVED_KEY.format(other) for other in others], EXIT_SECONDS)
 
 
-def rank_zero_reported() -> bool:
-    """Wait in another process than rank 0 for rank 0's message; return whether rank 0 has reported the failure."""
+def rank_zero_reported(message: str) -> bool:
+    """Wait in another process than rank 0 for rank 0's message; return whether rank 0 has reported the failure.
+
+    Args:
+        message: why this process fails, for rank 0 if it has not failed itself.
+    """
+    if (reported := fail_early(message)) is not None:
+        return reported
     if processes.world_size() == 1:  # no process group yet: every process finds the same error in the options
         time.sleep(EXIT_SECONDS)
         started_by_launcher = "RANK" in os.environ or "SLURM_PROCID" in os.environ  # torchrun or srun, not Lightning

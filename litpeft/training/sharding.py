@@ -5,24 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def shard(model: nn.Module, mesh: DeviceMesh) -> None:
+def shard(model: nn.Module, mesh: DeviceMesh, device: torch.device | None = None) -> None:
     """Shard each parameter along dimension 0 in place; each block is gathered while it computes.
 
     Buffers are not sharded. Four-bit weights are buffers of packed bytes, which cannot be split like a matrix.
 
     Args:
-        model: the model, on its device.
+        model: the model.
         mesh: one-dimensional mesh of the processes.
+        device: where the shards shall be, if the model is elsewhere. Blocks are moved one by one, each just before it
+            is sharded, because a device need not hold the whole model.
     """
     for block in _blocks(model):
-        fully_shard(block, mesh=mesh)
+        fully_shard(block if device is None else block.to(device), mesh=mesh)
+    if device is not None:
+        _move_rest(model, device)
     fully_shard(model, mesh=mesh)
+
+
+def _move_rest(model: nn.Module, device: torch.device) -> None:
+    """Move the modules beside the blocks; `fully_shard` moves the tensors of modules that contain blocks."""
+    for child in model.children():
+        if any(isinstance(module, nn.ModuleList) for module in child.modules()):
+            if not isinstance(child, nn.ModuleList):
+                _move_rest(child, device)
+        else:
+            child.to(device)
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:

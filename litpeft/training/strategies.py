@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from torch import Tensor
 from torch.optim import Optimizer
 
+from litpeft.training.meeting import wait_for_all
 from litpeft.training.sharding import full_tensors, shard, shard_like
 
 TIMEOUT = timedelta(days=1)  # the other processes wait while one evaluates benchmarks or tokenises
@@ -27,6 +28,10 @@ class DDP(DDPStrategy):
         # four-bit weights are buffers: they would be broadcast at each step
         super().__init__(timeout=TIMEOUT, find_unused_parameters=unused, broadcast_buffers=False)
 
+    def setup_environment(self) -> None:
+        wait_for_all()
+        super().setup_environment()
+
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         return super().load_checkpoint(self.broadcast(checkpoint_path), weights_only)
 
@@ -41,12 +46,13 @@ class FSDP2(ModelParallelStrategy):
         super().__init__(save_distributed_checkpoint=False, timeout=TIMEOUT)
 
     def setup_environment(self) -> None:
+        wait_for_all()
         self._data_parallel_size, self._tensor_parallel_size = self.num_nodes * self.num_processes, 1
         super().setup_environment()
 
     def shard(self, model: Any) -> None:
-        """Move the model to its device and shard it. Call this before the optimizer is built."""
-        shard(model.to(self.root_device), self.device_mesh["data_parallel"])
+        """Shard the model and move the shards to their device. Call this before the optimizer is built."""
+        shard(model, self.device_mesh["data_parallel"], self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Tensor]:
         return self.lightning_module.state_dict()

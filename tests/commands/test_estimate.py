@@ -24,6 +24,7 @@ from transformers import (
 
 from litpeft.__main__ import main
 from litpeft.commands.estimate import Plan, largest
+from litpeft.profiling.memory import CATEGORIES
 from litpeft.profiling.memory.cuda import workspaces as cublas
 from litpeft.runs.record import read_record
 
@@ -262,6 +263,14 @@ def test_an_estimate_that_does_not_fit_names_the_batch_that_would(
             "; or give --no_data to estimate without",
         ),
         (["--model.compile_blocks", "true"], "model.compile_blocks: the memory of compiled blocks cannot be estimated"),
+        (["--devices", "0"], "--devices must be at least 1, got 0."),
+        (["--devices", "2", "--nodes", "-1"], "--nodes must be at least 1, got -1."),
+        (["--trainer.devices", "auto"], "trainer.devices auto: an estimate needs a number, such as --devices 8."),
+        (["--devices", "2", "--strategy", "zero3"], "strategy"),
+        (
+            ["--devices", "2", "--strategy", "fsdp2", "--model.dtype", "fp16"],
+            "fp16 does not work with trainer.strategy",
+        ),
         (["--devise", "cpu"], "unknown option --devise (did you mean --device?)."),
     ],
 )
@@ -359,6 +368,36 @@ def test_raw_numbers_as_json_and_csv(config_alone: list[str], capsys: pytest.Cap
     header, full, _ = capsys.readouterr().out.splitlines()
     assert header == "adapter,trainable_params,total_params,adapter_bytes,model_bytes,peak_tensor_bytes"
     assert int(full.split(",")[1]) == read["strategies"][0]["trainable_params"]
+
+
+def test_memory_and_sent_bytes_of_one_of_several_devices(
+    config_alone: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short options and those of fit mean the same."""
+    monkeypatch.setenv("COLUMNS", "250")
+    arguments = [*config_alone, "--tokens", "16", "--data.batch_size", "2", "--device", "H100 80GB", "--no_search"]
+    short = ["--devices", "2", "--nodes", "2", "--strategy", "fsdp2"]
+    long = ["--trainer.devices", "2", "--trainer.num_nodes", "2", "--trainer.strategy", "fsdp2"]
+    read = {}
+    for name, given in (("short", short), ("long", long), ("ddp", ["--devices", "4"]), ("one", [])):
+        assert main(["estimate", *arguments, *given, "--format", "json"]) == 0
+        (read[name],) = json.loads(capsys.readouterr().out)["strategies"]
+    assert read["short"] == read["long"]
+    sharded, copied, one = read["short"], read["ddp"], read["one"]
+    assert (sharded["devices"], sharded["strategy"]) == (4, "fsdp2")
+    assert (copied["devices"], copied["strategy"]) == (4, "ddp")
+    purposes = [f"{name}_bytes" for name in CATEGORIES]
+    for row in (sharded, copied):
+        assert sum(row[name] for name in purposes) == row["peak_tensor_bytes"]
+        assert row["fits"] is True
+    assert copied["sent_bytes_per_step"] == 2 * 3 / 4 * one["adapter_bytes"]
+    assert not {"sent_bytes_per_step", "strategy", "largest_batch"} & one.keys()
+    assert main(["estimate", *arguments, *short]) == 0
+    output = capsys.readouterr().out
+    assert "4 devices, fsdp2; memory, batch and sent bytes of one device" in output
+    assert re.search(r"│ communication +│", output)
+    assert "sent MiB per step" in output
+    assert "largest batch" not in output
 
 
 def test_a_model_that_cannot_run_on_meta_tensors_is_refused_by_name(

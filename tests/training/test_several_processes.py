@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
+from litpeft.commands.estimate import Plan
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests import forking
 from tests.conftest import litpeft, write_sentences, write_tiny_bert
 from tests.resuming import differences, run
-from tests.training.launching import output_file, run_processes
+from tests.training.launching import output_file, run_processes, run_quietly, start_together
 
 pytestmark = pytest.mark.slow
 ROUNDING = 1e-5
@@ -202,6 +203,23 @@ def test_a_fault_in_one_process_ends_all_with_one_sentence(tmp_path: Path, class
     assert record["error"] in message
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_fails_before_the_others_have_met_ends_them_all(
+    tmp_path: Path, classifier: list[str], rank: int
+) -> None:
+    """Only this process has the wrong option; the other would wait for a day."""
+    good = [*classifier, "--model.adapter", "LoRA", *two_processes(16, "ddp"), "--run_dir", str(tmp_path / "run")]
+    bad = [*good, "--data.train_samples", "many"]
+    logs = [output_file(tmp_path / "log", each) for each in (0, 1)]
+    codes = start_together(run_quietly, [(bad if each == rank else good, logs[each]) for each in (0, 1)])
+    assert codes[0] == 2
+    assert codes[1] not in (0, -signal.SIGKILL)
+    assert "data.train_samples must be int" in logs[rank].read_text()
+    told = logs[0].read_text()
+    assert ("litpeft: error: process 1: data.train_samples" in told) == (rank == 1)
+    assert "Traceback" not in told + logs[1].read_text()
+
+
 def test_the_command_lines_of_the_readme(tmp_path: Path, classifier: list[str]) -> None:
     """Lightning starts the second process itself with the same arguments; torchrun starts both."""
     arguments = [*classifier, "--model.adapter", "LoRA", "--data.batch_size", "8", "--trainer.devices", "2"]
@@ -243,7 +261,22 @@ def test_unsupported_options_with_several_processes_are_refused(
     assert REFUSED[options] in log.read_text()
 
 
-def test_an_estimate_uses_one_process(tmp_path: Path, classifier: list[str]) -> None:
-    arguments = ["estimate", *classifier[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
+def test_a_search_for_a_learning_rate_uses_one_process(tmp_path: Path, classifier: list[str]) -> None:
+    arguments = ["find_lr", *classifier[1:], "--trainer.devices", "2", "--run_dir", str(tmp_path)]
     assert run(arguments, tmp_path / "log") == 2
-    assert "litpeft estimate runs in one process" in (tmp_path / "log").read_text()
+    assert "litpeft find_lr runs in one process" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_an_estimate_with_the_options_of_fit_matches_the_record(
+    tmp_path: Path, classifier: list[str], strategy: str
+) -> None:
+    options = [*classifier[1:], "--model.adapter", "Full", *two_processes(16, strategy)]
+    run_dir = ["--run_dir", str(tmp_path / "run"), "--trainer.max_steps", "1"]
+    assert run_processes(["fit", *options, *run_dir], tmp_path / "log") == [0, 0]
+    tracked = read_record(tmp_path / "run")["memory_phases"]["first_step"]
+    plan = Plan([*options, "--device", "cpu"])
+    found = plan.trace(plan.task.adapter).phases["first_step"]
+    assert found.tensors.bytes == pytest.approx(tracked["peak_tensor_bytes"], rel=0.01)
+    assert found.tensors.split["communication"] == pytest.approx(tracked["tensor_bytes"]["communication"], rel=0.01)
+    assert found.sent_bytes == pytest.approx(tracked["sent_bytes"], rel=0.01)

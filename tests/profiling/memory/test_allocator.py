@@ -149,3 +149,13 @@ def test_random_allocations_never_overlap_and_are_fully_freed() -> None:
     free = [entry for pool in allocator._pools.values() for entry in pool]
     assert sum(size for size, *_ in free) == reserved
     assert all(block.before is None and block.after is None for *_, block in free)  # complete segments
+
+
+def test_a_free_block_of_another_stream_is_not_used() -> None:
+    allocator = CachingAllocator()
+    for stream, reserved in ((0, 64), (0, 64), (1, 128), (1, 128), (0, 128)):
+        allocator.free(allocator.allocate(64 * 2**20, stream))
+        assert allocator.reserved == reserved * 2**20
+    sizes = [(1, 0, 64 * 2**20), (2, 0, 64 * 2**20), (3, 1, 64 * 2**20)]
+    assert replay(sizes).reserved[-1] == 64 * 2**20
+    assert replay(sizes, streams=[0, 1]).reserved[-1] == 128 * 2**20

@@ -182,7 +182,7 @@ def test_a_trial_stopped_before_it_wrote_a_record_has_not_failed(tmp_path: Path)
     job.log.parent.mkdir()
     sweep = object.__new__(_Sweep)
     sweep.options, sweep.stopped = Namespace(retry=False), None
-    sweep.screen = SimpleNamespace(update=lambda job, state: None)
+    sweep.screen = SimpleNamespace(states={job.name: "waiting"}, update=lambda job, state: None)
 
     def launch(arguments: list[str], log: Path) -> int:
         sweep.stopped = signal.SIGINT

@@ -132,6 +132,18 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "link": _link,
     "linked record": _linked_record,
 }
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_of_a_known_run_is_noticed(tmp_path: Path, change: str) -> None:
+    for name in ("a", "b"):
+        write(tmp_path / "runs" / name, 1)
+    assert same(tmp_path / "runs")
+    time.sleep(0.01)
+    CHANGES[change](tmp_path / "runs" / "a")
+    assert same(tmp_path / "runs")
+
+
 places = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).map("/".join)
 
 

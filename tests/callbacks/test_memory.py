@@ -176,7 +176,7 @@ def test_memory_is_tracked_at_the_longest_batch_after_the_first_step(
 def test_the_peak_of_several_epochs_is_at_the_start_of_the_second(
     tmp_path: Path, tiny_model: str, capsys: pytest.CaptureFixture
 ) -> None:
-    """There the longest batch meets the optimizer's state; the estimate knows no other peak."""
+    """There the longest batch meets the optimizer's state; the estimate knows the number of epochs."""
     rows = ["the " * (300 if place < 8 else 3) + f"\t{place % 2}" for place in range(40)]
     (tmp_path / "rows.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     file = str(tmp_path / "rows.tsv")
@@ -187,14 +187,14 @@ def test_the_peak_of_several_epochs_is_at_the_start_of_the_second(
     ]
     peaks = []
     for epochs in ("1", "2"):
-        run = tmp_path / epochs
-        assert main(["fit", *options, "--trainer.max_epochs", epochs, "--run_dir", str(run)]) == 0
+        run, length = tmp_path / epochs, ["--trainer.max_epochs", epochs]
+        assert main(["fit", *options, *length, "--run_dir", str(run)]) == 0
         peaks.append(read_record(run)["peak_tensor_bytes"])
-    capsys.readouterr()
-    assert main(["estimate", *options, "--device", "cpu", "--format", "json"]) == 0
-    estimated = json.loads(capsys.readouterr().out)["strategies"][0]["peak_tensor_bytes"]
-    assert peaks[1] == pytest.approx(estimated, rel=0.01)
-    assert peaks[0] < 0.99 * estimated
+        capsys.readouterr()
+        assert main(["estimate", *options, *length, "--device", "cpu", "--format", "json"]) == 0
+        estimated = json.loads(capsys.readouterr().out)["strategies"][0]["peak_tensor_bytes"]
+        assert peaks[-1] == pytest.approx(estimated, rel=1e-3)
+    assert peaks[0] < 0.99 * peaks[1]
 
 
 def test_peaks_before_a_resume_are_kept(tmp_path: Path, fit_arguments: list[str]) -> None:

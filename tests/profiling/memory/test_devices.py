@@ -52,7 +52,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 class OneEpoch(OneBatch):
-    """One epoch, because gradients do not survive a validation."""
+    """One epoch, so that no validation comes between the steps."""
 
     num_train_batches = 2 * STEPS
 
@@ -122,8 +122,8 @@ def test_the_peak_of_one_of_several_processes(count: int, cases: list[Case], lla
             assert sent == pytest.approx(measured["sent"], rel=0.01, abs=1000), (case, phase)  # abs: losses
             assert peak.split.keys() == measured["split"].keys() == CATEGORIES.keys()
             for purpose in STATIC:
-                size = measured["split"][purpose]
-                assert peak.split[purpose] == pytest.approx(size, rel=0.01, abs=1000), (case, phase, purpose)
+                size, close = measured["split"][purpose], 0.002 * peak.bytes  # of two moments with almost equal sums
+                assert peak.split[purpose] == pytest.approx(size, rel=0.01, abs=close), (case, phase, purpose)
 
 
 def sent_by_hand(model: nn.Module, strategy: str, count: int) -> float:
@@ -172,7 +172,7 @@ def test_on_gpus_shards_shrink_with_the_number_of_devices_and_copies_do_not(adap
         assert found.phases["train"].allocated_bytes >= found.phases["train"].tensors.bytes
         assert found.phases["train"].reserved_bytes >= found.phases["train"].allocated_bytes
     one, copies = held["one_device", 1], held["ddp", 8]
-    trained = one["gradients"]
+    trained = 4 * found.counts["trainable_params"]  # bytes of the gradients
     for purpose in ("base_weights", "adapter_weights", "gradients", "optimizer_state"):
         assert copies[purpose] == pytest.approx(one[purpose], rel=1e-3)
     assert copies["communication"] == pytest.approx(trained, rel=1e-3)

@@ -39,23 +39,25 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(AnyProgressBar):
-    """Print a line every few seconds where there is no terminal: step, loss and remaining seconds."""
+    """Print a line after the first step and every few seconds, where there is no terminal: step, loss, seconds left."""
 
     def __init__(self) -> None:
         super().__init__()
         self._started = self._last_line = time.monotonic()
         self._first = 0
+        self._told = False  # whether a line of training has been printed
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started, self._first = time.monotonic(), trainer.global_step
+        self._started, self._first, self._told = time.monotonic(), trainer.global_step, False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         now, done = time.monotonic(), trainer.global_step
-        if now - self._last_line < LINE_SECONDS or done == self._first:
+        if done == self._first or (self._told and now - self._last_line < LINE_SECONDS):
             return
-        self._last_line = now
-        total = pl_module.total_steps()
-        left = "" if total is None else f", {(now - self._started) / (done - self._first) * (total - done):.0f} s left"
+        total, left = pl_module.total_steps(), ""
+        if total is not None and self._told:  # the first step is slower than others
+            left = f", {(now - self._started) / (done - self._first) * (total - done):.0f} s left"
+        self._last_line, self._told = now, True
         loss = trainer.callback_metrics["train_loss"]
         print(f"step {done}{f'/{total}' if total else ''}, train_loss {loss:.4f}{left}", flush=True)
 

@@ -252,11 +252,9 @@ def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
     total = pl_module.total_steps()
     left = trainer.num_training_batches - sampler.start  # batches of this epoch
     steps = math.inf if total is None else total - trainer.global_step
-    most = min(left, steps * accumulated)
     chosen = [0]
-    if most > accumulated:
-        longest = sampler.longest(sampler.start + accumulated, sampler.start + int(most))
-        chosen.append((longest - sampler.start) // accumulated)
+    if (longest := sampler.longest_later(left, steps, accumulated)) is not None:
+        chosen.append(longest // accumulated)
     if (next_epoch := math.ceil(left / accumulated)) < steps:
         chosen.append(next_epoch)
     return chosen

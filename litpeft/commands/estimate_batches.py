@@ -29,7 +29,5 @@ def later_batch(loader: Any, trainer: Any) -> dict[str, Tensor] | None:
     steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
     if trainer.max_epochs != 1 and steps > math.ceil(batches / accumulated):
         return None
-    end = min(batches, steps * accumulated)
-    if end <= accumulated:  # a single step
-        return None
-    return loader.dataset[list(sampler)[sampler.longest(accumulated, int(end))]]
+    longest = sampler.longest_later(batches, steps, accumulated)
+    return None if longest is None else loader.dataset[list(sampler)[longest]]

@@ -126,6 +126,9 @@ class _Sweep:
         self.jobs = jobs_of(root, experiment)
         settled = {each.name for trial in experiment.trials if trial.name in choices for each in trial.candidates}
         self.tuning_jobs = [job for job in tuning_jobs_of(root, experiment) if job.trial.name not in settled]
+        self.jobs_of_candidate: dict[str, list[Job]] = {}
+        for job in self.tuning_jobs:
+            self.jobs_of_candidate.setdefault(job.trial.name, []).append(job)
         slurm = dict(pair.partition("=")[::2] for pair in options.slurm)
         self.launch = LAUNCHERS[options.launcher](
             jobs=options.jobs,
@@ -177,8 +180,7 @@ class _Sweep:
         return [*self.tuning_jobs, *self.jobs]
 
     def _tuning_jobs_of(self, trial: Trial) -> list[Job]:
-        names = {each.name for each in trial.candidates}
-        return [job for job in self.tuning_jobs if job.trial.name in names]
+        return [job for each in trial.candidates for job in self.jobs_of_candidate.get(each.name, ())]
 
     def _are_tuned(self, jobs: list[Job]) -> bool:
         """Return whether all of the tuning jobs of a trial have ended, or as many as the search may run."""

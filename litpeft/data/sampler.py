@@ -69,10 +69,19 @@ class LengthGroupedBatches(Sampler[list[int]]):
         for batch in batches[start:]:
             yield batch[self.rank :: self.world_size]
 
-    def longest(self, first: int, end: int) -> int:
-        """Return the number of the batch with the longest row among batches `first` to `end - 1` of this epoch."""
-        batches = self._batches()
-        return max(range(first, end), key=lambda i: self.lengths[batches[i]].max())
+    def longest_later(self, batches: int, steps: float, accumulated: int) -> int | None:
+        """Return which of the batches left in this epoch has the longest row after the first optimizer step.
+
+        Args:
+            batches: batches left in this epoch, counted from `start`.
+            steps: optimizer steps left in the run; may be infinite.
+            accumulated: batches per optimizer step.
+
+        Returns:
+            Number of the batch, counted from `start`; None if the first step is the only one.
+        """
+        end, all_batches = int(min(batches, steps * accumulated)), self._batches()[self.start :]
+        return max(range(accumulated, end), key=lambda i: self.lengths[all_batches[i]].max(), default=None)
 
     def _batches(self) -> list[list[int]]:
         """Return the batches of this epoch, each with the rows of all processes."""

@@ -238,7 +238,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         """Make an optimizer step and let the adapter change itself: before a callback can save a checkpoint."""
         super().optimizer_step(*arguments, **options)
         self.adapter.after_step(self.backbone, self.trainer.global_step + 1, self.total_steps())
-        self.zero_grad()  # Lightning does so after the next forward pass, whose peak would have them too
+        self.trainer.optimizers[0].zero_grad()  # Lightning would keep them through the next forward pass
 
     def _check_loss(self) -> None:
         """Raise a UserError if the training loss was NaN or infinite in any batch so far."""

@@ -150,8 +150,9 @@ def _own_curves(run_dir: Path) -> list[tuple[int, int, dict[str, float]]]:
 
 
 def _curves(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return each curve's points by step; event files of one second are read in the order of process numbers."""
     events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    return {tag: sorted((event.step, event.value) for event in events.Scalars(tag)) for tag in events.Tags()["scalars"]}
 
 
 def _nested_differences(a: Any, b: Any, at: str = "") -> list[str]:

@@ -129,9 +129,9 @@ def write_sweep(
         _check_unchanged(root, trial, seeds, config)
     for folder in {(root / folder / name).parent for name in settled for folder in (TRIALS, LOGS)}:
         folder.mkdir(parents=True, exist_ok=True)
+    texts: dict[tuple[str, int], str] = {}
     for name, (_, _, config) in settled.items():
-        text = f"# litpeft fit --config {name}.yaml\n{yaml.dump(config, Dumper=DUMPER, sort_keys=False)}"
-        _write_if_new(root / TRIALS / f"{name}.yaml", text)
+        _write_if_new(root / TRIALS / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{_text(config, texts)}")
     content = {"experiment": experiment.name, "axes": list(experiment.axes)} | experiment.description
     content |= {"varies": varies}
     content["trials"] = [
@@ -141,6 +141,14 @@ def write_sweep(
     ]
     content["seeds"] = experiment.seeds
     _write_if_new(root / FILE, yaml.dump(content, Dumper=DUMPER, sort_keys=False, allow_unicode=True))
+
+
+def _text(config: Mapping[str, Any], known: dict[tuple[str, int], str]) -> str:
+    """Return a configuration as YAML; the text of a part that configurations share is kept in `known`."""
+    for key, part in config.items():
+        if (key, id(part)) not in known:
+            known[key, id(part)] = yaml.dump({key: part}, Dumper=DUMPER, sort_keys=False)
+    return "".join(known[key, id(part)] for key, part in config.items())
 
 
 def _write_if_new(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from lightning import Trainer
 from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.errors import UserError
 from litpeft.runs.folder import changed_options
+from litpeft.sweeps.composed import configs_of
 from litpeft.sweeps.experiment import Trial
 
 
@@ -40,21 +41,29 @@ class _Resolving(LitPeftCLI):
 
 
 def resolve(trials: Iterable[Trial]) -> dict[str, dict[str, Any]]:
-    """Return the resolved configuration of each trial by its name.
+    """Return the resolved configuration of each trial by its name; they share equal parts, so none may be changed.
 
     Raises:
         UserError: the options of a trial are invalid.
     """
-    found = {}
-    for trial in trials:
+    trials = list(trials)
+    labels = {trial.arguments: trial.shown(trial.label) for trial in reversed(trials)}
+
+    def parse(arguments: tuple[str, ...]) -> dict[str, Any]:
         try:
-            found[trial.name] = _Resolving("fit", list(trial.arguments)).resolved
+            return _Resolving("fit", list(arguments)).resolved
         except UserError as error:
-            raise UserError(f"trial {trial.shown(trial.label)}: {error}") from error
-    return found
+            raise UserError(f"trial {labels.get(arguments, '')}: {error}") from error
+
+    configs = configs_of([trial.arguments for trial in trials], parse)
+    return {trial.name: config for trial, config in zip(trials, configs, strict=True)}
 
 
 def varying(configs: Iterable[dict[str, Any]]) -> list[str]:
     """Return the dotted names of the options in which any two configurations differ."""
     first, *others = configs
-    return sorted({name for other in others for name in changed_options(first, other)})
+    names: set[str] = set()
+    for other in others:
+        parts = [key for key in first.keys() | other.keys() if first.get(key) is not other.get(key)]  # most are shared
+        names |= changed_options(*({key: each[key] for key in parts if key in each} for each in (first, other))).keys()
+    return sorted(names)

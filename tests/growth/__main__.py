@@ -1,4 +1,4 @@
-"""Measure how cost grows with the number of records and trials: python -m tests.growth (a quarter of an hour).
+"""Measure how cost grows with the number of records and trials: python -m tests.growth (twenty minutes).
 
 Prints seconds, seconds of the processor, and peak memory of each command, which runs in a process of its own. Records
 are made in a temporary folder: 1.2 GB for 100,000.
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from litpeft.runs.record_index import INDEX, RECENT
+from tests.growth.grid import finish_grid, write_grid
 from tests.growth.made_sweep import write_sweep
 
 SHAPES = (1000, 100, 10), (10_000, 100, 100), (100_000, 100, 1000), (100_000, 10_000, 10)  # records, trials, seeds
@@ -51,7 +52,14 @@ def main() -> None:
         page = Path(scratch) / "page.html"
         folder = write_sweep(Path(scratch) / "report", 50, 10, curves=300)
         print(f"report, 500 runs: {run('report', str(folder), '-o', str(page))}", flush=True)
-        print(f"page of 500 runs: {page.stat().st_size / 2**20:.1f} MiB")
+        print(f"page of 500 runs: {page.stat().st_size / 2**20:.1f} MiB", flush=True)
+        for steps in (3, 10):
+            if (trials := steps**4) > options.most:
+                continue
+            grid, root = write_grid(Path(scratch) / "grid.yaml", steps), Path(scratch) / f"grid{steps}"
+            print(f"sweep, {trials:6,} trials listed: {run('sweep', str(grid), '--dry_run')}", flush=True)
+            finish_grid(grid, root)
+            print(f"sweep, {trials:6,} finished trials continued: {run('sweep', str(grid), '--dir', str(root))}")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,19 @@ def test_the_command_of_a_job_depends_on_its_state(
         }
 
 
+def test_the_file_of_a_trial_has_its_configuration_where_trials_share_parts(tmp_path: Path) -> None:
+    shared = {"rows": [1, 2], "name": "a: b", "limits": {"most": None, "least": 1e-8}}
+    configs = {
+        "lora,lr=1": {"model": {"lr": 1}, "data": shared, "seed_everything": 0, "logger": None},
+        "dora": {"model": {"lr": 2}, "data": shared, "seed_everything": 0, "logger": "yes"},
+    }
+    write_sweep(tmp_path, EXPERIMENT, configs, [])
+    for name, config in configs.items():
+        text = (tmp_path / "trials" / f"{name}.yaml").read_text()
+        assert list(yaml.safe_load(text).items()) == list(config.items())
+        assert text.partition("\n")[2] == yaml.safe_dump(config, sort_keys=False)
+
+
 def test_all_trials_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:
     names = [job.name for job in jobs_of(tmp_path, EXPERIMENT)]
     assert names == ["lora,lr=1 seed 0", "dora seed 0", "lora,lr=1 seed 7", "dora seed 7"]

@@ -1,0 +1,124 @@
+"""Configurations composed of a few parsed ones are those that parsing each command line gives."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from litpeft.errors import UserError
+from litpeft.sweeps.composed import configs_of
+from litpeft.sweeps.experiment import read_experiment
+from litpeft.sweeps.resolve import _Resolving, resolve
+
+Words = tuple[str, ...]
+
+
+class Parser:
+    """A parser of `--name=number` that counts what it parses; `rule` may change the settings."""
+
+    def __init__(self, rule: Any = lambda settings: None) -> None:
+        self.rule, self.parsed = rule, 0
+
+    def __call__(self, words: Words) -> dict[str, Any]:
+        self.parsed += 1
+        settings = {word[2:].partition("=")[0]: yaml.safe_load(word.partition("=")[2]) for word in words}
+        found = {"model": {"kind": "x", **settings}, "data": {"rows": None, "names": []}}
+        self.rule(found)
+        return found
+
+
+def grid(**axes: list[Any]) -> list[Words]:
+    return [
+        tuple(f"--{name}={value}" for name, value in zip(axes, point, strict=True)) for point in product(*axes.values())
+    ]
+
+
+def check(parser: Parser, lines: list[Words]) -> int:
+    """Check the configurations against parsing each line, types included; return the number of lines parsed."""
+    found = configs_of(lines, parser)
+    parsed, expected = parser.parsed, [parser(line) for line in lines]
+    assert list(map(repr, found)) == list(map(repr, expected))
+    return parsed
+
+
+def test_a_grid_of_numbers_needs_one_parse_for_each_number() -> None:
+    lines = grid(lr=["1e-4", "0.001", "3.0e-3"], rank=[2, 4, 8, 16], decay=[0, 0.1], own=["true", "false"])
+    assert check(Parser(), lines) == 1 + (2 + 3 + 1 + 1) + 1
+
+
+def test_words_are_never_composed() -> None:
+    lines = grid(optimizer=["adam", "sgd"], name=["a", "b"], rank=[1, 2])
+    assert check(Parser(), lines) == len(lines)
+
+
+def test_numbers_that_change_the_same_setting_are_parsed_together() -> None:
+    def steps(found: dict[str, Any]) -> None:
+        found["data"]["rows"] = found["model"]["steps"] * found["model"]["size"]
+
+    assert check(Parser(steps), grid(steps=[1, 2, 3], size=[4, 5, 6], lr=[0.1, 0.2, 0.3, 0.4])) < 36
+
+
+def test_numbers_that_act_only_together_are_noticed() -> None:
+    def both(found: dict[str, Any]) -> None:
+        if found["model"]["a"] == found["model"]["b"] == 3:
+            found["data"]["rows"] = 9
+
+    lines = grid(a=[1, 2, 3], b=[1, 2, 3])
+    check(Parser(both), lines)
+
+
+def test_a_number_that_adds_or_removes_settings_is_parsed() -> None:
+    def more(found: dict[str, Any]) -> None:
+        if found["model"]["a"] > 2:
+            found["data"]["more"] = {"rows": found["model"]["b"]}
+        if found["model"]["a"] > 3:
+            del found["data"]["names"]
+
+    check(Parser(more), grid(a=[1, 2, 3, 4], b=[1, 2, 3]))
+
+
+def test_a_part_that_is_shared_is_not_changed_by_another_trial() -> None:
+    found = configs_of(grid(a=[1, 2, 3], b=[1, 2, 3]), Parser())
+    assert [(each["model"]["a"], each["model"]["b"]) for each in found] == list(product([1, 2, 3], [1, 2, 3]))
+    assert found[0]["data"] is found[8]["data"]
+
+
+EXPERIMENT = {
+    "configs": ["base", "sst2", "lora", "adamw"],
+    "options": {"model.model_name": "roberta-base"},
+    "axes": {
+        "model.optimizer.lr": [1e-4, 1e-3, 3e-3],
+        "model.scheduler.warmup": [0.06, 5],
+        "trainer.max_steps": [-1, 7],
+        "trainer.max_epochs": [1, 2],
+    },
+}
+
+
+def write(tmp_path: Path, **axes: Any) -> str:
+    content = EXPERIMENT | {"axes": EXPERIMENT["axes"] | axes}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    return str(tmp_path / "mine.yaml")
+
+
+def test_the_configurations_of_an_experiment_are_those_of_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = read_experiment(write(tmp_path)).trials
+    assert len(trials) == 24
+    parsed: list[int] = []
+    run = _Resolving._run
+    monkeypatch.setattr(_Resolving, "_run", lambda self: parsed.append(1) or run(self))
+    found = resolve(trials)
+    assert len(parsed) < 16
+    for trial in trials[::5]:
+        assert repr(found[trial.name]) == repr(_Resolving("fit", list(trial.arguments)).resolved), trial.label
+
+
+@pytest.mark.parametrize(("option", "value"), [("trainer.max_steps", 0), ("model.scheduler.warmup", 10**40)])
+def test_a_number_that_is_refused_is_said_with_its_trial(tmp_path: Path, option: str, value: int) -> None:
+    trials = read_experiment(write(tmp_path, **{option: [*EXPERIMENT["axes"][option], value]})).trials
+    with pytest.raises(UserError, match=rf"trial lr=0\.0001,.*={value}.*: {option} must "):
+        resolve(trials)

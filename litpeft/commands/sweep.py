@@ -216,17 +216,16 @@ class _Sweep:
 
     def _together(self, pool: ThreadPoolExecutor, jobs: list[Job]) -> list[str]:
         """Run these jobs, at most --jobs at the same time, and return their final states."""
-        waiting: set[Future[str]] = {pool.submit(self._do, job) for job in jobs}
-        states = []
+        left = [job for job in jobs if self.screen.states[job.name] != "ok"]  # in the records read at the start
+        states = ["ok"] * (len(jobs) - len(left))
+        waiting: set[Future[str]] = {pool.submit(self._do, job) for job in left}
         while waiting:  # the timeout lets signals in
             done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
             states += [future.result() for future in done]
         return states
 
     def _do(self, job: Job) -> str:
-        """Run a job unless it is finished, and return its state."""
-        if self.screen.states[job.name] == "ok":  # in the record that was read at the start
-            return "ok"
+        """Run a job unless it has ended, and return its state."""
         arguments = job.arguments(self.options.retry)
         if arguments is None or self.stopped is not None:
             return job.state()

@@ -43,7 +43,8 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     known = [group for group in others if main.name in group.differences and cost.name in group.estimates]
     fit = [group for group in known if _is_not_worse(group, main)]
     unclear = [group for group in known if group not in fit and group.differences[main.name].verdict != "worse"]
-    chosen = _chosen(base, fit, main, cost)
+    cheapest = min((base, *fit), key=lambda group: _paid(group, cost))
+    chosen = _chosen(cheapest, base, fit, main, cost)
     cheaper = [group for group in unclear if _paid(group, cost) < _paid(chosen, cost)]
     if chosen is base and cheaper:
         return f"No recommendation yet: {_open(cheaper, base, main)}, and a lower cost alone decides nothing."
@@ -59,7 +60,7 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
             among += f" ({within_text(main, chosen.differences[main.name])})"
         lowest = "lowest" if cost.better == "lower" else "highest"
         sentences = [f"Recommended: {name_of(chosen)}, the {lowest} {cost_title} ({amount}) of the groups {among}."]
-        if chosen is not min((base, *fit), key=lambda group: _paid(group, cost)):
+        if chosen is not cheapest:
             gained = difference_text(main.name, chosen.differences[main.name])
             sentences = [
                 f"Recommended: {name_of(chosen)}, the best in {title} ({gained}) of the groups with about the {lowest} "
@@ -79,14 +80,15 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     return " ".join(sentences)
 
 
-def _chosen(base: Group, fit: Sequence[Group], main: Figure, cost: Figure) -> Group:
-    """Return the cheapest group, or the best of those that cost no more than it by the margin of the cost."""
-    least = min(_paid(group, cost) for group in (base, *fit))
-    as_cheap = [group for group in (base, *fit) if _paid(group, cost) - least <= COST * abs(least)]
-    better = [group for group in as_cheap if group is not base and group.differences[main.name].verdict == "better"]
-    if better:
-        return max(better, key=lambda group: abs(group.differences[main.name].mean))
-    return min((base, *fit), key=lambda group: _paid(group, cost))
+def _chosen(cheapest: Group, base: Group, fit: Sequence[Group], main: Figure, cost: Figure) -> Group:
+    """Return the best of the groups that cost no more than the cheapest by the margin of the cost, or the cheapest."""
+    least = _paid(cheapest, cost)
+    better = [
+        group
+        for group in fit
+        if group.differences[main.name].verdict == "better" and _paid(group, cost) - least <= COST * abs(least)
+    ]
+    return max(better, key=lambda group: abs(group.differences[main.name].mean), default=cheapest)
 
 
 def _is_not_worse(group: Group, figure: Figure) -> bool:

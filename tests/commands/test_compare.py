@@ -218,6 +218,9 @@ def test_options_reach_the_comparison(grid: Path, capsys: pytest.CaptureFixture[
         ("trainable_params", Estimate(74498.0, 74498.0, 74498.0, 3), "74,498"),
         ("val_loss", Estimate(0.0, None, None, 1), "0"),
         ("val_loss", None, "—"),
+        ("peak_tensor_bytes", Estimate(344929264.0, 344929229.4, 344929298.6, 3), "329.0"),  # 35 bytes
+        ("val_loss", Estimate(0.0, -0.03, 0.03, 3), "0.000 ± 0.030"),
+        ("val_loss", Estimate(0.0004, -0.0296, 0.0304, 3), "0.000 ± 0.030"),
     ],
 )
 def test_digits_match_the_interval(name: str, estimate: Estimate | None, shown: str) -> None:

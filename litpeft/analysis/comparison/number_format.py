@@ -52,14 +52,15 @@ def format_value(name: str, mean: float, half: float | None = None, signed: bool
 
 
 def format_estimate(name: str, estimate: Estimate | None) -> str:
-    """Format mean and half-width of the interval: `85.9 ± 1.2`; only the mean if the interval is unknown or empty.
+    """Format mean and half-width of the interval: `85.9 ± 1.2`.
 
-    An interval that was cut at the limit of possible values is shown by its ends: `98.2 (91.5 to 100.0)`.
+    Only the mean if the interval is unknown, empty, or so narrow that four digits of the mean do not show it. An
+    interval that was cut at the limit of possible values is shown by its ends: `98.2 (91.5 to 100.0)`.
     """
     if estimate is None:
         return UNKNOWN
-    half = estimate.half_width
-    if not half:
+    half, (factor, _) = estimate.half_width, unit(name)
+    if not half or (estimate.mean and not round(half * factor, _places(name, estimate.mean * factor, None))):
         return format_value(name, estimate.mean)
     if not estimate.is_symmetric:
         mean, low, high = (format_value(name, each, half) for each in (estimate.mean, estimate.low, estimate.high))

@@ -106,7 +106,7 @@ def alarms(comparison: Comparison) -> list[str]:
 
 def notes(comparison: Comparison) -> list[str]:
     """Return the notes below the tables: tests, correction, and limits of the results."""
-    sentences = ["A value without ± has one seed, or is equal for all seeds."]
+    sentences = ["A value without ± has one seed, or is equal for all seeds to four digits."]
     found = list(all_differences(comparison))
     if tests := [difference.test for _, _, difference in found if difference.test]:
         sentences.append(

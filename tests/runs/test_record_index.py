@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 
 from litpeft.errors import UserError
 from litpeft.runs import record_index
+from litpeft.runs.indexed_record import known_fields
 from litpeft.runs.record import FIELDS, FILE_NAME, as_json, new_record, read_record
 from litpeft.runs.record_index import INDEX, RecordFolder
 from litpeft.runs.record_schema import RECORD, acceptor, schema_error
-from litpeft.runs.record_table import SHARED, RecordTable
+from litpeft.runs.record_table import LARGE, SHARED, RecordTable
 
 SKIP = "sweep.yaml", "tuning"
 NAMES = "a", "b", "tuning"
@@ -43,6 +44,26 @@ def record_of(number: int, **more: Any) -> dict[str, Any]:
 def write(folder: Path, number: int, **more: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_text(as_json(record_of(number, **more)), encoding="utf-8")
+
+
+def test_fields_that_are_null_in_all_records_are_not_known(tmp_path: Path) -> None:
+    null = {name for name, value in record_of(1).items() if value is None}
+    assert known_fields([record_of(1), record_of(2)]) == FIELDS.keys() - null
+    assert known_fields([record_of(1), record_of(2, test_loss=0.5)]) == FIELDS.keys() - null | {"test_loss"}
+    for more in (
+        {"other_metrics": {"val_f1": 0.5}},
+        {"benchmarks": [{"step": 1, "results": {}}]},
+    ):  # with other figures
+        assert known_fields([record_of(1), record_of(2, **more)]) == FIELDS.keys()
+    for number in (1, 2):
+        write(tmp_path / f"{number}", number)
+    below = RecordFolder(tmp_path, SKIP)
+    indexed = [below.record(run, tmp_path / run) for run in below.runs]
+    assert known_fields(indexed) - set(LARGE) == FIELDS.keys() - null - set(LARGE)
+    assert known_fields(indexed) > set(LARGE)  # fields that are not in the table may be known
+    write(tmp_path / "3", 3, other_metrics={"val_f1": 0.5})
+    below = RecordFolder(tmp_path, SKIP)
+    assert known_fields([below.record(run, tmp_path / run) for run in below.runs]) == FIELDS.keys()
 
 
 def found(folder: Path) -> list[tuple[Path, dict[str, Any]]] | str:

@@ -20,7 +20,9 @@ SMAPS = Path("/proc/self/smaps")
 def resident(folder: Path) -> int:
     """Return the bytes of the files in a folder that are in this process's memory."""
     parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text(), flags=re.MULTILINE)
-    return sum(1024 * int(re.search(r"^Rss: +(\d+) kB", part, re.MULTILINE)[1]) for part in parts if str(folder) in part)
+    return sum(
+        1024 * int(re.search(r"^Rss: +(\d+) kB", part, re.MULTILINE)[1]) for part in parts if str(folder) in part
+    )
 
 
 @pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux")
@@ -30,7 +32,9 @@ def test_what_is_read_of_a_stored_table_leaves_memory_while_it_is_written(tmp_pa
     class Watched(datasets.Dataset):
         def save_to_disk(self, *arguments: Any, **options: Any) -> None:
             assert sum(len(chunk) for chunk in self.data.column("ids").chunks) == BATCHES
-            total = sum(int(chunk.flatten().to_numpy().sum()) for chunk in self.data.column("ids").chunks)  # reads it all
+            total = sum(
+                int(chunk.flatten().to_numpy().sum()) for chunk in self.data.column("ids").chunks
+            )  # reads it all
             assert total == TOKENS * sum(range(BATCHES))
             end = time.monotonic() + 10
             while resident(tmp_path / "rows") > 1 << 20 and time.monotonic() < end:

@@ -34,7 +34,7 @@ FOLDERS = (
 )
 EQUIVALENT = Path(__file__).parent / "equivalent.yaml"
 SECONDS, TESTS = 40.0, 400  # recorded seconds and number of the tests that are run for one mutant, at most
-TIMEOUT, WHOLE_TIMEOUT = 120.0, 3600.0  # seconds for one mutant, and for all tests that killed one, without a mutant
+TIMEOUT, WHOLE_TIMEOUT = 300.0, 3600.0  # seconds for one mutant, and for all tests that killed one, without a mutant
 
 
 @dataclass(frozen=True)
@@ -219,10 +219,11 @@ def _run_all(trials: list[Trial], jobs: int, report: Path) -> int:
             mutant = trial.mutant
             word = trial.left_out or _word(outcome)
             by_folder.setdefault(mutant.folder, Counter())[word] += 1
-            seconds, killer = (outcome.seconds, outcome.failed or "") if outcome else (0.0, "")
-            print(f"{word:11} {seconds:5.1f} s  {mutant.file}:{mutant.line} {mutant.operator} {killer}", flush=True)
-            if killer:
-                killers.add(killer)
+            seconds = outcome.seconds if outcome else 0.0
+            by = (outcome.failed or ("(did not end)" if outcome.code is None else "")) if outcome else ""
+            print(f"{word:11} {seconds:5.1f} s  {mutant.file}:{mutant.line} {mutant.operator} {by}", flush=True)
+            if outcome and outcome.failed:
+                killers.add(outcome.failed)
             if word in ("SURVIVED", "NOT COVERED"):
                 with report.open("a", encoding="utf-8") as file:
                     file.write(f"# {word}: {mutant.operator}, {len(trial.tests)} tests\n{trial.diff}\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -112,8 +113,8 @@ def _same_size_and_time(path: Path) -> None:
     """Change a digit in place and set the time of modification back, as some copying programs do."""
     file = path / FILE_NAME
     if file.is_file():
-        before, text = file.stat(), file.read_text()
-        file.write_text(text.replace('"steps": 1', '"steps": 2') if '"steps": 1' in text else text)
+        before, content = file.stat(), file.read_bytes()  # bytes: it may be no UTF-8
+        file.write_bytes(content.replace(b'"steps": 1', b'"steps": 2'))
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -310,6 +311,10 @@ def test_the_fast_check_accepts_a_record() -> None:
     assert acceptor(RECORD)(record_of(1))
     assert not acceptor(RECORD)({"seed": 1.0})
     assert not acceptor(RECORD)({"val_loss": float("nan")})
+    for value, reason in ((10**400, "too large"), (-(10**400), "too large"), (1e100, "too large"), (math.nan, "NaN")):
+        assert not acceptor(RECORD)({"val_loss": value})
+        assert schema_error({"val_loss": value}, RECORD) == f"val_loss must be a number, but is {reason}"
+    assert schema_error({"val_loss": 9.9e99}, RECORD) is None
 
 
 @settings(max_examples=60, deadline=None)

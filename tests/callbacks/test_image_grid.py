@@ -27,7 +27,7 @@ def cell(place: int) -> tuple[int, int]:
 
 
 def test_images_are_in_rows_of_four_and_keep_their_proportions(picture: np.ndarray) -> None:
-    assert picture.shape[:2] == (2 * (SIDE + CAPTION), COLUMNS * SIDE)
+    assert picture.shape[:2] == (2 * (SIDE + CAPTION), COLUMNS * SIDE) == (2 * 162, 4 * 128)
     for place, (colour, (width, height)) in enumerate(zip(COLOURS, SIZES, strict=True)):
         left, top = cell(place)
         rows, columns = np.nonzero((picture == colour).all(axis=-1))

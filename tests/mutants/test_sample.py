@@ -8,10 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.mutants.covering import within
-from tests.mutants.forked import Outcome
-from tests.mutants.sample import Mutant, _annotations, _lines, draw, files_of, is_python, read_equivalent
+from tests.mutants.forked import ROOT, Outcome
+from tests.mutants.sample import EQUIVALENT, Mutant, _annotations, _lines, draw, files_of, is_python, read_equivalent
 
 SECONDS = {"a": 1.0, "b": 2.0, "c": 50.0, "d": 60.0}
 
@@ -68,3 +69,12 @@ def test_an_equivalent_mutant_is_found_by_its_changed_lines() -> None:
 def test_the_files_of_a_folder_and_of_the_start_of_a_name() -> None:
     assert files_of(["ops"])[0] == "litpeft/ops/__init__.py"
     assert files_of(["commands/export"]) == ["litpeft/commands/export.py", "litpeft/commands/export_check.py"]
+
+
+def test_each_equivalent_mutant_changes_a_line_that_is_there_and_has_a_reason() -> None:
+    for each in yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")):
+        lines = {line.strip() for line in (ROOT / each["file"]).read_text(encoding="utf-8").splitlines()}
+        removed = [line[2:] for line in each["diff"].splitlines() if line.startswith("- ") and line[2:]]
+        assert removed, each
+        assert [line for line in removed if line not in lines] == [], each["file"]
+        assert each["reason"]

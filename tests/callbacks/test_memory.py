@@ -121,6 +121,23 @@ def test_host_peaks_by_phase_are_null_if_the_peak_cannot_be_reset(
     assert recorder.measured()["peak_rss_bytes"] == 2000 * 1024
 
 
+@pytest.mark.parametrize("logs", [True, False])
+def test_on_a_cpu_the_memory_of_the_process_is_logged_where_lightning_logs(logs: bool) -> None:
+    logged: dict[str, float] = {}
+    module = SimpleNamespace(
+        device=torch.device("cpu"), backbone=None, log=lambda name, value, **_: logged.update({name: value})
+    )
+    connector = SimpleNamespace(should_update_logs=logs)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=connector)
+    recorder = MemoryRecorder(track_steps=[])
+    recorder.setup(trainer, module, "fit")
+    recorder.on_train_start(trainer, module)
+    trainer.global_step = 1
+    recorder.on_train_batch_end(trainer, module)
+    assert list(logged) == (["memory/rss_bytes"] if logs else [])
+    assert all(10**7 < value < 10**12 for value in logged.values())
+
+
 def test_a_negative_step_is_refused() -> None:
     with pytest.raises(UserError, match="memory.track_steps must not be negative"):
         MemoryRecorder(track_steps=[-1])

@@ -138,6 +138,18 @@ def test_on_a_cpu_the_memory_of_the_process_is_logged_where_lightning_logs(logs:
     assert all(10**7 < value < 10**12 for value in logged.values())
 
 
+def test_tensors_of_compiled_blocks_are_not_tracked() -> None:
+    module = SimpleNamespace(device=torch.device("cpu"), backbone=torch.nn.Identity(), compile_blocks=True)
+    module.adapter = SimpleNamespace(roles=lambda model: {})
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
+    recorder = MemoryRecorder(track_steps=[0])
+    recorder.setup(trainer, module, "fit")
+    recorder.on_train_start(trainer, module)
+    recorder.on_validation_start(trainer, module)
+    recorder.on_validation_batch_start(trainer, module)
+    assert recorder.tracker is None
+
+
 def test_a_negative_step_is_refused() -> None:
     with pytest.raises(UserError, match="memory.track_steps must not be negative"):
         MemoryRecorder(track_steps=[-1])

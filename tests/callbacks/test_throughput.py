@@ -335,6 +335,7 @@ def test_percentiles_match_numpy() -> None:
         ({"sample_every": 1}, "throughput.sample_every must be 0 or at least 2, got 1."),
         ({"peak_flops": 0.0}, "throughput.peak_flops must be above 0 and finite, got 0.0."),
         ({"peak_flops": float("nan")}, "throughput.peak_flops must be above 0 and finite, got nan."),
+        ({"peak_flops": float("inf")}, "throughput.peak_flops must be above 0 and finite, got inf."),
         (
             {"peak_flops": 1e12, "measure_peak": True},
             "throughput.measure_peak: leave out throughput.peak_flops, which it would replace.",

@@ -242,14 +242,14 @@ def _t_above(distance: float, error: float, degrees: int) -> float:
 
 def _score(gained: int, lost: int, rows: int, difference: float) -> float:
     """Return the z of Tango's score test that the true difference (gained - lost) / rows is `difference`."""
-    if difference < 0:
-        return -_score(lost, gained, rows, -difference)
     linear = (2 * rows - gained + lost) * difference - gained - lost
     constant = -lost * difference * (1 - difference)
     share = (math.sqrt(max(0.0, linear**2 - 8 * rows * constant)) - linear) / (4 * rows)  # of lost rows, if it is true
     error = math.sqrt(rows * (2 * share + difference * (1 - difference)))
     distance = gained - lost - rows * difference
-    return distance / error if error else 0.0
+    if not error:  # a difference of 1, which needs all rows to be gained, or of 0 where no row differs
+        return -math.inf if distance < 0 else 0.0
+    return distance / error
 
 
 def _score_end(gained: int, lost: int, rows: int, quantile: float) -> float:

@@ -164,7 +164,7 @@ class Chats(Sequences):
             except CannotRender as error:
                 self.cannot_render(split, place, str(error))
                 continue
-            counts["answers"] += sum(1 for i in answers if i < len(turns)) if rendered.answers else 0
+            counts["answers"] += len(answers) if rendered.answers else 0
             counts["thoughts_left_out"] += _thoughts_left_out(turns, rendered.text)
             answer = turns[-1]["content"].removesuffix(self.template.end) if len(turns) > len(before) else ""
             yield _Row(rendered, _shown(before), answer)

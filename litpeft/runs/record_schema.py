@@ -5,7 +5,6 @@ A value may be null or missing unless its name in the schema ends in `!`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -156,7 +155,7 @@ def schema_error(value: Any, schema: Any, at: str = "") -> str | None:
     if isinstance(value, str) and not is_utf8(value):
         return f"{place} holds a lone surrogate, which is not valid UTF-8"
     if isinstance(value, (int, float)) and not abs(value) < LARGEST:
-        return f"{place} must be {schema}, but is {'NaN' if math.isnan(value) else 'too large'}"
+        return f"{place} must be {schema}, but is {'too large' if value == value else 'NaN'}"
     return None
 
 

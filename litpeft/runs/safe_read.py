@@ -49,8 +49,8 @@ def read_yaml_file(path: Path, option: str = "") -> Any:
         # yaml raises the other errors for impossible dates, numbers with thousands of digits, and `!!int x`
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark else None
-        if isinstance(error, yaml.reader.ReaderError):
-            line = text.count("\n", 0, error.position) + 1 if isinstance(error.position, int) else None
+        if isinstance(error, yaml.reader.ReaderError) and (found := yaml.reader.Reader.NON_PRINTABLE.search(text)):
+            line = text.count("\n", 0, found.start()) + 1  # not error.position, which libyaml counts in bytes
         place = f" line {line}" if line else ""
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or parse_error_reason(error)
         raise UserError(f"{option} {path}{place}: not valid YAML: {reason}.".lstrip()) from error

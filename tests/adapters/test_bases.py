@@ -28,8 +28,8 @@ from litpeft.adapters.base_options import read_base
 from litpeft.adapters.bases import Base, EightBit, FourBit
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.linear8bit import Linear8bit
-from litpeft.adapters.packaged_linear import PackagedLinear
-from litpeft.adapters.quantised_model import quantised_layers
+from litpeft.adapters.packaged_linear import PackagedLinear, quantises_inputs
+from litpeft.adapters.quantised_model import quantised_layers, to_conv1d
 from litpeft.cli.finished_run import trained_task
 from litpeft.commands.estimate import Plan
 from litpeft.commands.export_check import logits
@@ -234,6 +234,29 @@ def package(base: str) -> Any:
     pytest.importorskip("torchao", reason="the package torchao is not installed")
     inner = {"class_path": "torchao.quantization.Int8WeightOnlyConfig"}
     return {"class_path": "transformers.TorchAoConfig", "init_args": {"quant_type": inner}}
+
+
+def test_a_linear_layer_as_conv1d_computes_the_same_and_is_frozen() -> None:
+    layer, x = nn.Linear(5, 3), torch.randn(2, 5)
+    found = to_conv1d(layer)
+    assert type(found) is Conv1D
+    torch.testing.assert_close(found(x), layer(x))
+    assert not found.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        (SimpleNamespace(weight=SimpleNamespace(act_quant_kwargs=None)), False),  # torchao, weights only
+        (SimpleNamespace(weight=SimpleNamespace(act_quant_kwargs={"float8": 1})), True),
+        (SimpleNamespace(weight=1, activation_qtype=None), False),  # quanto, weights only
+        (SimpleNamespace(weight=1, activation_qtype="qint8"), True),
+        (nn.Linear(2, 2), False),
+        (SimpleNamespace(), False),
+    ],
+)
+def test_a_layer_whose_package_quantises_its_input_is_known(layer: Any, expected: bool) -> None:
+    assert quantises_inputs(layer) is expected
 
 
 @pytest.mark.parametrize("adapter", [LoRA, DoRA, "IA3"])

@@ -21,7 +21,7 @@ from transformers import (
 from litpeft.adapters import DoRA, LoRA
 from litpeft.adapters.base import trainable
 from litpeft.adapters.layers import AdaptedConv1d, AdaptedEmbedding
-from litpeft.adapters.peft_format import write_adapter
+from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.errors import UserError
 
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
@@ -76,12 +76,25 @@ def test_logits_and_merged_weights_equal_those_of_peft(name: str, kind: type[LoR
         write_adapter(tmp_path, model, adapter, "base")
         theirs = peft.PeftModel.from_pretrained(fresh(), str(tmp_path)).eval()
         torch.testing.assert_close(theirs(IDS).logits, trained, rtol=0, atol=1e-6)
+        again = fresh()
+        load_adapter(tmp_path, again, (other := kind(rank=4, targets=targets)).apply(again, head=head) and other)
+        for parameter_name, parameter in trainable(again).items():
+            torch.testing.assert_close(parameter, trainable(model)[parameter_name], rtol=0, atol=0)
     adapter.merge(model)
     plain = fresh()
     plain.load_state_dict(model.state_dict(), strict=True)
     torch.testing.assert_close(model(IDS).logits, trained, rtol=0, atol=1e-6)
     if name != "bart":  # whose tied output keeps the unscaled embedding
         torch.testing.assert_close(plain(IDS).logits, trained, rtol=0, atol=1e-6)
+
+
+def test_doras_norm_of_two_groups_is_refused_too(tmp_path: Path) -> None:
+    groups = dict.fromkeys(("q_groups", "k_groups", "v_groups", "post_attention_groups"), 2)
+    config = SqueezeBertConfig(**WIDTH, **groups, vocab_size=50, embedding_size=32)
+    adapter = DoRA(rank=4, targets=["query"])
+    model = adapter.apply(SqueezeBertForSequenceClassification(config))
+    with pytest.raises(UserError, match="PEFT's DoRA computes the norm of the grouped convolution"):
+        write_adapter(tmp_path, model, adapter, "base")
 
 
 def test_the_projection_inside_torchs_attention_is_left_out() -> None:

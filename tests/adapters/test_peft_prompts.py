@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from litpeft.adapters import Peft
+from litpeft.adapters.peft_injected import injected_in
 from litpeft.commands.export_check import logits
 from litpeft.errors import UserError
 from tests.adapters.peft_cases import Case, inputs
@@ -42,6 +44,27 @@ def test_generation_with_virtual_tokens_equals_greedy_decoding_by_hand(method: s
             text = torch.cat([text, model(input_ids=text).logits[:, -1:].argmax(-1)], dim=1)
         by_hand = text[0, len(row) :]
         assert torch.equal(by_hand, answer[: len(by_hand)])
+
+
+@pytest.mark.parametrize("method", ["PROMPT_TUNING", "P_TUNING"])
+def test_the_logits_are_those_of_the_rows_own_tokens(method: str) -> None:
+    """By hand: the vectors of the virtual tokens stand before those of the row; their logits are left out."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=25, initializer_range=0.5)).eval()
+    plain = copy.deepcopy(model)
+    adapter = Peft(method, {"num_virtual_tokens": 4})
+    adapter.apply(model)
+    ids = torch.tensor([[2, 5, 9], [8, 20, 6]])
+    found = model(ids).logits
+    assert found.shape == (2, 3, 25)
+    vectors = injected_in(model).wrapper.get_prompt(2)
+    by_hand = plain(inputs_embeds=torch.cat([vectors, plain.get_input_embeddings()(ids)], dim=1)).logits[:, 4:]
+    torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-5)
+    assert (found - plain(ids).logits).abs().max() > 1e-3
+    for wrong in (lambda: model(inputs_embeds=plain.get_input_embeddings()(ids)), lambda: model(ids, ids)):
+        with pytest.raises(UserError, match="takes input_ids by name and no embeddings"):
+            wrong()
 
 
 def test_virtual_tokens_are_refused_where_they_would_be_wrong(tmp_path: Path, tiny_llama: str, tiny_model: str) -> None:

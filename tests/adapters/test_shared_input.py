@@ -197,6 +197,31 @@ def test_an_output_that_nobody_asked_for_is_forgotten_after_backward() -> None:
     torch.testing.assert_close(model.b.lora_A.grad, other.b.lora_A.grad)
 
 
+@pytest.mark.parametrize("leaves", [True, False])
+def test_layers_are_computed_alone_when_one_is_gone_or_is_not_trained(leaves: bool) -> None:
+    model = three()
+    other, x = alone(model), torch.randn(3, 6)
+    if leaves:
+        del model.c, other.c
+    else:
+        model.c.eval(), other.c.eval()
+    for each in (model, other):
+        (each.a(x).sum() + (each.b(x) ** 2).sum()).backward()
+    assert leaves or model.c.lora_A.grad is None
+    for one, two in zip(grads(model), grads(other), strict=True):
+        torch.testing.assert_close(one, two)
+    model.a(x)
+    assert not model.a.shared_input._outputs
+
+
+def test_second_derivatives_are_refused() -> None:
+    """The backward pass is not recorded, so a gradient of a gradient would be wrong."""
+    model = three()
+    found = torch.autograd.grad(model(torch.randn(3, 6)), [model.a.lora_A, model.b.lora_B], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(each.sum() for each in found).backward()
+
+
 def test_a_copy_observes_for_itself() -> None:
     model = three()
     model.a(x := torch.randn(3, 6))  # leaves outputs behind

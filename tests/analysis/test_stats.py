@@ -110,6 +110,14 @@ def test_the_interval_and_the_tails_of_mcnemar_are_those_of_the_score_test(gaine
     assert found.p_high == pytest.approx(reference.norm.cdf(score(gained, lost, rows, 0.05)), abs=1e-4)
 
 
+def test_a_difference_of_all_rows_is_excluded_unless_all_rows_differ() -> None:
+    some = mcnemar([1, 0, 1], [0, 0, 1], margin=1.0)
+    assert (some.p_low, some.p_high) == (0, 0)
+    every = mcnemar([1, 1, 1], [0, 0, 0], margin=1.0)
+    assert (every.p_low, every.p_high) == (0, 0.5)
+    assert mcnemar([1, 0], [1, 0], margin=1.0).p_high == 0
+
+
 @given(PAIRS, st.floats(0.01, 1e6))
 def test_the_tails_of_paired_t_equal_two_one_sided_tests_of_statsmodels(pairs: list[tuple], margin: float) -> None:
     first, second = map(np.array, zip(*pairs, strict=True))
@@ -247,6 +255,20 @@ def test_pairs_to_decide_show_equivalence_and_find_the_margin_with_80_percent_po
     assert decided(pairs, 0.0) > 0.77
     assert decided(pairs, ratio) > 0.77
     assert pairs == 2 or decided(pairs - 1, 0.0) < 0.83
+
+
+@settings(deadline=None)
+@given(st.floats(0.12, 5), st.sampled_from([0.025, 0.0125]))
+def test_pairs_to_decide_reach_a_power_of_80_percent_in_scipy(ratio: float, level: float) -> None:
+    """Phillips 1990: 1 - 2 P(T < t(n - 1; 1 - level)), T noncentral t."""
+
+    def power(pairs: int) -> float:
+        critical = reference.t.ppf(1 - level, pairs - 1)
+        return 1 - 2 * reference.nct.cdf(critical, pairs - 1, ratio * pairs**0.5)
+
+    found = pairs_to_decide(ratio, 1.0, level)
+    assert power(found) >= 0.8 - 1e-6
+    assert found == 2 or power(found - 1) < 0.8 + 1e-6
 
 
 def test_pairs_to_decide_of_known_cases() -> None:

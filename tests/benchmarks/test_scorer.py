@@ -6,6 +6,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ from transformers import (
 )
 
 from litpeft.benchmarks import Live, Options
-from litpeft.benchmarks.scorer import PrefixScorer, Row, _Tree
+from litpeft.benchmarks.scorer import PrefixScorer, Row, _common, _Tree
 
 SIZES = {"vocab_size": 40, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 LLAMA = LlamaConfig(**SIZES, intermediate_size=64, num_key_value_heads=2, max_position_embeddings=256)
@@ -170,6 +171,31 @@ def test_rows_longer_than_the_sliding_window_are_rejected() -> None:
     assert not takes("gemma2", 65)
     assert takes("mistral", 5000)
     assert takes("qwen2", 5000)  # qwen2 has a window but does not use it
+
+
+@pytest.mark.parametrize(
+    ("config", "longest"),
+    [
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "use_sliding_window": True}, 8),
+        ({"sliding_window": 8, "use_sliding_window": False, "attention_chunk_size": 12}, 12),
+        ({"sliding_window": 20, "attention_chunk_size": 12}, 12),
+        ({"sliding_window": None}, None),
+    ],
+)
+def test_a_row_must_fit_in_every_window_that_is_used(config: dict[str, Any], longest: int | None) -> None:
+    scorer = PrefixScorer.__new__(PrefixScorer)
+    text = SimpleNamespace(**config)
+    scorer.model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: text))
+    for tokens in (4, 8, 9, 12, 13, 5000):
+        assert scorer.takes(([1] * (tokens - 3), [2] * 3)) == (longest is None or tokens <= longest)
+
+
+@given(st.lists(st.integers(0, 2), max_size=9), st.lists(st.integers(0, 2), max_size=9), st.booleans())
+def test_the_common_prefix_of_two_rows(one: list[int], other: list[int], as_arrays: bool) -> None:
+    expected = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    made = np.array if as_arrays else tuple
+    assert _common(made(one), made(other)) == expected
 
 
 def test_rows_longer_than_the_sliding_window_are_scored_alone() -> None:

@@ -88,6 +88,10 @@ HOST = SimpleNamespace(device=torch.device("cpu"), backbone=None)
 
 
 def test_each_host_peak_is_recorded_in_its_phase() -> None:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("the kernel does not allow a reset of the peak")
     trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
     recorder = MemoryRecorder(track_steps=[])
     recorder.setup(trainer, HOST, "fit")
@@ -98,8 +102,6 @@ def test_each_host_peak_is_recorded_in_its_phase() -> None:
     recorder.on_train_batch_end(trainer, HOST)
     recorder.on_train_end(trainer, HOST)
     load, train = (recorder.phases[name]["peak_rss_bytes"] for name in ("load", "train"))
-    if load is None:
-        pytest.skip("the kernel does not allow a reset of the peak")
     assert load - train > 400_000_000
     assert recorder.measured()["peak_rss_bytes"] >= load
 
@@ -117,6 +119,35 @@ def test_host_peaks_by_phase_are_null_if_the_peak_cannot_be_reset(
     recorder.on_train_end(trainer, HOST)
     assert recorder.phases["first_step"]["peak_rss_bytes"] is None
     assert recorder.measured()["peak_rss_bytes"] == 2000 * 1024
+
+
+@pytest.mark.parametrize("logs", [True, False])
+def test_on_a_cpu_the_memory_of_the_process_is_logged_where_lightning_logs(logs: bool) -> None:
+    logged: dict[str, float] = {}
+    module = SimpleNamespace(
+        device=torch.device("cpu"), backbone=None, log=lambda name, value, **_: logged.update({name: value})
+    )
+    connector = SimpleNamespace(should_update_logs=logs)
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=connector)
+    recorder = MemoryRecorder(track_steps=[])
+    recorder.setup(trainer, module, "fit")
+    recorder.on_train_start(trainer, module)
+    trainer.global_step = 1
+    recorder.on_train_batch_end(trainer, module)
+    assert list(logged) == (["memory/rss_bytes"] if logs else [])
+    assert all(10**7 < value < 10**12 for value in logged.values())
+
+
+def test_tensors_of_compiled_blocks_are_not_tracked() -> None:
+    module = SimpleNamespace(device=torch.device("cpu"), backbone=torch.nn.Identity(), compile_blocks=True)
+    module.adapter = SimpleNamespace(roles=lambda model: {})
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, strategy=HOST_STRATEGY, _logger_connector=QUIET)
+    recorder = MemoryRecorder(track_steps=[0])
+    recorder.setup(trainer, module, "fit")
+    recorder.on_train_start(trainer, module)
+    recorder.on_validation_start(trainer, module)
+    recorder.on_validation_batch_start(trainer, module)
+    assert recorder.tracker is None
 
 
 def test_a_negative_step_is_refused() -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from litpeft.__main__ import main
 from litpeft.callbacks import progress
@@ -26,3 +30,38 @@ def test_the_first_line_comes_after_the_first_step(
     assert [int(line.split()[1].partition("/")[0]) for line in lines] == steps
     assert lines[0].startswith("step 1/12, train_loss ")
     assert ["left" in line for line in lines] == [False] + [True] * (len(steps) - 1)  # the first step is no measure
+
+
+@pytest.mark.parametrize(("epochs", "text"), [(None, "Epoch 1"), (-1, "Epoch 1"), (3, "Epoch 1/3")])
+def test_epochs_count_from_one_and_have_a_total_only_if_there_is_one(epochs: int | None, text: str) -> None:
+    bar = progress.ProgressBar()
+    bar._trainer = SimpleNamespace(max_epochs=epochs)
+    assert bar._get_train_description(0) == text
+
+
+class Piped(io.StringIO):
+    """An output whose reader sees what has been flushed."""
+
+    seen = ""
+
+    def flush(self) -> None:
+        self.seen = self.getvalue()
+
+
+def test_a_pipe_shows_each_line_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Piped()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    metrics = {"train_loss": torch.tensor(0.5), "val_loss": torch.tensor(0.25)}
+    trainer = SimpleNamespace(global_step=0, sanity_checking=False, callback_metrics=metrics)
+    task, lines = SimpleNamespace(total_steps=lambda: 4), progress.ProgressLines()
+    lines.on_train_start(trainer, task)
+    trainer.global_step = 1
+    lines.on_train_batch_end(trainer, task)
+    assert out.seen == "step 1/4, train_loss 0.5000\n"
+    lines.on_benchmark_progress(trainer, "arithmetic", 3, 9)
+    assert out.seen.endswith("\nstep 1: arithmetic 3/9\n")
+    lines.on_benchmark_end(trainer, task, 1, {"arithmetic": SimpleNamespace(scores={"acc": 0.75})})
+    assert out.seen.endswith("\nstep 1: arithmetic acc 0.7500\n")
+    lines.on_validation_end(trainer, task)
+    assert out.seen.endswith("\nstep 1: val_loss 0.2500\n")

@@ -9,6 +9,8 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +20,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from litpeft.__main__ import main
+from litpeft.callbacks.run_record import RunRecorder
 from litpeft.profiling.memory.bar_chart import BAR, COLOURS, LEFT, ROW, TITLE
-from litpeft.runs.record import FIELDS, read_record
+from litpeft.runs.record import FIELDS, new_record, read_record
 from tests.conftest import write_killer
 from tests.forking import litpeft
 from tests.resuming import start
@@ -291,3 +294,16 @@ def test_the_record_of_a_killed_run_holds_its_last_validation(tmp_path: Path, fi
     assert (tmp_path / "run" / record["checkpoint"]).is_dir()
     assert record["val_accuracy"] is not None
     assert litpeft("validate", "--run_dir", "run", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "first", "written"),
+    [({}, True, True), ({}, False, False), ({"stale": ["an old file"]}, True, False), ({"resumed": {}}, True, None)],
+)
+def test_only_the_first_process_of_a_new_run_marks_its_folder(
+    options: dict[str, Any], first: bool, written: bool | None, tmp_path: Path
+) -> None:
+    resumed = {"resumed": new_record() | {"steps": 3}} if "resumed" in options else {}
+    recorder = RunRecorder({"seed_everything": 1}, **options | resumed)
+    recorder.announce(SimpleNamespace(is_global_zero=first, default_root_dir=str(tmp_path)))
+    assert (tmp_path / "record.json").exists() == bool(written)

@@ -335,6 +335,7 @@ def test_percentiles_match_numpy() -> None:
         ({"sample_every": 1}, "throughput.sample_every must be 0 or at least 2, got 1."),
         ({"peak_flops": 0.0}, "throughput.peak_flops must be above 0 and finite, got 0.0."),
         ({"peak_flops": float("nan")}, "throughput.peak_flops must be above 0 and finite, got nan."),
+        ({"peak_flops": float("inf")}, "throughput.peak_flops must be above 0 and finite, got inf."),
         (
             {"peak_flops": 1e12, "measure_peak": True},
             "throughput.measure_peak: leave out throughput.peak_flops, which it would replace.",
@@ -344,3 +345,20 @@ def test_percentiles_match_numpy() -> None:
 def test_wrong_options_are_refused_in_one_sentence(options: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(sentence)}$"):
         ThroughputRecorder(**options)
+
+
+def test_the_progress_has_the_tokens_and_seconds_of_every_step_and_of_the_run_before_a_resume() -> None:
+    recorder = ThroughputRecorder()
+    assert recorder.progress() == (0, 0.0)
+    recorder.steps += [
+        Step(seconds=2.0, counts={"samples": 1, "tokens": 10}),
+        Step(seconds=1.0, counts={"samples": 1, "tokens": 5}),
+    ]
+    assert recorder.progress() == (15, 3.0)
+    recorder.steps.append(Step(seconds=0.5, counts={"samples": 1, "tokens": 2}))
+    assert recorder.progress() == recorder.progress() == (17, 3.5)
+    assert recorder.state_dict() == {"train_seconds": 3.5, "train_tokens": 17}
+    resumed = ThroughputRecorder()
+    resumed.load_state_dict(recorder.state_dict())
+    resumed.steps.append(Step(seconds=1.0, counts={"samples": 1, "tokens": 3}))
+    assert resumed.progress() == (20, 4.5)

@@ -57,6 +57,21 @@ def test_the_checkpoint_named_as_a_way_out_is_undamaged(tmp_path: Path, damaged:
     assert str(refused.value).endswith(f"{named}.")
 
 
+@pytest.mark.parametrize(
+    ("function", "sanity_checking", "asked"),
+    [("fit", False, 1), ("fit", True, 0), ("validate", False, 0), ("test", False, 0)],
+)
+def test_in_a_validation_of_fit_all_processes_agree_to_stop(function: str, sanity_checking: bool, asked: int) -> None:
+    calls: list[Any] = []
+    checkpoint = Checkpoint()
+    checkpoint.stop = SimpleNamespace(agree=calls.append, received=None)
+    trainer = SimpleNamespace(
+        state=SimpleNamespace(fn=function), sanity_checking=sanity_checking, strategy=SimpleNamespace(root_device="cpu")
+    )
+    checkpoint.on_validation_batch_end(trainer, None)
+    assert calls == ["cpu"] * asked
+
+
 def test_checkpoints_are_in_the_order_of_their_steps(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     for step in ("999999", "1000000", "000007", "5"):

@@ -262,6 +262,7 @@ def test_an_error_message_is_one_printable_line() -> None:
         ({"benchmarks": [{"step": 1, "results": {"a": None}}]}, "benchmarks[0].results.a must be a mapping"),
         ({"benchmarks": [{"step": 1, "results": {"a": {"scores": {}, "tasks": "b"}}}]}, "benchmarks[0].results.a.tasks must be a list"),
         ({"val_accuracy": 1e200}, "val_accuracy must be a number, but is too large"),
+        ({"val_accuracy": 10**400}, "val_accuracy must be a number, but is too large"),  # no float is as large
         ({"train_loss": float("inf")}, "train_loss must be a number, but is too large"),
     ],
 )  # fmt: skip

@@ -275,6 +275,7 @@ def test_turns_after_the_last_answer_and_rows_without_one_are_counted(tmp_path: 
     data = load(tmp_path, rows, "chatml")
     facts = data.describe()["tables"]["train"]
     assert facts["turns_after_last_answer"] == facts["empty_responses_dropped"] == 1
+    assert facts["answers"] == 4  # two in each of the rows that are left
     assert marked(data, 0) == marked(data, 1)
 
 

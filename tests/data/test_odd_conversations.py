@@ -61,6 +61,10 @@ def test_generation_blocks_without_the_end_are_told(tmp_path: Path) -> None:
     data = load(tmp_path, [{"messages": TURNS}] * 2, template=HIDES_THE_END)
     assert marked(data).endswith("«It is 2.»")
     assert "leave out what ends an answer, so that this is not learnt" in data.describe()["format"]
+    inside = HIDES_THE_END.replace("{% endgeneration %}{{ '<|end|>' }}", "{{ '<|end|>' }}{% endgeneration %}")
+    data = load(tmp_path, [{"messages": TURNS}] * 2, template=inside)
+    assert marked(data).endswith("«It is 2.<|end|>»")
+    assert "leave out" not in data.describe()["format"]
 
 
 @pytest.mark.parametrize("mark", [{"weight": 0}, {"train": False}])

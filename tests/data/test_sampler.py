@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from itertools import chain
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from litpeft.data.sampler import WINDOW, LengthGroupedBatches, ResumableLoader
+from litpeft.data.sampler import WINDOW, LengthGroupedBatches, ResumableLoader, report_dead_worker_once
 from litpeft.errors import UserError
 
 lengths = st.lists(st.integers(1, 300), min_size=1, max_size=700).map(np.array)
@@ -135,6 +136,28 @@ def test_after_a_resume_only_the_epoch_that_was_interrupted_is_shorter() -> None
         loader.sampler.set_epoch(epoch)
         sizes.append(len(list(loader)))
     assert sizes == [3, 10, 10]
+
+
+def test_a_dead_worker_is_reported_once_however_many_epochs_there_were() -> None:
+    """torch's handler of SIGCHLD raises for each signal; a second error would stop the update of the run's record."""
+    calls = []
+
+    def handler_of_torch(number: int, frame: object) -> None:
+        calls.append(number)
+        raise RuntimeError("a worker is dead")
+
+    before = signal.signal(signal.SIGCHLD, handler_of_torch)
+    try:
+        report_dead_worker_once()
+        installed = signal.getsignal(signal.SIGCHLD)
+        report_dead_worker_once()  # of the next epoch
+        assert signal.getsignal(signal.SIGCHLD) is installed is not handler_of_torch
+        with pytest.raises(RuntimeError, match="a worker is dead"):
+            installed(signal.SIGCHLD, None)
+        assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+        assert calls == [signal.SIGCHLD]
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_a_position_among_another_number_of_batches_is_refused() -> None:

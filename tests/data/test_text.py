@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from litpeft.__main__ import main
 from litpeft.data import Text
+from litpeft.data.files import read_rows
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 from tests.data.test_conversations import tokenizer
@@ -50,6 +51,14 @@ def test_training_rows_are_packed_and_validation_rows_are_not(tmp_path: Path) ->
     assert batch["position_ids"].shape == batch["input_ids"].shape
     assert int(batch["samples"]) > len(batch["input_ids"])
     assert "position_ids" not in next(iter(data.val_dataloader()))
+
+
+def test_the_place_of_a_paragraph_is_its_first_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"the cat\nsat\n\n \nIt is 1.\r\n\r\nend")
+    found = list(read_rows(file, {}, documents="paragraph"))
+    assert [place for place, _ in found] == [f"{file} line {number}" for number in (1, 5, 7)]
+    assert [row["text"] for _, row in found] == ["the cat\nsat", "It is 1.", "end"]
 
 
 @pytest.mark.parametrize(("documents", "rows"), [("file", 1), ("paragraph", 2), ("line", 3)])

@@ -42,16 +42,19 @@ class Covering:
         return found
 
     def tests(self, file: str, lines: Iterable[int]) -> list[str]:
-        """Return the tests that cover one of these lines, the quickest first.
+        """Return the tests that cover one of these lines, the quickest first, and then the other tests of their files.
 
-        A line outside of functions runs when the module is imported: all tests of the module count as covering it.
+        A line outside of functions runs when the module is imported: all tests of the module count as covering it. What
+        a fixture of a whole file runs is recorded for the first of its tests only.
         """
         by_line, inside = self._by_line(file), _lines_in_functions(file)
         found: set[str] = set()
         for line in lines:
             above = (by_line[near] for near in range(line, max(0, line - NEAR), -1) if by_line.get(near))
             found |= next(above, set()) if line in inside else set().union(*by_line.values())
-        return sorted(found, key=lambda test: (self.seconds[test], test))
+        files = {test.partition("::")[0] for test in found}
+        others = {test for test in self.seconds if test.partition("::")[0] in files} - found
+        return [test for part in (found, others) for test in sorted(part, key=lambda test: (self.seconds[test], test))]
 
 
 @cache

@@ -26,6 +26,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # set before the hub's libraries are importe
 
 ROOT = Path(__file__).parents[2]
 FAILED, NONE_COLLECTED, NO_SUCH_TEST = 1, 5, 4  # exit codes of pytest
+CANNOT_BE_IMPORTED = "found no collectors for", "while loading conftest"  # in what pytest prints
 LIBRARIES = (
     "lightning.pytorch.cli", "torch", "transformers", "peft", "datasets", "torchmetrics", "bitsandbytes", "safetensors.torch",
     "jsonargparse", "scipy.special", "scipy.stats", "hypothesis", "yaml", "rich.console", "tqdm.auto", "PIL.Image",
@@ -57,7 +58,9 @@ class Outcome:
     @property
     def killed(self) -> bool:
         """Whether a test has failed, or has not ended, or could not be collected."""
-        return self.code not in (0, NONE_COLLECTED, NO_SUCH_TEST)
+        if self.code == NO_SUCH_TEST:  # also if a named test's file, or conftest.py, cannot be imported
+            return any(text in self.output for text in CANNOT_BE_IMPORTED)
+        return self.code not in (0, NONE_COLLECTED)
 
 
 def import_libraries() -> None:

@@ -11,27 +11,30 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import multiprocessing
 import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
 from tests.mutants.covering import Covering, within
-from tests.mutants.forked import ROOT, import_libraries, scratch_copy
+from tests.mutants.forked import ROOT, Copy, Outcome, import_libraries, scratch_copy
 from tests.mutants.record import RECORDED
 
 FOLDERS = (
-    *("adapters", "ops", "data", "optim", "training", "tasks", "profiling", "runs", "analysis", "benchmarks"),
+    *("analysis", "data", "profiling", "runs", "adapters", "ops", "optim", "training", "tasks", "benchmarks"),
     *("callbacks", "sweeps", "commands/export"),
 )
 EQUIVALENT = Path(__file__).parent / "equivalent.yaml"
 SECONDS, TESTS = 40.0, 400  # recorded seconds and number of the tests that are run for one mutant, at most
-TIMEOUT = 120.0
+TIMEOUT, WHOLE_TIMEOUT = 300.0, 3600.0  # seconds for one mutant, and for all tests that killed one, without a mutant
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,8 @@ def main() -> int:
     parser.add_argument("--number", type=int, default=400, help="number of mutants (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="seed of the sample (default: %(default)s)")
     parser.add_argument("--folders", nargs="+", default=list(FOLDERS), help="folders of litpeft")
+    parser.add_argument("--only", nargs="+", default=[], help="run only the part of the sample in these folders")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default: %(default)s)")
     given = parser.parse_args()
     covering = Covering()
     if not covering.seconds:
@@ -140,47 +145,110 @@ def main() -> int:
     population = [mutant for file in files_of(given.folders) for mutant in mutants_of(file)]
     chosen = draw(population, given.number, given.seed)
     print(f"{len(chosen)} of {len(population)} mutants, seed {given.seed}", flush=True)
+    chosen.sort(key=lambda mutant: (FOLDERS.index(mutant.folder), mutant.file, mutant.place))
+    equivalent = read_equivalent()
+    trials = [_trial(each, covering, equivalent) for each in chosen if each.folder in (given.only or FOLDERS)]
     import_libraries()
-    return _run(sorted(chosen, key=lambda mutant: (mutant.file, mutant.place)), covering, given.seed)
+    name = "-".join(["survivors", f"seed{given.seed}", *given.only]).replace("/", "-")
+    return _run_all(trials, given.jobs, RECORDED / f"{name}.diff")
 
 
-def _run(mutants: list[Mutant], covering: Covering, seed: int) -> int:
-    equivalent, survivors = read_equivalent(), []
+@dataclass(frozen=True)
+class Trial:
+    """A mutant and all that its run needs: the repository's files may change while a sample runs.
+
+    Attributes:
+        mutant: the mutant.
+        changed: the changed source.
+        diff: the change.
+        tests: the tests to run.
+        left_out: why the mutant does not count: it is listed as equivalent, or cannot be compiled. None if it counts.
+    """
+
+    mutant: Mutant
+    changed: str
+    diff: str
+    tests: list[str]
+    left_out: str | None
+
+
+def _trial(mutant: Mutant, covering: Covering, equivalent: set[tuple[str, str]]) -> Trial:
+    changed = mutant.source()
+    diff = mutant.diff(changed)
+    tests = within(covering.tests(mutant.file, [mutant.line]), covering.seconds, SECONDS, TESTS)
+    left_out = "equivalent" if (mutant.file, _lines(diff)) in equivalent else None
+    return Trial(mutant, changed, diff, tests, left_out if is_python(changed) else "no Python")
+
+
+def is_python(source: str) -> bool:
+    """Return whether a source can be compiled: some operators write `not a := b`, which every test would notice."""
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
+
+
+def _run(trial: Trial) -> Outcome | None:
+    """Return what the tests say about a mutant, in the copy of this process; None if none is run."""
+    if trial.left_out or not trial.tests:
+        return None
+    with _copies[0].changed(trial.mutant.file, trial.changed):
+        return _copies[0].run(["-x", *trial.tests], TIMEOUT)
+
+
+_copies: list[Copy] = []  # the copy of this process
+
+
+def _use_copy(copies: multiprocessing.Queue[Copy]) -> None:
+    _copies.append(copies.get())
+
+
+def _run_all(trials: list[Trial], jobs: int, report: Path) -> int:
     by_folder: dict[str, Counter[str]] = {}
+    killers: set[str] = set()
     start = time.monotonic()
-    with scratch_copy() as copy:
-        for mutant in mutants:
-            changed = mutant.source()
-            diff = mutant.diff(changed)
-            tests = within(covering.tests(mutant.file, [mutant.line]), covering.seconds, SECONDS, TESTS)
-            seconds = 0.0
-            if (mutant.file, _lines(diff)) in equivalent:
-                word = "equivalent"
-            elif not tests:
-                word = "NOT COVERED"
-            else:
-                with copy.changed(mutant.file, changed):
-                    outcome = copy.run(["-x", *tests], TIMEOUT)
-                word, seconds = "killed" if outcome.killed else "SURVIVED", outcome.seconds
+    report.write_text("", encoding="utf-8")
+    forking = multiprocessing.get_context("fork")
+    with ExitStack() as stack:
+        copies = forking.Queue()
+        for _ in range(jobs):
+            copies.put(copy := stack.enter_context(scratch_copy()))
+        processes = stack.enter_context(ProcessPoolExecutor(jobs, forking, _use_copy, (copies,)))
+        for trial, outcome in zip(trials, processes.map(_run, trials), strict=True):
+            mutant = trial.mutant
+            word = trial.left_out or _word(outcome)
             by_folder.setdefault(mutant.folder, Counter())[word] += 1
-            print(f"{word:11} {seconds:5.1f} s  {mutant.file}:{mutant.line} {mutant.operator}", flush=True)
+            seconds = outcome.seconds if outcome else 0.0
+            by = (outcome.failed or ("(did not end)" if outcome.code is None else "")) if outcome else ""
+            print(f"{word:11} {seconds:5.1f} s  {mutant.file}:{mutant.line} {mutant.operator} {by}", flush=True)
+            if outcome and outcome.failed:
+                killers.add(outcome.failed)
             if word in ("SURVIVED", "NOT COVERED"):
-                survivors.append(f"# {word}: {mutant.operator}, {len(tests)} tests\n{diff}")
-    report = RECORDED / f"survivors-seed{seed}.diff"
-    report.write_text("\n".join(survivors), encoding="utf-8")
+                with report.open("a", encoding="utf-8") as file:
+                    file.write(f"# {word}: {mutant.operator}, {len(trial.tests)} tests\n{trial.diff}\n")
+        # a test that fails without a mutant has killed nothing
+        unchanged = copy.run(sorted(killers), WHOLE_TIMEOUT) if killers else None
     total: Counter[str] = Counter()
     for folder, counts in sorted(by_folder.items()):
         total += counts
         print(f"{folder:16} {_score(counts)}")
-    print(f"{'all':16} {_score(total)}, {(time.monotonic() - start) / len(mutants):.1f} s each; survivors: {report}")
-    return 0
+    print(f"{'all':16} {_score(total)}, {(time.monotonic() - start) / len(trials):.1f} s each; survivors: {report}")
+    if unchanged and unchanged.code != 0:
+        print(f"{unchanged.output}\nthe tests must pass without a mutant; pytest's exit code is {unchanged.code}")
+    return int(bool(unchanged and unchanged.code))
+
+
+def _word(outcome: Outcome | None) -> str:
+    return "NOT COVERED" if outcome is None else "killed" if outcome.killed else "SURVIVED"
 
 
 def _score(counts: Counter[str]) -> str:
-    """Return the score: killed of those that are not equivalent; a line that no fast test covers is not killed."""
-    counted = counts.total() - counts["equivalent"]
+    """Return the score: killed of those that count; a line that no fast test covers is not killed."""
+    counted = counts.total() - counts["equivalent"] - counts["no Python"]
     share = 100 * counts["killed"] / counted if counted else 100.0
-    return f"{counts['killed']:4} of {counted:4} killed ({share:.0f} %), {counts['NOT COVERED']} not covered"
+    others = ", ".join(f"{counts[word]} {word}" for word in ("NOT COVERED", "equivalent", "no Python") if counts[word])
+    return f"{counts['killed']:4} of {counted:4} killed ({share:.0f} %){others and ', ' + others.lower()}"
 
 
 if __name__ == "__main__":

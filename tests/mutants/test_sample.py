@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.mutants.covering import within
-from tests.mutants.sample import Mutant, _annotations, _lines, draw, files_of, read_equivalent
+from tests.mutants.forked import ROOT, Outcome
+from tests.mutants.sample import EQUIVALENT, Mutant, _annotations, _lines, draw, files_of, is_python, read_equivalent
 
 SECONDS = {"a": 1.0, "b": 2.0, "c": 50.0, "d": 60.0}
 
@@ -18,6 +23,24 @@ SECONDS = {"a": 1.0, "b": 2.0, "c": 50.0, "d": 60.0}
 )
 def test_the_quickest_tests_are_run_and_at_least_one(tests: str, most: float, number: int, chosen: str) -> None:
     assert within(list(tests), SECONDS, most, number) == list(chosen)
+
+
+def test_a_test_that_cannot_be_imported_has_noticed_the_mutant_and_one_that_is_not_there_has_not(
+    tmp_path: Path,
+) -> None:
+    for file, named, killed in (("broken", "test_a", True), ("whole", "test_b", False), ("whole", "test_a", False)):
+        code = "from litpeft import nothing_of_this_name\n" if file == "broken" else ""
+        path = tmp_path / f"test_{file}.py"
+        path.write_text(f"{code}def test_a() -> None: ...\n")
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-x", f"{path}::{named}"], capture_output=True, text=True
+        )
+        assert Outcome(done.returncode, None, done.stdout + done.stderr, 0.0).killed == killed
+
+
+def test_a_mutant_must_be_python() -> None:
+    assert is_python("a = 1\n")
+    assert not is_python("if not a := 1:\n    pass\n")
 
 
 def test_a_place_that_many_operators_change_is_drawn_as_often_as_another() -> None:
@@ -46,3 +69,12 @@ def test_an_equivalent_mutant_is_found_by_its_changed_lines() -> None:
 def test_the_files_of_a_folder_and_of_the_start_of_a_name() -> None:
     assert files_of(["ops"])[0] == "litpeft/ops/__init__.py"
     assert files_of(["commands/export"]) == ["litpeft/commands/export.py", "litpeft/commands/export_check.py"]
+
+
+def test_each_equivalent_mutant_changes_a_line_that_is_there_and_has_a_reason() -> None:
+    for each in yaml.safe_load(EQUIVALENT.read_text(encoding="utf-8")):
+        lines = {line.strip() for line in (ROOT / each["file"]).read_text(encoding="utf-8").splitlines()}
+        removed = [line[2:] for line in each["diff"].splitlines() if line.startswith("- ") and line[2:]]
+        assert removed, each
+        assert [line for line in removed if line not in lines] == [], each["file"]
+        assert each["reason"]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from transformers.optimization import Adafactor
 
 from litpeft.errors import UserError
 from litpeft.optim import Constant, WarmupCosine, WarmupInverseSqrt, WarmupLinear, build_optimizer, build_scheduler
@@ -121,3 +122,16 @@ def test_a_schedule_that_gives_all_groups_one_rate_is_refused_where_they_differ(
             torch.optim.SGD(groups, lr=0.1),
             10,
         )
+
+
+@pytest.mark.parametrize("scale", [1.5, 2.0])
+def test_an_optimizer_that_chooses_its_own_rate_has_no_scaled_groups(scale: float) -> None:
+    def groups(scale: float) -> list[dict]:
+        return [{"params": [torch.nn.Parameter(torch.ones(2, 2))], "lr_scale": scale}]
+
+    factory = partial(Adafactor, lr=None, relative_step=True)
+    assert build_optimizer(factory, groups(1.0), default_lr=1e-3).param_groups[0]["lr"] is None
+    with pytest.raises(
+        UserError, match="chooses its own learning rate, so model.adapter.lora_plus_ratio cannot scale it"
+    ):
+        build_optimizer(factory, groups(scale), default_lr=1e-3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -18,10 +19,11 @@ from hypothesis import strategies as st
 
 from litpeft.errors import UserError
 from litpeft.runs import record_index
+from litpeft.runs.indexed_record import known_fields
 from litpeft.runs.record import FIELDS, FILE_NAME, as_json, new_record, read_record
 from litpeft.runs.record_index import INDEX, RecordFolder
 from litpeft.runs.record_schema import RECORD, acceptor, schema_error
-from litpeft.runs.record_table import SHARED, RecordTable
+from litpeft.runs.record_table import LARGE, SHARED, RecordTable
 
 SKIP = "sweep.yaml", "tuning"
 NAMES = "a", "b", "tuning"
@@ -43,6 +45,26 @@ def record_of(number: int, **more: Any) -> dict[str, Any]:
 def write(folder: Path, number: int, **more: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_text(as_json(record_of(number, **more)), encoding="utf-8")
+
+
+def test_fields_that_are_null_in_all_records_are_not_known(tmp_path: Path) -> None:
+    null = {name for name, value in record_of(1).items() if value is None}
+    assert known_fields([record_of(1), record_of(2)]) == FIELDS.keys() - null
+    assert known_fields([record_of(1), record_of(2, test_loss=0.5)]) == FIELDS.keys() - null | {"test_loss"}
+    for more in (
+        {"other_metrics": {"val_f1": 0.5}},
+        {"benchmarks": [{"step": 1, "results": {}}]},
+    ):  # with other figures
+        assert known_fields([record_of(1), record_of(2, **more)]) == FIELDS.keys()
+    for number in (1, 2):
+        write(tmp_path / f"{number}", number)
+    below = RecordFolder(tmp_path, SKIP)
+    indexed = [below.record(run, tmp_path / run) for run in below.runs]
+    assert known_fields(indexed) - set(LARGE) == FIELDS.keys() - null - set(LARGE)
+    assert known_fields(indexed) > set(LARGE)  # fields that are not in the table may be known
+    write(tmp_path / "3", 3, other_metrics={"val_f1": 0.5})
+    below = RecordFolder(tmp_path, SKIP)
+    assert known_fields([below.record(run, tmp_path / run) for run in below.runs]) == FIELDS.keys()
 
 
 def found(folder: Path) -> list[tuple[Path, dict[str, Any]]] | str:
@@ -91,8 +113,8 @@ def _same_size_and_time(path: Path) -> None:
     """Change a digit in place and set the time of modification back, as some copying programs do."""
     file = path / FILE_NAME
     if file.is_file():
-        before, text = file.stat(), file.read_text()
-        file.write_text(text.replace('"steps": 1', '"steps": 2') if '"steps": 1' in text else text)
+        before, content = file.stat(), file.read_bytes()  # bytes: it may be no UTF-8
+        file.write_bytes(content.replace(b'"steps": 1', b'"steps": 2'))
         os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -289,6 +311,10 @@ def test_the_fast_check_accepts_a_record() -> None:
     assert acceptor(RECORD)(record_of(1))
     assert not acceptor(RECORD)({"seed": 1.0})
     assert not acceptor(RECORD)({"val_loss": float("nan")})
+    for value, reason in ((10**400, "too large"), (-(10**400), "too large"), (1e100, "too large"), (math.nan, "NaN")):
+        assert not acceptor(RECORD)({"val_loss": value})
+        assert schema_error({"val_loss": value}, RECORD) == f"val_loss must be a number, but is {reason}"
+    assert schema_error({"val_loss": 9.9e99}, RECORD) is None
 
 
 @settings(max_examples=60, deadline=None)

@@ -155,6 +155,25 @@ def test_the_best_mean_is_chosen(
         assert (tried.mean, tried.runs) == (fmean(pair) if complete else None, sum(isinstance(x, float) for x in pair))
 
 
+@pytest.mark.parametrize(
+    ("main_metrics", "metric", "chosen"),
+    [(["val_f1", "val_accuracy"], "val_f1", 0), (["val_mcc"], "val_accuracy", 2), (None, "val_accuracy", 2)],
+)
+def test_without_a_metric_the_main_one_of_the_runs_decides_if_a_run_has_it(
+    main_metrics: list[str] | None, metric: str, chosen: int, tmp_path: Path
+) -> None:
+    experiment = read(tmp_path, {"axes": {"adapter": ["lora"]}, "tune_seeds": 1})
+    (trial,) = experiment.trials
+    jobs = tuning_jobs_of(tmp_path, experiment)
+    for job in jobs:
+        place = trial.candidates.index(job.trial)
+        found = {"status": "ok", "val_f1": 0.9 - place / 10, "val_accuracy": 0.5 + place / 10, "val_loss": 0.1}
+        job.run_dir.mkdir(parents=True)
+        write_record(job.run_dir, new_record() | {"main_metrics": main_metrics} | found)
+    tuned = choose(trial, experiment.tune_seeds, jobs, None)
+    assert (tuned.metric, tuned.chosen) == (metric, {LR: TUNE[LR][chosen]})
+
+
 class Launcher:
     """Instead of training, write records whose accuracy depends on the method, the learning rate and the seed."""
 

@@ -81,3 +81,26 @@ def test_of_numbers(name: str) -> None:
     for rows in (slice(0, 13), slice(13, 20)):
         metric.update(torch.tensor(VALUES[rows]), torch.tensor(TARGETS[rows]))
     assert float(metric.compute()) == pytest.approx(EXPECTED_NUMBERS[name], rel=1e-5)
+
+
+def test_the_calibration_error_has_fifteen_bins() -> None:
+    """Guo et al. 2017, equation 5: the mean distance of accuracy and confidence over bins, weighted by their rows."""
+    draw = np.random.default_rng(1)
+    first = draw.random(400)
+    truth = (draw.random(400) < first**2).astype(int)  # overconfident
+    probabilities = np.stack([1 - first, first], axis=1)
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
+    bins = np.ceil(confidence * 15)
+    expected = sum(abs(right[bins == each].sum() - confidence[bins == each].sum()) for each in range(1, 16)) / 400
+    metric = CLASSES["ece"].build(2)
+    metric.update(torch.tensor(probabilities), torch.tensor(truth))
+    assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_kappa_is_agreement_beyond_that_of_chance() -> None:
+    """Cohen 1960."""
+    observed = np.mean(FOUND == TRUTH)
+    chance = sum(np.mean(each == FOUND) * np.mean(each == TRUTH) for each in range(3))
+    metric = CLASSES["kappa"].build(3)
+    metric.update(torch.tensor(LOGITS), torch.tensor(TRUTH))
+    assert metric.compute().item() == pytest.approx((observed - chance) / (1 - chance), rel=1e-5)

@@ -117,6 +117,10 @@ def test_validations_of_killed_and_resumed_runs_have_the_metrics(run_dir: Path, 
             "[{class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {average: none}, name: each}]",
             "its result is 2",
         ),
+        (
+            "[{class_path: torchmetrics.classification.MulticlassAccuracy, init_args: {wrong: 1}, name: each}]",
+            "model.metrics torchmetrics.classification.MulticlassAccuracy: ",  # a TypeError
+        ),
         ("[torchmetrics.classification.MulticlassAccuracy]", "accuracy is the name of another metric; give a mapping"),
         ("[{class_path: torchmetrics.SumMetric, wrong: 1}]", "or a mapping with class_path, init_args, name, better."),
     ],

@@ -164,7 +164,7 @@ class AdaptedLayer(nn.Module):
         known = self._prepared
         if known is None or not known.fits(A, dtype):
             cast = dtype != A.dtype
-            made = [torch.empty_like(p, dtype=dtype, requires_grad=False) if cast else None for p in (A, B)]
+            made = [torch.empty_like(p, dtype=dtype) if cast else None for p in (A, B)]
             known = self._prepared = Prepared(*made)
             if m is not None and self.norm_group() is not None:  # else each call computes norm and gain
                 known.gain = torch.empty_like(self.squares, dtype=torch.promote_types(m.dtype, self.squares.dtype))

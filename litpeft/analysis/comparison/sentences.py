@@ -88,8 +88,7 @@ def margin_text(figure: Figure, difference: Difference) -> str:
         return ""
     factor, shown = unit(figure.name)
     amount = f"{difference.margin * factor:.3g}"
-    words = {"%": "point" if amount == "1" else "points", "points": "point" if amount == "1" else "points"}
-    return _with_unit(amount, words.get(shown, shown))
+    return _with_unit(amount, shown if shown not in ("%", "points") else "point" if amount == "1" else "points")
 
 
 def _with_unit(number: str, shown: str) -> str:

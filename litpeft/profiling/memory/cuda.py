@@ -87,7 +87,6 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
     if attn_mask is None and query.dtype != torch.float32 and query.shape[-1] <= FLASH_HEAD:
         width = query.shape[-1]
         query, key, value = (F.pad(t, (0, -t.shape[-1] % 8)) if t.shape[-1] % 8 else t for t in (query, key, value))

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from litpeft.analysis.comparison import compare
-from litpeft.analysis.comparison.answer import Answer, answer
+from litpeft.analysis.comparison.answer import Answer, answer, verdict_text
+from litpeft.analysis.comparison.figures import figure
 from litpeft.analysis.comparison.number_format import MINUS
+from litpeft.analysis.comparison.results import Difference
 from tests.analysis.comparison.build import write_grid, write_run
 
 MIB = 2**20
@@ -156,6 +158,47 @@ def test_confounded_groups_give_no_clear_answer(tmp_path: Path) -> None:
         "On 872 validation rows, there is no clear answer: the groups differ in more than the axes."
     )
     assert found.recommendation == "No recommendation: differences may come from options other than the axes."
+
+
+def test_there_is_a_sentence_for_each_other_group_with_a_finished_run(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "dora": (BAD, 250)})
+    write_run(tmp_path / "failed", "qlora-nf4", 0, None, status="oom")
+    details = answered(tmp_path, figures=["val_accuracy"]).details
+    assert [text.partition(":")[0] for text in details] == ["dora", "lora"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"verdict": "better"}, "better"),
+        ({"verdict": "worse", "is_small": True, "margin": 0.01}, "worse, but within 1 point"),
+        ({"verdict": "equivalent", "margin": 0.02}, "equivalent within 2 points"),
+        ({"verdict": "not enough seeds", "test": None}, "not enough seeds, a test needs two seeds in both groups"),
+        ({"verdict": "not enough rows"}, "not enough rows"),
+        (
+            {"verdict": "not enough seeds", "seeds_needed": 1200, "seeds_for_margin": 9, "margin": 0.01},
+            "not enough seeds; about 1,200 would show a difference of this size, about 9 decide whether it exceeds "
+            "1 point (80 % power)",
+        ),
+        (
+            {"verdict": "not enough seeds", "seeds_needed": 7, "margin": 0.02},
+            "not enough seeds; about 7 would show a difference of this size, more than 1,000 decide whether it exceeds "
+            "2 points (80 % power)",
+        ),
+        (
+            {"verdict": "not enough seeds", "seeds_for_margin": 8, "margin": 0.02},
+            "not enough seeds; more than 1,000 would show a difference of this size, about 8 decide whether it exceeds "
+            "2 points (80 % power)",
+        ),
+        (
+            {"verdict": "not enough seeds", "seeds_needed": 7},  # the mean of the baseline is 0
+            "not enough seeds; about 7 would show a difference of this size (80 % power)",
+        ),
+    ],
+)
+def test_a_verdict_says_what_would_decide(fields: dict[str, Any], text: str) -> None:
+    common = {"mean": 0.01, "low": -0.01, "high": 0.03, "pairs": 3, "p": 0.2, "p_holm": 0.2, "seeds_needed": None}
+    assert verdict_text(figure("val_accuracy"), Difference(**common | {"test": "some test"} | fields)) == text
 
 
 def test_without_a_cost_there_is_no_recommendation(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 import yaml
 
 from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.formats import FORMATS
 from litpeft.errors import UserError
 from tests.analysis.comparison.build import write_grid, write_run
 
@@ -233,6 +236,15 @@ def test_caveats_are_warnings(tmp_path: Path) -> None:
     ]
 
 
+def test_a_single_group_with_other_seeds_is_named_in_the_singular(tmp_path: Path) -> None:
+    write_grid(tmp_path, {"none": [0.9, 0.91, 0.92, 0.93], "lora": [0.85, 0.86]})
+    expected = "lora has seeds 0, 1, the baseline full 0, 1, 2, 3: differences use the 2 common seeds."
+    assert expected in compare([tmp_path]).warnings
+    write_run(tmp_path / "other", "dora", 8)
+    expected = "dora has seeds 8, the baseline full 0, 1, 2, 3: differences need a common seed."
+    assert expected in compare([tmp_path]).warnings
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -285,6 +297,25 @@ def test_a_sweep_gives_axes_order_and_baseline(tmp_path: Path) -> None:
     assert compare([tmp_path], by=["adapter"]).groups[0].label == "full"  # --by replaces the axes of the sweep
     assert compare([tmp_path], by=["adapter"]).question == "Is it?"
     assert compare([tmp_path / "lora"]).title == "made_up"  # a subfolder of a sweep is a folder of runs
+
+
+def test_every_format_has_the_published_rows(tmp_path: Path) -> None:
+    rows = [{"label": "full of a paper", "val_accuracy": 0.9215}, {"label": "lora of a paper", "val_loss": 0.25}]
+    comparison = compare([write_sweep(tmp_path, published={"source": "A paper", "note": "2 epochs", "rows": rows})])
+    known = ("label", "source", "val_accuracy_mean", "val_loss_mean")
+    table = [[row[name] for name in known] for row in csv.DictReader(io.StringIO(FORMATS["csv"](comparison)))]
+    assert [row[1] for row in table] == ["measured"] * 3 + ["published"] * 2
+    assert table[3:] == [
+        ["full of a paper", "published", "0.9215", ""],
+        ["lora of a paper", "published", "", "0.25"],
+    ]
+    assert json.loads(FORMATS["json"](comparison))["published"]["rows"] == rows
+    for form in ("markdown", "latex"):
+        lines = FORMATS[form](comparison).splitlines()
+        for label, value in (("full of a paper", "92.15"), ("lora of a paper", "0.2500")):
+            (line,) = [line for line in lines if label in line]
+            assert "(published)" in line
+            assert value in line
 
 
 def test_full_fine_tuning_is_shown_as_full_and_both_names_select_it(tmp_path: Path) -> None:

@@ -6,15 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.figures import figure
-from litpeft.analysis.comparison.margins import Margin, margin_of, possible, possible_difference, read_margin
+from litpeft.analysis.comparison.margins import Margin, margin_of, possible, possible_difference, read_margin, within
 from litpeft.commands import compare as compare_command
 from litpeft.errors import UserError
 from tests.analysis.comparison.build import write_grid, write_run
+
+BOUND = st.none() | st.floats(-1, 1)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +95,23 @@ def test_intervals_stay_inside_of_what_is_possible(tmp_path: Path) -> None:
     assert 0 <= lora.estimates["val_accuracy"].low < 0.385 < lora.estimates["val_accuracy"].high <= 1
     assert -1 <= lora.differences["val_accuracy"].low < lora.differences["val_accuracy"].high <= 1
     assert lora.estimates["peak_tensor_bytes"].low >= 0
+
+
+@given(ends=st.lists(st.floats(-2, 2), min_size=2, max_size=2).map(sorted), low=BOUND, high=BOUND)
+def test_an_interval_is_cut_at_each_limit_that_there_is(
+    ends: list[float], low: float | None, high: float | None
+) -> None:
+    cut = within(ends, (low, high))
+    assert cut == (ends[0] if low is None else max(ends[0], low), ends[1] if high is None else min(ends[1], high))
+    assert within((None, None), (low, high)) == (None, None)
+
+
+def test_two_costs_that_differ_have_no_interval_below_zero(tmp_path: Path) -> None:
+    for seed, (peak, loss) in enumerate([(1e8, 0.1), (3e8, 0.9)]):
+        write_run(tmp_path / f"{seed}", "none", seed, peak_tensor_bytes=peak, val_loss=loss)
+    (group,) = compare([tmp_path]).groups
+    assert group.estimates["peak_tensor_bytes"].low == group.estimates["val_loss"].low == 0
+    assert group.estimates["peak_tensor_bytes"].high > 1e9
 
 
 @pytest.mark.parametrize(

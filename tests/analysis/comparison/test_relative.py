@@ -43,6 +43,17 @@ def test_only_costs_have_ratios(runs: Path) -> None:
     assert ratios(comparison, figure("peak_tensor_bytes"))[1].mean == 0.5
 
 
+@pytest.mark.parametrize("unknown", [None, 0.0, -5.0])
+def test_a_seed_without_a_positive_figure_on_both_sides_has_no_ratio(runs: Path, unknown: float | None) -> None:
+    write_run(runs / "none" / "0", "none", 0, train_seconds=unknown)
+    write_run(runs / "lora" / "1", "lora", 1, train_seconds=unknown)
+    found = ratios(compare([runs]), figure("train_seconds"))
+    assert (found[1].mean, found[1].low, found[1].high, found[1].count) == (pytest.approx(50 / 90), None, None, 1)
+    assert found[0].count == 3 - 1
+    write_run(runs / "lora" / "2", "lora", 2, train_seconds=unknown)
+    assert 1 not in ratios(compare([runs]), figure("train_seconds"))
+
+
 def test_the_table_shows_costs_in_per_cent_of_the_baseline(runs: Path) -> None:
     table = figures_table(compare([runs], relative=True))
     columns = dict(zip(table.headings, zip(*table.rows, strict=True), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -109,15 +110,23 @@ def test_the_time_to_a_target_that_one_side_missed_once_is_not_tested(tmp_path: 
         ("val_loss", 0.1, None),
         ("val_accuracy", 0.8, 20),
         ("val_ece", 0.2, 10),
+        ("val_style", 0.8, 20),
     ],
 )
 def test_a_target_is_reached_from_the_side_that_is_better(metric: str, goal: float, seconds: float | None) -> None:
     rows = [(0.9, 0.7, 0.1), (0.5, 0.8, 0.3), (0.4, 0.9, 0.4), (0.6, 0.6, 0.5)]
     validations = [
-        {"train_seconds": 10.0 * place, "val_loss": loss, "val_accuracy": accuracy, "val_ece": ece}
+        {
+            "train_seconds": 10.0 * place,
+            "val_loss": loss,
+            "val_accuracy": accuracy,
+            "val_ece": ece,
+            "val_style": accuracy,
+        }
         for place, (loss, accuracy, ece) in enumerate(rows, 1)
     ]
-    assert value({"validations": validations}, f"seconds_to_{metric}_{goal}") == seconds
+    record = json.loads(json.dumps({"validations": validations, "metric_directions": {"style": "higher"}}))
+    assert value(record, f"seconds_to_{metric}_{goal}") == seconds
 
 
 @pytest.mark.parametrize("split", ["train", "val", "test"])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from litpeft.analysis.comparison import Comparison, Figure, compare
-from litpeft.analysis.report.chart import Chart, literal
+from litpeft.analysis.report.chart import Chart, literal, scaled
 from litpeft.analysis.report.page import parts
 from litpeft.analysis.report.style import DARK, INK, LIGHT, PARTS_DARK, PARTS_LIGHT, look, themes
 from litpeft.analysis.report.tradeoffs import pareto_front, tradeoff_charts
 from litpeft.runs.strategy_names import stored_name
+from tests.analysis.comparison.build import write_run
+from tests.analysis.report import made_runs
 from tests.analysis.report.made_runs import GROUPS, write_runs
 
 MORE, LESS = (Figure("x", "x", better, "speed") for better in ("higher", "lower"))
@@ -39,6 +44,27 @@ def test_plotly_accepts_every_chart(charts: dict[str, Chart]) -> None:
         assert all(len(row) == len(chart.columns) for row in chart.rows), chart.name
 
 
+@given(st.text("\"'<>&%{}#;12ltampquo ") | st.sampled_from(["<b>&amp;</b>", "%{x}", "&#123;", "&lt;", "&quot;"]))
+def test_plotly_shows_a_label_as_it_is(text: str) -> None:
+    """plotly.js knows few entities by name (src/constants/xmlns_namespaces.js, lib/svg_text_utils.js), and no &quot;."""
+    given = literal(text)
+    assert not re.search(r"<|%\{", given)
+    known = {"amp": "&", "lt": "<", "gt": ">", "nbsp": "\u00a0"}
+    shown = re.sub(
+        r"&(?:#(\d+)|([a-z]+));",
+        lambda found: chr(int(found[1])) if found[1] else known.get(found[2], found[0]),
+        given,
+    )
+    assert shown == text
+
+
+@given(st.floats(1e-9, 1e12))
+def test_drawn_values_have_six_digits(value: float) -> None:
+    assert scaled("val_loss", value) == pytest.approx(value, rel=5.1e-6)
+    assert scaled("val_accuracy", value) == pytest.approx(100 * value, rel=5.1e-6)
+    assert len(f"{scaled('val_loss', value):.12g}".strip("0").replace(".", "").partition("e")[0].strip("0")) <= 6
+
+
 def test_quality_against_memory_has_means_and_intervals(comparison: Comparison, charts: dict[str, Chart]) -> None:
     traces = {trace["name"]: trace for trace in charts["quality-memory"].data}
     for group in comparison.groups:
@@ -47,6 +73,23 @@ def test_quality_against_memory_has_means_and_intervals(comparison: Comparison, 
         assert trace["error_y"]["array"] == [pytest.approx(100 * (estimate.high - estimate.mean), rel=1e-5)]
         assert trace["x"] == [sum(GROUPS[stored_name(group.label)][2])]  # MiB of tensors
         assert comparison.groups[trace["meta"]["group"]] is group
+
+
+def test_the_front_is_drawn_if_it_has_several_groups(tmp_path: Path) -> None:
+    for name, peak, accuracy in (("none", 300, 0.9), ("lora", 200, 0.8), ("dora", 250, 0.7)):
+        for seed in (0, 1):
+            write_run(tmp_path / name / f"{seed}", name, seed, accuracy + seed / 100, peak_tensor_bytes=peak * 2**20)
+
+    def memory_chart() -> Chart:
+        return next(chart for chart in tradeoff_charts(compare([tmp_path])) if chart.name == "quality-memory")
+
+    front = memory_chart().data[0]
+    assert (front["name"], front["x"], front["y"]) == ("Pareto front", [200, 300], [80.5, 90.5])
+    assert {row[0]: row[-1] for row in memory_chart().rows} == {"full": "yes", "lora": "yes", "dora": "no"}
+    assert [trace["marker"]["line"]["width"] > 0 for trace in memory_chart().data[1:]] == [True, False, True]
+    for seed in (0, 1):  # the best in both
+        write_run(tmp_path / "none" / f"{seed}", "none", seed, 0.9 + seed / 100, peak_tensor_bytes=2**20)
+    assert [trace["name"] for trace in memory_chart().data] == ["full", "dora", "lora"]
 
 
 def test_quality_without_a_direction_has_no_tradeoff_chart(tmp_path: Path) -> None:
@@ -78,17 +121,37 @@ def test_curves_have_a_line_per_seed_a_mean_and_a_band(comparison: Comparison, c
         at_first = [values[0] for values in finished]
         assert mean["y"][0] == pytest.approx(sum(at_first) / len(at_first), rel=1e-4)
         assert "mean of 3 seeds" in mean["hovertemplate"]
+        assert all(each["line"]["width"] < mean["line"]["width"] and each["opacity"] < 0.5 for each in seeds)
     (unfinished,) = [t for t in charts["curve-train_loss"].data if "(oom)" in t.get("hovertemplate", "")]
     assert unfinished["name"] == "lora"
     assert charts["curve-train_tokens_per_second"].data[1]["x"][-1] == 200  # without the value logged at the end
 
 
-def test_a_band_has_no_impossible_accuracy(tmp_path: Path) -> None:
-    from tests.analysis.report.made_runs import write_run
+def test_the_table_of_a_curve_has_eight_rows_of_each_group_from_its_first_to_its_last_step(
+    comparison: Comparison, charts: dict[str, Chart]
+) -> None:
+    chart = charts["curve-train_loss"]
+    for number, group in enumerate(comparison.groups):
+        rows = [row for at, row in chart.table if at == number]
+        steps = [int(row[1]) for row in rows]
+        assert {row[0] for row in rows} == {group.label}
+        assert len(steps) == 8
+        assert (steps[0], steps[-1]) == (10, 200)
+        assert steps == sorted(steps)
+        assert all(" to " in row[3] for row in rows)
 
+
+def test_lines_of_a_few_points_have_markers(charts: dict[str, Chart]) -> None:
+    for name, chart in charts.items():
+        for trace in chart.data if name.startswith("curve-") else ():
+            if "hovertemplate" in trace:  # no band
+                assert ("markers" in trace["mode"]) == (len(trace["x"]) <= 12), name
+
+
+def test_a_band_has_no_impossible_accuracy(tmp_path: Path) -> None:
     for seed, accuracy in ((0, 0.90), (1, 0.99)):  # the interval of their mean ends above 1
         validations = [{"step": step, "val_loss": 0.5, "val_accuracy": accuracy} for step in (100, 200)]
-        write_run(tmp_path / f"{seed}", "lora", "lora", seed, validations=validations)
+        made_runs.write_run(tmp_path / f"{seed}", "lora", "lora", seed, validations=validations)
     (chart,) = [c for part in parts(compare([tmp_path])) for c in part.charts if c.name == "curve-val_accuracy"]
     band = next(trace for trace in chart.data if trace.get("fill") == "toself")
     assert max(band["y"]) == 100.0
@@ -100,8 +163,11 @@ def test_bars_show_memory_by_kind_on_one_scale(charts: dict[str, Chart]) -> None
     labels = train.data[0]["y"]
     for trace, part in zip(train.data, range(5), strict=True):
         assert trace["x"] == [GROUPS[stored_name(label)][2][part] for label in labels]
+        assert trace["marker"]["line"]["width"] > 0  # a line between neighbours
     assert train.layout["xaxis"]["range"] == load.layout["xaxis"]["range"]
     assert "memory-validate" not in charts  # tensors were not tracked in this phase
+    assert load.caption.startswith("Live tensors after loading")
+    assert train.caption.startswith("Live tensors at the peak of the phase “train”")
     assert [row[-1] for row in train.rows] == [f"{sum(GROUPS[stored_name(label)][2])}.0 MiB" for label in labels]
 
 
@@ -114,10 +180,8 @@ def test_time_to_target_names_groups_that_never_reached_it(tmp_path: Path) -> No
 
 
 def test_a_single_validation_is_a_dot_instead_of_a_curve(tmp_path: Path) -> None:
-    from tests.analysis.report.made_runs import write_run
-
     for seed in (0, 1):
-        write_run(
+        made_runs.write_run(
             tmp_path / f"{seed}",
             "lora",
             "lora",

@@ -15,6 +15,7 @@ from litpeft.analysis.report.data_section import data_facts
 from litpeft.analysis.report.mistakes import mistakes
 from litpeft.analysis.report.page import first_and_rest, parts
 from litpeft.analysis.report.relative import relative_chart
+from litpeft.analysis.report.sections import sections
 from litpeft.analysis.report.table import main_columns
 from litpeft.analysis.report.tuned import tuning_chart
 from tests.analysis.comparison.build import write_grid, write_run
@@ -99,6 +100,20 @@ def test_facts_of_the_data(tmp_path: Path) -> None:
     assert [each["facts"] for each in data_facts(compare([tmp_path]))] == [[]]
 
 
+def test_the_closed_row_of_a_run_has_its_quality_and_its_memory(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", "none", 0, 0.9, peak_tensor_bytes=2**28)
+    write_run(tmp_path / "b", "lora", 0, 0.8, peak_tensor_bytes=None)
+    write_run(tmp_path / "c", "dora", 0, None, status="oom", peak_tensor_bytes=2**20)
+    write_run(tmp_path / "d", "dora", 1, 0.5, peak_tensor_bytes=2**29)
+    scores = {(each["label"], each["name"]): each["scores"] for each in sections(compare([tmp_path]))}
+    assert scores == {
+        ("full", "seed 0"): "validation accuracy 90.00 %, peak tensor memory 256.0 MiB",
+        ("lora", "seed 0"): "validation accuracy 80.00 %",
+        ("dora", "seed 0"): "peak tensor memory 1.000 MiB",
+        ("dora", "seed 1"): "validation accuracy 50.00 %, peak tensor memory 512.0 MiB",
+    }
+
+
 def test_relative_costs_are_bars_of_the_ratios(tmp_path: Path) -> None:
     write_grid(tmp_path, {"none": [0.9, 0.91]}, train_seconds=100.0, peak_tensor_bytes=300)
     write_grid(tmp_path, {"lora": [0.9, 0.91]}, train_seconds=50.0, peak_tensor_bytes=150)
@@ -122,7 +137,13 @@ def test_what_tuning_tried_is_a_line_per_group_with_a_ring_around_the_choice(tmp
     assert (full["x"], full["y"]) == ([1e-4, 1e-3], [80, 85])  # a value without a result has no point
     assert [full["marker"]["line"]["width"], lora["marker"]["line"]["width"]] == [[2.5, 0], [0, 2.5]]
     assert chart.layout["xaxis"]["type"] == "log"
+    assert "Mean over 1 tuning seed, which" in chart.caption
+    comparison.tuned = {"lora": Tuned("val_accuracy", [7, 8], tried, {name: best}, {})}
+    assert [trace["name"] for trace in tuning_chart(comparison).data] == ["lora"]
+    assert "Mean over 2 tuning seeds, which" in tuning_chart(comparison).caption
     comparison.tuned = {"lora": Tuned("val_accuracy", [7], [Tried({name: 1}, 0.5, 1)], {name: 1}, {})}
+    assert tuning_chart(comparison) is None
+    comparison.tuned = {"lora": Tuned(None, [7], tried, None, {})}
     assert tuning_chart(comparison) is None
 
 

@@ -6,8 +6,10 @@ import random
 from itertools import pairwise
 
 import pytest
+import torch
 
 from litpeft.profiling.memory.allocator import CachingAllocator, replay
+from litpeft.profiling.memory.tracker import MemoryTracker
 
 KIB, MIB = 2**10, 2**20
 
@@ -111,6 +113,15 @@ def test_a_small_tensor_in_a_large_free_block_forces_a_new_segment() -> None:
     levels = replay(events)
     assert (levels.allocated / MIB).tolist() == [0, 100, 100, 2, 102, 102, 200]
     assert (levels.reserved / MIB).tolist() == [0, 100, 100, 100, 200, 200, 200]
+
+
+def test_tensors_of_the_main_stream_use_what_the_workspaces_leave_free() -> None:
+    tracker = MemoryTracker(torch.device("meta"))
+    with tracker:
+        kept = torch.empty(2 * MIB, dtype=torch.uint8, device="meta")
+    levels = replay(tracker.events(), [8 * MIB, 8 * MIB], tracker.streams())
+    assert levels.allocated[-1] == 16 * MIB + kept.nbytes
+    assert levels.reserved[-1] == 20 * MIB
 
 
 def test_a_level_is_the_highest_of_its_operation_and_held_bytes_count_from_the_start() -> None:

@@ -180,6 +180,11 @@ def test_on_gpus_shards_shrink_with_the_number_of_devices_and_copies_do_not(adap
     assert held["fsdp2", 8]["optimizer_state"] == pytest.approx(one["optimizer_state"] / 8, rel=0.35)
     assert held["fsdp2", 8]["base_weights"] < 1.2 * one["base_weights"] / kept
     assert held["fsdp2", 8]["base_weights"] <= held["fsdp2", 2]["base_weights"]
+    layer = ADAPTERS[adapter]().apply(LlamaForCausalLM.from_pretrained(llama)).model.layers[0]
+    block = sum(4 * parameter.numel() for parameter in layer.parameters() if parameter.requires_grad)
+    # one block is computed while the next one is gathered
+    assert held["fsdp2", 2]["communication"] >= 2 * block
+    assert held["fsdp2", 8]["communication"] >= 2 * block
 
 
 def test_a_process_that_trains_with_others_is_refused(llama: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,110 @@
+"""Adapters that are saved and loaded in Python: in PEFT's format, or in litpeft's own where PEFT has no such adapter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    SqueezeBertConfig,
+    SqueezeBertForSequenceClassification,
+)
+
+from litpeft.adapters import Adapter, DoRA, LoRA
+from litpeft.adapters.base import trainable
+from litpeft.errors import UserError
+
+WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64, "vocab_size": 50}
+IDS = torch.randint(4, 50, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def bert() -> nn.Module:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(BertConfig(**WIDTH)).eval()
+
+
+def squeezebert() -> nn.Module:
+    torch.manual_seed(0)
+    return SqueezeBertForSequenceClassification(SqueezeBertConfig(**WIDTH, embedding_size=32)).eval()
+
+
+def trained(model: nn.Module, adapter: Adapter) -> nn.Module:
+    """Return the model with the adapter, whose tensors have values."""
+    adapter.apply(model, head=["classifier"])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "adapter", "in_peft_format"),
+    [
+        (bert, lambda: LoRA(rank=4, alpha=2.0, targets=["query"], rank_pattern={"0.attention.self.query": 2}), True),
+        (bert, lambda: DoRA(rank=2, targets=["query", "value"], dropout=0.25), True),
+        (squeezebert, lambda: LoRA(rank=4, targets=["query"]), True),
+        (squeezebert, lambda: DoRA(rank=4, targets=["query"]), False),  # PEFT computes another norm for grouped layers
+    ],
+)
+def test_a_saved_adapter_is_loaded_with_its_options_and_its_tensors(
+    make: Any, adapter: Any, in_peft_format: bool, tmp_path: Path
+) -> None:
+    saved = adapter()
+    model = trained(make(), saved)
+    expected = model(IDS).logits
+    folder = saved.save(tmp_path / "adapter", model)
+    assert ("adapter_config.json" in {path.name for path in folder.iterdir()}) == in_peft_format
+    again = make()
+    loaded = type(saved).load(folder, again)
+    torch.testing.assert_close(again.eval()(IDS).logits, expected, rtol=0, atol=1e-6)
+    assert loaded.settings() == saved.settings()
+    assert trainable(again).keys() == trainable(model).keys()
+    for name, tensor in trainable(again).items():
+        torch.testing.assert_close(tensor, trainable(model)[name], rtol=0, atol=0)
+
+
+class NotForPeft(LoRA):
+    """An adapter whose export fails when it has written something."""
+
+    def export(self, folder: Path, model: nn.Module, base_name: str) -> None:
+        (folder / "adapter_config.json").write_text("{}")
+        (folder / "more").mkdir()
+        raise UserError("PEFT has no such adapter.")
+
+
+def test_nothing_is_left_of_an_export_that_failed(tmp_path: Path) -> None:
+    adapter = NotForPeft(rank=2, targets=["query"])
+    model = trained(bert(), adapter)
+    folder = adapter.save(tmp_path / "adapter", model)
+    assert not {"adapter_config.json", "more"} & {path.name for path in folder.iterdir()}
+    again = bert()
+    NotForPeft.load(folder, again)
+    torch.testing.assert_close(again.eval()(IDS).logits, model(IDS).logits, rtol=0, atol=0)
+
+
+def test_a_saved_adapter_is_replaced_and_other_files_are_not(tmp_path: Path) -> None:
+    adapter = LoRA(rank=2, targets=["query"])
+    model = trained(bert(), adapter)
+    folder = adapter.save(tmp_path / "adapter", model)
+    with torch.no_grad():
+        for parameter in trainable(model).values():
+            parameter.mul_(2)
+    adapter.save(folder, model)
+    again = bert()
+    LoRA.load(folder, again)
+    torch.testing.assert_close(again.eval()(IDS).logits, model(IDS).logits, rtol=0, atol=1e-6)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match="holds other files; give a new folder"):
+        adapter.save(tmp_path / "mine", model)
+    settings = next(path for path in folder.iterdir() if path.suffix == ".json" and path.name != "adapter_config.json")
+    settings.write_text(json.dumps({"class": "x"}))
+    with pytest.raises(UserError, match=f"{settings.name} is damaged"):
+        LoRA.load(folder, bert())

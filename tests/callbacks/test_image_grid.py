@@ -1,0 +1,53 @@
+"""The picture of validation images: four in a row, each with its label and its prediction below."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from litpeft.callbacks.image_grid import CAPTION, COLUMNS, RIGHT, SIDE, WRONG, grid
+from tests.drawn_text import find_text
+
+COLOURS = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200), (200, 0, 200)]
+SIZES = [(300, 300), (300, 150), (20, 60), (128, 128), (500, 900), (40, 40)]
+CAPTIONS = [("cat", "cat", 0.991), ("dog", "cat", 0.5), ("cow", "cow", 1.0), ("emu", "emu", 0.4), ("fox", "hen", 0.33),
+            ("gnu", "gnu", 0.07)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    images = [Image.new("RGB", size, colour) for size, colour in zip(SIZES, COLOURS, strict=True)]
+    return np.asarray(grid(images, CAPTIONS))
+
+
+def cell(place: int) -> tuple[int, int]:
+    """Return left and top of an image's place."""
+    return place % COLUMNS * SIDE, place // COLUMNS * (SIDE + CAPTION)
+
+
+def test_images_are_in_rows_of_four_and_keep_their_proportions(picture: np.ndarray) -> None:
+    assert picture.shape[:2] == (2 * (SIDE + CAPTION), COLUMNS * SIDE) == (2 * 162, 4 * 128)
+    for place, (colour, (width, height)) in enumerate(zip(COLOURS, SIZES, strict=True)):
+        left, top = cell(place)
+        rows, columns = np.nonzero((picture == colour).all(axis=-1))
+        assert left < columns.min() <= columns.max() < left + SIDE - 1  # white between two images
+        assert top < rows.min() <= rows.max() < top + SIDE - 1
+        assert columns.min() + columns.max() == pytest.approx(2 * left + SIDE, abs=2)  # in the middle
+        assert rows.min() + rows.max() == pytest.approx(2 * top + SIDE, abs=2)
+        shown = np.ptp(columns) + 1, np.ptp(rows) + 1
+        assert shown[0] / shown[1] == pytest.approx(width / height, rel=0.05)
+        assert max(shown) >= min(max(width, height), 120)  # a large image fills its place
+
+
+def test_each_image_has_its_label_and_its_coloured_prediction_below(picture: np.ndarray) -> None:
+    for place, (label, found, probability) in enumerate(CAPTIONS):
+        left, top = cell(place)
+        inside = picture[top : top + SIDE + CAPTION, left : left + SIDE]
+        ((x, y),) = find_text(inside, f"label {label}", 13)
+        colour, other = (RIGHT, WRONG) if label == found else (WRONG, RIGHT)
+        ((below_x, below_y),) = find_text(inside, f"{found} {probability:.0%}", 13, colour)
+        assert not find_text(inside, f"{found} {probability:.0%}", 13, other)
+        assert y >= SIDE
+        assert below_y > y + 8
+        assert abs(x - below_x) <= 2

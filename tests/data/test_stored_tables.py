@@ -1,0 +1,53 @@
+"""Tables that are written while they are made need no memory that grows with their rows."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from litpeft.data.cache import cached_table, stored
+
+BATCHES, TOKENS = 16, 1 << 18  # 16 MiB
+SMAPS = Path("/proc/self/smaps")
+
+
+def resident(folder: Path) -> int:
+    """Return the bytes of the files in a folder that are in this process's memory."""
+    parts = re.split(r"^(?=[0-9a-f]+-[0-9a-f]+ )", SMAPS.read_text(), flags=re.MULTILINE)
+    return sum(
+        1024 * int(re.search(r"^Rss: +(\d+) kB", part, re.MULTILINE)[1]) for part in parts if str(folder) in part
+    )
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs Linux")
+def test_what_is_read_of_a_stored_table_leaves_memory_while_it_is_written(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Watched(datasets.Dataset):
+        def save_to_disk(self, *arguments: Any, **options: Any) -> None:
+            assert sum(len(chunk) for chunk in self.data.column("ids").chunks) == BATCHES
+            total = sum(
+                int(chunk.flatten().to_numpy().sum()) for chunk in self.data.column("ids").chunks
+            )  # reads it all
+            assert total == TOKENS * sum(range(BATCHES))
+            end = time.monotonic() + 10
+            while resident(tmp_path / "rows") > 1 << 20 and time.monotonic() < end:
+                time.sleep(0.01)
+            seen.append(resident(tmp_path / "rows"))
+            super().save_to_disk(*arguments, **options)
+
+    def make() -> tuple[Any, dict[str, Any]]:
+        batches = ({"ids": pa.array([[number] * TOKENS], pa.list_(pa.int32()))} for number in range(BATCHES))
+        return Watched(stored(batches, tmp_path / "rows"), fingerprint="x"), {"made": 1}
+
+    table, facts = cached_table(tmp_path / "table", make)
+    assert seen[0] <= 1 << 20
+    assert facts["highest_token"] == BATCHES - 1
+    assert [row[-1] for row in table["ids"]] == list(range(BATCHES))
+    assert list((tmp_path / "rows").iterdir()) == []  # the file has lost its name, and goes with the table

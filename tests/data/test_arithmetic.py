@@ -88,3 +88,26 @@ def test_no_more_questions_are_asked_for_than_there_are(split: str, most: int) -
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         ArithmeticInstructions(**options)
+
+
+@pytest.mark.parametrize(
+    ("digits", "rows", "said"),
+    [
+        (3, {"test_rows": 95_193}, "data.test_rows 95193 is more than the 95192 different questions"),
+        (4, {"train_rows": 10**8}, "data.train_rows 100000000 is more than the 64800000 different questions"),
+        (5, {"val_rows": 10**9}, "data.val_rows 1000000000 is more than the 405000000 different questions"),
+    ],
+)
+def test_more_rows_than_long_numbers_have_questions_are_refused(digits: int, rows: dict[str, int], said: str) -> None:
+    few = {"train_rows": 5, "val_rows": 1, "test_rows": 1}
+    with pytest.raises(UserError, match=said):
+        ArithmeticInstructions(digits=digits, operations=["add"], **few | rows)
+    ArithmeticInstructions(digits=digits, operations=["add"], **few | {"test_rows": 40_000})
+
+
+@pytest.mark.parametrize("digits", [4, 5])
+def test_enough_pairs_of_long_numbers_are_held_out(digits: int) -> None:
+    """The share that the check assumes, on a sample: the pairs are too many to go through."""
+    numbers = range(10 ** (digits - 1), 10**digits, 10 ** (digits - 3) + 7)
+    held = [held_out(one, two) for one in numbers for two in numbers]
+    assert 0.05 < sum(held) / len(held) < 0.2

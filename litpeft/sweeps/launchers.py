@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 
 from litpeft.errors import UserError
@@ -122,7 +121,7 @@ class Ray:
                 self.ray.init(address=address, log_to_driver=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"--address {address}: no Ray cluster answers at this address: {error}.") from error
-        self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_in_worker)
+        self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run)
         self.running: set[object] = set()
 
     def __call__(self, arguments: Sequence[str], log: Path) -> int:
@@ -185,23 +184,6 @@ def _run(arguments: list[str], log: str, folder: str) -> int:
             process.terminate()
             process.wait()
             raise
-
-
-@cache
-def _server() -> TrialServer:
-    """Return the process that forks the trials of this Ray worker, and ends with it."""
-    return TrialServer(os.environ)
-
-
-def _run_in_worker(arguments: list[str], log: str, folder: str) -> int:
-    """Run a trial in a Ray worker, which runs one trial after another: only the first waits for imports."""
-    devices = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
-    if hasattr(os, "pidfd_open"):  # Linux
-        try:
-            return _server().start(arguments, Path(log), devices, folder).wait()
-        except OSError:  # the server was killed
-            _server.cache_clear()
-    return _run(arguments, log, folder)
 
 
 def _device(slot: int) -> dict[str, str]:

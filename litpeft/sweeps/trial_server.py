@@ -45,22 +45,19 @@ class TrialServer:
                 start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
             )
 
-    def start(
-        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], folder: str | None = None
-    ) -> ForkedTrial:
+    def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> ForkedTrial:
         """Start `litpeft ARGUMENTS`.
 
         Args:
             arguments: the words after `litpeft`.
             log: file that the output of the trial is appended to.
             environment: environment variables that this trial has besides those of the server.
-            folder: working directory of the trial; None: that of this process.
 
         Raises:
             OSError: the server has ended.
         """
         ours, theirs = socket.socketpair()
-        request = {"arguments": list(arguments), "log": str(log), "folder": folder or os.getcwd()}
+        request = {"arguments": list(arguments), "log": str(log), "folder": os.getcwd()}
         with theirs:
             message = json.dumps(request | {"environment": dict(environment)}).encode()
             socket.send_fds(self.requests, [message], [theirs.fileno()])
@@ -90,12 +87,7 @@ class ForkedTrial:
             ConnectionError: the server ended before it started the trial.
         """
         with self.server, self.server.makefile("r") as answers:
-            try:
-                started, code = answers.readline(), answers.readline()
-            except BaseException:  # cancelled: let the trial save and end
-                self.terminate()
-                answers.read()
-                raise
+            started, code = answers.readline(), answers.readline()
         if not started:
             raise ConnectionError("the server of trials ended")
         return int(code or LOST)

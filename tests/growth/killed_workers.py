@@ -56,10 +56,10 @@ def processes(text: str) -> list[int]:
 
 
 def kill_now_and_then(end: threading.Event, seconds: float, killed: list[str]) -> None:
-    """Kill a worker of Ray, or a process that forks trials, or a trial, until the end."""
+    """Kill a worker of Ray, or a process that forks trials, now and then, until the end."""
     draw = random.Random(0)
     while not end.wait(seconds):
-        kind = draw.choice(("ray::_run_in_worker", "litpeft.sweeps.trial_server"))
+        kind = draw.choice(("ray::_run", "litpeft.sweeps.trial_server"))
         if candidates := processes(kind):
             with contextlib.suppress(OSError):
                 os.kill(draw.choice(candidates), signal.SIGKILL)

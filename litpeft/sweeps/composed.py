@@ -52,7 +52,8 @@ def _composed(group: Sequence[Words], parse: Callable[[Words], Config]) -> dict[
     if len(changes) <= len(distinct) + 2:  # nothing would be saved
         return {words: parse(words) for words in group}
     base = parse(first)
-    effects = {change: _effect(base, first, change, parse) for change in distinct}
+    before = _settings(base)
+    effects = {change: _effect(before, first, change, parse) for change in distinct}
     found = {words: _changed(base, [effects[each] for each in own]) for words, own in changes.items()}
     most = max(reversed(changes), key=lambda words: len(changes[words]))
     if found[most] is not None and found[most] != parse(most):  # numbers that act together
@@ -60,14 +61,15 @@ def _composed(group: Sequence[Words], parse: Callable[[Words], Config]) -> dict[
     return {words: parse(words) if config is None else config for words, config in found.items()}
 
 
-def _effect(base: Config, first: Words, change: tuple[int, str], parse: Callable[[Words], Config]) -> Settings | None:
+def _effect(
+    before: Settings, first: Words, change: tuple[int, str], parse: Callable[[Words], Config]
+) -> Settings | None:
     """Return the settings that one word changes; None if it changes which settings there are, or is not valid."""
     place, word = change
     try:
         after = _settings(parse((*first[:place], word, *first[place + 1 :])))
     except UserError:  # a trial with this word is parsed itself, and says so with its name
         return None
-    before = _settings(base)
     if after.keys() != before.keys():
         return None
     return {

@@ -1,4 +1,4 @@
-"""Run a sweep of many trials on Ray while its workers and trials are killed: python -m tests.growth.killed_workers.
+"""Run a sweep of many trials while the processes that start them are killed: python -m tests.growth.killed_workers.
 
 The sweep is continued with `--retry` until all trials have ended. Then no trial may be lost, and none may have been
 started again after it had ended: prints both numbers, and exits with 1 unless they are zero.
@@ -25,6 +25,7 @@ from litpeft.runs.record import FILE_NAME, read_record
 from tests.conftest import write_sentences, write_tiny_bert
 
 ENDED = FILE_NAME  # the last lines of a run's output name its record
+STARTERS = {"ray": "ray::_run", "local": "litpeft.sweeps.trial_server"}  # launcher -> process that starts trials
 
 
 def write_experiment(folder: Path, trials: int) -> None:
@@ -55,33 +56,34 @@ def processes(text: str) -> list[int]:
     return [number for number in found if number != os.getpid()]
 
 
-def kill_now_and_then(end: threading.Event, seconds: float, killed: list[str]) -> None:
-    """Kill a worker of Ray, or a process that forks trials, now and then, until the end."""
+def kill_now_and_then(end: threading.Event, seconds: float, kind: str, killed: list[int]) -> None:
+    """Kill one of the processes whose command line has this text, now and then, until the end."""
     draw = random.Random(0)
     while not end.wait(seconds):
-        kind = draw.choice(("ray::_run", "litpeft.sweeps.trial_server"))
         if candidates := processes(kind):
             with contextlib.suppress(OSError):
-                os.kill(draw.choice(candidates), signal.SIGKILL)
-                killed.append(kind)
+                os.kill(chosen := draw.choice(candidates), signal.SIGKILL)
+                killed.append(chosen)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two kills (default: 20)")
-    parser.add_argument("--launcher", choices=["ray", "local"], default="ray")
+    parser.add_argument("--launcher", choices=list(STARTERS), default="ray")
     options = parser.parse_args()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, killed = Path(scratch), list[str]()
+        folder, killed = Path(scratch), list[int]()
         write_experiment(folder, options.trials)
         command = [sys.executable, "-m", "litpeft", "sweep", "many.yaml", "--jobs", "2", "--retry"]
         command += ["--launcher", options.launcher]
         started, calls, code = time.monotonic(), 0, 1
         while code and calls < 20:
             end = threading.Event()
-            killer = threading.Thread(target=kill_now_and_then, args=(end, options.every, killed))
+            killer = threading.Thread(
+                target=kill_now_and_then, args=(end, options.every, STARTERS[options.launcher], killed)
+            )
             killer.start()
             code = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL).returncode
             end.set()
@@ -89,7 +91,7 @@ def main() -> int:
             calls += 1
         root = folder / "runs" / "many"
         runs = sorted(path.parent for path in root.glob("*/seed0/" + FILE_NAME))
-        ok = [run for run in runs if read_record(run)["status"] == "ok" and read_record(run)["steps"] == 4]
+        ok = [run for run in runs if (record := read_record(run))["status"] == "ok" and record["steps"] == 4]
         steps = [[line["step"] for line in read_lines(run) if "train_loss" in line["values"]] for run in ok]
         whole = [each for each in steps if each == sorted(set(each))]
         again = [log for log in (root / "logs").glob("*.log") if ended_twice(log)]

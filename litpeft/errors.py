@@ -97,11 +97,14 @@ def first_sentence(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return " (did you mean NAME?)" for the most similar known name, ignoring case; "" if no name is similar."""
+    """Return " (did you mean NAME?)" for the most similar known name, ignoring case; "" if no name is similar.
+
+    Names that go on after this one with a hyphen are all named.
+    """
     names = {each.lower(): each for each in sorted(known)}
     name = name.lower()
     close = difflib.get_close_matches(name, names, n=5)
-    if not close:
-        return ""
     swapped = [each for each in close if sorted(each) == sorted(name)]  # lroa: lora before road
-    return f" (did you mean {names[(swapped or close)[0]]}?)"
+    longer = [each for each in names if each.startswith(f"{name}-")]  # qlora: not lora
+    found = swapped[:1] or longer or close[:1]
+    return f" (did you mean {' or '.join(names[each] for each in found)}?)" if found else ""

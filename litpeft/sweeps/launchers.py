@@ -7,6 +7,7 @@ A launcher is called with the command line and log file of a trial, waits for th
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import queue
@@ -15,10 +16,11 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 from litpeft.errors import UserError
-from litpeft.sweeps.trial_server import PARENT, ForkedTrial, TrialServer
+from litpeft.sweeps.trial_server import LISTEN, PARENT, ForkedTrial, TrialServer
 
 Launch = Callable[[Sequence[str], Path], int]
 
@@ -121,7 +123,7 @@ class Ray:
                 self.ray.init(address=address, log_to_driver=False)
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"--address {address}: no Ray cluster answers at this address: {error}.") from error
-        self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run)
+        self.task = self.ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=0)(_run_in_worker)
         self.running: set[object] = set()
 
     def __call__(self, arguments: Sequence[str], log: Path) -> int:
@@ -179,11 +181,31 @@ def _run(arguments: list[str], log: str, folder: str) -> int:
     with open(log, "ab") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, cwd=folder, env=environment)
         try:
-            return process.wait()
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    return process.wait(LISTEN)
         except BaseException:  # cancelled: let the trial save and end
             process.terminate()
             process.wait()
             raise
+
+
+@cache
+def _server() -> TrialServer:
+    """Return the process that forks the trials of this Ray worker, and ends with it."""
+    return TrialServer(os.environ)
+
+
+def _run_in_worker(arguments: list[str], log: str, folder: str) -> int:
+    """Run a trial in a Ray worker, which runs one trial after another: only the first waits for imports."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the workers of a sweep in the background
+    devices = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
+    if hasattr(os, "pidfd_open"):  # Linux
+        try:
+            return _server().start(arguments, Path(log), devices, folder).wait()
+        except OSError:  # the server was killed
+            _server.cache_clear()
+    return _run(arguments, log, folder)
 
 
 def _device(slot: int) -> dict[str, str]:

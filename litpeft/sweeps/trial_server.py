@@ -23,6 +23,7 @@ from typing import Any
 
 PARENT = "LITPEFT_SWEEP_PID"  # environment variable of a trial: the process that it ends with
 LONGEST = 1 << 20  # bytes of a request
+LISTEN = 0.5  # seconds after which an interrupt by Ray is noticed, which ends no call of the operating system
 LOST = 1  # exit code of a trial whose server was killed
 
 
@@ -45,19 +46,22 @@ class TrialServer:
                 start_new_session=True,  # Ctrl-C reaches only the sweep, which then stops its trials
             )
 
-    def start(self, arguments: Sequence[str], log: Path, environment: Mapping[str, str]) -> ForkedTrial:
+    def start(
+        self, arguments: Sequence[str], log: Path, environment: Mapping[str, str], folder: str | None = None
+    ) -> ForkedTrial:
         """Start `litpeft ARGUMENTS`.
 
         Args:
             arguments: the words after `litpeft`.
             log: file that the output of the trial is appended to.
             environment: environment variables that this trial has besides those of the server.
+            folder: working directory of the trial; None: that of this process.
 
         Raises:
             OSError: the server has ended.
         """
         ours, theirs = socket.socketpair()
-        request = {"arguments": list(arguments), "log": str(log), "folder": os.getcwd()}
+        request = {"arguments": list(arguments), "log": str(log), "folder": folder or os.getcwd()}
         with theirs:
             message = json.dumps(request | {"environment": dict(environment)}).encode()
             socket.send_fds(self.requests, [message], [theirs.fileno()])
@@ -85,12 +89,28 @@ class ForkedTrial:
 
         Raises:
             ConnectionError: the server ended before it started the trial.
+            KeyboardInterrupt: this process was interrupted; the trial has saved and ended.
         """
-        with self.server, self.server.makefile("r") as answers:
-            started, code = answers.readline(), answers.readline()
-        if not started:
+        self.server.settimeout(LISTEN)
+        with self.server:
+            try:
+                return self._code()
+            except KeyboardInterrupt:  # Ray cancels its task
+                self.terminate()
+                self._code()
+                raise
+
+    def _code(self) -> int:
+        answers = b""
+        while True:
+            with contextlib.suppress(TimeoutError):
+                part = self.server.recv(LONGEST)
+                if not part:
+                    break
+                answers += part
+        if not answers:
             raise ConnectionError("the server of trials ended")
-        return int(code or LOST)
+        return int(answers.partition(b"\n")[2] or LOST)
 
     def terminate(self) -> None:
         """Send SIGTERM to the trial, which then saves and ends."""
@@ -151,6 +171,7 @@ def run_trial(request: dict[str, Any], server: int) -> int:
     os.close(log)
     os.chdir(request["folder"])
     os.environ.update(request["environment"] | {PARENT: str(server)})
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # Ray's workers block SIGINT, and processes inherit this
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import torch
 

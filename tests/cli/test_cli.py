@@ -52,6 +52,7 @@ MISTAKES = {
     "--trainer.default_root_dir x": "trainer.default_root_dir: give --run_dir instead",
     "--checkpoint.every_n_steps 0": "checkpoint.every_n_steps must be at least 1, got 0.",
     "--config xyz": "--config xyz: no such file and no packaged configuration of that name; `litpeft configs` lists them.",
+    "--config qlora": "no packaged configuration of that name (did you mean qlora-fp4 or qlora-nf4?)",
     "--config loar": "no packaged configuration of that name (did you mean lora?)",
     "--trainer.devices 2 --trainer.strategy dp": "trainer.strategy dp: give ddp (each process holds the whole model) or fsdp2",
     "--trainer.max_epochs 0": "must not be 0; nothing would be trained",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,6 @@ from litpeft.commands.sweep import _Sweep
 from litpeft.runs.record import read_record
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of
-from tests import conftest
 from tests.forking import litpeft
 
 CALLBACKS = """
@@ -29,7 +29,7 @@ from lightning import Callback
 
 class Slow(Callback):
     def on_train_batch_end(self, *args):
-        time.sleep(0.15)
+        time.sleep(float(os.environ.get("PAUSE", 0.15)))
 
 class Killed(Callback):
     def on_train_batch_end(self, *args):
@@ -246,14 +246,29 @@ def test_a_search_runs_some_trials_and_can_be_continued(tmp_path: Path, write: A
 
 
 @pytest.mark.slow
-def test_trials_run_on_ray(tmp_path: Path, write: Any) -> None:
+def test_trials_run_on_ray_stop_with_the_sweep_and_continue(tmp_path: Path, write: Any) -> None:
     """Ray with two local workers; it hangs in a forked process."""
     pytest.importorskip("ray")
-    write({"adapter": ["lora", "dora"]})
-    options = ["--launcher", "ray", "--jobs", "2"]
-    done = conftest.litpeft("sweep", "tiny.yaml", *options, cwd=tmp_path, RAY_AUTH_MODE="disabled")
+    write({"adapter": ["lora", "dora"]}, **{"trainer.callbacks": "mine.Slow", "checkpoint.every_n_steps": 3})
+    command = [sys.executable, "-m", "litpeft", "sweep", "tiny.yaml", "--launcher", "ray", "--jobs", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "PAUSE": "2"}
+    background = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # as a shell starts `litpeft sweep ... &`
+    running = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=background
+    )
+    root = tmp_path / "runs" / "tiny"
+    while len(list(root.glob("*/seed0/checkpoints/step-*"))) < 2:
+        assert running.poll() is None, running.stderr.read().decode()
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    running.communicate()
+    assert running.returncode == 128 + signal.SIGTERM
+    assert statuses(tmp_path) == {"lora/seed0": "interrupted", "dora/seed0": "interrupted"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment | {"PAUSE": "0"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert statuses(tmp_path) == {"lora/seed0": "ok", "dora/seed0": "ok"}
+    for name in ("lora", "dora"):
+        assert (root / "logs" / f"{name}-seed0.log").read_text().count("--resume") == 1
 
 
 @pytest.mark.slow

@@ -24,13 +24,17 @@ from litpeft.runs.curve_file import read_lines
 from litpeft.runs.record import FILE_NAME, read_record
 from tests.conftest import write_sentences, write_tiny_bert
 
+DECAYS = 10
 ENDED = FILE_NAME  # the last lines of a run's output name its record
 STARTERS = {"ray": "ray::_run", "local": "litpeft.sweeps.trial_server"}  # launcher -> process that starts trials
 
 
 def write_experiment(folder: Path, trials: int) -> None:
-    """Write an experiment with this many trials of a tiny model: four steps each."""
-    rates = [1e-3 * (1 + number) / trials for number in range(trials)]
+    """Write an experiment with this many trials of a tiny model: four steps each, a grid of ten decays."""
+    axes = {
+        "model.optimizer.lr": [1e-5 * (1 + number) for number in range(trials // DECAYS)],
+        "model.optimizer.weight_decay": [round(0.01 * number, 2) for number in range(DECAYS)],
+    }
     options = {
         "model.model_name": write_tiny_bert(folder / "model"),
         "model.dtype": "fp32",
@@ -42,7 +46,7 @@ def write_experiment(folder: Path, trials: int) -> None:
         "trainer.enable_progress_bar": False,
         "trainer.log_every_n_steps": 1,
     }
-    content = {"configs": ["base", "sst2", "lora", "adamw"], "options": options, "axes": {"model.optimizer.lr": rates}}
+    content = {"configs": ["base", "sst2", "lora", "adamw"], "options": options, "axes": axes}
     (folder / "many.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
 
 
@@ -68,7 +72,7 @@ def kill_now_and_then(end: threading.Event, seconds: float, kind: str, killed: l
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--trials", type=int, default=1000)
+    parser.add_argument("--trials", type=int, default=1000, help="a multiple of ten (default: 1000)")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two kills (default: 20)")
     parser.add_argument("--launcher", choices=list(STARTERS), default="ray")
     options = parser.parse_args()

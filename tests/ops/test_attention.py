@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from unittest.mock import patch
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import (
     BertConfig,
@@ -133,6 +136,23 @@ def masks(query: Tensor, key: Tensor, dropout: float) -> Tensor:
         some = whole[part].flatten(0, 1)
         whole[part] = (keep_mask(some, dropout, seed + place).double() / (1 - dropout)).view_as(whole[part])
     return whole.view(batch, heads, tokens, keys)
+
+
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 40), st.integers(1, 40), st.integers(1, 2000))
+def test_each_head_is_in_one_part_and_parts_are_as_large_as_allowed(
+    batch: int, groups: int, tokens: int, keys: int, chunk: int
+) -> None:
+    query, key = torch.empty(batch, groups, tokens, 1), torch.empty(batch, groups, keys, 1)
+    seen = torch.zeros(batch, groups)
+    with patch.object(ours, "CHUNK", chunk):
+        parts = list(ours._parts(query, key))
+    for part in parts:
+        seen[part] += 1
+        heads = seen[part].numel()
+        assert heads == 1 or heads * tokens * keys <= chunk
+    assert torch.equal(seen, torch.ones(batch, groups))
+    fewest = batch * -(-groups // max(1, chunk // (tokens * keys)))  # if no part has heads of two rows
+    assert len(parts) <= fewest
 
 
 def test_a_fully_masked_row_gives_no_nan() -> None:

@@ -61,7 +61,8 @@ def answer(comparison: Comparison) -> Answer:
         for verdict in ("better", "worse", "equivalent")
         if (text := _decided(base, [g for g in others if _verdict(g, main) == verdict], main, verdict))
     ]
-    sentences += _undecided(base, [g for g in others if _verdict(g, main) in UNDECIDED], main)
+    undecided = [g for g in others if _verdict(g, main) in UNDECIDED]
+    sentences += [*_undecided(base, undecided, main), *_elsewhere(base, undecided, qualities, "better")]
     rows = _rows(comparison, main)
     if rows:
         sentences[0] = f"on {counted(rows, 'validation row')}, {sentences[0]}"
@@ -77,12 +78,8 @@ def _verdict(group: Group, figure: Figure) -> str | None:
 
 def _alarms(base: Group, others: Sequence[Group], main: Figure, qualities: Sequence[Figure]) -> list[str]:
     """Say what is known to be worse or better where the main figure is undecided over seeds."""
-    sentences = []
     open_groups = [group for group in others if _verdict(group, main) in UNDECIDED]
-    for figure in qualities:
-        worse = [group for group in open_groups if _verdict(group, figure) == "worse"]
-        if text := _decided(base, worse, figure, "worse"):
-            sentences.append(text)
+    sentences = _elsewhere(base, open_groups, qualities, "worse")
     parts = []
     for verdict in ("worse", "better"):
         named = [g for g in open_groups if (d := g.over_examples.get(main.name)) and d.verdict == verdict]
@@ -94,6 +91,12 @@ def _alarms(base: Group, others: Sequence[Group], main: Figure, qualities: Seque
             "another seed may reverse this."
         )
     return sentences
+
+
+def _elsewhere(base: Group, groups: Sequence[Group], figures: Sequence[Figure], verdict: str) -> list[str]:
+    """Say in which of these figures which of the groups have this verdict."""
+    found = [(figure, [group for group in groups if _verdict(group, figure) == verdict]) for figure in figures]
+    return [text for figure, named in found if (text := _decided(base, named, figure, verdict))]
 
 
 def _amounts(groups: Sequence[Group], figure: Figure) -> str:

@@ -116,6 +116,20 @@ def test_a_worse_loss_of_the_recommended_group_is_said(tmp_path: Path) -> None:
     assert "It is worse in validation loss (+0.20" in answered(tmp_path).recommendation
 
 
+@pytest.mark.parametrize(("loss", "word"), [(0.1, "better"), (0.5, "worse")])
+def test_an_undecided_group_is_said_to_be_better_or_worse_in_another_quality_figure(
+    loss: float, word: str, tmp_path: Path
+) -> None:
+    for seed in range(5):
+        write_run(tmp_path / f"a{seed}", "none", seed, GOOD[seed], val_loss=0.3 + seed / 1000)
+        write_run(tmp_path / f"b{seed}", "lora", seed, OPEN[seed], val_loss=loss + seed / 900)
+    found = answered(tmp_path).headline
+    said, open_ = found.find(f"lora is {word} than full fine-tuning in validation loss"), found.find("are not enough")
+    assert said >= 0
+    assert found.count("validation loss") == 1
+    assert (said < open_) == (word == "worse")  # what is worse comes first
+
+
 def test_two_seeds_of_39_rows_say_what_is_known(tmp_path: Path) -> None:
     """100 % against 38 % on 39 rows was called "within noise", and the loser recommended for its cost."""
     draw = np.random.default_rng(0)

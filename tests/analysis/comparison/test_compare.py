@@ -282,6 +282,13 @@ def test_wrong_paths_are_refused(tmp_path: Path) -> None:
         compare([tmp_path])
 
 
+def test_groups_are_ordered_by_size_of_numbers_and_then_by_name(tmp_path: Path) -> None:
+    for place, size in enumerate(("auto", 32, 4, 0, -1, "all")):
+        write_run(tmp_path / str(place), options={"data.init_args.batch_size": size})
+    found = [group.label for group in compare([tmp_path], by=["data.batch_size"]).groups]
+    assert found == [f"batch_size={size}" for size in (-1, 0, 4, 32, "all", "auto")]
+
+
 def test_a_sweep_gives_axes_order_and_baseline(tmp_path: Path) -> None:
     published = {"source": "A paper", "note": None, "rows": [{"label": "full", "val_accuracy": 0.92}]}
     write_sweep(tmp_path, published=published | {"rows": [{"label": "full", "peak_reserved_bytes": "2.8e9"}]})

@@ -1,0 +1,32 @@
+"""Resident memory of this process against the kernel's own numbers, with and without /proc."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from litpeft.profiling.memory import host
+
+
+def kernel(name: str) -> int:
+    """Return a line of /proc/self/status, in bytes."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[name].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc on this system")
+def test_resident_memory_is_what_the_kernel_says() -> None:
+    assert host.rss_bytes() == pytest.approx(kernel("VmRSS"), rel=0.02)
+    assert host.peak_rss_bytes() == pytest.approx(kernel("VmHWM"), rel=0.02)
+
+
+def test_without_proc_the_peak_is_the_one_of_getrusage_and_the_present_is_unknown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    assert host.rss_bytes() is None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * host.RSS_UNIT
+    assert host.peak_rss_bytes() == pytest.approx(peak, rel=0.02)
+    assert 2**26 < peak < 2**37  # bytes: torch alone needs more than 64 MiB

@@ -4,12 +4,16 @@ Trials whose command lines differ in numbers alone (learning rate, rank, batch s
 line is parsed, and once more with each other number in its place: this shows which settings the number changes. A
 trial with several other numbers gets the changes of each. A trial is parsed itself where two numbers change the same
 setting, or where a number changes which settings there are; so is the most different trial of a group, as a check.
+
+Of many numbers in one place, only some are parsed: those up to 0, the smallest, the middle and the largest. If each of
+these is itself the value of the settings that it changes, so are the others.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from litpeft.errors import UserError
@@ -17,6 +21,7 @@ from litpeft.errors import UserError
 Words = tuple[str, ...]
 Config = dict[str, Any]
 Settings = dict[tuple[str, ...], Any]  # {keys from the outermost to the innermost: value}
+FEW = 6  # numbers in one place that are all parsed
 NUMBER = re.compile(r"(--[^=]+=)(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|true|false)")
 
 
@@ -49,11 +54,16 @@ def _composed(group: Sequence[Words], parse: Callable[[Words], Config]) -> dict[
     first = group[0]
     changes = {words: [(place, word) for place, word in enumerate(words) if word != first[place]] for words in group}
     distinct = dict.fromkeys(change for each in changes.values() for change in each)
-    if len(changes) <= len(distinct) + 2:  # nothing would be saved
+    places: dict[int, list[str]] = {}
+    for place, word in distinct:
+        places.setdefault(place, []).append(word)
+    if len(changes) <= 2 + sum(min(len(words), FEW) for words in places.values()):  # nothing would be saved
         return {words: parse(words) for words in group}
     base = parse(first)
     before = _settings(base)
-    effects = {change: _effect(before, first, change, parse) for change in distinct}
+    effects = {}
+    for place, words in places.items():
+        effects |= _effects(words, partial(_effect, before, first, place, parse=parse), place)
     found = {words: _changed(base, [effects[each] for each in own]) for words, own in changes.items()}
     most = max(reversed(changes), key=lambda words: len(changes[words]))
     if found[most] is not None and found[most] != parse(most):  # numbers that act together
@@ -61,11 +71,41 @@ def _composed(group: Sequence[Words], parse: Callable[[Words], Config]) -> dict[
     return {words: parse(words) if config is None else config for words, config in found.items()}
 
 
-def _effect(
-    before: Settings, first: Words, change: tuple[int, str], parse: Callable[[Words], Config]
-) -> Settings | None:
+def _effects(
+    words: Sequence[str], effect: Callable[[str], Settings | None], place: int
+) -> dict[tuple[int, str], Settings | None]:
+    """Return the settings that each word in one place changes; of many numbers, most are not parsed."""
+    numbers = {word: each for word in words if (each := _number(word)) is not None}
+    above = sorted((word for word in numbers if numbers[word] > 0), key=numbers.__getitem__)
+    spread = {above[0], above[len(above) // 2], above[-1]} if above else set()
+    parsed = spread.union(words if len(words) <= FEW else set(words).difference(above))
+    found = {word: effect(word) for word in words if word in parsed}
+    kinds = [_kinds(numbers[word], found[word]) for word in spread]
+    alike = all(each == kinds[0] for each in kinds) and len({type(numbers[word]) for word in above}) == 1
+    kind = kinds[0] if kinds and alike else None
+    for word in words:
+        if word not in found:
+            found[word] = effect(word) if kind is None else {keys: to(numbers[word]) for keys, to in kind.items()}
+    return {(place, word): settings for word, settings in found.items()}
+
+
+def _number(word: str) -> int | float | None:
+    """Return the number of `--option=number`, an int where it is written as one; None for true and false."""
+    text = word.partition("=")[2]
+    if text in ("true", "false"):
+        return None
+    return int(text) if text.lstrip("+-").isdecimal() else float(text)
+
+
+def _kinds(number: float, effect: Settings | None) -> dict[tuple[str, ...], type] | None:
+    """Return {keys: type} of the settings that a number changes, if it is itself the value of each; else None."""
+    if not effect or any(isinstance(value, bool) or value != number for value in effect.values()):
+        return None
+    return {keys: type(value) for keys, value in effect.items()}
+
+
+def _effect(before: Settings, first: Words, place: int, word: str, parse: Callable[[Words], Config]) -> Settings | None:
     """Return the settings that one word changes; None if it changes which settings there are, or is not valid."""
-    place, word = change
     try:
         after = _settings(parse((*first[:place], word, *first[place + 1 :])))
     except UserError:  # a trial with this word is parsed itself, and says so with its name

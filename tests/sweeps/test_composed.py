@@ -50,6 +50,30 @@ def test_a_grid_of_numbers_needs_one_parse_for_each_number() -> None:
     assert check(Parser(), lines) == 1 + (2 + 3 + 1 + 1) + 1
 
 
+def test_of_many_numbers_in_one_place_a_few_are_parsed() -> None:
+    rates = [f"{number}.0e-5" for number in range(1, 1001)]
+    assert check(Parser(), grid(lr=rates)) == 1 + 3 + 1
+    assert check(Parser(), grid(lr=rates[:20], rank=range(1, 21), decay=range(-2, 18))) == 1 + (3 + 3 + 2 + 3) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("a setting that is computed", lambda found: found["data"].update(rows=found["model"]["a"] // 10)),
+        ("another type above a limit", lambda found: found["model"].update(a=float(found["model"]["a"]))),
+        ("a constant", lambda found: found["data"].update(rows=7 if found["model"]["a"] > 1 else None)),
+        ("true above a limit", lambda found: found["data"].update(rows=found["model"]["a"] > 12)),
+        ("a setting that goes", lambda found: found["data"].pop("rows") if found["model"]["a"] == 24 else None),
+    ],
+)
+def test_many_numbers_are_parsed_where_one_is_not_the_value_of_what_it_changes(name: str, rule: Any) -> None:
+    check(Parser(rule), grid(a=range(1, 25)))
+
+
+def test_many_numbers_of_which_some_are_written_as_integers_are_parsed() -> None:
+    check(Parser(), grid(a=[1, 2, "3.0", 4, "5e0", 6, 7, 8, 9, 10]))
+
+
 def test_words_are_never_composed() -> None:
     lines = grid(optimizer=["adam", "sgd"], name=["a", "b"], rank=[1, 2])
     assert check(Parser(), lines) == len(lines)

@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # set before the hub's libraries are importe
 import lightning.pytorch.cli  # noqa: F401 (before rich, see litpeft/cli/console.py)
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -27,6 +28,10 @@ from transformers import (
 )
 
 from litpeft.errors import naming_options
+
+# a busy machine may take any time for an example
+settings.register_profile("busy", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 
 SHARED = Path(__file__).parents[2] / "shared"
 GOOD = ["good", "great", "lovely", "superb", "fine"]

@@ -129,9 +129,9 @@ def write_sweep(
         _check_unchanged(root, trial, seeds, config)
     for folder in {(root / folder / name).parent for name in settled for folder in (TRIALS, LOGS)}:
         folder.mkdir(parents=True, exist_ok=True)
-    texts: dict[tuple[str, int], str] = {}
+    text = YamlText()
     for name, (_, _, config) in settled.items():
-        _write_if_new(root / TRIALS / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{_text(config, texts)}")
+        _write_if_new(root / TRIALS / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{text(config)}")
     content = {"experiment": experiment.name, "axes": list(experiment.axes)} | experiment.description
     content |= {"varies": varies}
     content["trials"] = [
@@ -141,14 +141,6 @@ def write_sweep(
     ]
     content["seeds"] = experiment.seeds
     _write_if_new(root / FILE, yaml.dump(content, Dumper=DUMPER, sort_keys=False, allow_unicode=True))
-
-
-def _text(config: Mapping[str, Any], known: dict[tuple[str, int], str]) -> str:
-    """Return a configuration as YAML; the text of a part that configurations share is kept in `known`."""
-    for key, part in config.items():
-        if (key, id(part)) not in known:
-            known[key, id(part)] = yaml.dump({key: part}, Dumper=DUMPER, sort_keys=False)
-    return "".join(known[key, id(part)] for key, part in config.items())
 
 
 def _write_if_new(path: Path, text: str) -> None:
@@ -161,13 +153,41 @@ def _write_if_new(path: Path, text: str) -> None:
     write_atomically(path, text)
 
 
+class YamlText:
+    """Writes configurations as YAML, and keeps the text of each part: trials share most of theirs."""
+
+    def __init__(self) -> None:
+        self._parts: dict[int, list[str]] = {}  # id of a mapping, which must stay alive -> lines
+        self._values: dict[tuple[str, type, str], list[str]] = {}
+
+    def __call__(self, config: Mapping[str, Any]) -> str:
+        return "".join(self._lines(config))
+
+    def _lines(self, config: Mapping[str, Any]) -> list[str]:
+        if id(config) not in self._parts:
+            self._parts[id(config)] = [line for key, value in config.items() for line in self._entry(key, value)]
+        return self._parts[id(config)]
+
+    def _entry(self, key: str, value: Any) -> list[str]:
+        if isinstance(value, Mapping) and value:
+            head = self._value(key, {})[0].removesuffix(" {}\n")
+            return [f"{head}\n", *(f"  {line}" for line in self._lines(value))]
+        return self._value(key, value)
+
+    def _value(self, key: str, value: Any) -> list[str]:
+        name = key, type(value), repr(value)
+        if name not in self._values:
+            self._values[name] = yaml.dump({key: value}, Dumper=DUMPER, sort_keys=False).splitlines(keepends=True)
+        return self._values[name]
+
+
 def _check_unchanged(root: Path, trial: Trial, seeds: Sequence[int], config: dict[str, Any]) -> None:
     """Check that the runs of a trial were started with this configuration."""
     run_dirs = [root / trial.name / f"seed{seed}" for seed in seeds]
     for record in (read_record(run_dir) for run_dir in run_dirs if (run_dir / FILE_NAME).is_file()):
         before = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
         now = {key: value for key, value in config.items() if key != "seed_everything"}
-        for name, (old, new) in changed_options(before, now).items() if before else ():
+        for name, (old, new) in changed_options(before, now).items() if before and before != now else ():
             raise UserError(
                 f"{root}: trial {trial.shown(trial.label)} was started with {name} {old}, which is now {new}; "
                 "give another --dir, or restore the experiment file."

@@ -22,6 +22,8 @@ def kept_choices(root: Path, experiment: Experiment) -> dict[str, Tuned]:
     Raises:
         UserError: a trial has started, and its values or tuning seeds have changed since.
     """
+    if not any(trial.candidates for trial in experiment.trials):
+        return {}
     sweep = read_sweep(root)
     written = {trial.name: trial.tuned for trial in sweep.trials if trial.tuned} if sweep else {}
     kept = {}

@@ -362,7 +362,9 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs", "Co", "Cn"]), max_size=2
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(turns=st.lists(st.tuples(st.sampled_from(["user", "assistant"]), TEXTS), min_size=1, max_size=5), text=TEXTS)
 @pytest.mark.parametrize("name", ["chatml", "gemma", "zephyr"])
 def test_all_of_an_answer_and_nothing_else_has_loss(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from litpeft.errors import UserError
 from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps.experiment import Experiment, Trial
-from litpeft.sweeps.folder import jobs_of, locked_sweep, write_sweep
+from litpeft.sweeps.folder import YamlText, jobs_of, locked_sweep, write_sweep
 from tests.conftest import hold_lock
 
 TRIAL = Trial("lora,lr=1", "lora,lr=1", {"adapter": "lora", "lr": "1"}, ())
@@ -67,6 +70,25 @@ def test_the_file_of_a_trial_has_its_configuration_where_trials_share_parts(tmp_
         text = (tmp_path / "trials" / f"{name}.yaml").read_text()
         assert list(yaml.safe_load(text).items()) == list(config.items())
         assert text.partition("\n")[2] == yaml.safe_dump(config, sort_keys=False)
+
+
+TEXT = st.text("abc\n\t #:'\"-é1.\u2028", max_size=12)
+VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+CONFIG = st.dictionaries(
+    st.text("abc.:_- ", min_size=1, max_size=5),
+    st.recursive(
+        VALUES | st.lists(VALUES, max_size=3),
+        lambda part: st.dictionaries(st.text("ab:# 1", max_size=4), part, max_size=3) | st.lists(part, max_size=2),
+    ),
+    max_size=4,
+)
+
+
+@given(CONFIG, CONFIG)
+def test_any_configuration_is_read_back_as_it_was(one: dict[str, Any], other: dict[str, Any]) -> None:
+    text = YamlText()
+    for config in ({"a": one, "b": other}, {"a": other, "b": {"c": one}}, {"a": one, "b": other, "d": one}):
+        assert repr(yaml.safe_load(text(config))) == repr(config)
 
 
 def test_all_trials_of_a_seed_come_before_the_next_seed(tmp_path: Path) -> None:

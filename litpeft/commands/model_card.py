@@ -26,6 +26,7 @@ LOADING = {  # format -> how the export is loaded
     "gguf": "`llama-cli -m FILE`",
 }
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
+NO_METRICS = "val_step", "_seconds", "_bytes"  # ends of the names of other fields
 SPLITS = {"val": "validation", "test": "test"}
 
 
@@ -77,7 +78,7 @@ def _results(record: dict[str, Any]) -> list[EvalResult]:
         (data, SPLITS[prefix], name.removeprefix(f"{prefix}_")): value
         for prefix in SPLITS
         for name, value in metrics.items()
-        if name.startswith(f"{prefix}_") and name != "val_step" and isinstance(value, float)
+        if name.startswith(f"{prefix}_") and not name.endswith(NO_METRICS) and isinstance(value, float)
     }
     evaluation = final_evaluation(record) or {"results": {}}
     for name in evaluation["results"]:

@@ -55,6 +55,8 @@ def whole_folder(folder: Path, replace: bool = True, checksums: bool = True) -> 
             sums = [f"{file_hash(path)}  {path.relative_to(scratch)}\n" for path in files]
             (scratch / SUMS).write_text("".join(sums), encoding="utf-8")
             files.append(scratch / SUMS)
+        for path in files:  # safetensors writes files that no other user can read
+            path.chmod(scratch.stat().st_mode & 0o666)
         for path in (*files, scratch):
             flush(path)
         shutil.rmtree(old, ignore_errors=True)

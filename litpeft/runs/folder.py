@@ -12,6 +12,7 @@ from litpeft.errors import UserError
 from litpeft.runs import curve_file, logger_runs
 from litpeft.runs.record import FILE_NAME, read_record
 from litpeft.runs.safe_read import check_names, read_options
+from litpeft.runs.strategy_names import stored_name
 
 CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
@@ -124,7 +125,9 @@ def saved_config(run_dir: Path) -> dict[str, Any]:
         UserError: the folder has no configuration, or a key in the configuration is not a valid option name.
     """
     if not (run_dir / CONFIG).is_file():
-        raise UserError(f"--run_dir {run_dir} holds no run: it has no {CONFIG}.")
+        stored = Path(*map(stored_name, run_dir.parts))  # runs/none/seed0 for runs/full/seed0
+        hint = f" (did you mean {stored}?)" if (stored / CONFIG).is_file() else ""
+        raise UserError(f"--run_dir {run_dir} holds no run: it has no {CONFIG}{hint}.")
     content = read_options(run_dir / CONFIG, "--config")
     check_names(str(run_dir / CONFIG), content)
     return content

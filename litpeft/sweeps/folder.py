@@ -188,8 +188,9 @@ def _check_unchanged(root: Path, trial: Trial, seeds: Sequence[int], config: dic
         before = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
         now = {key: value for key, value in config.items() if key != "seed_everything"}
         for name, (old, new) in changed_options(before, now).items() if before and before != now else ():
+            option = name.replace(".init_args", "")
             raise UserError(
-                f"{root}: trial {trial.shown(trial.label)} was started with {name} {old}, which is now {new}; "
+                f"{root}: trial {trial.shown(trial.label)} was started with {option} {old}, which is now {new}; "
                 "give another --dir, or restore the experiment file."
             )
 

@@ -53,7 +53,8 @@ class Screen:
             self.start_times[job.name] = time.monotonic()
         self._set(job, state, job.record() if state == "ok" else None)
         if not self.console.is_terminal:
-            detail = self._score(job) if state == "ok" else _last_line(job.log) if state == "failed" else ""
+            detail = {"ok": self._score(job), "running": f"output in {job.log}"}.get(state, "")
+            detail = _last_line(job.log) if state == "failed" else detail
             ended = len(self.states) - self.counts["waiting"] - self.counts["running"]
             print(f"[{ended}/{len(self.jobs)}] {job.name}: {state}{f', {detail}' if detail else ''}", flush=True)
 

@@ -86,6 +86,18 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
     assert MISTAKES[mistake] in error
 
 
+def test_the_folder_of_full_fine_tuning_is_found_by_either_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "none" / "seed0").mkdir(parents=True)
+    (tmp_path / "runs" / "none" / "seed0" / "config.yaml").write_text("seed_everything: 0\n")
+    assert main(["predict", "--run_dir", "runs/full/seed0"]) == 2
+    assert "it has no config.yaml (did you mean runs/none/seed0?)." in capsys.readouterr().err
+    assert main(["predict", "--run_dir", "runs/full/seed1"]) == 2
+    assert "it has no config.yaml." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

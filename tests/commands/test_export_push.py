@@ -114,6 +114,7 @@ def test_an_export_is_uploaded_with_its_card(finished: Path, tmp_path: Path, hub
     record = read_record(finished)
     assert found["validation", "accuracy"] == record["val_accuracy"]
     assert found["validation", "loss"] == record["val_loss"]
+    assert not any(name.endswith(("seconds", "bytes", "step")) for _, name in found)
 
 
 @pytest.mark.parametrize(

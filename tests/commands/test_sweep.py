@@ -158,7 +158,7 @@ def test_failed_trials_are_reported_and_repeated_only_on_request(tmp_path: Path,
 
     changed = litpeft("sweep", "tiny.yaml", "--data.batch_size", "4", cwd=tmp_path)
     assert changed.returncode == 2
-    assert "was started with data.init_args.batch_size 8, which is now 4" in changed.stderr
+    assert "was started with data.batch_size 8, which is now 4" in changed.stderr
 
 
 def test_a_trial_that_cannot_start_is_reported_with_its_error(tmp_path: Path, write: Any) -> None:

@@ -99,6 +99,16 @@ def test_the_checksums_match_sha256sum(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"{LOOP}: OK\n{TENSORS}: OK\n")
 
 
+def test_all_files_can_be_read_by_those_who_may_read_the_folder(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        FolderCheckpointIO().save_checkpoint(STATE, tmp_path / "step-000001")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "step-000001").iterdir()}
+    assert modes == dict.fromkeys((TENSORS, LOOP, SUMS), 0o640)
+
+
 @pytest.mark.parametrize("name", [TENSORS, LOOP, SUMS])
 def test_a_flipped_bit_is_detected(tmp_path: Path, name: str) -> None:
     path = tmp_path / "step-000001"

@@ -23,6 +23,7 @@ from litpeft.analysis.comparison.sentences import (
     seed_counts,
     within_text,
 )
+from litpeft.analysis.comparison.training_length import still_falling
 
 COSTS = 3  # memory and speed figures in the answer; the table has all
 UNDECIDED = "not enough seeds", "not enough rows"
@@ -63,6 +64,12 @@ def answer(comparison: Comparison) -> Answer:
     ]
     undecided = [g for g in others if _verdict(g, main) in UNDECIDED]
     sentences += [*_undecided(base, undecided, main), *_elsewhere(base, undecided, qualities, "better")]
+    falling, runs = map(sum, zip(*still_falling(comparison.groups).values(), strict=True))
+    if undecided and 2 * falling > runs:
+        sentences.append(
+            f"in {falling} of {runs} runs the validation loss was still falling at the end: train longer "
+            "(trainer.max_epochs) before you add seeds."
+        )
     rows = _rows(comparison, main)
     if rows:
         sentences[0] = f"on {counted(rows, 'validation row')}, {sentences[0]}"
@@ -134,7 +141,9 @@ def _undecided(base: Group, groups: Sequence[Group], figure: Figure) -> list[str
     if any(group.differences[figure.name].test is None for group in groups):
         return [f"{start}; a test needs two seeds in both groups."]
     most = "more than 1,000" if None in needed else f"about {max(needed):,}"
-    return [f"{start}; {most} would decide (margin {margin_text(figure, groups[0].differences[figure.name])})."]
+    within = margin_text(figure, groups[0].differences[figure.name])
+    what, they_are = ("a difference", "it is") if len(groups) == 1 else ("differences", "they are")
+    return [f"{start}; {most} would show {what} of this size, or that {they_are} within {within}."]
 
 
 def _detail(base: Group, group: Group, figure: Figure) -> str | None:

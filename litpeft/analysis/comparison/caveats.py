@@ -7,6 +7,7 @@ from typing import Any
 
 from litpeft.analysis.comparison.figures import TARGET, values_in
 from litpeft.analysis.comparison.results import Figure, Group, Run, distinct_by
+from litpeft.analysis.comparison.training_length import still_falling
 
 MACHINE = ("processor", "cpu_count", "threads", "device", "cuda")  # fields that affect speed and peak memory
 
@@ -21,6 +22,7 @@ def caveats(
         *_seeds(groups, baseline),
         *(sentence for figure in figures for sentence in _unknown(groups, figure)),
         *(_shared_rate(groups) if is_untuned else ()),
+        *_short(groups),
         *_machines(runs),
         *_versions(runs),
     ]
@@ -75,6 +77,17 @@ def _unknown(groups: Sequence[Group], figure: Figure) -> list[str]:
             "it is too low."
         ]
     return [f"{figure.name} is missing for {shortlist(named)}."]
+
+
+def _short(groups: Sequence[Group]) -> list[str]:
+    counts = {label: falling for label, falling in still_falling(groups).items() if falling[0]}
+    named = [f"{label} ({falling} of {runs} runs)" for label, (falling, runs) in counts.items()]
+    if not named:
+        return []
+    return [
+        f"The validation loss was still falling at the end: {shortlist(named)}. Longer training (trainer.max_epochs) "
+        "may change the answer."
+    ]
 
 
 def _shared_rate(groups: Sequence[Group]) -> list[str]:

@@ -67,7 +67,7 @@ def names_of(groups: Sequence[Group]) -> str:
 def opening(sentence: str) -> str:
     """Return a sentence with a capital letter, unless it starts with a label, such as `lora`."""
     first = sentence.split()[0]
-    return sentence[:1].upper() + sentence[1:] if first in ("full", "of", "on", "there") else sentence
+    return sentence[:1].upper() + sentence[1:] if first in ("full", "in", "of", "on", "there") else sentence
 
 
 def seed_counts(counts: Sequence[int]) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from litpeft.analysis.comparison import Comparison, Run
+from litpeft.analysis.comparison.figures import coarsest
+from litpeft.analysis.comparison.margins import possible, within
 from litpeft.analysis.comparison.number_format import unit
 from litpeft.analysis.comparison.results import Figure
 from litpeft.analysis.comparison.sentences import UNKNOWN, plain_title, value_text
@@ -77,12 +79,13 @@ def _chart(
             xs, ys = [x for x, _ in run], [scaled(figure.name, y) for _, y in run]
             hover = f"<b>{literal(label)}</b><br>%{{x:{budget.form}}}: %{{y}}<extra></extra>"
             traces.append(group_trace(number, label, "lines+markers", 6, x=xs, y=ys, line=line, hovertemplate=hover))
-        within = [[y for x, y in run if x <= amount] for run in runs]
-        last = [values[-1] for values in within if values]
+        reached = [[y for x, y in run if x <= amount] for run in runs]
+        last = [values[-1] for values in reached if values]
         if len(last) < len(runs):
             rows.append([label, UNKNOWN, "no validation within it"])
             continue
-        mean, low, high = mean_interval(last)
+        mean, *ends = mean_interval(last, coarsest([comparison.groups[number]], figure.name))
+        low, high = within(ends, possible(figure))
         interval = UNKNOWN if low is None else f"{value_text(figure.name, low)} to {value_text(figure.name, high)}"
         rows.append([label, value_text(figure.name, mean), interval])
     at = f"{amount:{budget.form}}"

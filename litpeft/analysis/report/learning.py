@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from litpeft.analysis.comparison import Comparison
-from litpeft.analysis.comparison.figures import figure
+from litpeft.analysis.comparison.figures import figure, resolution
 from litpeft.analysis.comparison.margins import possible, within
 from litpeft.analysis.comparison.number_format import unit
 from litpeft.analysis.comparison.sentences import UNKNOWN, counted, plain_title, value_text
@@ -55,6 +55,7 @@ class Line:
     name: str
     finished: bool
     curve: Curve
+    resolution: float = 0.0  # smallest difference between two values: 1 / rows for an accuracy
 
 
 def read_lines(comparison: Comparison) -> dict[str, list[Line]]:
@@ -67,7 +68,8 @@ def read_lines(comparison: Comparison) -> dict[str, list[Line]]:
             finished = run in group.runs
             name += "" if finished else f" ({run.record['status']})"
             for tag, curve in read_curves(run).items():
-                lines.setdefault(tag, []).append(Line(number, group.label, name, finished, curve))
+                line = Line(number, group.label, name, finished, curve, resolution(run, tag))
+                lines.setdefault(tag, []).append(line)
     return lines
 
 
@@ -127,8 +129,8 @@ def _range(tag: str, lines: Sequence[Line]) -> list[float]:
 
 def _mean(tag: str, lines: Sequence[Line]) -> Band | None:
     """Return the mean of a group, with no impossible value in its interval; None without two runs and common steps."""
-    limits = possible(figure(tag))
-    found = band([line.curve for line in lines], lambda values: within(mean_interval(values)[1:], limits))
+    limits, step = possible(figure(tag)), max((line.resolution for line in lines), default=0.0)
+    found = band([line.curve for line in lines], lambda values: within(mean_interval(values, step)[1:], limits))
     return found if len(lines) > 1 and found.steps else None
 
 
@@ -140,8 +142,10 @@ def _caption(kind: Kind, lines: Sequence[Line], most: int) -> str:
         sentences.append(
             "Thin lines: seeds. Bold line: mean over seeds. Band: 95 % CI of the mean, cut at the range of the lines."
         )
-    if longest == 1:
+    if longest == 1 and kind.tag.startswith("val_"):
         sentences.append("Each run was validated once, at its end.")
+    elif longest == 1:
+        sentences.append("Each run has one point: points come every trainer.log_every_n_steps.")
     if longest > most:
         sentences.append(
             f"At most {most} of up to {longest:,} points per line are drawn: the minimum and maximum of each "

@@ -13,6 +13,7 @@ from litpeft.analysis.comparison.answer import Answer, answer, verdict_text
 from litpeft.analysis.comparison.figures import figure
 from litpeft.analysis.comparison.number_format import MINUS
 from litpeft.analysis.comparison.results import Difference
+from litpeft.runs.record import read_record, write_record
 from tests.analysis.comparison.build import write_grid, write_run
 
 MIB = 2**20
@@ -62,7 +63,7 @@ def test_a_smaller_margin_makes_it_undecided_and_no_cost_decides_alone(tmp_path:
     write(tmp_path, {"none": (GOOD, 300), "lora": (OPEN, 200)})
     found = answered(tmp_path)
     assert "5 seeds are not enough to tell lora from full fine-tuning in validation accuracy; about" in found.headline
-    assert "would decide (margin 1 point)." in found.headline
+    assert "would show a difference of this size, or that it is within 1 point." in found.headline
     assert found.recommendation.startswith(
         "No recommendation yet: lora needs less, but whether it is worse than full fine-tuning in validation accuracy is undecided"
     )
@@ -128,6 +129,42 @@ def test_an_undecided_group_is_said_to_be_better_or_worse_in_another_quality_fig
     assert said >= 0
     assert found.count("validation loss") == 1
     assert (said < open_) == (word == "worse")  # what is worse comes first
+
+
+def write_losses(folder: Path, losses: list[float]) -> None:
+    """Write the validations of a run into its record."""
+    found = [{"step": step, "train_seconds": 1.0 * step, "val_loss": loss} for step, loss in enumerate(losses, 1)]
+    write_record(folder, read_record(folder) | {"validations": found})
+
+
+@pytest.mark.parametrize(
+    ("losses", "falls"),
+    [([0.9, 0.8], True), ([0.8, 0.9, 0.75], True), ([0.8, 0.796], False), ([0.7, 0.9, 0.8], False), ([0.9], False)],
+)
+def test_a_loss_that_still_falls_is_said_before_more_seeds_are_asked_for(
+    losses: list[float], falls: bool, tmp_path: Path
+) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (OPEN, 200)})
+    for seed in range(5):
+        write_losses(tmp_path / "none" / f"{seed}", [0.9, 0.8, 0.8])
+        write_losses(tmp_path / "lora" / f"{seed}", losses)
+    assert "falling" not in answered(tmp_path).headline  # in at most half of the runs
+    write_losses(tmp_path / "none" / "0", [0.9, 0.8])
+    comparison = compare([tmp_path])
+    said = "In 6 of 10 runs the validation loss was still falling at the end: train longer (trainer.max_epochs) before"
+    assert (said in answer(comparison).headline) == falls
+    (found,) = [text for text in comparison.warnings if "still falling" in text]
+    assert found.startswith("The validation loss was still falling at the end: ")
+    assert "full (1 of 5 runs)" in found
+    assert ("lora (5 of 5 runs)" in found) == ("lora" in found) == falls
+
+
+def test_a_decided_comparison_does_not_ask_for_longer_training_in_its_answer(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200)})
+    for adapter in ("none", "lora"):
+        for seed in range(5):
+            write_losses(tmp_path / adapter / f"{seed}", [0.9, 0.8])
+    assert "falling" not in answered(tmp_path).headline
 
 
 def test_two_seeds_of_39_rows_say_what_is_known(tmp_path: Path) -> None:

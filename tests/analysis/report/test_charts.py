@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import t
 
 from litpeft.analysis.comparison import Comparison, Figure, compare
 from litpeft.analysis.report.chart import Chart, literal, scaled
@@ -177,6 +178,24 @@ def test_time_to_target_names_groups_that_never_reached_it(tmp_path: Path) -> No
     (chart,) = [c for part in parts(chosen) for c in part.charts if c.title.startswith("Time to")]
     assert "not reached: qlora-nf4" in chart.caption
     assert {trace["name"] for trace in chart.data} == {"full", "lora"}
+
+
+def test_a_curve_of_one_point_says_why_and_a_band_of_equal_accuracies_has_the_width_of_a_row(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        validations = [{"step": step, "val_loss": 0.5, "val_accuracy": 0.75} for step in (100, 200)]
+        folder = tmp_path / f"{seed}"
+        made_runs.write_run(folder, "lora", "lora", seed, validations=validations, data_summary={"rows": {"val": 8}})
+        (folder / "curves.jsonl").write_text(
+            '{"step": 0, "tokens": 0, "seconds": 0, "values": {}}\n'
+            '{"step": 10, "tokens": 9, "seconds": 1, "values": {"train_loss": 0.5}}\n'
+        )
+    found = {chart.name: chart for part in parts(compare([tmp_path])) for chart in part.charts}
+    assert "Each run has one point" in found["curve-train_loss"].caption
+    assert "validated" not in found["curve-train_loss"].caption
+    (band,) = [trace for trace in found["curve-val_accuracy"].data if trace.get("fill") == "toself"]
+    half = t.ppf(0.975, 1) * ((1 / 8) ** 2 / 12 / 2) ** 0.5  # of values rounded to a row of eight
+    assert max(band["y"]) == 100.0
+    assert min(band["y"]) == pytest.approx(100 * max(0.75 - half, 0), rel=1e-4)
 
 
 def test_a_single_validation_is_a_dot_instead_of_a_curve(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy.stats import t
 
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.results import Tried, Tuned
@@ -180,6 +181,10 @@ def test_quality_at_equal_time_and_tokens_is_the_last_validation_within_the_smal
     tokens = {row[0]: row[1] for row in charts["equal-tokens"].rows}
     assert tokens == {"lora": "71.00 %", "full": "80.00 %"}
     assert "after 20 s" in charts["equal-time"].columns[1]
+    step = 1 / 872  # all seeds of full have the same value, rounded to a row
+    half = t.ppf(0.975, 1) * (step**2 / 12 / 2) ** 0.5
+    ends = {row[0]: row[2] for row in charts["equal-time"].rows}
+    assert ends["full"] == f"{100 * (0.65 - half):.2f} % to {100 * (0.65 + half):.2f} %"
     assert len(charts["equal-time"].data) == 4
 
 

@@ -13,11 +13,13 @@ from scipy.stats import t
 
 from litpeft.analysis.comparison import Comparison, Figure, compare
 from litpeft.analysis.report.chart import Chart, literal, scaled
+from litpeft.analysis.report.learning import curve_charts, read_lines
 from litpeft.analysis.report.page import parts
 from litpeft.analysis.report.style import DARK, INK, LIGHT, PARTS_DARK, PARTS_LIGHT, look, themes
 from litpeft.analysis.report.tradeoffs import pareto_front, tradeoff_charts
 from litpeft.runs.strategy_names import stored_name
 from tests.analysis.comparison.build import write_run
+from tests.analysis.comparison.test_benchmarks import evaluation, result
 from tests.analysis.report import made_runs
 from tests.analysis.report.made_runs import GROUPS, write_runs
 
@@ -196,6 +198,23 @@ def test_a_curve_of_one_point_says_why_and_a_band_of_equal_accuracies_has_the_wi
     half = t.ppf(0.975, 1) * ((1 / 8) ** 2 / 12 / 2) ** 0.5  # of values rounded to a row of eight
     assert max(band["y"]) == 100.0
     assert min(band["y"]) == pytest.approx(100 * max(0.75 - half, 0), rel=1e-4)
+
+
+def test_curves_at_one_step_have_an_error_bar_and_scores_the_digits_of_their_unit(tmp_path: Path) -> None:
+    scores = {0: 0.25, 1: 0.75}
+    for seed, score in scores.items():
+        done = result(score) | {"scores": {"acc": score, "loss": 1.5 + seed}}
+        made_runs.write_run(tmp_path / f"{seed}", "lora", "lora", seed, benchmarks=[evaluation(100, mine=done)])
+    lines = read_lines(compare([tmp_path]))
+    found = curve_charts({tag: lines[tag] for tag in ("mine_acc", "mine_loss")})
+    for tag, chart in found.items():
+        (bar,) = [trace for trace in chart.data if "error_y" in trace]
+        share = tag == "mine_acc"
+        assert (bar["x"], bar["y"]) == ([100], [50.0 if share else 2.0])
+        assert chart.caption.startswith("Measured during training.")
+        hovers = [trace["hovertemplate"] for trace in chart.data if "hovertemplate" in trace]
+        assert hovers
+        assert all((":.2f}" in hover) == share and (":.4f}" in hover) != share for hover in hovers)
 
 
 def test_a_single_validation_is_a_dot_instead_of_a_curve(tmp_path: Path) -> None:

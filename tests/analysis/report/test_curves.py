@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.tensorboard import SummaryWriter
 
 from litpeft.analysis.comparison import Run
@@ -98,3 +101,20 @@ def test_thinning_keeps_the_ends_and_every_spike(count: int) -> None:
     assert len(drawn) <= MOST_POINTS
     assert drawn == sorted(set(drawn))
     assert {0, count // 3, count - 1} <= set(drawn)
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=300), st.integers(4, 60))
+def test_every_part_of_a_line_is_drawn_with_its_lowest_and_highest_value(values: list[int], most: int) -> None:
+    drawn = thinned(values, most)
+    assert len(drawn) <= max(most, 2)
+    if len(values) <= most:
+        assert drawn == list(range(len(values)))
+        return
+    length = -(-len(values) // (most // 2 - 1))  # of the longest segment
+    for first in range(len(values) - 2 * length + 1):  # holds a whole segment
+        window = range(first, first + 2 * length)
+        assert set(window) & set(drawn)
+    assert {min(values), max(values)} <= {values[i] for i in drawn}
+    rising = thinned(range(len(values)), most)  # both ends of each segment
+    assert max(b - a for a, b in itertools.pairwise(rising)) < length + 1
+    assert len(rising) == 2 * (most // 2 - 1)

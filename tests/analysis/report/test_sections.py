@@ -45,6 +45,15 @@ def test_matrices_are_summed_over_seeds_and_a_row_counts_its_seeds(tmp_path: Pat
     ]
 
 
+def test_a_run_without_kept_rows_does_not_hide_the_mistakes_of_the_others(tmp_path: Path) -> None:
+    write_run(tmp_path / "without", "lora", 0)
+    write_mistakes(tmp_path, 1, [[4, 2], [1, 7]], [WRONG])
+    write_run(tmp_path / "other", "lora", 2)
+    (found,), _ = mistakes(compare([tmp_path]))
+    assert found["matrix"] == [[4, 2], [1, 7]]
+    assert [each["seeds"] for each in found["wrong"]] == [[1]]
+
+
 def test_a_matrix_with_other_classes_is_named_and_not_summed(tmp_path: Path) -> None:
     write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [])
     write_mistakes(tmp_path, 1, [[4, 2], [1, 7]], [])
@@ -181,6 +190,8 @@ def test_quality_at_equal_time_and_tokens_is_the_last_validation_within_the_smal
     tokens = {row[0]: row[1] for row in charts["equal-tokens"].rows}
     assert tokens == {"lora": "71.00 %", "full": "80.00 %"}
     assert "after 20 s" in charts["equal-time"].columns[1]
+    assert charts["equal-time"].title == "Validation accuracy at equal training time"
+    assert charts["equal-tokens"].title == "Validation accuracy at equal training tokens"
     step = 1 / 872  # all seeds of full have the same value, rounded to a row
     half = t.ppf(0.975, 1) * (step**2 / 12 / 2) ** 0.5
     ends = {row[0]: row[2] for row in charts["equal-time"].rows}

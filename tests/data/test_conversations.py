@@ -262,6 +262,7 @@ def test_a_base_model_without_template_gets_a_plain_one_and_hears_of_it(tmp_path
         "Be short.\n\nUser:\nWhat is one?\n\nAssistant:\n«It is 1.</s>»\n\nUser:\nAnd two?\n\nAssistant:\n«It is 2.</s>»"
     )
     assert "the template plain (the tokenizer has no chat template)" in data.describe()["format"]
+    assert "leave out" not in data.describe()["format"]
 
 
 def test_a_format_whose_markers_are_no_tokens_stops_at_their_text(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from litpeft.__main__ import main
 from litpeft.data import Conversations, FineTuneData, Text, TextClassification
+from litpeft.data.told import tell
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 from tests.conftest import write_sentences
@@ -193,7 +194,9 @@ def test_the_first_rows_are_held_out_without_validation_rows(tmp_path: Path, cha
     assert "the first 8 rows" in data.describe()["val_cut_from_train"]
 
 
-def test_bad_long_and_empty_rows_are_counted_as_they_pass(tmp_path: Path, chat_tokenizer: str) -> None:
+def test_bad_long_and_empty_rows_are_counted_as_they_pass(
+    tmp_path: Path, chat_tokenizer: str, capsys: pytest.CaptureFixture
+) -> None:
     rows = [*ROWS[:20], {"prompt": "", "response": "x"}, {"prompt": "one?", "response": ""}, *ROWS[20:]]
     given = {"tokenizer": chat_tokenizer, "train_file": write(tmp_path / "a.jsonl", rows), "max_length": 40}
     given |= {"val_file": write(tmp_path / "val.jsonl", ROWS[:5]), "batch_size": 4}
@@ -209,9 +212,16 @@ def test_bad_long_and_empty_rows_are_counted_as_they_pass(tmp_path: Path, chat_t
     assert found["empty_responses_dropped"] == table["empty_responses_dropped"] == 1
     assert found["truncated_rows"] == facts.truncated["train"] > 0
     assert found.get("dropped_rows", 0) == facts.dropped["train"]
-    told = stream.describe()["first_rows"]
+    described = stream.describe()
+    told = described["first_rows"]
     assert told["rows"] == 10
     assert told["truncated_rows"] > 0
+    tell(described)
+    assert f", {told['truncated_rows']} truncated; all are counted in the record" in capsys.readouterr().err
+    for name in ("truncated_rows", "skipped_rows", "dropped_rows"):
+        told[name] = 0
+    tell(described)
+    assert "counted in the record" not in capsys.readouterr().err
     bad = write(tmp_path / "b.jsonl", [*ROWS, rows[20]])
     for workers in (0, 1):
         stopping = make(

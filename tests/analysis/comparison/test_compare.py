@@ -58,7 +58,8 @@ def test_runs_are_grouped_by_adapter_with_full_first(tmp_path: Path) -> None:
 def test_paths_may_be_runs_or_records_and_one_run_counts_once(tmp_path: Path) -> None:
     run = write_run(tmp_path / "a" / "seed0", checkpoint="checkpoints/last")
     write_run(run / "checkpoints" / "last", seed=9)  # not searched: it is inside a run folder
-    comparison = compare([run, run / "record.json", tmp_path])
+    (tmp_path / "link").symlink_to(run)
+    comparison = compare([run, run / "record.json", tmp_path, run / ".." / "seed0", tmp_path / "link"])
     assert [run.seed for group in comparison.groups for run in group.runs] == [0]
     assert comparison.baseline is None
 

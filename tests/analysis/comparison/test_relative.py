@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,14 @@ def test_only_costs_have_ratios(runs: Path) -> None:
     comparison = compare([runs])
     assert ratios(comparison, figure("val_accuracy")) == {}
     assert ratios(comparison, figure("peak_tensor_bytes"))[1].mean == 0.5
+
+
+def test_ratios_are_of_the_common_seeds(runs: Path) -> None:
+    write_run(runs / "lora" / "9", "lora", 9, train_seconds=1.0)
+    shutil.rmtree(runs / "lora" / "0")
+    found = ratio(*reversed(compare([runs]).groups), figure("train_seconds"))
+    assert found.count == 2
+    assert found.mean == pytest.approx((75 / 120 * 50 / 90) ** 0.5)
 
 
 @pytest.mark.parametrize("unknown", [None, 0.0, -5.0])

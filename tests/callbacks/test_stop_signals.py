@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -29,3 +30,23 @@ def test_signals_are_heard_unless_they_are_ignored(ignored: int) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="workers are forked on POSIX only")
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGINT, 7), (signal.SIGTERM, 128 + signal.SIGTERM), (signal.SIGUSR1, 128 + signal.SIGUSR1)],
+)
+def test_a_worker_survives_ctrl_c_and_ends_with_other_signals(number: int, code: int) -> None:
+    """Ctrl-C reaches all processes of a terminal, and the step in progress still needs its worker."""
+    stop = StopSignals()
+    stop.listen()
+    try:
+        worker = os.fork()
+        if not worker:
+            os.kill(os.getpid(), number)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]) == code
+        assert stop.received is None
+    finally:
+        stop.forget()

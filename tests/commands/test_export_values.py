@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from litpeft.__main__ import main
+from litpeft.commands.export_check import _random_ids
 
 FAST = ["--model.optimizer", "torch.optim.AdamW", "--model.optimizer.lr", "1e-2", "--trainer.max_steps", "4"]
 
@@ -81,3 +83,16 @@ def test_an_exported_model_ends_its_answers_as_in_training(tmp_path: Path, chat:
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
     assert AutoModelForCausalLM.from_pretrained(base).generation_config.eos_token_id == 7
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config.eos_token_id == 0
+
+
+@pytest.mark.parametrize(("pad", "end"), [(0, 2), (3, 3), (None, 1), (2, [4, 5]), (None, None)])
+def test_the_texts_of_a_check_differ_and_end_where_a_text_ends(pad: int | None, end: Any) -> None:
+    config = LlamaConfig(vocab_size=9, pad_token_id=pad, eos_token_id=end)
+    ids = _random_ids(config)
+    assert ids.shape == (4, 16)
+    inside = ids[:, :-1] if isinstance(end, int) else ids
+    special = {token for token in (pad, end) if isinstance(token, int)}
+    assert set(inside.flatten().tolist()) == set(range(9)) - special
+    assert len({tuple(row) for row in ids.tolist()}) == 4
+    if isinstance(end, int):
+        assert ids[:, -1].tolist() == [end] * 4

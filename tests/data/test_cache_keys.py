@@ -114,7 +114,16 @@ def test_the_rows_of_an_encoder_decoder_model_have_a_table_of_their_own(common: 
         data = Conversations(**common | CHAT)
         task = SimpleNamespace(encoder_decoder=encoder, model_name=None)
         data.trainer = SimpleNamespace(lightning_module=task, state=SimpleNamespace(fn=None))
-        columns[encoder] = set(data.table("train")[0].column_names)
+        table = data.table("train")[0]
+        columns[encoder] = set(table.column_names)
+        if encoder:
+            tokenizer = data.tokenizer
+            expected = [
+                [*tokenizer(answer, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+                for answer in table["answer"]
+            ]
+            assert [list(row) for row in table["response"]] == expected
+            assert tokenizer.eos_token_id is not None
     assert "response" in columns[True]
     assert "ids" in columns[False]
 

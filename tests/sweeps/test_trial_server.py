@@ -87,3 +87,12 @@ def test_trials_end_with_their_server_and_later_ones_run_without_it(folder: Path
     assert launch(TRIAL, folder / "alone") == 2
     assert "variable alone" in (folder / "alone").read_text()
     launch.close()
+
+
+def test_no_trial_starts_after_the_sweep_is_stopped(folder: Path) -> None:
+    launch = Local(jobs=1)
+    launch.stop()
+    assert launch(TRIAL, folder / "log") == -signal.SIGTERM
+    assert launch.server is None
+    assert not (folder / "log").exists()
+    launch.close()

@@ -308,3 +308,9 @@ def test_options_that_a_stream_cannot_follow_are_refused(
 ) -> None:
     assert main(["fit", *fit_stream, *more, "--run_dir", str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_stream_trains_for_a_single_step(fit_stream: list[str], tmp_path: Path) -> None:
+    one = ["--trainer.max_steps", "1", "--trainer.val_check_interval", "1", "--run_dir", str(tmp_path / "run")]
+    assert main(["fit", *fit_stream, *one]) == 0
+    assert read_record(tmp_path / "run")["stream"]["rows_trained"] == 8

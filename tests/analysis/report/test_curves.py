@@ -103,7 +103,7 @@ def test_thinning_keeps_the_ends_and_every_spike(count: int) -> None:
     assert {0, count // 3, count - 1} <= set(drawn)
 
 
-@given(st.lists(st.integers(-9, 9), min_size=1, max_size=300), st.integers(4, 60))
+@given(st.lists(st.integers(-9, 9), min_size=40, max_size=90), st.integers(4, 60))
 def test_every_part_of_a_line_is_drawn_with_its_lowest_and_highest_value(values: list[int], most: int) -> None:
     drawn = thinned(values, most)
     assert len(drawn) <= max(most, 2)

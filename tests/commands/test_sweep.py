@@ -268,7 +268,7 @@ def test_trials_run_on_ray_stop_with_the_sweep_and_continue(tmp_path: Path, writ
     assert done.returncode == 0, done.stderr
     assert statuses(tmp_path) == {"lora/seed0": "ok", "dora/seed0": "ok"}
     for name in ("lora", "dora"):
-        assert (root / "logs" / f"{name}-seed0.log").read_text().count("--resume") == 1
+        assert (root / "logs" / f"{name}-seed0.log").read_text().count(" --resume\n") == 1
 
 
 @pytest.mark.slow

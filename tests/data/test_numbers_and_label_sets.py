@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from litpeft.__main__ import main
 from litpeft.data import GLUE, IMDB, TextMultiLabel, TextRegression
 from litpeft.data.glue import TASKS
+from litpeft.data.labels import label_text
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 
@@ -106,6 +108,31 @@ def test_labels_that_cannot_be_used_are_named(value, message: str, tiny_model: s
     with pytest.raises(UserError, match="line 5") as error:
         made(TextMultiLabel, tiny_model, tmp_path, train_file=file, val_file=file, label_names=names)
     assert message in str(error.value)
+
+
+def test_test_rows_have_the_labels_of_the_training_rows(tiny_model: str, tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", *({"text": "good", "labels": labels} for labels in SETS))
+    tested = jsonl(tmp_path / "b.jsonl", {"text": "good", "labels": ["love"]})
+    data = made(TextMultiLabel, tiny_model, tmp_path, train_file=file, val_file=tested, test_file=tested)
+    for split in ("val", "test"):
+        assert np.array(data.table(split)[0]["label"]).tolist() == [[0, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("label", "text"),
+    [
+        (True, "1"),
+        (False, "0"),
+        (1.0, "1"),
+        (2.0**70, str(2**70)),
+        (1.5, "1.5"),
+        (" a ", "a"),
+        ("1.0", "1"),
+        (None, None),
+    ],
+)
+def test_a_label_is_the_text_that_people_mean(label: Any, text: str | None) -> None:
+    assert label_text(label) == text
 
 
 def test_a_new_label_in_the_validation_rows_is_named(tiny_model: str, tmp_path: Path) -> None:

@@ -31,9 +31,13 @@ def load(tmp_path: Path, **options: object) -> Text:
     )
 
 
-def test_each_token_of_a_document_is_predicted_once(tmp_path: Path) -> None:
-    data = load(tmp_path, max_length=16, packing=False)
-    documents = data.tokenizer([text + "</s>" for text in DOCUMENTS])["input_ids"]
+@pytest.mark.parametrize("blocks_of_first", [None, 1, 2])  # of the first document, the last of which is full
+def test_each_token_of_a_document_is_predicted_once(blocks_of_first: int | None, tmp_path: Path) -> None:
+    documents = load(tmp_path, max_length=16).tokenizer([text + "</s>" for text in DOCUMENTS])["input_ids"]
+    predictions = len(documents[0]) - 1
+    assert predictions % 2 == 0
+    max_length = predictions // blocks_of_first + 1 if blocks_of_first else 16
+    data = load(tmp_path, max_length=max_length, packing=False)
     blocks = []
     for batch in data.val_dataloader():
         for ids, labels, mask in zip(batch["input_ids"], batch["labels"], batch["attention_mask"], strict=True):
@@ -41,7 +45,8 @@ def test_each_token_of_a_document_is_predicted_once(tmp_path: Path) -> None:
             blocks.append(ids[mask.bool()].tolist())
     predicted = sorted(token for block in blocks for token in block[1:])
     assert predicted == sorted(token for ids in documents for token in ids[1:])
-    assert max(map(len, blocks)) == 16
+    assert max(map(len, blocks)) == max_length
+    assert min(map(len, blocks)) > 1  # a single token predicts nothing
     assert data.describe()["tables"]["val"]["documents"] == 3
 
 

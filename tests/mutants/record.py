@@ -23,7 +23,7 @@ RECORDED = ROOT / ".mutants"
 FAST = "not slow and not whole and not gpu"
 FOLDERS = (
     *("data", "adapters", "ops", "optim", "analysis", "runs", "profiling", "tasks", "benchmarks", "callbacks"),
-    *("sweeps", "training", "commands"),
+    *("sweeps", "training", "commands", "api", "cli"),
 )
 
 

@@ -15,7 +15,7 @@ class BadRows:
         may_skip: whether the option applies: each row to predict needs its prediction.
     """
 
-    def __init__(self, skip: bool, may_skip: bool) -> None:
+    def __init__(self, skip: bool, may_skip: bool = True) -> None:
         self.skip, self.may_skip = skip, may_skip
         self.reasons: dict[str, str] = {}  # place of a row, such as `train.csv line 7` -> what is wrong with it
 

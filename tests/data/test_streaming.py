@@ -152,8 +152,8 @@ def test_two_processes_share_the_batches_of_one(tmp_path: Path, chat_tokenizer: 
 
     given = options(Conversations, tmp_path, chat_tokenizer, tiny_model) | {"streaming": True}
     data = make(Conversations, **given)
-    one = itertools.islice(StreamLoader(Blocks(data, 20), 4, 9, seed=0), 9)
-    ranks = [itertools.islice(StreamLoader(Blocks(data, 20), 2, 9, 0, rank, 2), 9) for rank in (0, 1)]
+    one = itertools.islice(StreamLoader(Blocks(data, 20), 6, 9, seed=0), 9)
+    ranks = [itertools.islice(StreamLoader(Blocks(data, 20), 3, 9, 0, rank, 2), 9) for rank in (0, 1)]
     for whole, *parts in zip(one, *ranks, strict=True):
         assert sorted(tokens_of([whole])) == sorted(tokens_of(parts))
 

@@ -189,3 +189,26 @@ def test_tracking_does_not_change_the_weights() -> None:
 def test_the_peak_without_any_tensor_is_zero() -> None:
     peak = MemoryTracker(torch.device("cpu")).peak()
     assert (peak.bytes, set(peak.split.values())) == (0, {0})
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_an_emptied_block_counts_until_it_is_emptied_and_again_when_it_is_filled(before: int) -> None:
+    """FSDP2 empties gathered blocks and fills them again; the tensors stay."""
+    block = torch.zeros(ADDED, dtype=torch.uint8)
+    tracker = MemoryTracker(torch.device("cpu"))
+    with tracker:
+        for _ in range(before):
+            torch.zeros(1)
+        block.add_(1)
+        tracker.label([block], "communication")
+        first = tracker.operations
+        block.untyped_storage().resize_(0)
+        other = torch.zeros(ADDED, dtype=torch.uint8)
+        alone = tracker.peak(first + 1, tracker.operations)
+        block.untyped_storage().resize_(ADDED)
+        both = tracker.peak(tracker.operations, tracker.operations)
+    assert other.nbytes == ADDED
+    assert alone.bytes == pytest.approx(ADDED, rel=0.01)
+    assert alone.split["communication"] == 0
+    assert both.bytes == pytest.approx(2 * ADDED, rel=0.01)
+    assert both.split["communication"] == ADDED

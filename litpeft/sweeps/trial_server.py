@@ -97,7 +97,8 @@ class ForkedTrial:
                 return self._code()
             except KeyboardInterrupt:  # Ray cancels its task
                 self.terminate()
-                self._code()
+                with contextlib.suppress(ConnectionError):  # its server has ended, and the trial never started
+                    self._code()
                 raise
 
     def _code(self) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from litpeft.sweeps.launchers import Local
-from litpeft.sweeps.trial_server import TrialServer
+from litpeft.sweeps.trial_server import ForkedTrial, TrialServer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="trials are forked on Linux only")
 WAITS = """
@@ -96,3 +98,19 @@ def test_no_trial_starts_after_the_sweep_is_stopped(folder: Path) -> None:
     assert launch.server is None
     assert not (folder / "log").exists()
     launch.close()
+
+
+def test_an_interrupt_while_a_trial_waits_for_a_server_that_ends_is_an_interrupt() -> None:
+    """Ray then cancels the task, where a lost server would have the worker run the trial itself."""
+    ours, theirs = socket.socketpair()
+
+    def end_without_a_start() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert theirs.recv(1) == b""  # asked to stop
+        theirs.close()
+
+    server = threading.Timer(0.2, end_without_a_start)
+    server.start()
+    with pytest.raises(KeyboardInterrupt):
+        ForkedTrial(ours).wait()
+    server.join()

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
+from litpeft.analysis.comparison.options import short_key
 from litpeft.analysis.comparison.sweep_folder import FILE, Tuned
 from litpeft.errors import UserError
 from litpeft.runs.atomic_write import write_atomically
@@ -188,9 +189,8 @@ def _check_unchanged(root: Path, trial: Trial, seeds: Sequence[int], config: dic
         before = {key: value for key, value in (record["config"] or {}).items() if key != "seed_everything"}
         now = {key: value for key, value in config.items() if key != "seed_everything"}
         for name, (old, new) in changed_options(before, now).items() if before and before != now else ():
-            option = name.replace(".init_args", "")
             raise UserError(
-                f"{root}: trial {trial.shown(trial.label)} was started with {option} {old}, which is now {new}; "
+                f"{root}: trial {trial.shown(trial.label)} was started with {short_key(name)} {old}, which is now {new}; "
                 "give another --dir, or restore the experiment file."
             )
 

@@ -56,13 +56,13 @@ def answer(comparison: Comparison) -> Answer:
     qualities = [figure for figure in rest if figure.kind in ("quality", "benchmark")]
     costs = [figure for figure in rest if figure.kind in ("memory", "speed")][:COSTS]
     sentences = ["there is no clear answer: the groups differ in more than the axes."] if comparison.confounded else []
-    sentences += _alarms(base, others, main, qualities)
+    undecided = [group for group in others if _verdict(group, main) in UNDECIDED]
+    sentences += _alarms(base, undecided, main, qualities)
     sentences += [
         text
         for verdict in ("better", "worse", "equivalent")
         if (text := _decided(base, [g for g in others if _verdict(g, main) == verdict], main, verdict))
     ]
-    undecided = [g for g in others if _verdict(g, main) in UNDECIDED]
     sentences += [*_undecided(base, undecided, main), *_elsewhere(base, undecided, qualities, "better")]
     falling, runs = map(sum, zip(*still_falling(comparison.groups).values(), strict=True))
     if undecided and 2 * falling > runs:
@@ -83,13 +83,12 @@ def _verdict(group: Group, figure: Figure) -> str | None:
     return found.verdict if found else None
 
 
-def _alarms(base: Group, others: Sequence[Group], main: Figure, qualities: Sequence[Figure]) -> list[str]:
-    """Say what is known to be worse or better where the main figure is undecided over seeds."""
-    open_groups = [group for group in others if _verdict(group, main) in UNDECIDED]
-    sentences = _elsewhere(base, open_groups, qualities, "worse")
+def _alarms(base: Group, undecided: Sequence[Group], main: Figure, qualities: Sequence[Figure]) -> list[str]:
+    """Say what is known to be worse or better of groups that are undecided over seeds in the main figure."""
+    sentences = _elsewhere(base, undecided, qualities, "worse")
     parts = []
     for verdict in ("worse", "better"):
-        named = [g for g in open_groups if (d := g.over_examples.get(main.name)) and d.verdict == verdict]
+        named = [g for g in undecided if (d := g.over_examples.get(main.name)) and d.verdict == verdict]
         if named:
             parts.append(f"{_amounts(named, main)} {'is' if len(named) == 1 else 'are'} {verdict}")
     if parts:

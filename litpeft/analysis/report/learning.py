@@ -144,7 +144,7 @@ def _caption(kind: Kind, lines: Sequence[Line], most: int) -> str:
         )
     if longest == 1 and kind.tag.startswith("val_"):
         sentences.append("Each run was validated once, at its end.")
-    elif longest == 1:
+    elif longest == 1 and kind in KINDS:
         sentences.append("Each run has one point: points come every trainer.log_every_n_steps.")
     if longest > most:
         sentences.append(

@@ -190,8 +190,8 @@ def _check_unchanged(root: Path, trial: Trial, seeds: Sequence[int], config: dic
         now = {key: value for key, value in config.items() if key != "seed_everything"}
         for name, (old, new) in changed_options(before, now).items() if before and before != now else ():
             raise UserError(
-                f"{root}: trial {trial.shown(trial.label)} was started with {short_key(name)} {old}, which is now {new}; "
-                "give another --dir, or restore the experiment file."
+                f"{root}: trial {trial.shown(trial.label)} was started with {short_key(name)} {old}, which is "
+                f"now {new}; give another --dir, or restore the experiment file."
             )
 
 

@@ -13,22 +13,38 @@ and layout. `tests/profiling/test_launches.py` counts the launches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.adapters.gain import times_backward, times_plus
+from litpeft.ops import native_linear
 from litpeft.ops.dropout import functional_mask, keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 
 WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
 Product = Callable[[Tensor, "Tensor | None"], Tensor]
 ToMatrix = Callable[..., Tensor]  # (*stored tensors, dtype=...) -> W (out, in): casts, transposes or dequantises
+
+
+@dataclass(frozen=True)
+class Native:
+    """A function `to_matrix` with whose W products are computed in C where that is possible (`ops.native_linear`)."""
+
+    to_matrix: ToMatrix
+
+    def __call__(self, *stored: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.to_matrix(*stored, dtype=dtype)
+
+
+def with_native_products(layer: nn.Module, to_matrix: ToMatrix) -> ToMatrix:
+    """Return what a call of this layer uses as `to_matrix`; int8 weights have products of their own."""
+    return Native(to_matrix) if layer.native and layer.training and not hasattr(to_matrix, "product") else to_matrix
 
 
 @dataclass(eq=False)
@@ -172,7 +188,7 @@ class _AdaptedLinear(torch.autograd.Function):
         if need_B:
             dB = gradient_of_B(dy, low, B.dtype)
         if need_x:
-            dx = dy @ to_matrix(*stored, dtype=dy.dtype)
+            dx = frozen_gradient(dy, stored, to_matrix)
             if mask is None:
                 dx.addmm_(dlow, a)
             else:
@@ -192,7 +208,19 @@ def frozen_product(
         return to_matrix.product(rows, *stored, bias)
     if weight is None:
         weight = to_matrix(*stored, dtype=rows.dtype)
-    return F.linear(rows, weight, bias) if isinstance(weight, Tensor) else weight(rows, bias)
+    if not isinstance(weight, Tensor):
+        return weight(rows, bias)
+    return (native_linear.linear if isinstance(to_matrix, Native) else F.linear)(rows, weight, bias)
+
+
+def frozen_gradient(
+    dy: Tensor, stored: Sequence[Tensor], to_matrix: ToMatrix, onto: Tensor | None = None
+) -> Tensor:
+    """Return dy W (N, in), or add it to a tensor in place."""
+    weight = to_matrix(*stored, dtype=dy.dtype)
+    if isinstance(to_matrix, Native):
+        return native_linear.input_gradient(dy, weight, onto)
+    return dy @ weight if onto is None else onto.addmm_(dy, weight)
 
 
 def scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
@@ -252,6 +280,6 @@ class _FrozenLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         stored = ctx.saved_tensors
-        dx = grad @ ctx.to_matrix(*stored, dtype=grad.dtype) if ctx.needs_input_grad[0] else None
+        dx = frozen_gradient(grad, stored, ctx.to_matrix) if ctx.needs_input_grad[0] else None
         dbias = grad.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[1] else None
         return (dx, dbias, None, *[None] * len(stored))

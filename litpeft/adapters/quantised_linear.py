@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Product, ToMatrix, frozen_linear
+from litpeft.adapters.functional import Product, ToMatrix, frozen_linear, with_native_products
 from litpeft.ops.autocast import as_autocast, without_autocast
 
 
@@ -27,6 +27,7 @@ class QuantisedLinear(nn.Linear):
     dtype: torch.dtype
     compute_dtype: torch.dtype | None = None
     transposed = False
+    native = False  # whether products may be computed in C
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would create a weight
@@ -75,7 +76,8 @@ class QuantisedLinear(nn.Linear):
             wide = x.to(self.compute_dtype or x.dtype)
             if product := self.fused_product(wide):
                 return product(wide, self.bias).to(x.dtype)
-            return frozen_linear(wide, self.stored, self.to_matrix, self.bias).to(x.dtype)
+            to_matrix = with_native_products(self, self.to_matrix)
+            return frozen_linear(wide, self.stored, to_matrix, self.bias).to(x.dtype)
 
     def fused_product(self, x: Tensor) -> Product | None:
         """Return a function of x and b that computes x Wᵀ + b from the stored form of W, where one pays; else None."""

@@ -19,6 +19,7 @@ from litpeft.adapters.functional import (
     Product,
     ToMatrix,
     for_product,
+    frozen_gradient,
     frozen_product,
     gradient_of_B,
     matrix_product,
@@ -118,8 +119,7 @@ class _AdaptedLinears(torch.autograd.Function):
                     grads[first + 2] = gradient_of_B(dy, low, B.dtype)
                 layers.append((first + 1, b, dy))
                 if need_x:
-                    w = to_matrix(*stored, dtype=dy.dtype)
-                    dx = dy @ w if dx is None else dx.addmm_(dy, w)
+                    dx = frozen_gradient(dy, stored, to_matrix, dx)
             first += count
         if not layers:
             return (None,) * (4 + len(tensors))

@@ -25,6 +25,7 @@ from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 from litpeft.ops.packed_attention import is_document_mask, packed_attention
+from litpeft.ops.short_attention import can_compute, short_attention
 
 NAME = "litpeft"
 LONGEST = 512  # tokens; for longer sequences torch's kernel is as fast and needs less memory
@@ -89,6 +90,8 @@ def attention(
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     seed = new_seed() if dropout else 0
     with without_autocast(query):
+        if getattr(module, "native", False) and can_compute(query, key, value, attention_mask):
+            return short_attention(query, key, value, attention_mask, scaling, dropout, seed), None
         return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed), None
 
 

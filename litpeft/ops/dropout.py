@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from litpeft.ops.native_dropout import can_compute, native_dropout
+
 
 def new_seed() -> int:
     """Draw a seed from torch's global CPU generator, whose state is in checkpoints."""
@@ -53,11 +55,15 @@ def _generator(device: torch.device) -> torch.Generator:
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout with masks of `keep_mask`: other random numbers than torch's, the same distribution."""
+    """nn.Dropout with masks that are drawn from a seed: other random numbers than torch's, the same distribution."""
+
+    native = False  # whether to use the C function
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not 0 < self.p < 1 or torch.compiler.is_compiling():
             return super().forward(x)
+        if self.native and can_compute(x):
+            return native_dropout(x, self.p, new_seed())
         return _Dropout.apply(x, self.p, new_seed())
 
 

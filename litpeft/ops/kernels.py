@@ -1,5 +1,8 @@
-"""Liger's fused kernels for GPUs: norms, rotary embeddings, SwiGLU and GeGLU (extra `gpu`; Hsu et al. 2024,
-https://arxiv.org/abs/2410.10989). Liger's losses stay off: `litpeft.ops.head_loss` keeps the logits out of memory.
+"""Which fused kernels a model uses.
+
+    liger   for GPUs (extra `gpu`; Hsu et al. 2024, https://arxiv.org/abs/2410.10989): norms, rotary embeddings, SwiGLU
+            and GeGLU. Its losses stay off: `litpeft.ops.head_loss` keeps the logits out of memory.
+    native  for CPUs and bf16: C functions for attention of short rows, dropout, norms and SwiGLU, if there is a compiler.
 """
 
 from __future__ import annotations
@@ -15,38 +18,66 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from litpeft.errors import UserError
+from litpeft.ops.native import CompilerError
+from litpeft.ops.native_kernels import use_native_kernels
 
-Kernels = Literal["auto", "liger", "none"]
+Kernels = Literal["auto", "liger", "native", "none"]
 LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
 _replaced: list[tuple[ModuleType, str, Any]] = []  # functions of transformers that Liger has replaced for all models
 
 
-def use_kernels(model: nn.Module, choice: Kernels, device: torch.device, compiled: bool = False) -> str:
-    """Apply Liger's kernels to a model, if they are chosen, and return which, for the run record.
+def use_kernels(
+    model: nn.Module, choice: Kernels, device: torch.device, dtype: torch.dtype, compiled: bool = False
+) -> str:
+    """Apply fused kernels to a model, if they are chosen, and return which, for the run record.
 
     Liger replaces the forward of norms and MLPs in this model. Functions that it replaces in transformers' modules, for
     all models of an architecture, are put back when the next model is built.
 
     Args:
-        model: the model, with its adapter.
-        choice: `liger`, `none`, or `auto` for Liger where it is installed, knows the architecture and runs on the GPU.
+        model: the model, with its adapter; with meta tensors only for an estimate on a CPU.
+        choice: `liger`, `native`, `none`, or `auto`: on a GPU Liger, where it is installed, knows the architecture and
+            runs; on a CPU in bf16 `native`, where a C compiler is found.
         device: the device that the model will be trained on.
+        dtype: the compute dtype.
         compiled: whether blocks are compiled, which fuses the same operations.
 
     Returns:
-        `none`, or such as `liger 0.8.5: rms_norm, rope, swiglu`.
+        `none`, or such as `liger 0.8.5: rms_norm, rope, swiglu` or `native: attention, dropout`.
 
     Raises:
-        UserError: `liger` is asked for and cannot be used.
+        UserError: `liger` or `native` is asked for and cannot be used.
     """
     while _replaced:
         setattr(*_replaced.pop())
-    if choice == "none" or (choice == "auto" and (device.type != "cuda" or compiled)):
+    if choice == "none" or (choice == "auto" and compiled):
         return "none"
-    if device.type != "cuda":
-        raise UserError(f"model.kernels liger runs on GPUs, and this run is on {device.type}; give auto or none.")
     if compiled:
-        raise UserError("model.kernels liger and model.compile_blocks fuse the same operations; give one of them.")
+        raise UserError(f"model.kernels {choice} and model.compile_blocks fuse the same operations; give one of them.")
+    if choice == "native" or (choice == "auto" and device.type == "cpu"):
+        return _native(model, choice, device, dtype)
+    return _liger(model, choice, device)
+
+
+def _native(model: nn.Module, choice: Kernels, device: torch.device, dtype: torch.dtype) -> str:
+    if device.type != "cpu" or dtype != torch.bfloat16:
+        if choice == "auto":
+            return "none"
+        reason = f"on {device.type}" if device.type != "cpu" else f"in {str(dtype).removeprefix('torch.')}"
+        raise UserError(f"model.kernels native runs on CPUs in bf16, and this run is {reason}; give auto or none.")
+    try:
+        return f"native: {', '.join(use_native_kernels(model))}"
+    except CompilerError as error:
+        if choice == "auto":
+            return "none"
+        raise UserError(f"model.kernels native: {error}; install a C compiler such as gcc, or give auto.") from error
+
+
+def _liger(model: nn.Module, choice: Kernels, device: torch.device) -> str:
+    if device.type != "cuda":
+        if choice == "auto":
+            return "none"
+        raise UserError(f"model.kernels liger runs on GPUs, and this run is on {device.type}; give auto or none.")
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN as functions
     except Exception as error:  # Triton raises many kinds of errors where it cannot run

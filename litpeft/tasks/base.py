@@ -161,7 +161,8 @@ class FineTuner(DataOfTask, L.LightningModule):
         if device.type == "cpu":
             use_lean_attention(model)
             use_lean_dropout(model)
-        self.kernels_used = use_kernels(model, self.kernels if weights else "none", device, self.compile_blocks)
+        kernels = self.kernels if weights or device.type == "cpu" else "none"  # Liger does not run on meta tensors
+        self.kernels_used = use_kernels(model, kernels, device, self.compute_dtype, self.compile_blocks)
         self.head, self.new_tensors = list(head), new
         self.fingerprint = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)

@@ -7,7 +7,10 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from litpeft.ops import native_linear
 
 MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 THIN = 16  # a product with a side up to this width belongs to an adapter or a classifier
@@ -20,11 +23,27 @@ class Products(TorchDispatchMode):
         super().__init__()
         self.counts: Counter[tuple[Any, ...]] = Counter()
 
+    def __enter__(self) -> Products:
+        self.in_c = native_linear._product  # products in C are not operations of torch
+
+        def counted(x: Tensor, weight: Tensor, transposed: bool, *others: Any) -> None:
+            self.count(x, weight.T if transposed else weight)
+            self.in_c(x, weight, transposed, *others)
+
+        native_linear._product = counted
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        native_linear._product = self.in_c
+        super().__exit__(*error)
+
+    def count(self, a: Tensor, b: Tensor) -> None:
+        if min(*a.shape, *b.shape) > THIN:
+            self.counts[a.shape, a.stride(), b.shape, b.stride(), a.dtype, a.device] += 1
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (MM, ADDMM):
-            a, b = args[-2:]
-            if min(*a.shape, *b.shape) > THIN:
-                self.counts[a.shape, a.stride(), b.shape, b.stride(), a.dtype, a.device] += 1
+            self.count(*args[-2:])
         return func(*args, **(kwargs or {}))
 
     def seconds(self) -> float:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.pytorch_utils import Conv1D
 
-from litpeft.adapters.functional import Product, ToMatrix, adapted_linear
+from litpeft.adapters.functional import Product, ToMatrix, adapted_linear, with_native_products
 from litpeft.adapters.layers.base import AdaptedLayer, optimizer_steps
 from litpeft.adapters.layers.shared_input import SharedInput
 from litpeft.adapters.quantised_linear import QuantisedLinear
@@ -23,6 +23,7 @@ class AdaptedLinear(AdaptedLayer):
     prepares = True
     output_is_changed = False  # whether the model changes the output in place
     compute_dtype: torch.dtype | None = None  # dtype of the product; None for the dtype of the input
+    native = False  # whether products may be computed in C
     shared_input: SharedInput | None = None  # layers that are called with the same tensor
 
     def take_over(self, base: nn.Linear) -> None:
@@ -70,7 +71,7 @@ class AdaptedLinear(AdaptedLayer):
         if weight is None:
             weight = self.fused_product(x)
         parts = self.lora_A, self.lora_B, self.magnitude, gain, weight, prepared
-        return LinearCall(self.stored, self.to_matrix, self.bias, *parts)
+        return LinearCall(self.stored, with_native_products(self, self.to_matrix), self.bias, *parts)
 
     def own_output(self, out: Tensor) -> Tensor:
         """Return the output, copied where the model changes it in place and backward needs it."""

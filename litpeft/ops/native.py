@@ -1,0 +1,131 @@
+"""C functions for training steps in bf16 on a CPU (`cpu_kernels.c`), compiled on first use by the machine's C compiler.
+
+The compiled file is kept in litpeft's cache folder. Without a C compiler everything runs on torch alone. Threads are
+those of torch, if torch brings GCC's OpenMP library and the compiler is GCC; otherwise the functions use one thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from litpeft.hub.cache_dir import default_cache_dir
+
+SOURCE = Path(__file__).with_name("cpu_kernels.c")
+# products may be fused with sums; nothing else that changes results is allowed
+FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+LANES = 16  # widths that the functions take are multiples of this
+
+
+class CompilerError(RuntimeError):
+    """The C functions cannot be compiled or loaded here; the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return the compiled functions.
+
+    Raises:
+        CompilerError: there is no C compiler, or it fails.
+    """
+    compiler = _compiler()
+    version = _run([compiler, "--version"])
+    flags = [*FLAGS, *_machine_flags(compiler)]
+    openmp = None if "clang" in version else _openmp()
+    parts = SOURCE.read_text(), version, flags, str(openmp), _processor()
+    folder = default_cache_dir() / "kernels"
+    compiled = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
+    try:
+        if not compiled.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                made = Path(scratch) / "kernels.so"
+                threads = [] if openmp is None else ["-fopenmp"]
+                _run([compiler, *flags, *threads, "-c", str(SOURCE), "-o", f"{scratch}/kernels.o"])
+                # torch's own OpenMP library: a second one would start threads of its own
+                libraries = ["-lm"] if openmp is None else ["-lm", str(openmp)]
+                _run([compiler, "-shared", f"{scratch}/kernels.o", *libraries, "-o", str(made)])
+                os.replace(made, compiled)  # another process may be reading it
+        return ctypes.CDLL(str(compiled))
+    except OSError as error:
+        raise CompilerError(f"the compiled functions cannot be stored in {folder} or loaded ({error})") from error
+
+
+def available() -> bool:
+    """Return whether the functions can be compiled and loaded."""
+    try:
+        library()
+    except CompilerError:
+        return False
+    return True
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Call a function with tensors (None for a null pointer), int64, float and structures.
+
+    With fake and meta tensors, as in memory estimates, nothing is called.
+    """
+    if any(isinstance(a, Tensor) and (a.is_meta or isinstance(a, FakeTensor)) for a in arguments):
+        return
+    getattr(library(), name)(*map(_pointer_or_number, arguments))
+
+
+def _pointer_or_number(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, ctypes.Structure):
+        return ctypes.byref(argument)
+    if argument is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+
+
+def _compiler() -> str:
+    named = os.environ.get("CC")
+    for name in [named] if named else ["gcc", "cc", "clang"]:
+        if found := shutil.which(name):
+            return found
+    raise CompilerError(f"there is no C compiler {named or '(gcc, cc or clang)'} on the PATH")
+
+
+def _machine_flags(compiler: str) -> list[str]:
+    """Return the flags that let the compiler use all instructions of this processor."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ["-mcpu=native"]
+    wide = ["-mprefer-vector-width=512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
+    return ["-march=native", *wide]
+
+
+def _openmp() -> Path | None:
+    """Return GCC's OpenMP library that torch has loaded; None if it uses another one."""
+    maps = Path("/proc/self/maps")
+    loaded = maps.read_text().split() if maps.exists() else []
+    return next((Path(part) for part in loaded if "libgomp" in os.path.basename(part)), None)
+
+
+def _processor() -> str:
+    """Return what distinguishes this processor from others that share the cache folder."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = {line for line in lines if line.startswith(("flags", "Features", "model name", "CPU part"))}
+    return repr(sorted(found)) + platform.processor()
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
+        raise CompilerError(f"{' '.join(command[:2])} ... failed ({first})")
+    return done.stdout

@@ -1,0 +1,62 @@
+"""Dropout in bf16 on a CPU in one pass, in C; backward draws the mask again, so none is saved."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from litpeft.ops import native
+
+
+class NativeDropout(ctypes.Structure):
+    """What the C functions need to draw a dropout mask, which depends on a number's position and on this alone."""
+
+    _fields_ = [(name, ctypes.c_uint32) for name in ("share", "first_key", "second_key")] + [("factor", ctypes.c_float)]
+
+    @classmethod
+    def of(cls, probability: float, seed: int) -> NativeDropout:
+        """Return the mask of a seed (0 to 2^64 - 1); probability 0 draws nothing."""
+        share, keys = min(round(probability * 2**32), 2**32 - 1), _mixed(seed)
+        return cls(share, keys & 0xFFFFFFFF, keys >> 32, 1 / (1 - probability))
+
+
+def _mixed(seed: int) -> int:
+    """Return 64 bits that have nothing in common for seeds that differ in one bit (SplitMix64, Steele et al. 2014)."""
+    whole = (1 << 64) - 1
+    bits = seed + 0x9E3779B97F4A7C15 & whole
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9 & whole
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EB & whole
+    return bits ^ bits >> 31
+
+
+def can_compute(x: Tensor) -> bool:
+    """Return whether `native_dropout` takes this tensor."""
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() % native.LANES == 0
+
+
+def native_dropout(x: Tensor, probability: float, seed: int) -> Tensor:
+    """Return x / (1 - p) where it is kept, else 0; the mask depends on shape and seed only."""
+    return _NativeDropout.apply(x, NativeDropout.of(probability, seed))
+
+
+class _NativeDropout(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: NativeDropout) -> Tensor:
+        ctx.mask = mask
+        return _masked(x, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _masked(grad, ctx.mask), None
+
+
+def _masked(x: Tensor, mask: NativeDropout) -> Tensor:
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    native.call("dropout", x, out, x.numel(), mask)
+    return out

@@ -1,0 +1,103 @@
+"""Products with frozen matrices in bf16 on a CPU with AMX, in C.
+
+torch's library for these products, oneDNN, makes new code for each number of rows, in 2 to 5 ms for one shape of a
+matrix: batches of texts have ever new numbers of rows, so that a short run waits for it in every step. The C function
+runs the same code for all numbers of rows, at the same speed.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from litpeft.ops import native
+from litpeft.ops.overridable import overridable
+
+PACKED = 1 << 19  # numbers of the matrix that are held in another layout at a time; as in the C file
+DEEP = 32  # the sides of the matrix are multiples of this
+
+
+@cache
+def has_tiles() -> bool:
+    """Return whether processor, system and compiler support AMX tiles."""
+    supported = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
+    return bool(supported) and hasattr(native.library(), "product_with_frozen")
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute x Wᵀ + b, as F.linear does; x (N, in), W (out, in), b (out)."""
+    if not _can_compute(x, weight) or (bias is not None and bias.dtype != x.dtype):
+        return F.linear(x, weight, bias)
+    out = x.new_empty(len(x), len(weight))
+    _product(x, weight, True, bias, False, out)
+    return out
+
+
+def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Compute dy W, or add it to a tensor in place; dy (N, out), W (out, in)."""
+    if not _can_compute(dy, weight):
+        return dy @ weight if onto is None else onto.addmm_(dy, weight)
+    dx = dy.new_empty(len(dy), weight.shape[1]) if onto is None else onto
+    _product(dy, weight, False, None, onto is not None, dx)
+    return dx
+
+
+def _can_compute(x: Tensor, weight: Tensor) -> bool:
+    half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
+    whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous()
+    return half and whole and len(x) > 0 and x.stride(1) == 1 and has_tiles()
+
+
+def _product(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None, add: bool, out: Tensor) -> None:
+    depth, width = x.shape[1], out.shape[1]
+    scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth))
+    sizes = len(x), width, depth
+    native.call(
+        "product_with_frozen", x, x.stride(0), weight, int(transposed), bias, int(add), out, *sizes, scratch
+    )
+
+
+@overridable
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute a linear layer without gradients for weight and bias; x (..., in)."""
+    out = _FrozenLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return out.view(*x.shape[:-1], out.shape[-1])
+
+
+class _FrozenLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return input_gradient(dy, weight), None, None
+
+
+class NativeLinear(nn.Linear):
+    """nn.Linear whose training passes in bf16 use `frozen_linear` while its weights are frozen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        frozen = not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
+        half = x.dtype == self.weight.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
+        if self.training and frozen and half and x.device.type == "cpu" and not torch.compiler.is_compiling():
+            return frozen_linear(x, self.weight, self.bias)
+        return super().forward(x)
+
+
+def use_native_linear(model: nn.Module) -> bool:
+    """Let the frozen linear layers of a model use `frozen_linear`; return whether the processor has tiles for it."""
+    if not has_tiles():
+        return False
+    for module in model.modules():
+        if type(module) is nn.Linear and not module.weight.requires_grad:
+            module.__class__ = NativeLinear
+    return True

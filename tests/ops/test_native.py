@@ -1,0 +1,387 @@
+"""The C functions for CPUs: each against float64, their dropout masks against numpy, and which modules use them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig, BertModel, GemmaConfig, GemmaForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
+
+from litpeft.adapters import DoRA, LoRA
+from litpeft.errors import UserError
+from litpeft.ops import native, native_linear, short_attention
+from litpeft.ops.attention import attention, use_lean_attention
+from litpeft.ops.dropout import use_lean_dropout
+from litpeft.ops.kernels import use_kernels
+from litpeft.ops.native_dropout import NativeDropout, native_dropout
+from litpeft.ops.native_norms import norm, use_native_norms
+from litpeft.ops.native_swiglu import swiglu, use_native_swiglu
+
+CPU, HALF = torch.device("cpu"), torch.bfloat16
+needs_compiler = pytest.mark.skipif(not native.available(), reason="there is no C compiler")
+needs_tiles = pytest.mark.skipif(
+    not (native.available() and native_linear.has_tiles()), reason="there is no C compiler, or no AMX"
+)
+BERT = BertConfig(vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4)
+LLAMA: dict[str, Any] = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(HALF)
+
+
+def rounding(expected: Tensor, factor: float = 1.0) -> dict[str, float]:
+    """Return the tolerances of a result that is rounded to bf16 once."""
+    return {"rtol": factor * 2**-8, "atol": factor * 2**-9 * float(expected.abs().max())}
+
+
+def kept(count: int, probability: float, seed: int) -> np.ndarray:
+    """Return which of `count` numbers stay: the hash of their positions, in numpy."""
+    with np.errstate(over="ignore"):
+        keys = np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
+    keys = int(keys ^ (keys >> np.uint64(31)))
+    x, second = np.arange(count, dtype=np.uint32) ^ np.uint32(keys % 2**32), np.uint32(keys >> 32)
+    for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97)):
+        x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    x = (x ^ (x >> np.uint32(15))) + second
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    return (x ^ (x >> np.uint32(13))) >= np.uint32(round(probability * 2**32))
+
+
+@needs_compiler
+@pytest.mark.parametrize("mask_kind", [None, "padding", "each head"])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("heads,groups,queries,keys,width", [(4, 4, 27, 27, 32), (6, 2, 5, 16, 64), (3, 1, 33, 48, 16)])
+def test_short_attention_is_the_formula(
+    heads: int, groups: int, queries: int, keys: int, width: int, dropout: float, mask_kind: str | None
+) -> None:
+    batch, seed, scaling = 3, 987654321987654321, 0.2
+    q, k, v = (random(batch, t, h * width, seed=i).view(batch, t, h, width) for i, (t, h) in enumerate(
+        ((queries, heads), (keys, groups), (keys, groups))
+    ))
+    halves = [t.transpose(1, 2).detach().requires_grad_() for t in (q, k, v)]
+    wide = [t.detach().double().requires_grad_() for t in halves]
+    mask = None
+    if mask_kind is not None:
+        shape = (batch, 1, 1, keys) if mask_kind == "padding" else (batch, heads, queries, keys)
+        mask = torch.where(torch.rand(shape, generator=torch.Generator().manual_seed(5)) < 0.3, -1e30, 0.5).float()
+        mask[..., 0] = 0
+    assert short_attention.can_compute(*halves, mask)
+    found = short_attention.short_attention(*halves, mask, scaling, dropout, seed)
+    keys_of, values_of = (t.repeat_interleave(heads // groups, 1) for t in wide[1:])
+    p = torch.softmax(wide[0] @ keys_of.mT * scaling + (0 if mask is None else mask), -1)
+    padded = -(-keys // 16) * 16
+    drawn = kept(batch * heads * queries * padded, dropout, seed).reshape(batch, heads, queries, padded)[..., :keys]
+    expected = ((p * torch.from_numpy(drawn) / (1 - dropout)) @ values_of).transpose(1, 2)
+    torch.testing.assert_close(found.double(), expected, **rounding(expected))
+    grad = random(*found.shape, seed=9)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for half, exact in zip(halves, wide, strict=True):
+        torch.testing.assert_close(half.grad.double(), exact.grad, **rounding(exact.grad))
+
+
+@needs_compiler
+def test_a_fully_masked_row_is_uniform_and_nan_stays_nan() -> None:
+    q, k, v = (random(1, 2, 5, 16, seed=i) for i in range(3))
+    mask = torch.zeros(1, 1, 5, 5)
+    mask[0, 0, 3] = torch.finfo(torch.float32).min / 2
+    out = short_attention.short_attention(q, k, v, mask, 1.0, 0.0, 0)
+    torch.testing.assert_close(out[0, 3].float(), v[0].float().mean(1), rtol=0.01, atol=0.01)
+    q[0, 1, 2, 0] = float("nan")
+    out = short_attention.short_attention(q, k, v, None, 1.0, 0.0, 0)
+    assert out[0, 2, 1].isnan().all()
+    assert not out[0, [0, 1, 3, 4]].isnan().any()
+    assert native_dropout(torch.full((16,), float("nan"), dtype=HALF), 1e-9, 1).isnan().all()
+
+
+@needs_compiler
+def test_longer_rows_and_other_shapes_are_left_to_torch() -> None:
+    fits = random(1, 2, 128, 32)
+    assert short_attention.can_compute(fits, fits, fits, None)
+    for q, k, v in (
+        (random(1, 2, 129, 32), fits, fits),
+        (fits, random(1, 2, 129, 32), random(1, 2, 129, 32)),
+        (random(1, 2, 8, 24),) * 3,
+        (random(1, 2, 8, 144),) * 3,
+        (random(1, 2, 8, 32), random(1, 2, 8, 32), random(1, 2, 8, 16)),
+        (fits.float(),) * 3,
+        (random(1, 2, 32, 32).mT,) * 3,
+    ):
+        assert not short_attention.can_compute(q, k, v, None)
+    assert not short_attention.can_compute(fits, fits, fits, torch.zeros(1, dtype=HALF))
+
+
+@needs_compiler
+def test_attention_uses_c_only_in_models_that_ask_for_it() -> None:
+    module = nn.Module().train()
+    q = random(2, 2, 8, 16).requires_grad_()
+    for is_native in (False, True):
+        module.native = is_native
+        out, _ = attention(module, q, q, q, None, 0.0, 1.0, False)
+        assert ("Short" in type(out.grad_fn).__name__) is is_native
+    out, _ = attention(module.eval(), q, q, q, None, 0.0, 1.0, False)
+    assert "Short" not in type(out.grad_fn).__name__
+
+
+@needs_compiler
+@pytest.mark.parametrize("probability", [0.001, 0.1, 0.5, 0.97])
+def test_dropout_keeps_the_right_share_independently_of_position_and_seed(probability: float) -> None:
+    x, count = torch.ones(1 << 20, dtype=HALF), 1 << 20
+    masks = [native_dropout(x, probability, seed) == 0 for seed in (1, 2, 1 << 32, (1 << 32) + 1)]
+    assert torch.equal(masks[0], ~torch.from_numpy(kept(count, probability, 1)))
+    deviation = (probability * (1 - probability) / count) ** 0.5
+    assert all(abs(float(m.double().mean()) - probability) < 5 * deviation for m in masks)
+    both = probability**2
+    pairs = [(masks[0], other) for other in masks[1:]]  # seeds that differ in one bit
+    pairs += [(masks[0][:-n], masks[0][n:]) for n in (1, 2, 16, 384, 1536)]  # neighbours, and the row below
+    for one, other in pairs:
+        share = float((one & other).double().mean())
+        assert abs(share - both) < 6 * (both * (1 - both) / len(one)) ** 0.5 + 1e-6
+
+
+@needs_compiler
+def test_dropout_scales_what_it_keeps_and_backward_has_the_same_mask() -> None:
+    x = random(48, 17 * 16).requires_grad_()
+    out = native_dropout(x, 0.25, 77)
+    stays = torch.from_numpy(kept(x.numel(), 0.25, 77)).view(x.shape)
+    torch.testing.assert_close(out, torch.where(stays, (x.float() / 0.75).to(HALF), 0))
+    out.backward(torch.ones_like(out))
+    torch.testing.assert_close(x.grad, torch.where(stays, torch.tensor(1 / 0.75).to(HALF), 0))
+    across = random(16, 32).T  # not contiguous: positions are those of the rows
+    assert torch.equal(native_dropout(across, 0.25, 7) == 0, native_dropout(across.contiguous(), 0.25, 7) == 0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 16), (5, 7, 64), (3, 400)])
+def test_norms_are_the_formulas(shape: tuple[int, ...], with_bias: bool) -> None:
+    x = (random(*shape) * 3 + 2).requires_grad_()
+    weight, bias = random(shape[-1], seed=1), random(shape[-1], seed=2) if with_bias else None
+    wide = x.detach().double().requires_grad_()
+    if with_bias:
+        expected = F.layer_norm(wide, shape[-1:], weight.double(), bias.double(), 1e-3)
+    else:
+        expected = weight.double() * wide / (wide.square().mean(-1, keepdim=True) + 1e-3).sqrt()
+    found = norm(x, weight, bias, 1e-3)
+    torch.testing.assert_close(found.double(), expected, **rounding(expected, 2))
+    grad = random(*shape, seed=3)
+    found.backward(grad)
+    expected.backward(grad.double())
+    torch.testing.assert_close(x.grad.double(), wide.grad, **rounding(wide.grad))
+
+
+@needs_compiler
+def test_norms_that_compute_something_else_are_left_alone_and_trained_ones_get_gradients() -> None:
+    layer, other = nn.LayerNorm(32).to(HALF), nn.LayerNorm((2, 16)).to(HALF)
+    llama = LlamaForCausalLM(LlamaConfig(**LLAMA)).to(HALF)
+    gemma = GemmaForCausalLM(GemmaConfig(**LLAMA, head_dim=16)).to(HALF)
+    before = type(gemma.model.norm)
+    assert use_native_norms(nn.ModuleList([layer, other, llama]))
+    assert not use_native_norms(gemma)
+    assert type(other) is nn.LayerNorm
+    assert type(gemma.model.norm) is before
+    assert isinstance(llama.model.norm, LlamaRMSNorm)
+    x = random(4, 32).requires_grad_()
+    assert "_Norm" not in type(layer(x).grad_fn).__name__
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
+    layer.requires_grad_(False)
+    assert "_Norm" in type(layer(x).grad_fn).__name__
+    assert "_Norm" not in type(layer.eval()(x).grad_fn).__name__
+    plain = LlamaRMSNorm(64).to(HALF)
+    plain.weight.data = llama.model.norm.weight.data = random(64, seed=4)
+    llama.model.norm.requires_grad_(False).train()
+    rows = random(500, 64, seed=5)
+    assert float((llama.model.norm(rows) != plain(rows)).double().mean()) < 1e-3  # the same roundings
+
+
+@needs_compiler
+def test_swiglu_is_the_formula_and_only_gated_mlps_use_it() -> None:
+    gate, up = (random(7, 48, seed=i).mul(4).requires_grad_() for i in range(2))
+    wide = [t.detach().double().requires_grad_() for t in (gate, up)]
+    found, expected = swiglu(gate, up), F.silu(wide[0]) * wide[1]
+    torch.testing.assert_close(found.double(), expected, **rounding(expected, 2))
+    grad = random(7, 48, seed=3)
+    found.backward(grad)
+    expected.backward(grad.double())
+    for half, exact in zip((gate, up), wide, strict=True):
+        torch.testing.assert_close(half.grad.double(), exact.grad, **rounding(exact.grad))
+
+    class Swapped(LlamaMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down_proj(self.act_fn(self.up_proj(x)) * self.gate_proj(x))
+
+    config = LlamaConfig(**LLAMA)
+    same, swapped = LlamaMLP(config).to(HALF), Swapped(config).to(HALF)
+    gelu = LlamaMLP(LlamaConfig(**LLAMA, hidden_act="gelu")).to(HALF)
+    assert use_native_swiglu(same)
+    assert not use_native_swiglu(nn.ModuleList([swapped, gelu]))
+    x = random(3, 64)
+    plain = LlamaMLP(config).to(HALF)
+    plain.load_state_dict(same.state_dict())
+    assert torch.equal(same.train()(x), plain(x))
+
+
+@needs_tiles
+@pytest.mark.parametrize("rows", [1, 15, 32, 33, 95])
+@pytest.mark.parametrize("wide,deep", [(32, 32), (96, 64), (64, 160), (64, 16416)])  # the last: more than one panel
+def test_products_with_frozen_matrices_equal_those_of_torch(rows: int, wide: int, deep: int) -> None:
+    weight, bias = random(wide, deep), random(wide, seed=1)
+    x, dy = random(rows, deep + 32, seed=2)[:, :deep], random(rows, wide, seed=3)
+    exact = x.double() @ weight.double().T
+    for b in (None, bias):
+        expected = exact if b is None else exact + b.double()
+        torch.testing.assert_close(native_linear.linear(x, weight, b).double(), expected, **rounding(expected))
+    back = dy.double() @ weight.double()
+    torch.testing.assert_close(native_linear.input_gradient(dy, weight).double(), back, **rounding(back))
+    onto = random(rows, deep, seed=4)
+    more = onto.double() + back
+    assert native_linear.input_gradient(dy, weight, onto) is onto
+    torch.testing.assert_close(onto.double(), more, **rounding(more))
+
+
+@needs_tiles
+def test_products_with_other_shapes_are_left_to_torch() -> None:
+    for x, weight in (
+        (random(4, 40), random(64, 40)),
+        (random(4, 64), random(40, 64)),
+        (random(4, 64).float(), random(32, 64).float()),
+        (random(4, 32), random(32, 64).T[:32].T),
+        (random(0, 32), random(32, 32)),
+        (random(32, 4).T[:, :4].repeat(1, 8).T.contiguous().T, random(32, 32)),
+    ):
+        assert not native_linear._can_compute(x, weight)
+        bias = torch.zeros(len(weight), dtype=x.dtype)
+        torch.testing.assert_close(native_linear.linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+@needs_compiler
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    q = random(4, 3, 20, 32)
+    x, weight, bias = random(77, 64), random(96, 64), random(64, seed=1)
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        wide = q.detach().requires_grad_()
+        out = short_attention.short_attention(wide, wide, wide, None, 1.0, 0.1, 5)
+        (gradient,) = torch.autograd.grad(out.float().square().sum(), wide)
+        others = native_dropout(x, 0.5, 3), norm(x, bias, bias, 1e-5), native_linear.linear(x, weight, None)
+        results.append([out, gradient, *others])
+    torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_compiler
+@pytest.mark.parametrize("adapter", [LoRA(rank=4, targets="all-linear"), DoRA(rank=4, targets="all-linear"), None])
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_a_model_has_the_same_loss_and_no_worse_gradients_than_with_torch(
+    architecture: str, adapter: LoRA | None
+) -> None:
+    def trained(kernels: str, dtype: torch.dtype) -> tuple[float, Tensor, str]:
+        torch.manual_seed(0)
+        model = BertModel(BERT) if architecture == "bert" else LlamaForCausalLM(LlamaConfig(**LLAMA))
+        model = model.to(HALF).to(dtype)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        if adapter is None:
+            model.requires_grad_(False).get_input_embeddings().requires_grad_(True)
+        else:
+            model = adapter.apply(model)
+            for name, parameter in model.named_parameters():
+                if name.endswith("lora_B"):
+                    nn.init.normal_(parameter, std=0.1)
+        use_lean_attention(model)
+        use_lean_dropout(model)
+        used = use_kernels(model, kernels, CPU, dtype)
+        ids = torch.arange(24).view(3, 8) % 50
+        mask = torch.ones_like(ids)
+        mask[0, 5:] = 0
+        model.train()
+        out = model(input_ids=ids, attention_mask=mask)
+        loss = (out.logits if architecture == "llama" else out.last_hidden_state)[mask.bool()].float().square().mean()
+        loss.backward()
+        grads = [p.grad.flatten().double() for p in model.parameters() if p.grad is not None]
+        return float(loss), torch.cat(grads), used
+
+    exact_loss, exact, used = trained("auto", torch.float32)
+    assert used == "none"
+    plain_loss, plain, used = trained("none", HALF)
+    assert used == "none"
+    loss, grads, used = trained("auto", HALF)
+    assert used.startswith("native: attention")
+    assert ("swiglu" in used) is (architecture == "llama")
+    assert ("dropout" in used) is (architecture == "bert")
+    assert abs(loss - exact_loss) <= 1.5 * abs(plain_loss - exact_loss) + 2e-3 * exact_loss
+    assert (grads - exact).norm() <= 1.3 * (plain - exact).norm() + 1e-6
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CC", "no-such-compiler")
+    native.library.cache_clear()
+    yield
+    native.library.cache_clear()
+
+
+def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(no_compiler: None) -> None:
+    model = BertModel(BERT).to(HALF)
+    assert use_kernels(model, "auto", CPU, HALF) == "none"
+    assert not any(getattr(module, "native", False) for module in model.modules())
+    sentence = "there is no C compiler no-such-compiler on the PATH; install a C compiler such as gcc, or give auto"
+    with pytest.raises(UserError, match=sentence):
+        use_kernels(model, "native", CPU, HALF)
+
+
+def test_native_kernels_are_refused_on_gpus_and_in_other_dtypes() -> None:
+    model = BertModel(BERT)
+    assert use_kernels(model, "auto", CPU, torch.float32) == "none"
+    with pytest.raises(UserError, match="runs on CPUs in bf16, and this run is in float32; give auto or none"):
+        use_kernels(model, "native", CPU, torch.float32)
+    with pytest.raises(UserError, match="runs on CPUs in bf16, and this run is on cuda; give auto or none"):
+        use_kernels(model, "native", torch.device("cuda"), HALF)
+    with pytest.raises(UserError, match="model.kernels native and model.compile_blocks fuse the same operations"):
+        use_kernels(model, "native", CPU, HALF, compiled=True)
+
+
+@needs_compiler
+def test_a_compiler_that_fails_is_named_and_the_compiled_file_is_used_again(tmp_path: Path) -> None:
+    code = "from litpeft.ops import native; import os; print(native.library()._name)"
+    compiler = tmp_path / "counting-cc"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    environment = os.environ | {"LITPEFT_CACHE": str(tmp_path / "cache"), "CC": str(compiler)}
+    for calls in (3, 4):  # version, compile, link; then the version only
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert not done.returncode, done.stderr
+        assert Path(done.stdout.strip()).parent == tmp_path / "cache" / "kernels"
+        assert len((tmp_path / "calls").read_text().splitlines()) == calls
+    assert [path.suffix for path in (tmp_path / "cache" / "kernels").iterdir()] == [".so"]
+    compiler.write_text('#!/bin/sh\ncase "$1" in --version) echo x;; *) echo "error: no such option" >&2; exit 1;; esac')
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "CompilerError" in done.stderr
+    assert "failed (error: no such option)" in done.stderr
+
+
+def test_the_structures_have_the_layout_that_the_c_file_reads() -> None:
+    mask = NativeDropout.of(0.25, 1234567)
+    assert mask.share == 2**30
+    assert mask.first_key + (mask.second_key << 32) == 0x599ED017FB08FC85  # the first number of SplitMix64's author
+    assert mask.factor == pytest.approx(4 / 3)
+    assert NativeDropout.of(1.0 - 1e-12, 0).share == 2**32 - 1  # not 2^32, which is 0

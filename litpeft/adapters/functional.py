@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.adapters.gain import times_backward, times_plus
-from litpeft.ops import native_linear
+from litpeft.ops import native_few, native_linear
 from litpeft.ops.dropout import functional_mask, keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 
@@ -150,10 +150,11 @@ class _AdaptedLinear(torch.autograd.Function):
         dtype = rows.dtype
         a, b = (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
         drawn = _mask(rows, dropout, seed) if mask is None else mask
-        low = scaled_product(_zeroed(rows, drawn), a.T, factor)  # (N, r)
+        native = isinstance(to_matrix, Native)
+        low = scaled_product(_zeroed(rows, drawn), a.T, factor, native)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
         out = frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight)
-        out.addmm_(low, b.T)  # in place: no second tensor of the output's size
+        add_product(out, low, b.T, native)  # in place: no second tensor of the output's size
         scaled = None
         if magnitude is not None:
             m_over_n = prepared.gain if gain is None else gain
@@ -180,17 +181,18 @@ class _AdaptedLinear(torch.autograd.Function):
             dbias = dy.sum(0, dtype=bias.dtype)
         if magnitude is not None:
             dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain)
-        dlow = scaled_product(dy, for_product(b), factor)  # (N, r)
+        native = isinstance(to_matrix, Native)
+        dlow = scaled_product(dy, for_product(b), factor, native)  # (N, r)
         if mask is None and (need_A or need_x):
             mask = _mask(rows, dropout, seed)
         if need_A:
-            dA = matrix_product(dlow.T, _zeroed(rows, mask), A.dtype)
+            dA = matrix_product(dlow.T, _zeroed(rows, mask), A.dtype, native)
         if need_B:
-            dB = gradient_of_B(dy, low, B.dtype)
+            dB = gradient_of_B(dy, low, B.dtype, native)
         if need_x:
             dx = frozen_gradient(dy, stored, to_matrix)
             if mask is None:
-                dx.addmm_(dlow, a)
+                add_product(dx, dlow, a, native)
             else:
                 dx.addcmul_(dlow @ a, _factor(mask, dy))
         return (dx, dbias, dA, dB, dm, *[None] * (8 + len(stored)))
@@ -223,20 +225,32 @@ def frozen_gradient(
     return dy @ weight if onto is None else onto.addmm_(dy, weight)
 
 
-def scaled_product(left: Tensor, right: Tensor, factor: float) -> Tensor:
-    """Return factor · left right in one launch; the sums are multiplied before they are rounded."""
-    return left.new_empty(len(left), right.shape[1]).addmm_(left, right, beta=0, alpha=factor)
+def scaled_product(
+    left: Tensor, right: Tensor, factor: float, native: bool = False, out: Tensor | None = None
+) -> Tensor:
+    """Return factor · left right (N, r) in one launch; the sums are multiplied before they are rounded."""
+    out = left.new_empty(len(left), right.shape[1]) if out is None else out
+    return native_few.times_few(left, right, factor, out) if native else out.addmm_(left, right, beta=0, alpha=factor)
 
 
-def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+def add_product(out: Tensor, low: Tensor, right: Tensor, native: bool = False) -> Tensor:
+    """Add low right to a tensor in place; low (N, r)."""
+    return native_few.add_few(out, low, right) if native else out.addmm_(low, right)
+
+
+def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype, native: bool = False) -> Tensor:
     """Return left right in `dtype`. CUDA writes the fp32 sums of 16-bit factors in the same launch."""
+    if native:
+        return native_few.sum_of_few(left.T, right, dtype)
     if WIDE_PRODUCTS and left.device.type in ("cuda", "meta") and dtype == torch.float32 and left.dtype.itemsize == 2:
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
 
 
-def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype) -> Tensor:
+def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype, native: bool = False) -> Tensor:
     """Return dyᵀ low (out, r) in `dtype`; on a CPU as (lowᵀ dy)ᵀ, which is several times faster."""
+    if native:
+        return native_few.sum_of_few(low, dy, dtype, transposed=True)
     if dy.device.type == "cpu":
         return (low.T @ dy).T.to(dtype, memory_format=torch.contiguous_format)
     return matrix_product(dy.T, low, dtype)

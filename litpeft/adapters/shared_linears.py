@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from litpeft.adapters.functional import (
+    Native,
     Prepared,
     Product,
     ToMatrix,
+    add_product,
     for_product,
     frozen_gradient,
     frozen_product,
@@ -77,12 +79,13 @@ class _AdaptedLinears(torch.autograd.Function):
         dtype = rows.dtype
         factors = [_factors(c.prepared, c.A, c.B, dtype) for c in calls]
         stacked = torch.cat([a for a, _ in factors])
-        low = scaled_product(rows, stacked.T, factor)  # (N, r_1 + .. + r_n)
-        outs, scaled, lows = [], [], _columns(low, [len(a) for a, _ in factors])
+        native = isinstance(calls[0].to_matrix, Native)
+        low = scaled_product(rows, stacked.T, factor, native)  # (N, r_1 + .. + r_n)
+        outs, scaled, lows = [], [], _columns(low, [len(a) for a, _ in factors], native)
         for c, (_, b), part in zip(calls, factors, lows, strict=True):
             added = None if c.bias is None else c.bias.to(dtype)
             out = frozen_product(rows, c.stored, c.to_matrix, added if c.magnitude is None else None, c.weight)
-            out.addmm_(part, b.T)
+            add_product(out, part, b.T, native)
             kept = None
             if c.magnitude is not None:
                 gain = c.prepared.gain if c.gain is None else c.gain
@@ -90,14 +93,14 @@ class _AdaptedLinears(torch.autograd.Function):
             outs.append(out)
             scaled.append(kept)
         ctx.save_for_backward(rows, stacked, *lows, *scaled, *tensors)
-        ctx.settings = factor, on_backward, [(c.to_matrix, c.prepared, 5 + len(c.stored)) for c in calls]
+        ctx.settings = factor, on_backward, native, [(c.to_matrix, c.prepared, 5 + len(c.stored)) for c in calls]
         ctx.set_materialize_grads(False)
         return tuple(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        factor, on_backward, settings = ctx.settings
+        factor, on_backward, native, settings = ctx.settings
         on_backward()
         rows, stacked, *saved = ctx.saved_tensors
         count = len(settings)
@@ -116,7 +119,7 @@ class _AdaptedLinears(torch.autograd.Function):
                     gain = prepared.gain if gain is None else gain
                     dy, grads[first + 3] = times_backward(dy, kept, magnitude, gain)
                 if needs[first + 2]:
-                    grads[first + 2] = gradient_of_B(dy, low, B.dtype)
+                    grads[first + 2] = gradient_of_B(dy, low, B.dtype, native)
                 layers.append((first + 1, b, dy))
                 if need_x:
                     dx = frozen_gradient(dy, stored, to_matrix, dx)
@@ -125,20 +128,20 @@ class _AdaptedLinears(torch.autograd.Function):
             return (None,) * (4 + len(tensors))
         ranks = [b.shape[1] for _, b, _ in layers]
         dlow = rows.new_empty(len(rows), sum(ranks))  # (N, r_1 + .. + r_n)
-        parts = _columns(dlow, ranks)
+        parts = _columns(dlow, ranks, native)
         for part, (_, b, dy) in zip(parts, layers, strict=True):
-            part.addmm_(dy, for_product(b), beta=0, alpha=factor)
+            scaled_product(dy, for_product(b), factor, native, part)
         if parts[0]._base is not dlow:
             torch.cat(parts, 1, out=dlow)
         if any(needs[place] for place, *_ in layers):
-            dA = matrix_product(dlow.T, rows, tensors[1].dtype)
+            dA = matrix_product(dlow.T, rows, tensors[1].dtype, native)
             for (place, *_), part in zip(layers, dA.split(ranks), strict=True):
                 grads[place] = part
         if need_x:
             if len(layers) < len(settings):  # the rows of A of these layers
                 every = stacked.split([low.shape[1] for low in lows])
                 stacked = torch.cat([a for a, dy in zip(every, upstream, strict=True) if dy is not None])
-            dx.addmm_(dlow, stacked)
+            add_product(dx, dlow, stacked, native)
         return (dx, None, None, None, *grads)
 
 
@@ -147,7 +150,7 @@ def _factors(prepared: Prepared | None, A: Tensor, B: Tensor, dtype: torch.dtype
     return (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
 
 
-def _columns(matrix: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
-    """Return the columns of each layer: views, or copies on a CPU, where products with a view take a third longer."""
+def _columns(matrix: Tensor, widths: list[int], native: bool) -> tuple[Tensor, ...]:
+    """Return the columns of each layer: views, or copies where torch's products with a view take a third longer."""
     parts = matrix.split(widths, 1)
-    return tuple(part.contiguous() for part in parts) if matrix.device.type == "cpu" else parts
+    return tuple(part.contiguous() for part in parts) if matrix.device.type == "cpu" and not native else parts

@@ -25,7 +25,7 @@ from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import keep_mask, new_seed
 from litpeft.ops.overridable import overridable
 from litpeft.ops.packed_attention import is_document_mask, packed_attention
-from litpeft.ops.short_attention import can_compute, short_attention
+from litpeft.ops.native_attention import can_compute, native_attention
 
 NAME = "litpeft"
 LONGEST = 512  # tokens; for longer sequences torch's kernel is as fast and needs less memory
@@ -82,16 +82,16 @@ def attention(
             module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **others
         )
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    seed = new_seed() if dropout else 0
+    if getattr(module, "native", False) and can_compute(query, key, value):
+        return native_attention(query, key, value, attention_mask, causal, scaling, dropout, seed), None
     if attention_mask is None and causal and query.shape[2] > 1:
         earlier = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
         attention_mask = earlier[None, None]
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, MASKED)
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    seed = new_seed() if dropout else 0
     with without_autocast(query):
-        if getattr(module, "native", False) and can_compute(query, key, value, attention_mask):
-            return short_attention(query, key, value, attention_mask, scaling, dropout, seed), None
         return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed), None
 
 

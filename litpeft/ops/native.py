@@ -63,6 +63,12 @@ def library() -> ctypes.CDLL:
         raise CompilerError(f"the compiled functions cannot be stored in {folder} or loaded ({error})") from error
 
 
+@cache
+def has_tiles() -> bool:
+    """Return whether this process may use the AMX tiles of an x86 processor; asks the system for them."""
+    return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
+
+
 def available() -> bool:
     """Return whether the functions can be compiled and loaded."""
     try:
@@ -105,7 +111,7 @@ def _machine_flags(compiler: str) -> list[str]:
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["-mcpu=native"]
     wide = ["-mprefer-vector-width=512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
-    return ["-march=native", *wide]
+    return ["-march=native", *wide, *([] if has_tiles() else ["-U__AMX_BF16__"])]
 
 
 def _openmp() -> Path | None:

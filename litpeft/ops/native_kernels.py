@@ -6,8 +6,10 @@ from torch import nn
 
 from litpeft.ops.dropout import Dropout
 from litpeft.ops.native import library
+from litpeft.ops.native_gelu import use_native_gelu
 from litpeft.ops.native_linear import use_native_linear
 from litpeft.ops.native_norms import use_native_norms
+from litpeft.ops.native_residual import use_native_residuals
 from litpeft.ops.native_swiglu import use_native_swiglu
 
 
@@ -27,4 +29,6 @@ def use_native_kernels(model: nn.Module) -> list[str]:
         dropout |= isinstance(module, Dropout)
     used = {"attention": True, "dropout": dropout}
     used |= {"linear": use_native_linear(model), "norms": use_native_norms(model), "swiglu": use_native_swiglu(model)}
+    used["gelu"] = use_native_gelu(model)
+    use_native_residuals(model)
     return [name for name, is_used in used.items() if is_used]

@@ -19,14 +19,14 @@ from litpeft.ops import native
 from litpeft.ops.overridable import overridable
 
 PACKED = 1 << 19  # numbers of the matrix that are held in another layout at a time; as in the C file
+LARGEST = 1 << 22  # numbers of the matrix: products with larger ones take so long that making code for them does not count
 DEEP = 32  # the sides of the matrix are multiples of this
 
 
 @cache
-def has_tiles() -> bool:
+def has_products() -> bool:
     """Return whether processor, system and compiler support AMX tiles."""
-    supported = torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx()
-    return bool(supported) and hasattr(native.library(), "product_with_frozen")
+    return native.has_tiles() and hasattr(native.library(), "product_with_frozen")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -49,8 +49,8 @@ def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None) -> Te
 
 def _can_compute(x: Tensor, weight: Tensor) -> bool:
     half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
-    whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous()
-    return half and whole and len(x) > 0 and x.stride(1) == 1 and has_tiles()
+    whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous() and weight.numel() <= LARGEST
+    return half and whole and len(x) > 0 and x.stride(1) == 1 and has_products()
 
 
 def _product(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None, add: bool, out: Tensor) -> None:
@@ -95,7 +95,7 @@ class NativeLinear(nn.Linear):
 
 def use_native_linear(model: nn.Module) -> bool:
     """Let the frozen linear layers of a model use `frozen_linear`; return whether the processor has tiles for it."""
-    if not has_tiles():
+    if not has_products():
         return False
     for module in model.modules():
         if type(module) is nn.Linear and not module.weight.requires_grad:

@@ -17,53 +17,76 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from litpeft.ops import native
+from litpeft.ops.native_dropout import NativeDropout
 
 
-def norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
-    """Compute LayerNorm of each row of x, or RMSNorm if there is no bias.
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None = None,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Tensor:
+    """Compute LayerNorm of each row of x, or RMSNorm if there is no bias; of drop(x) + residual if one is given.
 
     Args:
         x: (..., width), bf16; the width is a multiple of 16.
         weight: (width), bf16; gets no gradient.
         bias: (width), bf16, or None; gets no gradient.
         eps: ε.
+        residual: (..., width), bf16, or None.
+        dropout: dropout probability of x, with a residual.
+        seed: seed of the dropout mask.
     """
-    return _Norm.apply(x, weight, bias, eps)
+    return _Norm.apply(x, residual, weight, bias, eps, NativeDropout.of(dropout, seed))
 
 
 class _Norm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, mask: NativeDropout
+    ) -> Tensor:
         x = x.contiguous()
-        out = torch.empty_like(x)
+        out, sums = torch.empty_like(x), x
+        if residual is not None:
+            residual, sums = residual.contiguous(), torch.empty_like(x)
         rows = x.numel() // x.shape[-1]
         mean, inverse = x.new_empty(2, rows, dtype=torch.float32)
-        native.call("norm", x, weight, bias, out, mean, inverse, rows, x.shape[-1], eps)
-        ctx.save_for_backward(x, weight, mean, inverse)
-        ctx.centred = bias is not None
+        native.call("norm", x, residual, sums, weight, bias, out, mean, inverse, rows, x.shape[-1], eps, mask)
+        ctx.save_for_backward(sums, weight, mean, inverse)
+        ctx.settings = bias is not None, residual is not None, mask
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
-        grad = grad.contiguous()
+        centred, with_residual, mask = ctx.settings
         dx = torch.empty_like(x)
-        native.call("norm_backward", grad, x, weight, mean, inverse, dx, len(mean), x.shape[-1], int(ctx.centred))
-        return dx, None, None, None
+        kept = torch.empty_like(x) if mask.share else None
+        sizes = len(mean), x.shape[-1], int(centred)
+        native.call("norm_backward", grad.contiguous(), x, weight, mean, inverse, dx, kept, *sizes, mask)
+        return (dx if kept is None else kept, dx if with_residual else None, *[None] * 4)
 
 
 class NativeNorm:
     """Mixed into the class of a norm: computes training passes in bf16 with `norm`."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def can_compute(self, x: Tensor) -> bool:
+        """Return whether this call may be computed with `norm`."""
         weight, bias = self.weight, getattr(self, "bias", None)
         frozen = not weight.requires_grad and (bias is None or not bias.requires_grad)
         half = x.dtype == weight.dtype == torch.bfloat16 and (bias is None or bias.dtype == torch.bfloat16)
-        native_step = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
-        if not (native_step and frozen and half and not torch.is_autocast_enabled("cpu")):
+        ours = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
+        return ours and frozen and half and not torch.is_autocast_enabled("cpu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.can_compute(x):
             return super().forward(x)
-        return norm(x, weight, bias, self.eps if hasattr(self, "eps") else self.variance_epsilon)
+        eps = self.eps if hasattr(self, "eps") else self.variance_epsilon
+        return norm(x, self.weight, getattr(self, "bias", None), eps)
 
 
 def use_native_norms(model: nn.Module) -> bool:

@@ -23,8 +23,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.adapters.gain import times_backward, times_plus
-from litpeft.ops import native_few, native_linear
 from litpeft.ops.dropout import functional_mask, keep_mask, new_seed
+from litpeft.ops.native import adapter_products, frozen_products
 from litpeft.ops.overridable import overridable
 
 WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
@@ -34,7 +34,7 @@ ToMatrix = Callable[..., Tensor]  # (*stored tensors, dtype=...) -> W (out, in):
 
 @dataclass(frozen=True)
 class Native:
-    """A function `to_matrix` with whose W products are computed in C where that is possible (`ops.native_linear`)."""
+    """A function `to_matrix` with whose W products are computed in C where that is possible (`ops.native`)."""
 
     to_matrix: ToMatrix
 
@@ -212,16 +212,14 @@ def frozen_product(
         weight = to_matrix(*stored, dtype=rows.dtype)
     if not isinstance(weight, Tensor):
         return weight(rows, bias)
-    return (native_linear.linear if isinstance(to_matrix, Native) else F.linear)(rows, weight, bias)
+    return (frozen_products.linear if isinstance(to_matrix, Native) else F.linear)(rows, weight, bias)
 
 
-def frozen_gradient(
-    dy: Tensor, stored: Sequence[Tensor], to_matrix: ToMatrix, onto: Tensor | None = None
-) -> Tensor:
+def frozen_gradient(dy: Tensor, stored: Sequence[Tensor], to_matrix: ToMatrix, onto: Tensor | None = None) -> Tensor:
     """Return dy W (N, in), or add it to a tensor in place."""
     weight = to_matrix(*stored, dtype=dy.dtype)
     if isinstance(to_matrix, Native):
-        return native_linear.input_gradient(dy, weight, onto)
+        return frozen_products.input_gradient(dy, weight, onto)
     return dy @ weight if onto is None else onto.addmm_(dy, weight)
 
 
@@ -230,18 +228,22 @@ def scaled_product(
 ) -> Tensor:
     """Return factor · left right (N, r) in one launch; the sums are multiplied before they are rounded."""
     out = left.new_empty(len(left), right.shape[1]) if out is None else out
-    return native_few.times_few(left, right, factor, out) if native else out.addmm_(left, right, beta=0, alpha=factor)
+    return (
+        adapter_products.times_few(left, right, factor, out)
+        if native
+        else out.addmm_(left, right, beta=0, alpha=factor)
+    )
 
 
 def add_product(out: Tensor, low: Tensor, right: Tensor, native: bool = False) -> Tensor:
     """Add low right to a tensor in place; low (N, r)."""
-    return native_few.add_few(out, low, right) if native else out.addmm_(low, right)
+    return adapter_products.add_few(out, low, right) if native else out.addmm_(low, right)
 
 
 def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype, native: bool = False) -> Tensor:
     """Return left right in `dtype`. CUDA writes the fp32 sums of 16-bit factors in the same launch."""
     if native:
-        return native_few.sum_of_few(left.T, right, dtype)
+        return adapter_products.sum_of_few(left.T, right, dtype)
     if WIDE_PRODUCTS and left.device.type in ("cuda", "meta") and dtype == torch.float32 and left.dtype.itemsize == 2:
         return torch.mm(left, right, out_dtype=dtype)
     return (left @ right).to(dtype)
@@ -250,9 +252,9 @@ def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype, native: bool
 def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype, native: bool = False) -> Tensor:
     """Return dyᵀ low (out, r) in `dtype`; on a CPU as (lowᵀ dy)ᵀ, which is several times faster."""
     if native:
-        return native_few.sum_of_few(low, dy, dtype, transposed=True)
+        return adapter_products.sum_of_few(low, dy, dtype, transposed=True)
     if dy.device.type == "cpu":
-        return (low.T @ dy).T.to(dtype, memory_format=torch.contiguous_format)
+        return (low.T @ dy).T.to(dtype).contiguous()
     return matrix_product(dy.T, low, dtype)
 
 

@@ -23,9 +23,9 @@ from transformers.masking_utils import sdpa_mask
 
 from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import keep_mask, new_seed
+from litpeft.ops.native.attention import can_compute, native_attention
 from litpeft.ops.overridable import overridable
 from litpeft.ops.packed_attention import is_document_mask, packed_attention
-from litpeft.ops.native_attention import can_compute, native_attention
 
 NAME = "litpeft"
 LONGEST = 512  # tokens; for longer sequences torch's kernel is as fast and needs less memory

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from litpeft.ops.native_dropout import can_compute, native_dropout
+from litpeft.ops.native.dropout import can_compute, native_dropout
 
 
 def new_seed() -> int:

@@ -1,8 +1,8 @@
 """Which fused kernels a model uses.
 
-    liger   for GPUs (extra `gpu`; Hsu et al. 2024, https://arxiv.org/abs/2410.10989): norms, rotary embeddings, SwiGLU
-            and GeGLU. Its losses stay off: `litpeft.ops.head_loss` keeps the logits out of memory.
-    native  for CPUs and bf16: C functions for attention of short rows, dropout, norms and SwiGLU, if there is a compiler.
+liger   for GPUs (extra `gpu`; Hsu et al. 2024, https://arxiv.org/abs/2410.10989): norms, rotary embeddings, SwiGLU
+        and GeGLU. Its losses stay off: `litpeft.ops.head_loss` keeps the logits out of memory.
+native  for CPUs and bf16: C functions for attention of short rows, dropout, norms and SwiGLU, if there is a compiler.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from litpeft.errors import UserError
-from litpeft.ops.native import CompilerError
-from litpeft.ops.native_kernels import use_native_kernels
+from litpeft.ops.native.library import CompilerError
+from litpeft.ops.native_modules import use_native_kernels
 
 Kernels = Literal["auto", "liger", "native", "none"]
 LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
@@ -27,7 +27,11 @@ _replaced: list[tuple[ModuleType, str, Any]] = []  # functions of transformers t
 
 
 def use_kernels(
-    model: nn.Module, choice: Kernels, device: torch.device, dtype: torch.dtype, compiled: bool = False
+    model: nn.Module,
+    choice: Kernels,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    compiled: bool = False,
 ) -> str:
     """Apply fused kernels to a model, if they are chosen, and return which, for the run record.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from litpeft.ops import native_linear
+from litpeft.ops.native import frozen_products
 
 MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
 THIN = 16  # a product with a side up to this width belongs to an adapter or a classifier
@@ -24,17 +24,17 @@ class Products(TorchDispatchMode):
         self.counts: Counter[tuple[Any, ...]] = Counter()
 
     def __enter__(self) -> Products:
-        self.in_c = native_linear._product  # products in C are not operations of torch
+        self.in_c = frozen_products._product  # products in C are not operations of torch
 
         def counted(x: Tensor, weight: Tensor, transposed: bool, *others: Any) -> None:
             self.count(x, weight.T if transposed else weight)
             self.in_c(x, weight, transposed, *others)
 
-        native_linear._product = counted
+        frozen_products._product = counted
         return super().__enter__()
 
     def __exit__(self, *error: Any) -> None:
-        native_linear._product = self.in_c
+        frozen_products._product = self.in_c
         super().__exit__(*error)
 
     def count(self, a: Tensor, b: Tensor) -> None:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from litpeft.ops import native
+from litpeft.ops.native import library
 
 
-class NativeDropout(ctypes.Structure):
+class DropoutMask(ctypes.Structure):
     """What the C functions need to draw a dropout mask, which depends on a number's position and on this alone."""
 
     _fields_ = [(name, ctypes.c_uint32) for name in ("share", "first_key", "second_key")] + [("factor", ctypes.c_float)]
 
     @classmethod
-    def of(cls, probability: float, seed: int) -> NativeDropout:
+    def of(cls, probability: float, seed: int) -> DropoutMask:
         """Return the mask of a seed (0 to 2^64 - 1); probability 0 draws nothing."""
         share, keys = min(round(probability * 2**32), 2**32 - 1), _mixed(seed)
         return cls(share, keys & 0xFFFFFFFF, keys >> 32, 1 / (1 - probability))
@@ -35,17 +35,18 @@ def _mixed(seed: int) -> int:
 
 def can_compute(x: Tensor) -> bool:
     """Return whether `native_dropout` takes this tensor."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() % native.LANES == 0
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() % library.LANES == 0
 
 
 def native_dropout(x: Tensor, probability: float, seed: int) -> Tensor:
     """Return x / (1 - p) where it is kept, else 0; the mask depends on shape and seed only."""
-    return _NativeDropout.apply(x, NativeDropout.of(probability, seed))
+    library.check_whole(x)
+    return _Dropout.apply(x, DropoutMask.of(probability, seed))
 
 
-class _NativeDropout(torch.autograd.Function):
+class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, mask: NativeDropout) -> Tensor:
+    def forward(ctx: Any, x: Tensor, mask: DropoutMask) -> Tensor:
         ctx.mask = mask
         return _masked(x, mask)
 
@@ -55,8 +56,8 @@ class _NativeDropout(torch.autograd.Function):
         return _masked(grad, ctx.mask), None
 
 
-def _masked(x: Tensor, mask: NativeDropout) -> Tensor:
+def _masked(x: Tensor, mask: DropoutMask) -> Tensor:
     x = x.contiguous()
     out = torch.empty_like(x)
-    native.call("dropout", x, out, x.numel(), mask)
+    library.call("dropout", x, out, x.numel(), mask)
     return out

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from litpeft.ops import native
-from litpeft.ops.native_dropout import NativeDropout
+from litpeft.ops.native import library
+from litpeft.ops.native.dropout import DropoutMask
 
 WIDEST = 128  # numbers per head: scratch memory is on the stack
 SIDE = 32  # the sides of factors are multiples of this
@@ -28,7 +28,7 @@ class _Shape(ctypes.Structure):
         *[(name, ctypes.c_int64 * 3) for name in ("query", "key", "value", "out", "mask")],
         ("mask_by_query", ctypes.c_int64),
         ("scaling", ctypes.c_float),
-        ("dropout", NativeDropout),
+        ("dropout", DropoutMask),
     ]
 
 
@@ -89,9 +89,9 @@ class _NativeAttention(torch.autograd.Function):
         out = query.new_empty(batch, tokens, heads, width)
         lse = query.new_empty(batch, heads, _whole(tokens), dtype=torch.float32)
         ctx.save_for_backward(query, key, value, mask, lse)
-        ctx.settings = by_query, scaling, NativeDropout.of(dropout, seed)
+        ctx.settings = by_query, scaling, DropoutMask.of(dropout, seed)
         shape = _shape(query, key, value, mask, out, *ctx.settings)
-        native.call("attention", shape, query, key, value, mask, out, lse)
+        library.call("attention", shape, query, key, value, mask, out, lse)
         return out
 
     @staticmethod
@@ -104,7 +104,7 @@ class _NativeAttention(torch.autograd.Function):
         dkey = key.new_empty(batch, key.shape[2], key.shape[1], width)
         dvalue = torch.empty_like(dkey)
         shape = _shape(query, key, value, mask, grad, *ctx.settings)
-        native.call("attention_backward", shape, query, key, value, mask, lse, grad, dquery, dkey, dvalue)
+        library.call("attention_backward", shape, query, key, value, mask, lse, grad, dquery, dkey, dvalue)
         return (*(t.transpose(1, 2) for t in (dquery, dkey, dvalue)), *[None] * 5)
 
 
@@ -142,7 +142,7 @@ def _shape(
     out: Tensor,
     by_query: bool,
     scaling: float,
-    dropout: NativeDropout,
+    dropout: DropoutMask,
 ) -> _Shape:
     batch, heads, tokens, width = query.shape
     strides = [t.stride()[:3] for t in (query, key, value)] + [(out.stride(0), out.stride(2), out.stride(1))]

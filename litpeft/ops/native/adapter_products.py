@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from litpeft.ops import native
+from litpeft.ops.native import library
 
 SIDE = 32  # the long sides are multiples of this
 LARGEST_RANK = 256  # scratch memory is on the stack
@@ -18,7 +18,7 @@ def times_few(x: Tensor, factor: Tensor, scale: float, low: Tensor) -> Tensor:
     """Write scale · x factor to low (N, r); x (N, k), factor (k, r) in either order of storage. Rounded once."""
     if _can_compute(x, factor, k=len(factor), rank=factor.shape[1]):
         sizes = len(x), *factor.shape
-        native.call("times_few", x, x.stride(0), factor, *factor.stride(), scale, low, low.stride(0), *sizes)
+        library.call("times_few", x, x.stride(0), factor, *factor.stride(), scale, low, low.stride(0), *sizes)
         return low
     return low.addmm_(x, factor, beta=0, alpha=scale)
 
@@ -27,7 +27,7 @@ def add_few(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
     """Add low factor to y (N, n) in place; low (N, r), factor (r, n) in either order of storage. Rounded once."""
     if _can_compute(low, factor, k=y.shape[1], rank=len(factor)) and y.is_contiguous() and y.dtype == low.dtype:
         sizes = len(y), y.shape[1], len(factor)
-        native.call("add_few", low, low.stride(0), factor, *factor.stride(), y, *sizes)
+        library.call("add_few", low, low.stride(0), factor, *factor.stride(), y, *sizes)
         return y
     return y.addmm_(low, factor)
 
@@ -39,15 +39,15 @@ def sum_of_few(low: Tensor, x: Tensor, dtype: torch.dtype, transposed: bool = Fa
         out = x.new_empty(*((width, rank) if transposed else (rank, width)), dtype=dtype)
         strides = out.T.stride() if transposed else out.stride()
         scratch = x.new_empty(_whole(rank) * _whole(len(x)))
-        native.call("sum_of_few", low, low.stride(0), x, x.stride(0), out, *strides, *x.shape, rank, scratch)
+        library.call("sum_of_few", low, low.stride(0), x, x.stride(0), out, *strides, *x.shape, rank, scratch)
         return out
     product = low.T @ x
-    return (product.T if transposed else product).to(dtype, memory_format=torch.contiguous_format)
+    return (product.T if transposed else product).to(dtype).contiguous()
 
 
 def _can_compute(x: Tensor, factor: Tensor, k: int, rank: int) -> bool:
     half = x.dtype == factor.dtype == torch.bfloat16 and x.device.type == "cpu"
-    return half and k % SIDE == 0 and rank <= LARGEST_RANK and x.stride(1) == 1 and len(x) > 0 and native.has_tiles()
+    return half and k % SIDE == 0 and rank <= LARGEST_RANK and x.stride(1) == 1 and len(x) > 0 and library.has_tiles()
 
 
 def _whole(count: int) -> int:

@@ -11,22 +11,24 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from litpeft.ops import native
+from litpeft.ops.native import library
 from litpeft.ops.overridable import overridable
 
 PACKED = 1 << 19  # numbers of the matrix that are held in another layout at a time; as in the C file
-LARGEST = 1 << 22  # numbers of the matrix: products with larger ones take so long that making code for them does not count
+LARGEST = (
+    1 << 22
+)  # numbers of the matrix: products with larger ones take so long that making code for them does not count
 DEEP = 32  # the sides of the matrix are multiples of this
 
 
 @cache
 def has_products() -> bool:
     """Return whether processor, system and compiler support AMX tiles."""
-    return native.has_tiles() and hasattr(native.library(), "product_with_frozen")
+    return library.has_tiles() and hasattr(library.compiled(), "product_with_frozen")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -57,9 +59,7 @@ def _product(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None, a
     depth, width = x.shape[1], out.shape[1]
     scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth))
     sizes = len(x), width, depth
-    native.call(
-        "product_with_frozen", x, x.stride(0), weight, int(transposed), bias, int(add), out, *sizes, scratch
-    )
+    library.call("product_with_frozen", x, x.stride(0), weight, int(transposed), bias, int(add), out, *sizes, scratch)
 
 
 @overridable
@@ -80,24 +80,3 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return input_gradient(dy, weight), None, None
-
-
-class NativeLinear(nn.Linear):
-    """nn.Linear whose training passes in bf16 use `frozen_linear` while its weights are frozen."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        frozen = not self.weight.requires_grad and (self.bias is None or not self.bias.requires_grad)
-        half = x.dtype == self.weight.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu")
-        if self.training and frozen and half and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            return frozen_linear(x, self.weight, self.bias)
-        return super().forward(x)
-
-
-def use_native_linear(model: nn.Module) -> bool:
-    """Let the frozen linear layers of a model use `frozen_linear`; return whether the processor has tiles for it."""
-    if not has_products():
-        return False
-    for module in model.modules():
-        if type(module) is nn.Linear and not module.weight.requires_grad:
-            module.__class__ = NativeLinear
-    return True

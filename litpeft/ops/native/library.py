@@ -1,4 +1,4 @@
-"""C functions for training steps in bf16 on a CPU (`cpu_kernels.c`), compiled on first use by the machine's C compiler.
+"""The compiled C functions of this folder: compiled on first use by the machine's C compiler, and called with tensors.
 
 The compiled file is kept in litpeft's cache folder. Without a C compiler everything runs on torch alone. Threads are
 those of torch, if torch brings GCC's OpenMP library and the compiler is GCC; otherwise the functions use one thread.
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from litpeft.hub.cache_dir import default_cache_dir
 
-SOURCE = Path(__file__).with_name("cpu_kernels.c")
+FOLDER = Path(__file__).parent
 # products may be fused with sums; nothing else that changes results is allowed
 FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 LANES = 16  # widths that the functions take are multiples of this
@@ -34,7 +34,7 @@ class CompilerError(RuntimeError):
 
 
 @cache
-def library() -> ctypes.CDLL:
+def compiled() -> ctypes.CDLL:
     """Return the compiled functions.
 
     Raises:
@@ -42,23 +42,21 @@ def library() -> ctypes.CDLL:
     """
     compiler = _compiler()
     version = _run([compiler, "--version"])
-    flags = [*FLAGS, *_machine_flags(compiler)]
     openmp = None if "clang" in version else _openmp()
-    parts = SOURCE.read_text(), version, flags, str(openmp), _processor()
+    flags = [*FLAGS, *_machine_flags(), *([] if openmp is None else ["-fopenmp"])]
+    texts = [path.read_text() for path in sorted(FOLDER.iterdir()) if path.suffix in (".c", ".h")]
+    key = hashlib.sha256(repr((texts, version, flags, str(openmp), _processor())).encode()).hexdigest()[:16]
     folder = default_cache_dir() / "kernels"
-    compiled = folder / f"{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}.so"
     try:
-        if not compiled.exists():
+        if not (folder / f"{key}.so").exists():
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                made = Path(scratch) / "kernels.so"
-                threads = [] if openmp is None else ["-fopenmp"]
-                _run([compiler, *flags, *threads, "-c", str(SOURCE), "-o", f"{scratch}/kernels.o"])
+                sources = [str(path) for path in sorted(FOLDER.glob("*.c"))]
                 # torch's own OpenMP library: a second one would start threads of its own
                 libraries = ["-lm"] if openmp is None else ["-lm", str(openmp)]
-                _run([compiler, "-shared", f"{scratch}/kernels.o", *libraries, "-o", str(made)])
-                os.replace(made, compiled)  # another process may be reading it
-        return ctypes.CDLL(str(compiled))
+                _run([compiler, *flags, "-shared", *sources, "-o", f"{scratch}/{key}.so", *libraries])
+                os.replace(f"{scratch}/{key}.so", folder / f"{key}.so")  # another process may be reading it
+        return ctypes.CDLL(str(folder / f"{key}.so"))
     except OSError as error:
         raise CompilerError(f"the compiled functions cannot be stored in {folder} or loaded ({error})") from error
 
@@ -72,10 +70,16 @@ def has_tiles() -> bool:
 def available() -> bool:
     """Return whether the functions can be compiled and loaded."""
     try:
-        library()
+        compiled()
     except CompilerError:
         return False
     return True
+
+
+def check_whole(*tensors: Tensor) -> None:
+    """Refuse tensors whose numbers are no multiple of 16: the functions would write behind them."""
+    if any(t.numel() % LANES for t in tensors):
+        raise ValueError(f"the numbers of a tensor must be a multiple of {LANES}: {[tuple(t.shape) for t in tensors]}")
 
 
 def call(name: str, *arguments: Any) -> None:
@@ -85,7 +89,7 @@ def call(name: str, *arguments: Any) -> None:
     """
     if any(isinstance(a, Tensor) and (a.is_meta or isinstance(a, FakeTensor)) for a in arguments):
         return
-    getattr(library(), name)(*map(_pointer_or_number, arguments))
+    getattr(compiled(), name)(*map(_pointer_or_number, arguments))
 
 
 def _pointer_or_number(argument: Any) -> Any:
@@ -106,7 +110,7 @@ def _compiler() -> str:
     raise CompilerError(f"there is no C compiler {named or '(gcc, cc or clang)'} on the PATH")
 
 
-def _machine_flags(compiler: str) -> list[str]:
+def _machine_flags() -> list[str]:
     """Return the flags that let the compiler use all instructions of this processor."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ["-mcpu=native"]

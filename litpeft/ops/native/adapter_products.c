@@ -1,0 +1,112 @@
+#include "tiles.h"
+
+/* Products with the factors of an adapter, whose rank r is small; one side of each is padded to 32. A factor may be
+   stored in either order: `row` and `column` are its strides. */
+
+/* 32 columns of a factor (k, r) as pairs of rows, k padded with zeros */
+static void pack_few(const bf16 *x, int64_t row, int64_t column, int64_t k, int64_t columns, uint32_t *to, int64_t stride) {
+    for (int64_t i = 0; i < WHOLE(k); i += 2, to += stride)
+        for (int64_t j = 0; j < SIDE; j++) {
+            uint32_t even = j < columns && i < k ? x[i * row + j * column] : 0;
+            to[j] = j < columns && i + 1 < k ? even | (uint32_t)x[(i + 1) * row + j * column] << 16 : even;
+        }
+}
+
+/* rows of few columns, with zeros up to 32 rows and whole columns */
+static void load_few(const bf16 *x, int64_t stride, int rows, int64_t r, bf16 *to) {
+    memset(to, 0, sizeof(bf16) * SIDE * WHOLE(r));
+    for (int i = 0; i < rows; i++)
+        for (int64_t j = 0; j < r; j++) to[i * WHOLE(r) + j] = x[i * stride + j];
+}
+
+/* low (m, r) = factor x a; x (m, k), a (k, r); k is a multiple of 32 */
+void times_few(const bf16 *x, int64_t x_stride, const bf16 *a, int64_t row, int64_t column, float factor, bf16 *low,
+        int64_t low_stride, int64_t m, int64_t k, int64_t r) {
+    int64_t wide = WHOLE(r);
+#pragma omp parallel
+    {
+        Tiles before;
+        use_tiles(&before);
+        uint32_t pairs[k / 2 * wide] __attribute__((aligned(64)));
+        for (int64_t j = 0; j < wide; j += SIDE) pack_few(a + j * column, row, column, k, r - j, pairs + j, wide);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < m; i += SIDE) {
+            int rows = m - i < SIDE ? m - i : SIDE;
+            float sums[SIDE * wide] __attribute__((aligned(64)));
+            bf16 edge[(rows < SIDE ? SIDE : 0) * k + 1] __attribute__((aligned(64))), out[wide];
+            if (rows < SIDE) load(x + i * x_stride, x_stride, rows, k, edge);
+            product(SIDE, wide, k, rows < SIDE ? edge : x + i * x_stride, rows < SIDE ? k : x_stride, pairs, wide, sums,
+                    wide, 0);
+            for (int n = 0; n < rows; n++) {
+                for (int64_t j = 0; j < wide; j += LANES) write(AT(sums + n * wide + j) * factor, out + j);
+                for (int64_t j = 0; j < r; j++) low[(i + n) * low_stride + j] = out[j];
+            }
+        }
+        leave_tiles(&before);
+    }
+}
+
+/* y += low b; y (m, n), low (m, r), b (r, n); n is a multiple of 32 */
+void add_few(const bf16 *low, int64_t low_stride, const bf16 *b, int64_t row, int64_t column, bf16 *y, int64_t m,
+        int64_t n, int64_t r) {
+    int64_t wide = WHOLE(r);
+#pragma omp parallel
+    {
+        Tiles before;
+        use_tiles(&before);
+        uint32_t pairs[wide / 2 * n] __attribute__((aligned(64)));
+        for (int64_t j = 0; j < n; j += SIDE) pack_few(b + j * column, row, column, r, SIDE, pairs + j, n);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < m; i += SIDE) {
+            int rows = m - i < SIDE ? m - i : SIDE;
+            bf16 left[SIDE * wide] __attribute__((aligned(64)));
+            float sums[SIDE * SIDE] __attribute__((aligned(64)));
+            load_few(low + i * low_stride, low_stride, rows, r, left);
+            for (int64_t j = 0; j < n; j += SIDE) {
+                product(SIDE, SIDE, wide, left, wide, pairs + j, n, sums, SIDE, 0);
+                for (int p = 0; p < rows * 2; p++) {
+                    bf16 *to = y + (i + p / 2) * n + j + p % 2 * LANES;
+                    write(read(to) + AT(sums + p * LANES), to);
+                }
+            }
+        }
+        leave_tiles(&before);
+    }
+}
+
+/* out (r, n) = lowᵀ x in fp32; low (m, r), x (m, n); n is a multiple of 32. `turned` is scratch for lowᵀ: r by m, both
+   up to a multiple of 32. */
+void sum_of_few(const bf16 *low, int64_t low_stride, const bf16 *x, int64_t x_stride, float *out, int64_t row,
+        int64_t column, int64_t m, int64_t n, int64_t r, bf16 *turned) {
+    int64_t wide = WHOLE(r), tall = WHOLE(m);
+#pragma omp parallel
+    {
+        Tiles before;
+        use_tiles(&before);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < m; i += SIDE) {
+            bf16 left[SIDE * wide], columns[wide * SIDE];
+            load_few(low + i * low_stride, low_stride, m - i < SIDE ? m - i : SIDE, r, left);
+            load_transposed(left, SIDE, wide, columns);
+            for (int64_t j = 0; j < wide; j++) memcpy(turned + j * tall + i, columns + j * SIDE, sizeof(bf16) * SIDE);
+        }
+#pragma omp for schedule(static)
+        for (int64_t j = 0; j < n; j += SIDE) {
+            bf16 edge[SIDE * SIDE];
+            uint32_t pairs[SIDE / 2 * SIDE] __attribute__((aligned(64)));
+            float sums[wide * SIDE] __attribute__((aligned(64)));
+            memset(sums, 0, sizeof sums);
+            for (int64_t i = 0; i < m; i += SIDE) {
+                int rows = m - i < SIDE ? m - i : SIDE;
+                const bf16 *from = x + i * x_stride + j;
+                if (rows < SIDE) load(from, x_stride, rows, SIDE, edge);
+                for (int half = 0; half < SIDE; half += LANES)
+                    pack_rows((rows < SIDE ? edge : from) + half, rows < SIDE ? SIDE : x_stride, pairs + half, SIDE);
+                product(wide, SIDE, SIDE, turned + i, tall, pairs, SIDE, sums, SIDE, 1);
+            }
+            for (int64_t i = 0; i < r; i++)
+                for (int64_t c = 0; c < SIDE; c++) out[i * row + (j + c) * column] = sums[i * SIDE + c];
+        }
+        leave_tiles(&before);
+    }
+}

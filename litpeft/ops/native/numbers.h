@@ -1,0 +1,89 @@
+/* Numbers of the C functions for training in bf16: read as bf16, computed in fp32 in vectors of 16, and written as bf16,
+   rounded to nearest. Widths of rows, and the numbers of a tensor, are multiples of 16. */
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+enum { LANES = 16 };
+typedef uint16_t bf16;
+typedef float floats __attribute__((vector_size(64), aligned(4)));
+typedef int32_t ints __attribute__((vector_size(64), aligned(4)));
+typedef uint32_t words __attribute__((vector_size(64), aligned(4)));
+typedef bf16 halves __attribute__((vector_size(32), aligned(2)));
+
+#define AT(pointer) (*(floats *)(pointer))
+
+static inline floats all(float x) { return (floats){0} + x; }
+
+static inline floats choose(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
+
+static inline floats read(const bf16 *x) {
+#ifdef __AVX512F__  /* one instruction; GCC 12 makes five */
+    return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
+#endif
+    return (floats)(__builtin_convertvector(*(const halves *)x, words) << 16);
+}
+
+static inline void write(floats x, bf16 *to) {  /* ties to even; NaN stays NaN */
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    return;
+#endif
+    words bits = (words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    words nan = (words)(x != x);
+    *(halves *)to = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), halves);
+}
+
+static inline floats rounded(floats x) {
+    bf16 half[LANES];
+    write(x, half);
+    return read(half);
+}
+
+#define SHIFTED(x, n) __builtin_shufflevector(x, x, n, 1 + n, 2 + n, 3 + n, 4 + n, 5 + n, 6 + n, 7 + n, 8 + n, 9 + n, \
+    10 + n, 11 + n, 12 + n, 13 + n, 14 + n, 15 + n)
+
+static inline float sum_of(floats x) {
+    x += SHIFTED(x, 8);
+    x += SHIFTED(x, 4);
+    x += SHIFTED(x, 2);
+    return x[0] + x[1];
+}
+
+/* e^x for x <= 0, to 1e-7 of its value: 2^n e^r with |r| <= ln(2)/2, and e^r by its Taylor series */
+static inline floats exponential(floats x) {
+    ints tiny = x < -80.0f;  /* becomes 0: arithmetic with numbers this small is slow */
+    floats n = x * 1.44269504f + 12582912.0f;  /* adding 1.5 2^23 rounds to an integer */
+    n = n - 12582912.0f;
+    floats r = x - n * 0.693145752f;  /* ln(2) in two parts, so that the first product is exact */
+    r = r - n * 1.42860677e-6f;
+    floats p = r * (1 / 5040.0f) + 1 / 720.0f;
+    p = p * r + 1 / 120.0f;
+    p = p * r + 1 / 24.0f;
+    p = p * r + 1 / 6.0f;
+    p = p * r + 0.5f;
+    p = p * r * r + r + 1.0f;
+    return (floats)(((ints)p + (__builtin_convertvector(n, ints) << 23)) & ~tiny);
+}
+
+/* Dropout. A number's position is hashed with two keys to 32 random bits; those below `share` are dropped. */
+typedef struct {
+    uint32_t share, first_key, second_key;  /* share: dropout probability times 2^32 */
+    float factor;                           /* 1 / (1 - dropout probability) */
+} Dropout;
+
+static inline ints dropped(uint32_t position, const Dropout *d) {
+    words x = (words){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + position;
+    x ^= d->first_key;
+    x ^= x >> 16; x *= 0x21f0aaadu;
+    x ^= x >> 15; x *= 0x735a2d97u;
+    x ^= x >> 15; x += d->second_key;
+    x ^= x >> 16; x *= 0x85ebca6bu;
+    x ^= x >> 13;
+    return (ints)(x < d->share);
+}

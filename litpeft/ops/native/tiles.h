@@ -1,0 +1,154 @@
+/* Products of small blocks, on the tiles of AMX where the processor has them. */
+#pragma once
+
+#include "numbers.h"
+
+/* 16 by 16 transposition of words */
+static inline void transpose(words r[16]) {
+#ifdef __AVX512F__
+    __m512i t[16], *x = (__m512i *)r;
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
+        t[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4) {
+        x[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+        x[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+        x[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+        x[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+    }
+    for (int i = 0; i < 4; i++) {
+        t[i] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0x88);
+        t[i + 4] = _mm512_shuffle_i32x4(x[i], x[i + 4], 0xdd);
+        t[i + 8] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0x88);
+        t[i + 12] = _mm512_shuffle_i32x4(x[i + 8], x[i + 12], 0xdd);
+    }
+    for (int i = 0; i < 8; i++) {
+        x[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
+        x[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
+    }
+#else
+    for (int i = 0; i < 16; i++)
+        for (int j = 0; j < i; j++) {
+            uint32_t kept = r[i][j];
+            r[i][j] = r[j][i];
+            r[j][i] = kept;
+        }
+#endif
+}
+
+/* The right factor of a product is held as pairs of its rows, 2 k and 2 k + 1: one word for each column. */
+enum { SIDE = 32 };  /* factors have multiples of 32 rows and columns */
+
+static inline words pair(words even, words odd) { return even | odd << 16; }
+
+static inline words pair_of(floats even, floats odd) {
+    bf16 half[2 * LANES];
+    write(even, half);
+    write(odd, half + LANES);
+    return pair((words)read(half) >> 16, (words)read(half + LANES) >> 16);
+}
+
+static inline words bits(const bf16 *x) { return (words)read(x) >> 16; }
+
+/* pairs of 32 rows of 16 columns */
+static inline void pack_rows(const bf16 *x, int64_t stride, uint32_t *to, int64_t to_stride) {
+    for (int k = 0; k < SIDE; k += 2, to += to_stride)
+        *(words *)to = pair(bits(x + k * stride), bits(x + (k + 1) * stride));
+}
+
+/* the same of a factor that is stored transposed: 16 rows of 32 columns */
+static inline void pack_columns(const bf16 *x, int64_t stride, uint32_t *to, int64_t to_stride) {
+    words r[16];
+    for (int i = 0; i < 16; i++) memcpy(&r[i], x + i * stride, sizeof r[i]);
+    transpose(r);
+    for (int i = 0; i < 16; i++) *(words *)(to + i * to_stride) = r[i];
+}
+
+#ifdef __AMX_BF16__
+typedef struct { uint8_t palette, start, reserved[14]; uint16_t bytes[16]; uint8_t rows[16]; } Tiles;
+
+static inline void use_tiles(Tiles *before) {
+    Tiles tiles = {.palette = 1};
+    for (int i = 0; i < 8; i++) { tiles.bytes[i] = 64; tiles.rows[i] = 16; }
+    _tile_storeconfig(before);
+    _tile_loadconfig(&tiles);
+}
+
+static inline void leave_tiles(const Tiles *before) {
+    if (before->palette) _tile_loadconfig(before);
+    else _tile_release();
+}
+#else
+typedef int Tiles;
+static inline void use_tiles(Tiles *before) { *before = 0; }
+static inline void leave_tiles(const Tiles *before) { (void)before; }
+#endif
+
+/* c (m, n) = a (m, k) b (k, n), or c += a b, in fp32; b as pairs of rows; all sides are multiples of 32 */
+static void product(int m, int n, int k, const bf16 *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, float *c,
+        int64_t c_stride, int add) {
+    for (int i = 0; i < m; i += SIDE)
+        for (int j = 0; j < n; j += SIDE) {
+            const bf16 *left = a + i * a_stride;
+            const uint32_t *right = b + j;
+            float *to = c + i * c_stride + j;
+#ifdef __AMX_BF16__
+            float *low = to + LANES * c_stride;
+            if (add) {
+                _tile_loadd(0, to, c_stride * 4); _tile_loadd(1, to + LANES, c_stride * 4);
+                _tile_loadd(2, low, c_stride * 4); _tile_loadd(3, low + LANES, c_stride * 4);
+            } else { _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3); }
+            for (int p = 0; p < k; p += SIDE, left += SIDE, right += SIDE / 2 * b_stride) {
+                _tile_loadd(4, left, a_stride * 2);
+                _tile_loadd(5, left + LANES * a_stride, a_stride * 2);
+                _tile_loadd(6, right, b_stride * 4);
+                _tile_loadd(7, right + LANES, b_stride * 4);
+                _tile_dpbf16ps(0, 4, 6); _tile_dpbf16ps(1, 4, 7); _tile_dpbf16ps(2, 5, 6); _tile_dpbf16ps(3, 5, 7);
+            }
+            _tile_stored(0, to, c_stride * 4); _tile_stored(1, to + LANES, c_stride * 4);
+            _tile_stored(2, low, c_stride * 4); _tile_stored(3, low + LANES, c_stride * 4);
+#else
+            for (int row = 0; row < SIDE; row += 4) {  /* 4 rows by 2 vectors: 8 sums in registers */
+                floats sums[4][2];
+                for (int s = 0; s < 8; s++)
+                    sums[s / 2][s % 2] = add ? AT(to + (row + s / 2) * c_stride + s % 2 * LANES) : all(0);
+                for (int p = 0; p < k / 2; p++)
+                    for (int s = 0; s < 8; s++) {
+                        words both = *(const words *)(right + p * b_stride + s % 2 * LANES);
+                        uint32_t x;
+                        memcpy(&x, left + (row + s / 2) * a_stride + 2 * p, 4);
+#ifdef __AVX512BF16__
+                        sums[s / 2][s % 2] = (floats)_mm512_dpbf16_ps(
+                            (__m512)sums[s / 2][s % 2], (__m512bh)_mm512_set1_epi32(x), (__m512bh)both);
+#else
+                        floats even = (floats)((words){0} + (x << 16)), odd = (floats)((words){0} + (x & 0xffff0000u));
+                        sums[s / 2][s % 2] += even * (floats)(both << 16) + odd * (floats)(both & 0xffff0000u);
+#endif
+                    }
+                for (int s = 0; s < 8; s++) AT(to + (row + s / 2) * c_stride + s % 2 * LANES) = sums[s / 2][s % 2];
+            }
+#endif
+        }
+}
+
+#define WHOLE(n) (((n) + SIDE - 1) / SIDE * SIDE)
+
+/* rows, followed by rows of zeros up to a multiple of 32 */
+static void load(const bf16 *x, int64_t stride, int rows, int width, bf16 *to) {
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < width; j += LANES) *(halves *)(to + i * width + j) = *(const halves *)(x + i * stride + j);
+    memset(to + rows * width, 0, sizeof(bf16) * (WHOLE(rows) - rows) * width);
+}
+
+/* (rows, width) to (width, rows); both are multiples of 16 */
+static void load_transposed(const bf16 *x, int rows, int width, bf16 *to) {
+    for (int i = 0; i < rows; i += LANES)
+        for (int j = 0; j < width; j += LANES) {
+            words r[16];
+            for (int n = 0; n < LANES; n++) r[n] = bits(x + (i + n) * width + j);
+            transpose(r);
+            for (int n = 0; n < LANES; n++)
+                *(halves *)(to + (j + n) * rows + i) = __builtin_convertvector(r[n], halves);
+        }
+}

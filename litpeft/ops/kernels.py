@@ -39,7 +39,7 @@ def use_kernels(
     all models of an architecture, are put back when the next model is built.
 
     Args:
-        model: the model, with its adapter; with meta tensors only for an estimate on a CPU.
+        model: the model, with its adapter; on meta tensors, as in estimates, Liger is left out.
         choice: `liger`, `native`, `none`, or `auto`: on a GPU Liger, where it is installed, knows the architecture and
             runs; on a CPU in bf16 `native`, where a C compiler is found.
         device: the device that the model will be trained on.
@@ -63,6 +63,16 @@ def use_kernels(
     return _liger(model, choice, device)
 
 
+def warn_of_other_kernels(before: str | None, now: str) -> None:
+    """Say that a resumed run computes with other kernels than before; None stands for a checkpoint without a name."""
+    if before not in (None, now):
+        print(
+            f"litpeft: warning: this run was trained with the kernels {before!r} and continues with {now!r}: roundings "
+            "and dropout masks are not those of a run without a break.",
+            file=sys.stderr,
+        )
+
+
 def _native(model: nn.Module, choice: Kernels, device: torch.device, dtype: torch.dtype) -> str:
     if device.type != "cpu" or dtype != torch.bfloat16:
         if choice == "auto":
@@ -78,6 +88,8 @@ def _native(model: nn.Module, choice: Kernels, device: torch.device, dtype: torc
 
 
 def _liger(model: nn.Module, choice: Kernels, device: torch.device) -> str:
+    if any(parameter.is_meta for parameter in model.parameters()):
+        return "none"  # an estimate: Triton does not run on meta tensors
     if device.type != "cuda":
         if choice == "auto":
             return "none"

@@ -27,7 +27,7 @@ from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.compiled_blocks import compile_blocks
 from litpeft.ops.dropout import use_lean_dropout
-from litpeft.ops.kernels import Kernels, use_kernels
+from litpeft.ops.kernels import Kernels, use_kernels, warn_of_other_kernels
 from litpeft.optim import build_optimizer, build_scheduler
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
 from litpeft.tasks.compute_dtype import DTYPES, check_dtype, use_tf32
@@ -58,8 +58,8 @@ class FineTuner(DataOfTask, L.LightningModule):
         gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
-        kernels: fused GPU kernels of norms, rotary embeddings and MLPs: `liger` (extra `gpu`), `none`, or
-            `auto`, which is Liger on a GPU if it is installed and knows the architecture. `estimate` counts without it.
+        kernels: fused kernels: `liger` (extra `gpu`, on a GPU; `estimate` counts without it), `native` (C functions for
+            bf16 on a CPU, compiled on first use), `none`, or `auto`: whichever can be used here.
         resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
         base: how the frozen weights are held; by default in `dtype`. `nf4`, `fp4` (four bits), `int8` (LLM.int8), or
             the class path of a quantisation configuration of transformers, such as `transformers.QuantoConfig`.
@@ -95,8 +95,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         self.head, self.new_tensors = list[str](), list[str]()  # names of head modules and newly initialised parameters
         self.base, self.tf32 = put_on_base(self.adapter, base), tf32
         self.fingerprint: str | None = None  # of the base weights
-        self.train_loss = TrainLoss()
-        self._is_sharded = False
+        self.train_loss, self._is_sharded = TrainLoss(), False
         self._saved_total_steps: int | None = None  # length of the run in the checkpoint that is resumed
 
     def load(
@@ -161,8 +160,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         if device.type == "cpu":
             use_lean_attention(model)
             use_lean_dropout(model)
-        kernels = self.kernels if weights or device.type == "cpu" else "none"  # Liger does not run on meta tensors
-        self.kernels_used = use_kernels(model, kernels, device, self.compute_dtype, self.compile_blocks)
+        self.kernels_used = use_kernels(model, self.kernels, device, self.compute_dtype, self.compile_blocks)
         self.head, self.new_tensors = list(head), new
         self.fingerprint = base_fingerprint(self.model_name) if weights else None
         enable_gradient_checkpointing(model, self.gradient_checkpointing)
@@ -263,7 +261,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         check_complete(checkpoint["state_dict"], self.adapter.state_dict(self.backbone))
         checkpoint |= {"train_loss": self.train_loss.state_dict(), "total_steps": self.total_steps() if fits else None}
         checkpoint["origin"] = origin(self.fingerprint, self.adapter, self.base)
-        checkpoint["adapter"] = self.adapter.resume_state(self.backbone)
+        checkpoint |= {"adapter": self.adapter.resume_state(self.backbone), "kernels": self.kernels_used}
 
     def check_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Raise a UserError that names the difference if the checkpoint has other base weights or another adapter."""
@@ -274,6 +272,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         self.train_loss.load_state_dict(checkpoint["train_loss"])
         self._saved_total_steps = checkpoint.get("total_steps")  # absent in checkpoints of 0.1.0, like the next one
         self.adapter.load_resume_state(self.backbone, checkpoint.get("adapter"))
+        warn_of_other_kernels(checkpoint.get("kernels") if self.trainer.state.fn == "fit" else None, self.kernels_used)
 
     def on_train_batch_end(self, *_: Any) -> None:
         # with this flag, Lightning validates the final weights before it stops

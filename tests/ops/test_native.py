@@ -68,7 +68,21 @@ def kept(count: int, probability: float, seed: int) -> np.ndarray:
 SHAPES = [(4, 4, 27, 27, 32), (6, 2, 5, 16, 64), (3, 1, 33, 70, 96), (2, 1, 100, 100, 32)]
 
 
+@pytest.fixture(params=["this processor", "no tiles", "no bf16 instructions"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compile the functions for processors that can do less."""
+    if request.param != "this processor":
+        monkeypatch.setattr(library, "has_tiles", lambda: False)
+        if request.param == "no bf16 instructions":
+            monkeypatch.setattr(library, "_machine_flags", lambda: ["-march=skylake-avx512"])
+        library.compiled.cache_clear()
+    yield
+    monkeypatch.undo()
+    library.compiled.cache_clear()
+
+
 @needs_compiler
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("mask_kind", [None, "causal", "padding", "padding for each query", "each head", "bool"])
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize(("heads", "groups", "queries", "keys", "width"), SHAPES)
@@ -194,6 +208,7 @@ def test_dropout_keeps_the_right_share_independently_of_position_and_seed(probab
 
 
 @needs_compiler
+@pytest.mark.usefixtures("build")
 def test_dropout_scales_what_it_keeps_and_backward_has_the_same_mask() -> None:
     x = random(48, 17 * 16).requires_grad_()
     out = native_dropout(x, 0.25, 77)
@@ -206,6 +221,7 @@ def test_dropout_scales_what_it_keeps_and_backward_has_the_same_mask() -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 16), (5, 7, 64), (3, 400)])
 def test_norms_are_the_formulas(shape: tuple[int, ...], with_bias: bool) -> None:
@@ -225,6 +241,7 @@ def test_norms_are_the_formulas(shape: tuple[int, ...], with_bias: bool) -> None
 
 
 @needs_compiler
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_a_norm_of_a_dropped_sum_is_the_formula(dropout: float) -> None:
     x, residual = (random(37, 48, seed=i).requires_grad_() for i in (1, 2))
@@ -291,6 +308,7 @@ def test_the_end_of_a_block_is_one_pass_only_where_it_is_the_formula() -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("build")
 def test_gelu_is_as_exact_as_torchs_for_every_number_and_only_exact_ones_use_it() -> None:
     x = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(HALF)
     x = torch.where(x.abs() <= 12, x, 0).requires_grad_()
@@ -308,6 +326,7 @@ def test_gelu_is_as_exact_as_torchs_for_every_number_and_only_exact_ones_use_it(
 
 
 @needs_compiler
+@pytest.mark.usefixtures("build")
 def test_swiglu_is_the_formula_and_only_gated_mlps_use_it() -> None:
     gate, up = (random(7, 48, seed=i).mul(4).requires_grad_() for i in range(2))
     wide = [t.detach().double().requires_grad_() for t in (gate, up)]

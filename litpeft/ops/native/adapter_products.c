@@ -4,7 +4,8 @@
    stored in either order: `row` and `column` are its strides. */
 
 /* 32 columns of a factor (k, r) as pairs of rows, k padded with zeros */
-static void pack_few(const bf16 *x, int64_t row, int64_t column, int64_t k, int64_t columns, uint32_t *to, int64_t stride) {
+static void pack_few(const bf16 *x, int64_t row, int64_t column, int64_t k, int64_t columns, uint32_t *to,
+        int64_t stride) {
     for (int64_t i = 0; i < WHOLE(k); i += 2, to += stride)
         for (int64_t j = 0; j < SIDE; j++) {
             uint32_t even = j < columns && i < k ? x[i * row + j * column] : 0;
@@ -27,13 +28,13 @@ void times_few(const bf16 *x, int64_t x_stride, const bf16 *a, int64_t row, int6
     {
         Tiles before;
         use_tiles(&before);
-        uint32_t pairs[k / 2 * wide] __attribute__((aligned(64)));
+        ALIGNED uint32_t pairs[k / 2 * wide];
         for (int64_t j = 0; j < wide; j += SIDE) pack_few(a + j * column, row, column, k, r - j, pairs + j, wide);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < m; i += SIDE) {
             int rows = m - i < SIDE ? m - i : SIDE;
-            float sums[SIDE * wide] __attribute__((aligned(64)));
-            bf16 edge[(rows < SIDE ? SIDE : 0) * k + 1] __attribute__((aligned(64))), out[wide];
+            ALIGNED float sums[SIDE * wide];
+            ALIGNED bf16 edge[(rows < SIDE ? SIDE : 0) * k + 1], out[wide];
             if (rows < SIDE) load(x + i * x_stride, x_stride, rows, k, edge);
             product(SIDE, wide, k, rows < SIDE ? edge : x + i * x_stride, rows < SIDE ? k : x_stride, pairs, wide, sums,
                     wide, 0);
@@ -54,13 +55,13 @@ void add_few(const bf16 *low, int64_t low_stride, const bf16 *b, int64_t row, in
     {
         Tiles before;
         use_tiles(&before);
-        uint32_t pairs[wide / 2 * n] __attribute__((aligned(64)));
+        ALIGNED uint32_t pairs[wide / 2 * n];
         for (int64_t j = 0; j < n; j += SIDE) pack_few(b + j * column, row, column, r, SIDE, pairs + j, n);
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < m; i += SIDE) {
             int rows = m - i < SIDE ? m - i : SIDE;
-            bf16 left[SIDE * wide] __attribute__((aligned(64)));
-            float sums[SIDE * SIDE] __attribute__((aligned(64)));
+            ALIGNED bf16 left[SIDE * wide];
+            ALIGNED float sums[SIDE * SIDE];
             load_few(low + i * low_stride, low_stride, rows, r, left);
             for (int64_t j = 0; j < n; j += SIDE) {
                 product(SIDE, SIDE, wide, left, wide, pairs + j, n, sums, SIDE, 0);
@@ -74,8 +75,8 @@ void add_few(const bf16 *low, int64_t low_stride, const bf16 *b, int64_t row, in
     }
 }
 
-/* out (r, n) = lowᵀ x in fp32; low (m, r), x (m, n); n is a multiple of 32. `turned` is scratch for lowᵀ: r by m, both
-   up to a multiple of 32. */
+/* out (r, n) = lowᵀ x in fp32; low (m, r), x (m, n); n is a multiple of 32. `turned` is scratch for lowᵀ, with both
+   sides up to a multiple of 32 */
 void sum_of_few(const bf16 *low, int64_t low_stride, const bf16 *x, int64_t x_stride, float *out, int64_t row,
         int64_t column, int64_t m, int64_t n, int64_t r, bf16 *turned) {
     int64_t wide = WHOLE(r), tall = WHOLE(m);
@@ -93,8 +94,8 @@ void sum_of_few(const bf16 *low, int64_t low_stride, const bf16 *x, int64_t x_st
 #pragma omp for schedule(static)
         for (int64_t j = 0; j < n; j += SIDE) {
             bf16 edge[SIDE * SIDE];
-            uint32_t pairs[SIDE / 2 * SIDE] __attribute__((aligned(64)));
-            float sums[wide * SIDE] __attribute__((aligned(64)));
+            ALIGNED uint32_t pairs[SIDE / 2 * SIDE];
+            ALIGNED float sums[wide * SIDE];
             memset(sums, 0, sizeof sums);
             for (int64_t i = 0; i < m; i += SIDE) {
                 int rows = m - i < SIDE ? m - i : SIDE;

@@ -20,6 +20,7 @@ from litpeft.ops.native.dropout import DropoutMask
 
 WIDEST = 128  # numbers per head: scratch memory is on the stack
 SIDE = 32  # the sides of factors are multiples of this
+MASKED = torch.finfo(torch.float32).min / 2  # finite, so that a fully masked row does not become NaN
 
 
 class _Shape(ctypes.Structure):
@@ -125,11 +126,13 @@ def _prepared(mask: Tensor, by_query: bool) -> Tensor:
         return prepared
     whole = mask if by_query else mask[:, :, :1]
     if mask.dtype == torch.bool:
-        whole = torch.zeros(whole.shape).masked_fill_(~whole, torch.finfo(torch.float32).min / 2)
-    prepared = whole.new_zeros(*whole.shape[:2], whole.shape[3], _whole(whole.shape[2]), dtype=torch.float32)
-    prepared[..., : whole.shape[2]] = whole.mT
-    if not by_query:
-        prepared = prepared[..., 0].contiguous()
+        whole = torch.zeros(whole.shape).masked_fill_(~whole, MASKED)
+    if by_query:
+        size = *whole.shape[:2], whole.shape[3], _whole(whole.shape[2])
+        prepared = whole.new_full(size, MASKED, dtype=torch.float32)
+        prepared[..., : whole.shape[2]] = whole.mT
+    else:
+        prepared = whole[:, :, 0].float().contiguous()
     _last[:] = weakref.ref(mask), mask._version, prepared
     return prepared
 

@@ -7,7 +7,8 @@
 enum { TILE = 16, PAIRS = 16, DEEP = 32, TALL = 64, PACKED = 1 << 19 };  /* packed: numbers of the matrix at a time */
 
 /* 32 rows and columns of sums from 32 rows of x and a packed panel of 32 columns */
-static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth, float sums[4][TILE * TILE]) {
+static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth,
+        float sums[4][TILE * TILE]) {
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t k = 0; k < depth; k += DEEP, panel += 2 * TILE * PAIRS) {
         _tile_loadd(4, x + k, stride * 2);
@@ -19,7 +20,8 @@ static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, i
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
-    _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64); _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
+    _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64);
+    _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
 }
 
 static inline void finish(float sums[4][TILE * TILE], const bf16 *bias, int add, bf16 *y, int64_t stride, int rows) {
@@ -52,16 +54,17 @@ void product_with_frozen(const bf16 *x, int64_t x_stride, const bf16 *w, int64_t
                     else pack_rows(w + row * n + column + half * TILE, n, to, TILE);
             }
 #pragma omp for schedule(static)
-            for (int64_t top = 0; top < m; top += TALL) {  /* a panel stays in the innermost cache for all of these rows */
+            for (int64_t top = 0; top < m; top += TALL) {  /* rows for which a panel stays in the innermost cache */
                 int64_t bottom = m - top < TALL ? m : top + TALL, last = (bottom - 1) / 32 * 32;
-                bf16 edge[(bottom % 32 ? 32 : 0) * k + 1] __attribute__((aligned(64)));
+                ALIGNED bf16 edge[(bottom % 32 ? 32 : 0) * k + 1];
                 if (bottom % 32) load(x + last * x_stride, x_stride, bottom - last, k, edge);
                 for (int64_t p = 0; p < panels; p++)
                     for (int64_t i = top; i < bottom; i += 32) {
-                        float sums[4][TILE * TILE] __attribute__((aligned(64)));
-                        int at_edge = bottom % 32 && i == last;
+                        ALIGNED float sums[4][TILE * TILE];
+                        int at_edge = bottom % 32 && i == last, rows = bottom - i < 32 ? bottom - i : 32;
+                        int64_t column = first + p * 32;
                         block(at_edge ? edge : x + i * x_stride, at_edge ? k : x_stride, scratch + p * k * 16, k, sums);
-                        finish(sums, bias ? bias + first + p * 32 : 0, add, y + i * n + first + p * 32, n, bottom - i < 32 ? bottom - i : 32);
+                        finish(sums, bias ? bias + column : 0, add, y + i * n + column, n, rows);
                     }
             }
             leave_tiles(&before);

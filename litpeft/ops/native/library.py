@@ -38,7 +38,7 @@ def compiled() -> ctypes.CDLL:
     """Return the compiled functions.
 
     Raises:
-        CompilerError: there is no C compiler, or it fails.
+        CompilerError: the processor has no AVX-512, or there is no C compiler, or it fails.
     """
     compiler = _compiler()
     version = _run([compiler, "--version"])
@@ -112,10 +112,9 @@ def _compiler() -> str:
 
 def _machine_flags() -> list[str]:
     """Return the flags that let the compiler use all instructions of this processor."""
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return ["-mcpu=native"]
-    wide = ["-mprefer-vector-width=512"] if torch.backends.cpu.get_cpu_capability() == "AVX512" else []
-    return ["-march=native", *wide, *([] if has_tiles() else ["-U__AMX_BF16__"])]
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        raise CompilerError("the C functions need a processor with AVX-512: on others torch is faster")
+    return ["-march=native", "-mprefer-vector-width=512", *([] if has_tiles() else ["-U__AMX_BF16__"])]
 
 
 def _openmp() -> Path | None:

@@ -1,13 +1,12 @@
-/* Numbers of the C functions for training in bf16: read as bf16, computed in fp32 in vectors of 16, and written as bf16,
-   rounded to nearest. Widths of rows, and the numbers of a tensor, are multiples of 16. */
+/* Numbers of the C functions for training in bf16: read as bf16, computed in fp32 in vectors of 16, and written as
+   bf16, rounded to nearest. Widths of rows, and the numbers of a tensor, are multiples of 16. */
 #pragma once
 
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+
 #include <immintrin.h>
-#endif
 
 enum { LANES = 16 };
 typedef uint16_t bf16;
@@ -22,11 +21,8 @@ static inline floats all(float x) { return (floats){0} + x; }
 
 static inline floats choose(ints mask, floats a, floats b) { return (floats)((mask & (ints)a) | (~mask & (ints)b)); }
 
-static inline floats read(const bf16 *x) {
-#ifdef __AVX512F__  /* one instruction; GCC 12 makes five */
+static inline floats read(const bf16 *x) {  /* GCC 12 makes five instructions of __builtin_convertvector */
     return (floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16);
-#endif
-    return (floats)(__builtin_convertvector(*(const halves *)x, words) << 16);
 }
 
 static inline void write(floats x, bf16 *to) {  /* ties to even; NaN stays NaN */
@@ -45,15 +41,7 @@ static inline floats rounded(floats x) {
     return read(half);
 }
 
-#define SHIFTED(x, n) __builtin_shufflevector(x, x, n, 1 + n, 2 + n, 3 + n, 4 + n, 5 + n, 6 + n, 7 + n, 8 + n, 9 + n, \
-    10 + n, 11 + n, 12 + n, 13 + n, 14 + n, 15 + n)
-
-static inline float sum_of(floats x) {
-    x += SHIFTED(x, 8);
-    x += SHIFTED(x, 4);
-    x += SHIFTED(x, 2);
-    return x[0] + x[1];
-}
+static inline float sum_of(floats x) { return _mm512_reduce_add_ps((__m512)x); }
 
 /* e^x for x <= 0, to 1e-7 of its value: 2^n e^r with |r| <= ln(2)/2, and e^r by its Taylor series */
 static inline floats exponential(floats x) {

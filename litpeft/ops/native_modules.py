@@ -55,10 +55,9 @@ def _with(kind: type, base: type) -> type:
 
 def _half_on_cpu(module: nn.Module, *tensors: Tensor) -> bool:
     """Return whether a call is a training pass in bf16 on a CPU, with sizes that the functions take."""
-    fits = all(
-        t.dtype == torch.bfloat16 and t.device.type == "cpu" and t.shape[-1] % library.LANES == 0 for t in tensors
-    )
-    return fits and module.training and not torch.compiler.is_compiling() and not torch.is_autocast_enabled("cpu")
+    if not module.training or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
+    return all(t.dtype == torch.bfloat16 and t.is_cpu and t.shape[-1] % library.LANES == 0 for t in tensors)
 
 
 def _frozen(*tensors: Tensor | None) -> bool:

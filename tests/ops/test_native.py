@@ -76,9 +76,11 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         if request.param == "no bf16 instructions":
             monkeypatch.setattr(library, "_machine_flags", lambda: ["-march=skylake-avx512"])
         library.compiled.cache_clear()
+        library._function.cache_clear()
     yield
     monkeypatch.undo()
     library.compiled.cache_clear()
+    library._function.cache_clear()
 
 
 @needs_compiler
@@ -493,8 +495,10 @@ def test_a_model_has_the_same_loss_and_no_worse_gradients_than_with_torch(
 def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CC", "no-such-compiler")
     library.compiled.cache_clear()
+    library._function.cache_clear()
     yield
     library.compiled.cache_clear()
+    library._function.cache_clear()
 
 
 def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(no_compiler: None) -> None:

@@ -11,7 +11,7 @@ void dropout(const bf16 *x, bf16 *y, int64_t count, const Dropout *d) {
 static inline floats sigmoid(floats x) {
     ints negative = x < 0.0f;
     floats e = exponential(choose(negative, x, -x));
-    return choose(negative, e, all(1)) / (e + 1.0f);
+    return choose(negative, e, all(1)) * reciprocal(e + 1.0f);
 }
 
 /* y = silu(gate) up; silu(gate) is rounded first, as where it is a tensor of its own */
@@ -39,7 +39,7 @@ void gelu(const bf16 *x, bf16 *y, bf16 *slope, int64_t count) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += LANES) {
         floats v = read(x + i), z = choose(v < 0.0f, -v, v), e = exponential(z * z * -0.5f);
-        floats t = 1.0f / (1.0f + z * 0.36062446f);
+        floats t = reciprocal(1.0f + z * 0.36062446f);
         floats p = t * 0.0945284366607666f - 0.3592321276664734f;
         p = p * t + 0.3585771322250366f;
         p = p * t + 0.054963480681180954f;

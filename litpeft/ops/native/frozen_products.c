@@ -49,6 +49,8 @@ void product_with_frozen(const bf16 *x, int64_t x_stride, const bf16 *w, int64_t
             for (int64_t job = 0; job < panels * (k / DEEP); job++) {
                 int64_t column = first + job / (k / DEEP) * 32, row = job % (k / DEEP) * DEEP;
                 uint32_t *to = scratch + job * 2 * TILE * PAIRS;
+                if (transposed && column + 64 <= n)  /* the processor does not foresee 32 rows at a time */
+                    for (int i = 0; i < 32; i++) __builtin_prefetch(w + (column + 32 + i) * k + row);
                 for (int half = 0; half < 2; half++, to += TILE * PAIRS)
                     if (transposed) pack_columns(w + (column + half * TILE) * k + row, k, to, TILE);
                     else pack_rows(w + row * n + column + half * TILE, n, to, TILE);

@@ -87,19 +87,25 @@ def call(name: str, *arguments: Any) -> None:
 
     With fake and meta tensors, as in memory estimates, nothing is called.
     """
-    if any(isinstance(a, Tensor) and (a.is_meta or isinstance(a, FakeTensor)) for a in arguments):
-        return
-    getattr(compiled(), name)(*map(_pointer_or_number, arguments))
+    values = []
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            if argument.is_meta or isinstance(argument, FakeTensor):
+                return
+            values.append(argument.data_ptr())
+        else:
+            values.append(ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument)
+    _function(name, *map(type, arguments))(*values)
 
 
-def _pointer_or_number(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if isinstance(argument, ctypes.Structure):
-        return ctypes.byref(argument)
-    if argument is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_int64(argument) if isinstance(argument, int) else ctypes.c_float(argument)
+@cache
+def _function(name: str, *kinds: type) -> Any:
+    """Return a function that takes arguments of these types, tensors as addresses."""
+    function = compiled()[name]  # a new object, unlike an attribute: its types are its own
+    numbers = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}
+    function.argtypes = [numbers.get(kind, ctypes.c_void_p) for kind in kinds]
+    function.restype = None
+    return function
 
 
 def _compiler() -> str:

@@ -8,7 +8,6 @@ seed, so that backward draws them again. Saved for backward beside these: the ma
 from __future__ import annotations
 
 import ctypes
-import weakref
 from typing import Any
 
 import torch
@@ -113,16 +112,13 @@ def _whole(tokens: int) -> int:
     return -(-tokens // SIDE) * SIDE
 
 
-_last: list[Any] = [None, None, None]  # the last mask (a weak reference), its version, and what it was prepared to
-
-
 def _prepared(mask: Tensor, by_query: bool) -> Tensor:
     """Return a mask as the C functions read it, fp32: (B, H, S, queries in whole blocks), or (B, H, S) for all queries.
 
-    All layers of a model have the same mask: the last one is kept.
+    All layers of a model have the same mask, so the result is kept with it.
     """
-    known, version, prepared = _last
-    if known is not None and known() is mask and version == mask._version:
+    version, prepared = getattr(mask, "prepared_for_c", (None, None))
+    if version == mask._version:
         return prepared
     whole = mask if by_query else mask[:, :, :1]
     if mask.dtype == torch.bool:
@@ -132,8 +128,9 @@ def _prepared(mask: Tensor, by_query: bool) -> Tensor:
         prepared = whole.new_full(size, MASKED, dtype=torch.float32)
         prepared[..., : whole.shape[2]] = whole.mT
     else:
-        prepared = whole[:, :, 0].float().contiguous()
-    _last[:] = weakref.ref(mask), mask._version, prepared
+        # a copy: a view would keep the mask alive, and the mask the view
+        prepared = whole[:, :, 0].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    mask.prepared_for_c = mask._version, prepared
     return prepared
 
 

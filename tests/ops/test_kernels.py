@@ -17,7 +17,7 @@ from transformers.models.mixtral import modeling_mixtral
 from litpeft.adapters import LoRA
 from litpeft.errors import UserError
 from litpeft.ops import kernels
-from litpeft.ops.kernels import use_kernels
+from litpeft.ops.kernels import use_kernels, warn_of_other_kernels
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 SIZES: dict[str, Any] = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
@@ -131,3 +131,12 @@ def test_liger_itself_replaces_norms_and_mlps_but_no_loss_and_no_experts() -> No
     assert modeling_mixtral.MixtralExperts is experts
     assert "liger" not in modeling_llama.apply_rotary_pos_emb.__module__
     use_kernels(mixtral, "none", CPU)
+
+
+def test_a_resumed_run_says_when_it_continues_with_other_kernels(capsys: pytest.CaptureFixture) -> None:
+    warn_of_other_kernels(None, "none")  # a checkpoint of an older version
+    warn_of_other_kernels("native: attention", "native: attention")
+    assert not capsys.readouterr().err
+    warn_of_other_kernels("native: attention", "none")
+    said = capsys.readouterr().err
+    assert "was trained with the kernels 'native: attention' and continues with 'none'" in said

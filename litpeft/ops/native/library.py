@@ -139,7 +139,10 @@ def _processor() -> str:
 
 
 def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise CompilerError(f"{command[0]} cannot be run ({error})") from error
     if done.returncode:
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
         raise CompilerError(f"{' '.join(command[:2])} ... failed ({first})")

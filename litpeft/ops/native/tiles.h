@@ -5,7 +5,8 @@
 
 /* 16 by 16 transposition of words */
 static inline void transpose(words r[16]) {
-    __m512i t[16], *x = (__m512i *)r;
+    __m512i t[16], x[16];
+    for (int i = 0; i < 16; i++) x[i] = _mm512_loadu_si512(&r[i]);
     for (int i = 0; i < 16; i += 2) {
         t[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);
         t[i + 1] = _mm512_unpackhi_epi32(x[i], x[i + 1]);
@@ -26,6 +27,7 @@ static inline void transpose(words r[16]) {
         x[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
         x[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
     }
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(&r[i], x[i]);
 }
 
 /* The right factor of a product is held as pairs of its rows, 2 k and 2 k + 1: one word for each column. */

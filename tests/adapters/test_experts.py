@@ -11,12 +11,13 @@ import peft
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from litpeft.adapters import DoRA, LoRA, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
-from litpeft.adapters.experts import StackedLinear4bit, expert_weights
+from litpeft.adapters.experts import StackedLinear4bit, _rows_by_expert, expert_weights
 from litpeft.adapters.layers import AdaptedStackedLinear, adapted_layers
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.peft_format import load_adapter, write_adapter
@@ -184,3 +185,11 @@ def test_a_fresh_adapter_draws_the_same_dropout_masks_in_backward() -> None:
             parameter.add_(direction, alpha=-step)
     numeric = (values[0] - values[1]) / 6e-5
     assert (parameter.grad * direction).sum().item() == pytest.approx(numeric, rel=2e-2)
+
+
+@pytest.mark.parametrize("place", ["fake", "meta"])
+def test_in_an_estimate_the_experts_get_equal_shares_of_the_rows(place: str) -> None:
+    with FakeTensorMode() if place == "fake" else torch.device("meta"):
+        rows = _rows_by_expert(torch.zeros(7, 2, dtype=torch.int64), 4)
+    assert rows == [4, 4, 3, 3]
+    assert _rows_by_expert(torch.tensor([[0, 3], [3, 4]]), 4) == [1, 0, 0, 2, 1]  # 4: no expert

@@ -1,0 +1,42 @@
+"""Bytes that a process sends in a collective, by the formulas of a ring."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from litpeft.profiling.memory import collectives
+from litpeft.profiling.memory.collectives import sent_bytes
+
+PROCESSES = 4
+c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
+WHOLE, SHARD = torch.empty(PROCESSES * 6, device="meta"), torch.empty(6, device="meta")
+ONCE = 3 * 6 * 4  # each process sends the other three shards' worth of bytes: fp32
+
+
+@pytest.mark.parametrize(
+    ("operation", "arguments", "expected"),
+    [
+        (c10d.allreduce_.default, ([WHOLE],), 2 * ONCE),
+        (functional.all_reduce.default, (WHOLE,), 2 * ONCE),
+        (functional.all_reduce_.default, (WHOLE,), 2 * ONCE),
+        (c10d._allgather_base_.default, (WHOLE, SHARD), ONCE),
+        (functional.all_gather_into_tensor.default, (SHARD, PROCESSES, "0"), ONCE),
+        (c10d._reduce_scatter_base_.default, (SHARD, WHOLE), ONCE),
+        (functional.reduce_scatter_tensor.default, (WHOLE, "sum", PROCESSES, "0"), ONCE),
+        (torch.ops.aten.mm.default, (WHOLE, WHOLE), None),
+        (c10d.barrier.default, (WHOLE,), None),
+    ],
+)
+def test_a_ring_sends_all_shards_but_its_own(
+    operation: Any, arguments: tuple[Any, ...], expected: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collectives, "world_size", lambda: PROCESSES)
+    assert sent_bytes(operation, arguments) == expected
+
+
+def test_one_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "world_size", lambda: 1)
+    assert sent_bytes(c10d.allreduce_.default, ([WHOLE],)) == 0

@@ -16,6 +16,7 @@ from litpeft.sweeps.axes import shown_value
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of, tuning_jobs_of
 
+LONG = 300  # rows from which a table is formatted by hand: rich takes five seconds for 10,000
 NO_MEMORY = re.compile(r"model\.(optimizer|scheduler)\.(?!class_path)")  # options that do not change the memory
 
 
@@ -28,36 +29,46 @@ def preview(experiment: Experiment, device: str | None) -> int:
     """
     if experiment.description["question"]:
         print(experiment.description["question"])
-    table = Table(title_justify="left")
-    table.title = f"{len(experiment.trials)} trials x {len(experiment.seeds)} seeds"
+    title = f"{len(experiment.trials)} trials x {len(experiment.seeds)} seeds"
     tuned = any(trial.candidates for trial in experiment.trials)
     if tuned:
         tuning, final = (len(jobs(Path(), experiment)) for jobs in (tuning_jobs_of, jobs_of))
         seeds = ", ".join(map(str, experiment.tune_seeds))
-        table.title += (
-            f" = {final} runs, after {tuning} tuning runs (seed{'s' if len(experiment.tune_seeds) > 1 else ''} {seeds})"
-        )
-    for column in (
-        "trial",
-        *experiment.axes,
-        *(["tune"] if tuned else []),
-        "trainable",
-        "model MiB",
-        "peak MiB",
-        "note",
-    ):
-        table.add_column(column, justify="right" if column.endswith("MiB") or column == "trainable" else "left")
+        plural = "s" if len(experiment.tune_seeds) > 1 else ""
+        title += f" = {final} runs, after {tuning} tuning runs (seed{plural} {seeds})"
+    figures = "trainable", "model MiB", "peak MiB"
+    headings = ["trial", *experiment.axes, *(["tune"] if tuned else []), *figures, "note"]
+    rows: list[list[str]] = []
     console, reasons, known = Console(), dict[str, int](), dict[tuple[str, ...], tuple[float, list[str]]]()
     with console.status("estimating") as status:
         for trial in experiment.trials:
             status.update(f"estimating {trial.shown(trial.label)}")
             names = [*map(trial.shown, (trial.label, *trial.axes.values())), *([_values(trial)] if tuned else [])]
-            table.add_row(*map(Text, [*names, *_most_needed(trial, device, reasons, known)]))
-    console.print(table)
+            rows.append([*names, *_most_needed(trial, device, reasons, known)])
+    _print_table(title, headings, rows, figures, console)
     for reason, number in reasons.items():
         print(f"({number}) {reason}")
     print("peak: tensors of a step on a CPU, reserved memory on a GPU; `litpeft estimate` shows details")
     return 0
+
+
+def _print_table(
+    title: str, headings: list[str], rows: list[list[str]], figures: tuple[str, ...], console: Console
+) -> None:
+    """Print a table; the columns named in `figures` are aligned to the right."""
+    if len(rows) < LONG:
+        table = Table(title=title, title_justify="left")
+        for heading in headings:
+            table.add_column(heading, justify="right" if heading in figures else "left")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    align = [str.rjust if heading in figures else str.ljust for heading in headings]
+    print(title)
+    for row in (headings, *rows):
+        print("  ".join(put(cell, width) for put, cell, width in zip(align, row, widths, strict=True)).rstrip())
 
 
 def _values(trial: Trial) -> str:

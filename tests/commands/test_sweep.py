@@ -97,6 +97,18 @@ def test_a_dry_run_shows_trials_and_memory_and_writes_nothing(
     assert rows["full"][0] == "35,522"
     assert float(rows["full"][2]) > float(rows["dora"][2]) > float(rows["dora"][1]) > 0
     assert sorted(tmp_path.iterdir()) == before
+    monkeypatch.setattr("litpeft.commands.sweep_preview.LONG", 2)  # as a table of many trials is printed
+    assert main(["sweep", "tiny.yaml", "--dry-run"]) == 0
+    title, headings, *lines = capsys.readouterr().out.splitlines()
+    assert title == "2 trials x 3 seeds"
+    by_hand = {cells[0]: cells[2:5] for cells in (line.split() for line in lines[:2])}
+    assert by_hand == {"full": rows["full"], "dora": rows["dora"]}
+    assert [line.index(rows[line.split()[0]][2]) + len(rows[line.split()[0]][2]) for line in lines[:2]] == [
+        headings.index("peak MiB") + len("peak MiB")
+    ] * 2  # aligned to the right
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "150")
     assert main(["sweep", "tiny.yaml", "--dry-run", "--data.train_file", "gone.tsv"]) == 0
     out = capsys.readouterr().out
     assert out.count("unknown (1)") == 2  # trials that share a reason

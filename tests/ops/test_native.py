@@ -77,10 +77,12 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             monkeypatch.setattr(library, "_machine_flags", lambda: ["-march=skylake-avx512"])
         library.compiled.cache_clear()
         library._function.cache_clear()
+        library.available.cache_clear()
     yield
     monkeypatch.undo()
     library.compiled.cache_clear()
     library._function.cache_clear()
+    library.available.cache_clear()
 
 
 @needs_compiler
@@ -496,9 +498,11 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("CC", "no-such-compiler")
     library.compiled.cache_clear()
     library._function.cache_clear()
+    library.available.cache_clear()
     yield
     library.compiled.cache_clear()
     library._function.cache_clear()
+    library.available.cache_clear()
 
 
 def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(no_compiler: None) -> None:

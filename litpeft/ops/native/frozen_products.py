@@ -28,7 +28,7 @@ DEEP = 32  # the sides of the matrix are multiples of this
 @cache
 def has_products() -> bool:
     """Return whether processor, system and compiler support AMX tiles."""
-    return library.has_tiles() and hasattr(library.compiled(), "product_with_frozen")
+    return library.has_tiles() and library.available() and hasattr(library.compiled(), "product_with_frozen")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

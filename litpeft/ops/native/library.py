@@ -67,6 +67,7 @@ def has_tiles() -> bool:
     return bool(torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx())
 
 
+@cache
 def available() -> bool:
     """Return whether the functions can be compiled and loaded."""
     try:

@@ -228,11 +228,9 @@ def scaled_product(
 ) -> Tensor:
     """Return factor · left right (N, r) in one launch; the sums are multiplied before they are rounded."""
     out = left.new_empty(len(left), right.shape[1]) if out is None else out
-    return (
-        adapter_products.times_few(left, right, factor, out)
-        if native
-        else out.addmm_(left, right, beta=0, alpha=factor)
-    )
+    if native:
+        return adapter_products.times_few(left, right, factor, out)
+    return out.addmm_(left, right, beta=0, alpha=factor)
 
 
 def add_product(out: Tensor, low: Tensor, right: Tensor, native: bool = False) -> Tensor:

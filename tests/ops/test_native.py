@@ -385,6 +385,7 @@ def test_products_with_other_shapes_are_left_to_torch() -> None:
         (random(4, 64).float(), random(32, 64).float()),
         (random(4, 32), random(32, 64).T[:32].T),
         (random(0, 32), random(32, 32)),
+        (random(1, (1 << 15) + 32), random(32, (1 << 15) + 32)),  # scratch memory would be larger than the stack allows
         (random(32, 4).T[:, :4].repeat(1, 8).T.contiguous().T, random(32, 32)),
     ):
         assert not frozen_products._can_compute(x, weight)
@@ -414,6 +415,13 @@ def test_products_with_the_factors_of_an_adapter(rows: int, width: int, rank: in
         assert found.is_contiguous()
         assert other.is_contiguous()
         assert found.dtype == other.dtype == dtype
+
+
+def test_factors_that_would_not_fit_on_the_stack_are_left_to_torch() -> None:
+    fits, large = random(1 << 14, 32), random((1 << 14) + 32, 32)
+    for factor in (fits, large, random(2048 + 32, 256)):
+        may = adapter_products._can_compute(random(1, len(factor)), factor, len(factor), factor.shape[1])
+        assert may is (factor is fits and library.has_tiles() and library.available())
 
 
 @pytest.mark.skipif(not library.available() or not library.has_tiles(), reason="there is no C compiler, or no AMX")

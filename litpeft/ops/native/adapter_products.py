@@ -11,7 +11,8 @@ from torch import Tensor
 from litpeft.ops.native import library
 
 SIDE = 32  # the long sides are multiples of this
-LARGEST_RANK = 256  # scratch memory is on the stack
+LARGEST_RANK = 256
+LARGEST = 1 << 19  # numbers of a factor, its rank rounded up: it is packed on the stack, in 1 MiB
 
 
 def times_few(x: Tensor, factor: Tensor, scale: float, low: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def sum_of_few(low: Tensor, x: Tensor, dtype: torch.dtype, transposed: bool = Fa
 
 def _can_compute(x: Tensor, factor: Tensor, k: int, rank: int) -> bool:
     half = x.dtype == factor.dtype == torch.bfloat16 and x.device.type == "cpu"
-    fits = k % SIDE == 0 and rank <= LARGEST_RANK and x.stride(1) == 1 and len(x) > 0
+    fits = k % SIDE == 0 and rank <= LARGEST_RANK and k * _whole(rank) <= LARGEST and x.stride(1) == 1 and len(x) > 0
     return half and fits and library.has_tiles() and library.available()
 
 

@@ -22,6 +22,7 @@ PACKED = 1 << 19  # numbers of the matrix that are held in another layout at a t
 LARGEST = (
     1 << 22
 )  # numbers of the matrix: products with larger ones take so long that making code for them does not count
+DEEPEST = 1 << 15  # inputs of a layer: 32 rows of them are on the stack, in 2 MiB
 DEEP = 32  # the sides of the matrix are multiples of this
 
 
@@ -52,7 +53,8 @@ def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None) -> Te
 def _can_compute(x: Tensor, weight: Tensor) -> bool:
     half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
     whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous() and weight.numel() <= LARGEST
-    return half and whole and len(x) > 0 and x.stride(1) == 1 and has_products()
+    fits = whole and x.shape[1] <= DEEPEST and len(x) > 0 and x.stride(1) == 1
+    return half and fits and has_products()
 
 
 def _product(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None, add: bool, out: Tensor) -> None:

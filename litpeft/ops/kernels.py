@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from litpeft.errors import UserError
-from litpeft.ops.native.library import CompilerError
+from litpeft.ops.native.library import CompilerError, NotForThisMachine
 from litpeft.ops.native_modules import use_native_kernels
 
 Kernels = Literal["auto", "liger", "native", "none"]
@@ -83,6 +83,8 @@ def _native(model: nn.Module, choice: Kernels, device: torch.device, dtype: torc
         return f"native: {', '.join(use_native_kernels(model))}"
     except CompilerError as error:
         if choice == "auto":
+            if not isinstance(error, NotForThisMachine):
+                print(f"litpeft: model.kernels: {error}; training runs without the C functions.", file=sys.stderr)
             return "none"
         raise UserError(f"model.kernels native: {error}; install a C compiler such as gcc, or give auto.") from error
 

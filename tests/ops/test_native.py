@@ -522,6 +522,20 @@ def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(no_
         use_kernels(model, "native", CPU, HALF)
 
 
+@needs_compiler
+def test_a_compiler_that_fails_is_said_and_training_goes_on_with_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, no_compiler: None
+) -> None:
+    assert use_kernels(BertModel(BERT).to(HALF), "auto", CPU, HALF) == "none"
+    assert not capsys.readouterr().err  # without a compiler there is nothing to say
+    broken = tmp_path / "broken-cc"
+    broken.write_text('#!/bin/sh\necho "error: out of order" >&2\nexit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("CC", str(broken))
+    assert use_kernels(BertModel(BERT).to(HALF), "auto", CPU, HALF) == "none"
+    assert "failed (error: out of order); training runs without the C functions" in capsys.readouterr().err
+
+
 def test_native_kernels_are_refused_on_gpus_and_in_other_dtypes() -> None:
     model = BertModel(BERT)
     assert use_kernels(model, "auto", CPU, torch.float32) == "none"

@@ -33,12 +33,17 @@ class CompilerError(RuntimeError):
     """The C functions cannot be compiled or loaded here; the message says why."""
 
 
+class NotForThisMachine(CompilerError):
+    """There is no C compiler, or the processor is not one that the functions are for."""
+
+
 @cache
 def compiled() -> ctypes.CDLL:
     """Return the compiled functions.
 
     Raises:
-        CompilerError: the processor has no AVX-512, or there is no C compiler, or it fails.
+        NotForThisMachine: the processor has no AVX-512, or there is no C compiler.
+        CompilerError: the compiler fails, or the compiled file cannot be kept or loaded.
     """
     compiler = _compiler()
     version = _run([compiler, "--version"])
@@ -114,13 +119,13 @@ def _compiler() -> str:
     for name in [named] if named else ["gcc", "cc", "clang"]:
         if found := shutil.which(name):
             return found
-    raise CompilerError(f"there is no C compiler {named or '(gcc, cc or clang)'} on the PATH")
+    raise NotForThisMachine(f"there is no C compiler {named or '(gcc, cc or clang)'} on the PATH")
 
 
 def _machine_flags() -> list[str]:
     """Return the flags that let the compiler use all instructions of this processor."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        raise CompilerError("the C functions need a processor with AVX-512: on others torch is faster")
+        raise NotForThisMachine("the C functions need a processor with AVX-512: on others torch is faster")
     return ["-march=native", "-mprefer-vector-width=512", *([] if has_tiles() else ["-U__AMX_BF16__"])]
 
 

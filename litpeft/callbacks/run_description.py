@@ -12,6 +12,7 @@ from litpeft.adapters.quantised_model import quantisation_name
 from litpeft.data.told import tell
 from litpeft.optim.build import optimizer_settings
 from litpeft.runs.environment import git_state, machine, packages
+from litpeft.tasks.row_weights import mean_rows
 from litpeft.training.strategies import parallel_strategy_name
 
 
@@ -86,6 +87,7 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
     if not pl_module.adapter.trains:
         sizes["trainable_params"] = 0  # a new head is in the checkpoint, as it was drawn
     schedules, data = trainer.lr_scheduler_configs, trainer.datamodule
+    rows = mean_rows(trainer) or data.batch_size * trainer.world_size
     optimizer = trainer.optimizers[0] if pl_module.adapter.trains else None  # not Lightning's stand-in
     return sizes | {
         "adapter_summary": counts,
@@ -100,7 +102,7 @@ def describe_model(trainer: Trainer, pl_module: LightningModule) -> dict[str, An
         "metric_directions": getattr(pl_module, "metric_directions", None),
         "load_seconds": pl_module.load_seconds,
         "kernels": pl_module.kernels_used,
-        "effective_batch_size": data.batch_size * trainer.accumulate_grad_batches * trainer.world_size,
+        "effective_batch_size": round(rows * trainer.accumulate_grad_batches),
         "processes": trainer.world_size,
         "strategy": parallel_strategy_name(trainer.strategy),
     }

@@ -32,7 +32,7 @@ DATA: Rows = (
     ("--data CLASS", "TextClassification, Conversations, SST2, Alpaca, GLUE, ImageFolder, ..."),
     ("--data.train_file FILE", "csv, tsv, json, jsonl or parquet; also .val_file, .test_file"),
     ("--data.text_column NAME", "also .label_column, of TextClassification"),
-    ("--data.batch_size N", "rows per step and device"),
+    ("--data.batch_size N", "rows per step and device; or .batch_tokens: most tokens, padding included"),
     ("--data.max_length N", "longer rows are cut, which is counted"),
     ("--data.train_samples N", "only so many rows; also .val_samples"),
 )

@@ -123,6 +123,8 @@ class Plan:
     def _read(self, data: Any, tokens: int | None, trainer: Any) -> None:
         """Set the batch: the longest of the data, with which a run starts, or a made-up one with `tokens` per row."""
         self.rows, self.tokens = data.batch_size, tokens
+        if tokens and data.batch_tokens:
+            self.rows = max(1, data.batch_tokens // tokens)
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")

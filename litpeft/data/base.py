@@ -31,6 +31,7 @@ from litpeft.data.arrays import column_array
 from litpeft.data.cache import cached_table, fingerprint, highest_token, stored, tokenizer_fingerprint
 from litpeft.data.collate import EncodedRows
 from litpeft.data.sampler import LengthGroupedBatches, ResumableLoader
+from litpeft.data.token_batches import kind_of_batches
 from litpeft.data.told import Part, shortened
 from litpeft.errors import UserError
 from litpeft.hub.cache_dir import default_cache_dir
@@ -54,6 +55,8 @@ class FineTuneData(L.LightningDataModule):
     Args:
         tokenizer: hub id or folder of the tokenizer; by default that of the model.
         batch_size: batch size per device, in rows, for training and evaluation.
+        batch_tokens: most tokens of a batch per device, with padding, instead of `batch_size` rows. Each row keeps the
+            same weight: the loss of a batch counts by its number of rows.
         max_length: maximum sequence length in tokens; longer rows are truncated.
         train_samples: number of training rows to use, selected with a fixed seed; all by default.
         val_samples: number of validation rows to use; all by default. If the data set has no validation split, this
@@ -79,9 +82,10 @@ class FineTuneData(L.LightningDataModule):
         seed: int | None = None,
         num_workers: int = 0,
         cache_dir: str | None = None,
+        batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
-        numbers = {"batch_size": batch_size, "max_length": max_length}
+        numbers = {"batch_size": batch_size, "batch_tokens": batch_tokens, "max_length": max_length}
         samples = {"train_samples": train_samples, "val_samples": val_samples, "test_samples": test_samples}
         for name, value in (numbers | samples).items():
             if value is not None and value < 1:
@@ -89,6 +93,7 @@ class FineTuneData(L.LightningDataModule):
         if seed is not None and seed < 0:
             raise UserError(f"data.seed must not be negative, got {seed}.")
         self.tokenizer_name = tokenizer
+        self.batches, self.batch_tokens = kind_of_batches(self.batches, batch_tokens), batch_tokens
         self.batch_size, self.max_length, self.num_workers, self.seed = batch_size, max_length, num_workers, seed
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
         self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
@@ -240,7 +245,8 @@ class FineTuneData(L.LightningDataModule):
     def _sampler(self, split: Split, all_rows: bool = False) -> LengthGroupedBatches:
         shared = self.trainer is not None and not all_rows
         ranks = (self.trainer.global_rank, self.trainer.world_size) if shared else (0, 1)
-        return self.batches(self.rows[split].lengths, self.batch_size, self.seed_used, split == "train", *ranks)
+        size = self.batch_tokens or self.batch_size
+        return self.batches(self.rows[split].lengths, size, self.seed_used, split == "train", *ranks)
 
     @property
     def seed_used(self) -> int:

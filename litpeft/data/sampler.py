@@ -34,7 +34,12 @@ class LengthGroupedBatches(Sampler[list[int]]):
         shuffle: whether to shuffle the rows.
         rank: rank of this process.
         world_size: number of processes.
+
+    Attributes:
+        mean_rows: rows of a batch of all processes, on average; None if all batches but the last have as many.
     """
+
+    mean_rows: float | None = None
 
     def __init__(
         self,
@@ -81,7 +86,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
             Number of the batch, counted from `start`; None if the first step is the only one.
         """
         end, all_batches = int(min(batches, steps * accumulated)), self._batches()[self.start :]
-        return max(range(accumulated, end), key=lambda i: self.lengths[all_batches[i]].max(), default=None)
+        return max(range(accumulated, end), key=lambda i: self._cost(all_batches[i]), default=None)
 
     def _batches(self) -> list[list[int]]:
         """Return the batches of this epoch, each with the rows of all processes."""
@@ -96,10 +101,17 @@ class LengthGroupedBatches(Sampler[list[int]]):
             window = order[i : i + WINDOW * size]
             window = window[np.argsort(-self.lengths[window], kind="stable")]
             batches += [window[j : j + size] for j in range(0, len(window), size)]
-        batches = [batches[i] for i in generator.permutation(len(batches))]
-        longest = max(range(len(batches)), key=lambda i: self.lengths[batches[i]].max(), default=0)
-        batches[:1], batches[longest : longest + 1] = batches[longest : longest + 1], batches[:1]
-        return self._as_lists(batches)
+        return self._as_lists(self._costliest_first([batches[i] for i in generator.permutation(len(batches))]))
+
+    def _cost(self, batch: Any) -> Any:
+        """Return what the memory of a batch grows with: its longest row."""
+        return self.lengths[batch].max()
+
+    def _costliest_first(self, batches: list[np.ndarray]) -> list[np.ndarray]:
+        """Exchange the first batch and the one that needs the most memory."""
+        most = max(range(len(batches)), key=lambda i: self._cost(batches[i]), default=0)
+        batches[:1], batches[most : most + 1] = batches[most : most + 1], batches[:1]
+        return batches
 
     def _as_lists(self, batches: list[np.ndarray]) -> list[list[int]]:
         """Return the batches as lists; one with fewer rows than processes is merged into its neighbour."""

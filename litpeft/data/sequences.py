@@ -37,6 +37,8 @@ class Sequences(FineTuneData):
 
     def __init__(self, packing: bool = False, long_rows: Literal["cut", "drop"] = "cut", **options: Any) -> None:
         super().__init__(**options)
+        if packing and self.batch_tokens is not None:
+            raise UserError("data.batch_tokens: packed rows all have data.max_length tokens; give data.batch_size.")
         self.packing, self.long_rows = packing, long_rows
         self.dropped: dict[str, int] = {}
         self.truncated: dict[str, int] = {}

@@ -110,6 +110,8 @@ class StreamedData(FineTuneData):
                 "model.class_weights balanced needs the number of rows of each class, which a stream does not know; "
                 "give the weights as a list."
             )
+        if self.batch_tokens is not None:
+            raise UserError("data.batch_tokens does not work with data.streaming; give data.batch_size.")
         self.check_stream()
 
     def check_stream(self) -> None:

@@ -28,6 +28,7 @@ NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that doe
     "data.init_args.val_cut": "random",
     "data.init_args.join_columns": True,
     "data.init_args.on_bad_row": "error",
+    "data.init_args.batch_tokens": None,
     "data.init_args.shuffle_buffer": 10_000,  # of no effect without data.streaming
     "model.init_args.label_smoothing": 0.0,
     "model.init_args.metrics": None,
@@ -185,11 +186,11 @@ def reached_limit(config: dict[str, Any], steps: int | None, epochs: float | Non
 
 
 def _global_batch_size(config: dict[str, Any]) -> int | None:
-    """Return the batch size over all processes; None if the number of devices depends on the machine."""
-    trainer, devices = config["trainer"], config["trainer"]["devices"]
-    if not str(devices).isdecimal():
+    """Return the batch size over all processes; None if it is not the same in all steps, or on all machines."""
+    trainer, data, devices = config["trainer"], config["data"]["init_args"], config["trainer"]["devices"]
+    if not str(devices).isdecimal() or data.get("batch_tokens") is not None:
         return None
-    return int(devices) * trainer["num_nodes"] * config["data"]["init_args"]["batch_size"]
+    return int(devices) * trainer["num_nodes"] * data["batch_size"]
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

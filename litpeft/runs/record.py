@@ -45,7 +45,8 @@ FIELDS = {
     "dtype, and in old records",
     "tf32": "whether factors of fp32 products were rounded to TF32 on a GPU; null in old records",
     "kernels": "fused kernels: none, Liger's version and kernels, or native and the C functions; null in old records",
-    "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes",
+    "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes; with "
+    "data.batch_tokens the mean, rounded",
     "processes": "number of training processes, one per device. Losses, metrics, rows, tokens, operations and energy "
     "are totals or means over all processes; seconds are those of the first process. Null in old records",
     "strategy": "how training is distributed over devices: `one_device`, `ddp` (each process holds the model), `fsdp2` "

@@ -34,6 +34,7 @@ from litpeft.tasks.compute_dtype import DTYPES, check_dtype, use_tf32
 from litpeft.tasks.data_of_task import DataOfTask
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
+from litpeft.tasks.row_weights import row_weighted
 from litpeft.tasks.run_length import continue_schedule, total_steps
 from litpeft.training import processes
 from litpeft.training.loss_scaling import LossScaling
@@ -171,10 +172,9 @@ class FineTuner(DataOfTask, L.LightningModule):
         self.load_seconds = time.perf_counter() - start
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's mean loss, scaled so that the average over ranks is the mean over all ranks' rows."""
+        """Return the batch's mean loss, scaled so that each row has the same weight; see `row_weighted`."""
         loss, rows = self.loss(batch), len(batch["labels"])
-        all_rows = self.log_train_loss(loss, rows)
-        return loss if processes.world_size() == 1 else loss * (rows * processes.world_size() / all_rows)
+        return row_weighted(loss, rows, self.log_train_loss(loss, rows), self.trainer)
 
     def log_train_loss(self, loss: Tensor, weight: int) -> Tensor | int:
         """Log a batch's loss and add it to the epoch's mean, averaged over all ranks; return the sum of their weights.

@@ -20,6 +20,7 @@ from litpeft.tasks.base import Batch, FineTuner
 from litpeft.tasks.data_of_task import with_rows
 from litpeft.tasks.packed_rows import not_packed
 from litpeft.tasks.pretrained import check_base, load_pretrained
+from litpeft.tasks.row_weights import mean_rows, share_of_mean_batch
 from litpeft.training import processes
 from litpeft.training.outlets import send
 
@@ -49,6 +50,7 @@ class LanguageModelling(FineTuner):
                 raise UserError(f"model.{name} must be at least {least}, got {value}.")
         self.generate_samples, self.max_new_tokens = generate_samples, max_new_tokens
         self._tokens: Tensor | int = 0  # tokens with loss since the last optimizer step
+        self._batches: Tensor | float = 0.0  # rows since then, in mean batches; counted with data.batch_tokens only
         self._needs_full_logits = False  # the model changes the output of its head, so the head cannot run in chunks
 
     def setup(self, stage: str) -> None:
@@ -132,13 +134,19 @@ class LanguageModelling(FineTuner):
         """Return the sum over tokens; `scale_gradients` divides by the effective batch's number of tokens."""
         total, tokens = self.token_loss(batch)
         self._tokens = self._tokens + self.log_train_loss(total.detach() / max(1, tokens), tokens)
+        if (share := share_of_mean_batch(len(batch["labels"]), self.trainer, self.device)) is not None:
+            self._batches = self._batches + share
         return total * (self.trainer.accumulate_grad_batches * processes.world_size())  # Lightning divides by this
 
     def scale_gradients(self) -> None:
-        """Turn summed gradients into means over all tokens with loss of the effective batch."""
+        """Turn summed gradients into means over all tokens with loss of the effective batch.
+
+        With `data.batch_tokens`, they count by the number of rows, as with batches of equally many rows.
+        """
         gradients = [p.grad for p in trainable(self.backbone).values() if p.grad is not None]
-        torch._foreach_div_(gradients, float(max(1, self._tokens)))
-        self._tokens = 0
+        weight = self._batches / self.trainer.accumulate_grad_batches if mean_rows(self.trainer) else 1.0
+        torch._foreach_div_(gradients, float(max(1, self._tokens) / weight))
+        self._tokens, self._batches = 0, 0.0
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         with_loss = (batch["labels"] != IGNORED).sum()

@@ -15,6 +15,7 @@ import pytest
 from safetensors.torch import load_file
 
 from litpeft.commands.estimate import Plan
+from litpeft.data.templates import TEXTS
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests import forking
@@ -135,6 +136,36 @@ def test_two_processes_give_the_weights_of_one(
         assert codes == [0, 0], output_file(log, 0).read_text()
         check_equal(one, other, strategy)
         assert output_file(log, 1).read_text() == ""
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language_model"])
+def test_two_processes_with_batches_of_tokens_give_the_weights_of_one(
+    tmp_path: Path, classifier: list[str], byte_llama: str, kind: str
+) -> None:
+    """The tokens are multiples of the lengths, so both runs see the same batches, of different numbers of rows."""
+    log = tmp_path / "log"
+    if kind == "classifier":  # rows of 4, 6 and 12 tokens
+        tokens, file, arguments = 24, tmp_path / "rows.tsv", classifier
+        lines = [f"{'film ' * (2, 4, 10)[i % 5 % 3]}\t{i % 2}" for i in range(92)]
+        file.write_text("sentence\tlabel\n" + "\n".join(lines))
+    else:  # rows of 256, 384 and 512 tokens
+        tokens, file = 1536, tmp_path / "rows.json"
+        around = len(TEXTS["alpaca"]["prompt_no_input"].format(instruction="a")) + 1  # bytes, and the end token
+        rows = [{"instruction": "a", "output": "b" * ((256, 384, 512)[i % 5 % 3] - around)} for i in range(92)]
+        file.write_text(json.dumps(rows))
+        arguments = ["fit", "--model", "CausalLM", "--model.model_name", byte_llama, "--data", "Alpaca", *CPU, *SGD]
+        arguments += ["--data.max_length", "512", "--trainer.accumulate_grad_batches", "2"]
+    arguments = [*arguments, "--data.train_file", str(file), "--data.val_file", str(file), "--model.adapter", "LoRA"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run([*arguments, "--data.batch_tokens", str(2 * tokens), "--run_dir", str(one)], log) == 0, log.read_text()
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp", "--data.batch_tokens", str(tokens)]
+    codes = run_processes([*arguments, *devices, "--run_dir", str(two)], log)
+    assert codes == [0, 0], output_file(log, 0).read_text()
+    assert largest_difference(one, two) < ROUNDING
+    a, b = read_record(one), read_record(two)
+    assert a["data_summary"]["tokens_per_row"]["train"]["longest"] == (12 if kind == "classifier" else 512)
+    assert a["effective_batch_size"] == b["effective_batch_size"]
+    assert a["train_loss"] == pytest.approx(b["train_loss"], abs=ROUNDING)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])

@@ -22,7 +22,9 @@ FIELD_KEYS = {  # record field used as an axis -> config keys that it covers, wi
     "task": ("model",),
     "model_name": ("model.init_args.model_name", "data.init_args.tokenizer"),
     "data": ("data",),
-    "effective_batch_size": ("data.init_args.batch_size", "trainer.accumulate_grad_batches"),
+    "effective_batch_size": (
+        *("data.init_args.batch_size", "data.init_args.batch_tokens", "trainer.accumulate_grad_batches"),
+    ),
 }
 NO_EFFECT = re.compile(  # config keys that do not affect results
     r"seed_everything|run_dir|experiment|logger|config|resume|overwrite"

@@ -51,6 +51,7 @@ SHORT = {  # options that the text of a row names by their last part -> value
     "--data.test_file": "x.csv",
     "--data.label_column": "x",
     "--data.val_samples": "4",
+    "--data.batch_tokens": "512",
     "--trainer.max_steps": "20",
     "--trainer.devices": "1",
     "--trainer.strategy": "auto",

@@ -13,12 +13,15 @@ from lightning import Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from litpeft.__main__ import main
 from litpeft.adapters import LoRA
 from litpeft.data import SST2, Alpaca
+from litpeft.runs.record import read_record
 from litpeft.tasks import CausalLM, SequenceClassification
 from litpeft.tasks.row_weights import row_weighted, share_of_mean_batch
 from litpeft.training import processes
 from tests.conftest import QUIET
+from tests.resuming import differences, run
 
 
 class Keep(Callback):
@@ -137,9 +140,6 @@ def test_the_average_over_ranks_is_that_over_rows(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(tmp_path: Path, fit_arguments: list[str]) -> None:
-    from litpeft.__main__ import main
-    from litpeft.runs.record import read_record
-
     arguments = [*fit_arguments, "--data.batch_tokens", "64", "--run_dir", str(tmp_path / "run")]
     assert main([*arguments, "--trainer.max_epochs", "1", "--trainer.accumulate_grad_batches", "2"]) == 0
     record = read_record(tmp_path / "run")
@@ -147,3 +147,18 @@ def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(tmp_path: Pa
     rows, batches = record["data_summary"]["rows"]["train"], 2 * record["steps"]
     assert record["effective_batch_size"] == pytest.approx(2 * rows / batches, abs=1.1)
     assert record["config"]["data"]["init_args"]["batch_tokens"] == 64
+
+
+def test_a_run_stopped_within_an_epoch_resumes_exactly(tmp_path: Path, fit_arguments: list[str]) -> None:
+    stop = ["--trainer.callbacks", "tests.training.faults.SignalTo", "--trainer.callbacks.rank", "0"]
+    stop += ["--trainer.callbacks.number", "15", "--trainer.callbacks.batch", "4"]
+    arguments, log = [*fit_arguments, "--data.batch_tokens", "64", "--trainer.max_epochs", "2"], tmp_path / "log"
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run([*arguments, "--run_dir", str(whole)], log) == 0, log.read_text()
+    assert run([*arguments, *stop, "--run_dir", str(stopped)], log) == 143, log.read_text()
+    assert 0 < read_record(stopped)["steps"] < read_record(whole)["steps"] / 2
+    assert run([*arguments, "--run_dir", str(stopped), "--resume"], log) == 0, log.read_text()
+    assert differences(whole, stopped) == []
+    changed = ["fit", "--run_dir", str(stopped), "--resume", "--data.batch_tokens", "32", "--trainer.max_epochs", "3"]
+    assert run(changed, log) == 2
+    assert "--resume: data.init_args.batch_tokens is 32, but" in log.read_text()

@@ -5,8 +5,9 @@ line is parsed, and once more with each other number in its place: this shows wh
 trial with several other numbers gets the changes of each. A trial is parsed itself where two numbers change the same
 setting, or where a number changes which settings there are; so is the most different trial of a group, as a check.
 
-Of many numbers in one place, only some are parsed: those up to 0, the smallest, the middle and the largest. If each of
-these is itself the value of the settings that it changes, so are the others.
+Of many numbers in one place, only some are parsed: those up to 0, the smallest, the middle and the largest, of which
+one may be in the first command line. If each of these is itself the value of the settings that it changes, so are the
+others.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _composed(group: Sequence[Words], parse: Callable[[Words], Config]) -> dict[
     before = _settings(base)
     effects = {}
     for place, words in places.items():
-        effects |= _effects(words, partial(_effect, before, first, place, parse=parse), place)
+        effect = partial(_effect, before, first, place, parse=parse)
+        effects |= {(place, word): found for word, found in _effects(words, effect, first[place], before).items()}
     found = {words: _changed(base, [effects[each] for each in own]) for words, own in changes.items()}
     most = max(reversed(changes), key=lambda words: len(changes[words]))
     if found[most] is not None and found[most] != parse(most):  # numbers that act together
@@ -72,21 +74,32 @@ def _composed(group: Sequence[Words], parse: Callable[[Words], Config]) -> dict[
 
 
 def _effects(
-    words: Sequence[str], effect: Callable[[str], Settings | None], place: int
-) -> dict[tuple[int, str], Settings | None]:
-    """Return the settings that each word in one place changes; of many numbers, most are not parsed."""
-    numbers = {word: each for word in words if (each := _number(word)) is not None}
+    words: Sequence[str], effect: Callable[[str], Settings | None], first: str, before: Settings
+) -> dict[str, Settings | None]:
+    """Return the settings that each word in one place changes; of many numbers, most are not parsed.
+
+    Args:
+        words: the words, without that of the first command line.
+        effect: returns the settings that a word changes, found by parsing.
+        first: the word of the first command line.
+        before: the settings of the first command line.
+    """
+    numbers = {word: each for word in (first, *words) if (each := _number(word)) is not None}
     above = sorted((word for word in numbers if numbers[word] > 0), key=numbers.__getitem__)
     spread = {above[0], above[len(above) // 2], above[-1]} if above else set()
     parsed = spread.union(words if len(words) <= FEW else set(words).difference(above))
     found = {word: effect(word) for word in words if word in parsed}
-    kinds = [_kinds(numbers[word], found[word]) for word in spread]
+    known = dict(found)
+    if first in spread:  # what it sets is what the others change
+        changed = next((each for each in found.values() if each), {})
+        known[first] = {keys: before[keys] for keys in changed}
+    kinds = [_kinds(numbers[word], known[word]) for word in spread]
     alike = all(each == kinds[0] for each in kinds) and len({type(numbers[word]) for word in above}) == 1
     kind = kinds[0] if kinds and alike else None
     for word in words:
         if word not in found:
             found[word] = effect(word) if kind is None else {keys: to(numbers[word]) for keys, to in kind.items()}
-    return {(place, word): settings for word, settings in found.items()}
+    return found
 
 
 def _number(word: str) -> int | float | None:

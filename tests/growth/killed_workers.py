@@ -75,6 +75,9 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=1000, help="a multiple of ten (default: 1000)")
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two kills (default: 20)")
     parser.add_argument("--launcher", choices=list(STARTERS), default="ray")
+    parser.add_argument(
+        "--select", choices=["optuna"], help="search all trials with Optuna; the sweep itself is killed"
+    )
     options = parser.parse_args()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled"}
     with tempfile.TemporaryDirectory() as scratch:
@@ -82,12 +85,14 @@ def main() -> int:
         write_experiment(folder, options.trials)
         command = [sys.executable, "-m", "litpeft", "sweep", "many.yaml", "--jobs", "2", "--retry"]
         command += ["--launcher", options.launcher]
+        starter = STARTERS[options.launcher]
+        if options.select:  # its storage is written by the sweep's own process
+            command += ["--select", options.select, "--trials", str(options.trials)]
+            starter = "litpeft sweep many.yaml"
         started, calls, code = time.monotonic(), 0, 1
-        while code and calls < 20:
+        while code and calls < (1 + options.trials if options.select else 20):
             end = threading.Event()
-            killer = threading.Thread(
-                target=kill_now_and_then, args=(end, options.every, STARTERS[options.launcher], killed)
-            )
+            killer = threading.Thread(target=kill_now_and_then, args=(end, options.every, starter, killed))
             killer.start()
             code = subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL).returncode
             end.set()
@@ -100,7 +105,8 @@ def main() -> int:
         whole = [each for each in steps if each == sorted(set(each))]
         again = [log for log in (root / "logs").glob("*.log") if ended_twice(log)]
         print(
-            f"{options.trials} trials on {options.launcher}, {len(killed)} kills, {calls} calls of sweep, "
+            f"{options.trials} trials on {options.select or options.launcher}, {len(killed)} kills, {calls} calls of "
+            f"sweep, "
             f"{time.monotonic() - started:.0f} s: {options.trials - len(ok)} lost, {len(again)} run twice, "
             f"{len(ok) - len(whole)} with a step twice in their curves"
         )

@@ -52,8 +52,11 @@ def test_a_grid_of_numbers_needs_one_parse_for_each_number() -> None:
 
 def test_of_many_numbers_in_one_place_a_few_are_parsed() -> None:
     rates = [f"{number}.0e-5" for number in range(1, 1001)]
-    assert check(Parser(), grid(lr=rates)) == 1 + 3 + 1
-    assert check(Parser(), grid(lr=rates[:20], rank=range(1, 21), decay=range(-2, 18))) == 1 + (3 + 3 + 2 + 3) + 1
+    assert check(Parser(), grid(lr=rates)) == 1 + 2 + 1
+    assert check(Parser(), grid(lr=rates[:20], rank=range(1, 21), decay=range(-2, 18))) == 1 + (2 + 2 + 2 + 3) + 1
+    lines = grid(lr=[rates[500], *rates[:500], *rates[501:]])  # the first is neither the smallest nor the largest
+    assert check(Parser(), lines) == 1 + 2 + 1
+    assert check(Parser(), grid(lr=[rates[9], *rates[:9], *rates[10:]])) == 1 + 3 + 1
 
 
 @pytest.mark.parametrize(

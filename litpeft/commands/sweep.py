@@ -81,11 +81,12 @@ def main(arguments: list[str]) -> int:
 
         return preview(experiment, options.device)
     root = options.dir or Path("runs") / experiment.name
-    with locked_sweep(root, [*tuning_jobs_of(root, experiment), *jobs_of(root, experiment)]):
+    jobs, tuning_jobs = jobs_of(root, experiment), tuning_jobs_of(root, experiment)
+    with locked_sweep(root, [*tuning_jobs, *jobs]):
         kept = kept_choices(root, experiment)
         write = partial(write_sweep, root, experiment, configs, varying(configs.values()))
         write(kept)
-        return _Sweep(root, experiment, options, kept, write).run()
+        return _Sweep(root, experiment, options, jobs, tuning_jobs, kept, write).run()
 
 
 def _settings(arguments: list[str], known: list[str]) -> dict[str, str]:
@@ -108,6 +109,8 @@ class _Sweep:
         root: folder of the sweep.
         experiment: the experiment.
         options: options of the command line.
+        jobs: a job for every trial and seed.
+        tuning_jobs: a job for every candidate and seed of `tune_seeds`.
         choices: {name of a trial: its choice} of the trials that have started; their tuning is not repeated.
         write: writes `sweep.yaml` and the configurations of the trials with these choices.
     """
@@ -117,15 +120,17 @@ class _Sweep:
         root: Path,
         experiment: Experiment,
         options: argparse.Namespace,
+        jobs: list[Job],
+        tuning_jobs: list[Job],
         choices: dict[str, Tuned],
         write: Callable[[dict[str, Tuned]], None],
     ) -> None:
         from litpeft.sweeps.progress_table import Screen
 
         self.root, self.experiment, self.options, self.choices, self.write = root, experiment, options, choices, write
-        self.jobs = jobs_of(root, experiment)
+        self.jobs = jobs
         settled = {each.name for trial in experiment.trials if trial.name in choices for each in trial.candidates}
-        self.tuning_jobs = [job for job in tuning_jobs_of(root, experiment) if job.trial.name not in settled]
+        self.tuning_jobs = [job for job in tuning_jobs if job.trial.name not in settled]
         self.jobs_of_candidate: dict[str, list[Job]] = {}
         for job in self.tuning_jobs:
             self.jobs_of_candidate.setdefault(job.trial.name, []).append(job)

@@ -126,13 +126,16 @@ def write_sweep(
             settled[trial.name] = trial, experiment.seeds, configs[source.name if source else trial.name]
         for each in trial.candidates:
             settled[each.name] = each, experiment.tune_seeds, _without_benchmarks(configs[each.name])
-    for trial, seeds, config in settled.values():
-        _check_unchanged(root, trial, seeds, config)
+    new, text = {}, YamlText()
+    for name, (trial, seeds, config) in settled.items():
+        path, written = root / TRIALS / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{text(config)}"
+        if not _has_text(path, written):  # else the trial was started, if at all, with this file
+            _check_unchanged(root, trial, seeds, config)
+            new[path] = written
     for folder in {(root / folder / name).parent for name in settled for folder in (TRIALS, LOGS)}:
         folder.mkdir(parents=True, exist_ok=True)
-    text = YamlText()
-    for name, (_, _, config) in settled.items():
-        _write_if_new(root / TRIALS / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{text(config)}")
+    for path, written in new.items():
+        write_atomically(path, written)
     content = {"experiment": experiment.name, "axes": list(experiment.axes)} | experiment.description
     content |= {"varies": varies}
     content["trials"] = [
@@ -141,17 +144,17 @@ def write_sweep(
         for each in experiment.trials
     ]
     content["seeds"] = experiment.seeds
-    _write_if_new(root / FILE, yaml.dump(content, Dumper=DUMPER, sort_keys=False, allow_unicode=True))
+    description = yaml.dump(content, Dumper=DUMPER, sort_keys=False, allow_unicode=True)
+    if not _has_text(root / FILE, description):
+        write_atomically(root / FILE, description)
 
 
-def _write_if_new(path: Path, text: str) -> None:
-    """Write a file unless it has this text: to force thousands of unchanged files to disk takes minutes."""
+def _has_text(path: Path, text: str) -> bool:
+    """Return whether a file has this text; to force thousands of unchanged files to disk would take minutes."""
     try:
-        if path.read_bytes() == text.encode():
-            return
+        return path.read_bytes() == text.encode()
     except OSError:
-        pass
-    write_atomically(path, text)
+        return False
 
 
 class YamlText:

@@ -52,11 +52,39 @@ def test_a_grid_of_numbers_needs_one_parse_for_each_number() -> None:
 
 def test_of_many_numbers_in_one_place_a_few_are_parsed() -> None:
     rates = [f"{number}.0e-5" for number in range(1, 1001)]
-    assert check(Parser(), grid(lr=rates)) == 1 + 2 + 1
-    assert check(Parser(), grid(lr=rates[:20], rank=range(1, 21), decay=range(-2, 18))) == 1 + (2 + 2 + 2 + 3) + 1
+    assert check(Parser(), grid(lr=rates)) == 1 + 2
     lines = grid(lr=[rates[500], *rates[:500], *rates[501:]])  # the first is neither the smallest nor the largest
-    assert check(Parser(), lines) == 1 + 2 + 1
-    assert check(Parser(), grid(lr=[rates[9], *rates[:9], *rates[10:]])) == 1 + 3 + 1
+    assert check(Parser(), lines) == 1 + 2
+    assert check(Parser(), grid(lr=[rates[9], *rates[:9], *rates[10:]])) == 1 + 3
+
+
+def test_the_numbers_of_several_places_are_parsed_together() -> None:
+    axes = {"lr": [f"{number}.0e-5" for number in range(1, 21)], "rank": range(1, 21), "decay": range(-2, 18)}
+    assert check(Parser(), grid(**axes)) == 1 + 3 + 2  # -1 and 0 themselves
+    assert check(Parser(), grid(own=["true", "false"], size=[1, 2], **axes)) == 1 + 3 + 2 + (1 + 1) + 1
+    refused = Parser()
+
+    def parse(words: Words) -> dict[str, Any]:
+        if words[0] != "--lr=1.0e-5" and words[1] == "--rank=20":
+            raise UserError("too much")
+        return refused(words)
+
+    with pytest.raises(UserError, match="too much"):
+        configs_of(grid(**axes), parse)
+
+
+def test_places_with_equal_numbers_or_another_rule_are_parsed_alone() -> None:
+    assert check(Parser(), grid(a=range(1, 11), b=range(1, 11))) == 1 + 2 + (2 + 2)
+
+    def twice(found: dict[str, Any]) -> None:
+        found["data"]["rows"] = 2 * found["model"]["b"]
+
+    assert check(Parser(twice), grid(a=range(1, 11), b=range(21, 31))) == 1 + 1 + (2 + 9) + 1
+
+    def product_of_both(found: dict[str, Any]) -> None:
+        found["data"]["rows"] = found["model"]["a"] * found["model"]["b"]
+
+    check(Parser(product_of_both), grid(a=range(1, 9), b=range(21, 29)))
 
 
 @pytest.mark.parametrize(

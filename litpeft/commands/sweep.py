@@ -155,7 +155,9 @@ class _Sweep:
             if self.options.select and not any(trial.candidates for trial in self.experiment.trials):
                 from litpeft.sweeps.search import search
 
-                search(self.root, self.experiment, self.jobs, self.options.trials, partial(self._together, pool))
+                at_once = max(1, self.options.jobs // len(self.experiment.seeds))
+                run = partial(self._together, pool)
+                search(self.root, self.experiment, self.jobs, self.options.trials, run, at_once)
             else:
                 self._tune(pool)
                 if self.stopped is None:

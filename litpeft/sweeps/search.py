@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ REPEATS = 20  # suggestions of points that have been tried, before the first tha
 Run = Callable[[list[Job]], list[str]]
 
 
-def search(root: Path, experiment: Experiment, jobs: list[Job], budget: int, run: Run) -> None:
+def search(root: Path, experiment: Experiment, jobs: list[Job], budget: int, run: Run, at_once: int = 1) -> None:
     """Run up to `budget` different trials, each with all seeds, chosen by a tree-structured Parzen estimator.
+
+    With one trial at a time, the results alone decide which trials are chosen; with several, also their order in time.
 
     Args:
         root: folder of the sweep, where the study is stored and continued.
@@ -25,13 +28,15 @@ def search(root: Path, experiment: Experiment, jobs: list[Job], budget: int, run
         jobs: all jobs of the sweep.
         budget: number of trials, including those of earlier searches.
         run: runs jobs that have not finished, in parallel, and returns their states.
+        at_once: number of trials that run at the same time.
 
     Raises:
         UserError: optuna is not installed.
     """
     names = {each.name: tuple(each.axes.values()) for each in experiment.trials}
     values = {axis: list(dict.fromkeys(each.axes[axis] for each in experiment.trials)) for axis in experiment.axes}
-    _search(root, experiment.name, values, _by_point(names, jobs), experiment.description["metric"], budget, run)
+    points, metric = _by_point(names, jobs), experiment.description["metric"]
+    _search(root, experiment.name, values, points, metric, budget, run, at_once)
 
 
 def search_values(root: Path, experiment: Experiment, trial: Trial, jobs: list[Job], budget: int, run: Run) -> None:
@@ -86,6 +91,7 @@ def _search(
     metric: str | None,
     budget: int,
     run: Run,
+    at_once: int = 1,
 ) -> None:
     """Run the jobs of up to `budget` points.
 
@@ -97,6 +103,7 @@ def _search(
         metric: metric to improve; None: that of the runs.
         budget: number of points, including those of earlier searches.
         run: runs jobs that have not finished.
+        at_once: number of points that run at the same time.
     """
     try:
         import optuna
@@ -110,7 +117,9 @@ def _search(
         storage=JournalStorage(JournalFileBackend(str(root / STORAGE))),
         study_name=name,
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=min(10, max(1, budget // 2))),
+        sampler=optuna.samplers.TPESampler(
+            seed=0, n_startup_trials=min(10, max(1, budget // 2)), constant_liar=at_once > 1
+        ),
         load_if_exists=True,
     )
     for stale in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):  # left by a killed search
@@ -120,32 +129,40 @@ def _search(
     for point, each in states.items():  # finish started points first, since the sampler may not suggest them again
         if point not in tried and set(each) != {"waiting"}:
             study.enqueue_trial(dict(zip(values, point, strict=True)))
-    repeats = 0
-    while len(tried) < min(budget, len(points)):
-        if repeats > REPEATS:
-            study.enqueue_trial(dict(zip(values, next(each for each in points if each not in tried), strict=True)))
-        suggestion = study.ask()
-        point = tuple(
-            suggestion.suggest_int(dimension, 0, len(each) - 1)
-            if isinstance(each, range)
-            else suggestion.suggest_categorical(dimension, each)
-            for dimension, each in values.items()
-        )
-        repeats = repeats + 1 if point in tried or point not in points else 0
-        if point not in points:  # excluded
-            study.tell(suggestion, state=optuna.trial.TrialState.PRUNED)
-            continue
-        tried.add(point)
-        mean = _mean(metric, points[point], run)  # of a point that was tried: what its records say, at no cost
-        study.tell(suggestion, mean, state=failed if mean is None else None)
-        if any(job.state() == "interrupted" for job in points[point]):
-            return
+    most, repeats, stopped = min(budget, len(points)), 0, False
+    running: dict[Future[tuple[float | None, list[str]]], tuple[Any, tuple[Any, ...]]] = {}  # -> suggestion, point
+    with ThreadPoolExecutor(at_once) as pool:
+        while running or (len(tried) < most and not stopped):
+            while len(tried) < most and len(running) < at_once and not stopped:
+                if repeats > REPEATS:
+                    untried = next(each for each in points if each not in tried)
+                    study.enqueue_trial(dict(zip(values, untried, strict=True)))
+                suggestion = study.ask()
+                point = tuple(
+                    suggestion.suggest_int(dimension, 0, len(each) - 1)
+                    if isinstance(each, range)
+                    else suggestion.suggest_categorical(dimension, each)
+                    for dimension, each in values.items()
+                )
+                repeats = repeats + 1 if point in tried or point not in points else 0
+                if point not in points or any(point == each for _, each in running.values()):  # excluded, or running
+                    study.tell(suggestion, state=optuna.trial.TrialState.PRUNED)
+                    continue
+                tried.add(point)
+                # of a point that was tried: what its records say, at no cost
+                running[pool.submit(_mean, metric, points[point], run)] = suggestion, point
+            done, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)  # the timeout lets signals in
+            for future in done:
+                suggestion, _ = running.pop(future)
+                mean, ended = future.result()
+                study.tell(suggestion, mean, state=failed if mean is None else None)
+                stopped |= not {"interrupted", "waiting"}.isdisjoint(ended)  # waiting: stopped before it began
 
 
-def _mean(metric: str | None, jobs: list[Job], run: Run) -> float | None:
-    """Run the jobs of a point and return the mean score over its seeds; None if a seed has no score."""
+def _mean(metric: str | None, jobs: list[Job], run: Run) -> tuple[float | None, list[str]]:
+    """Run the jobs of a point; return the mean score over its seeds, None if one has no score, and their states."""
     states = run(jobs)
     scores = [score(job.record() or {}, metric) for job in jobs]
     if set(states) != {"ok"} or None in scores:
-        return None
-    return sum(value for value, *_ in scores) / len(scores)
+        return None, states
+    return sum(value for value, *_ in scores) / len(scores), states

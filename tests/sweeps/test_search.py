@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import Job, jobs_of
-from litpeft.sweeps.search import search
+from litpeft.sweeps.search import STORAGE, search
 
 
 def test_trials_started_by_a_killed_search_are_finished_first(tmp_path: Path) -> None:
@@ -31,3 +32,56 @@ def test_trials_started_by_a_killed_search_are_finished_first(tmp_path: Path) ->
     search(tmp_path, experiment, jobs, 2, lambda some: [do(job) for job in some])
     assert {"rank=3 seed 0", "rank=3 seed 1", "rank=8 seed 1"} <= set(done)
     assert {name.split()[0] for name in done} == {"rank=3", "rank=8"}
+
+
+def test_several_trials_at_a_time_are_all_different_and_as_many_as_wanted(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    trials = [Trial(f"rank={i}", f"rank={i}", {"rank": str(i)}, ()) for i in range(12)]
+    experiment = Experiment("mine", {"rank": []}, trials, [0], {"metric": None})
+    together = threading.Barrier(3, timeout=60)  # passes only if three jobs run at the same time
+    done: list[str] = []
+
+    def run(jobs: list[Job]) -> list[str]:
+        (job,) = jobs
+        if job.state() == "ok":
+            return ["ok"]
+        together.wait()
+        job.run_dir.mkdir(parents=True)
+        score = abs(int(job.trial.axes["rank"]) - 4) / 10
+        write_record(job.run_dir, new_record() | {"status": "ok", "val_loss": score})
+        done.append(job.trial.axes["rank"])
+        return ["ok"]
+
+    search(tmp_path, experiment, jobs_of(tmp_path, experiment), 9, run, at_once=3)
+    assert len(done) == len(set(done)) == 9
+    assert "4" in done
+
+
+def test_a_search_of_several_at_a_time_stops_where_one_is_interrupted(tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    trials = [Trial(f"rank={i}", f"rank={i}", {"rank": str(i)}, ()) for i in range(12)]
+    experiment = Experiment("mine", {"rank": []}, trials, [0], {"metric": None})
+    started: list[str] = []
+
+    def run(jobs: list[Job]) -> list[str]:
+        (job,) = jobs
+        started.append(job.name)
+        job.run_dir.mkdir(parents=True, exist_ok=True)
+        status = "interrupted" if len(started) >= 3 else "ok"
+        write_record(job.run_dir, new_record() | {"status": status, "val_loss": 0.5})
+        return [status]
+
+    search(tmp_path, experiment, jobs_of(tmp_path, experiment), 12, run, at_once=2)
+    assert 3 <= len(started) <= 4  # the one that ran beside it ends too
+
+
+def test_a_search_that_is_stopped_between_two_trials_asks_for_no_more(tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    trials = [Trial(f"rank={i}", f"rank={i}", {"rank": str(i)}, ()) for i in range(12)]
+    experiment = Experiment("mine", {"rank": []}, trials, [0], {"metric": None})
+    search(tmp_path, experiment, jobs_of(tmp_path, experiment), 12, lambda jobs: ["waiting"])
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
+    assert len(optuna.load_study(study_name="mine", storage=storage).trials) == 1

@@ -13,6 +13,8 @@ from lightning import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
+from litpeft.training.host_memory import kept_from_step_to_step
+
 
 class StepSaver(Protocol):
     """A callback that saves checkpoints between optimizer steps."""
@@ -79,7 +81,8 @@ class Epochs(_FitLoop):
     def run(self) -> None:
         """Train; or only validate, if the task's adapter trains nothing."""
         if getattr(getattr(self.trainer.lightning_module, "adapter", None), "trains", True):
-            super().run()
+            with kept_from_step_to_step(self.trainer.strategy.root_device.type):
+                super().run()
             return
         self.setup_data()
         self.reset()

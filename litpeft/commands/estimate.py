@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
+from rich.console import Console
 from torch import Tensor
 
 from litpeft.adapters import Adapter
@@ -243,8 +244,13 @@ def main(arguments: list[str]) -> int:
         plan = Plan(arguments)
     except NoData as error:
         raise UserError(f"{str(error).rstrip('.')}; or give --no_data to estimate without the data.") from error
-    traces = [plan.trace(adapter) for adapter in plan.adapters]
-    rows = figures(plan, traces)
+    with Console(stderr=True).status("") as status:  # shown on a terminal only
+        traces = []
+        for number, adapter in enumerate(plan.adapters, 1):
+            status.update(f"estimating {shown_name(adapter.name)}, {number} of {len(plan.adapters)}")
+            traces.append(plan.trace(adapter))
+        status.update("searching for the largest batch" if plan.search and plan.limit is not None else "")
+        rows = figures(plan, traces)
     if plan.format == "json":
         facts = {"rows": plan.rows, "tokens": plan.tokens, "tensors_unknown": plan.tensors_unknown}
         print(json.dumps(facts | {"strategies": rows}, indent=2))

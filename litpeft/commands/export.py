@@ -64,8 +64,11 @@ def main(arguments: list[str]) -> int:
             "holds no earlier export" if options.overwrite else "exists already; give --overwrite or another folder"
         )
         raise UserError(f"{options.out} {reason}.")
+    from rich.console import Console  # slow imports, only now: mistakes in the options were reported before
+
     try:
-        with whole_folder(options.out, checksums=False) as folder:
+        telling = Console(stderr=True).status("loading the model, writing the export and checking it")  # on a terminal
+        with telling, whole_folder(options.out, checksums=False) as folder:
             result = _export(options, folder)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -78,7 +81,7 @@ def main(arguments: list[str]) -> int:
 
 def _export(options: argparse.Namespace, folder: Path) -> str:
     """Write the export into an empty folder and return a description of it."""
-    import torch  # slow imports, only now: mistakes in the options were reported before
+    import torch
 
     from litpeft.adapters.new_tokens import merge_new_tokens
     from litpeft.adapters.quantised_model import quantised_layers

@@ -44,7 +44,9 @@ def tell(data: dict[str, Any]) -> None:
         told = "".join(f", {count:,} {what}" for what, count in notes.items() if count)
         told += f"; tokens per row: median {tokens['median']:g}, longest {tokens['longest']:,}" if tokens else ""
         told += _columns(table)
-        print(f"litpeft: {split}: {rows:,} rows{told}", file=sys.stderr)
+        asked = data.get("asked", {}).get(split)
+        few = f" (data.{split}_samples {asked:,}: there are no more)" if asked else ""
+        print(f"litpeft: {split}: {rows:,} rows{few}{told}", file=sys.stderr)
     if cut := data.get("val_cut_from_train"):
         print(f"litpeft: {cut}", file=sys.stderr)
     if written := data.get("format"):

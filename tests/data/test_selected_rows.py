@@ -8,6 +8,7 @@ import pytest
 
 from litpeft.data import SST2, TextClassification
 from litpeft.data.base import MAX_VAL_ROWS
+from litpeft.data.told import tell
 from tests.data.test_text_classification import make, tsv
 
 
@@ -51,3 +52,15 @@ def test_lengths_belong_to_the_selected_rows(tiny_model: str, tmp_path: Path) ->
     whole = [int(rows[[place]]["attention_mask"].sum()) for place in range(len(rows))]
     assert rows.lengths.tolist() == whole
     assert len(set(whole)) > 1
+
+
+def test_more_rows_asked_for_than_there_are_is_said(
+    tiny_model: str, sentences: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"train_samples": 97, "val_samples": 32}
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"], **options)
+    data.setup("fit")
+    facts = data.describe()
+    assert facts["asked"] == {"train": 97}
+    tell(facts)
+    assert "litpeft: train: 96 rows (data.train_samples 97: there are no more); tokens" in capsys.readouterr().err

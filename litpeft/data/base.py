@@ -291,9 +291,7 @@ class FineTuneData(L.LightningDataModule):
             "example": [{"text": text, "has_loss": has_loss} for text, has_loss in parts],
             "val_cut_from_train": self.why_cut() if is_cut else None,
             "rows": {split: len(rows) for split, rows in self.rows.items()},
-            "asked": {
-                s: n for s, n in self.samples.items() if n and s in self.rows and n > len(self._selected_rows(s))
-            },
+            "asked": {s: n for s, n in self.samples.items() if n and s in lengths and n > len(self._selected_rows(s))},
             "tokens_per_row": {
                 split: {"median": float(np.median(tokens)), "longest": int(tokens.max())}
                 for split, tokens in lengths.items()

@@ -170,3 +170,12 @@ def test_a_free_block_of_another_stream_is_not_used() -> None:
     sizes = [(1, 0, 64 * 2**20), (2, 0, 64 * 2**20), (3, 1, 64 * 2**20)]
     assert replay(sizes).reserved[-1] == 64 * 2**20
     assert replay(sizes, streams=[0, 1]).reserved[-1] == 128 * 2**20
+
+
+def test_a_request_larger_than_each_of_many_free_blocks_gets_a_new_segment() -> None:
+    allocator = CachingAllocator()
+    blocks = [allocator.allocate(12 * MIB) for _ in range(300)]
+    for block in blocks:
+        allocator.free(block)
+    assert allocator.allocate(14 * MIB).address == 300 * 12 * MIB
+    assert (allocator.allocated, allocator.reserved) == (14 * MIB, (300 * 12 + 14) * MIB)

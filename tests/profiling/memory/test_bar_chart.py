@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from PIL import ImageColor
@@ -53,6 +55,51 @@ def test_the_legend_names_each_colour_that_is_used_below_the_bars() -> None:
     assert min(np.diff(tops)) > 12
     unused = split_image(PHASES)
     assert not any(find_text(unused, name) for name in ("activations", "temporaries"))
+
+
+def rectangles(picture: np.ndarray, name: str) -> list[tuple[int, int, int, int]]:
+    """Return (left, top, width, height) of each filled rectangle in the colour of a category, from the top down."""
+    coloured = (picture == ImageColor.getrgb(COLOURS[name])).all(-1)
+    found = []
+    rows = np.flatnonzero(coloured.any(axis=1))
+    for run in np.split(rows, np.flatnonzero(np.diff(rows) > 1) + 1):
+        across = np.flatnonzero(coloured[run[0]])
+        assert (coloured[run] == coloured[run[0]]).all()  # a rectangle, and filled
+        found.append((int(across[0]), int(run[0]), int(across[-1] - across[0] + 1), len(run)))
+    return found
+
+
+def test_bars_and_colour_marks_are_of_one_size_at_equal_distances() -> None:
+    """Black is left out: it is the colour of the text too."""
+    names = [name for name in COLOURS if COLOURS[name] != "#000000"]
+    parts = {name: (1 + number) * MIB for number, name in enumerate(names)}
+    picture = split_image({phase: {"tensor_bytes": parts} for phase in ("load", "first_step", "train")})
+    found = {name: rectangles(picture, name) for name in names}
+    assert {len(each) for each in found.values()} == {4}  # three bars and a mark in the legend
+    bars = [[found[name][number] for name in names] for number in range(3)]
+    for bar in bars:
+        assert {(top, height) for _, top, _, height in bar} == {(bar[0][1], bar[0][3])}
+        for (left, _, width, _), (following, *_) in pairwise(bar):
+            assert left + width == following
+        assert [width for _, _, width, _ in bar] == pytest.approx(
+            [560 * size / sum(parts.values()) for size in parts.values()], abs=1
+        )
+    tops, height = [bar[0][1] for bar in bars], bars[0][0][3]
+    assert tops[1] - tops[0] == tops[2] - tops[1] > 1.3 * height
+    marks = [found[name][3] for name in names]
+    assert {(left, width, height) for left, _, width, height in marks} == {(bars[0][0][0], 15, 15)}
+    assert marks[0][1] > tops[2] + height
+    assert len(set(np.diff([top for _, top, _, _ in marks]).tolist())) == 1 < 15 < marks[1][1] - marks[0][1]
+    assert (picture[:6] == 255).all() and (picture[-6:] == 255).all()  # nothing is cut off
+    assert (picture[:, :6] == 255).all() and (picture[:, -6:] == 255).all()
+
+
+def test_the_longest_bar_and_its_sum_fit_into_the_picture() -> None:
+    picture = split_image({"validate": {"tensor_bytes": {"base_weights": 123_456 * MIB}}, **PHASES})
+    ((_, top, width, _), *_) = rectangles(picture, "base_weights")
+    assert width == 560
+    assert [abs(at - top) < 16 for _, at in find_text(picture, "123,456.0 MiB")] == [True]
+    assert find_text(picture, "validate")
 
 
 def test_without_a_tracked_phase_there_is_only_the_title() -> None:

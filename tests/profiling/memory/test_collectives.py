@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litpeft.profiling.memory import collectives
-from litpeft.profiling.memory.collectives import sent_bytes
+from litpeft.profiling.memory.collectives import filled_buffers, sent_bytes, whole_gradients
 
 PROCESSES = 4
 c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
@@ -40,3 +40,20 @@ def test_a_ring_sends_all_shards_but_its_own(
 def test_one_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collectives, "world_size", lambda: 1)
     assert sent_bytes(c10d.allreduce_.default, ([WHOLE],)) == 0
+
+
+def test_what_collectives_and_the_copies_of_fsdp2_fill() -> None:
+    inside, shards, out = torch.empty(3), torch.empty(4), [torch.empty(5), torch.empty(6)]
+    fsdp = torch.ops.fsdp
+    cases = [
+        (fsdp.all_gather_copy_in.default, ([inside], shards, WHOLE, [3], 3, 0), {}, [shards]),
+        (fsdp.split_with_sizes_copy.default, (inside, [1, 2]), {"out": out}, out),
+        (fsdp.chunk_cat.default, ([inside], 0, 2), {"out": shards}, [shards]),
+        (c10d.allreduce_.default, ([inside, shards], "group"), {}, [inside, shards]),
+        (torch.ops.aten.add.Tensor, (inside, shards), {}, []),
+    ]
+    for operation, arguments, named, expected in cases:
+        filled = list(filled_buffers(operation, arguments, named))
+        assert [id(tensor) for tensor in filled] == [id(tensor) for tensor in expected], operation
+        whole = [id(tensor) for tensor in whole_gradients(operation, arguments)]
+        assert whole == ([id(inside)] if operation is fsdp.chunk_cat.default else []), operation

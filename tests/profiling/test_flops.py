@@ -203,6 +203,65 @@ def test_grouped_query_attention_and_einsum_are_counted() -> None:
     assert counter.flops == 2 * (2 * 4 * 5 * 7 * 8) * 3
 
 
+@pytest.mark.parametrize(("left", "right"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize("equation", ["ij,jk->ik", "ij, jk -> ik", "ij,jk"])
+def test_an_einsum_of_two_matrices_is_their_product(equation: str, left: bool, right: bool) -> None:
+    one, other = torch.rand(3, 4, requires_grad=left), torch.rand(4, 5, requires_grad=right)
+    with FlopCounter() as counter:
+        torch.einsum(equation, one, other)
+    assert counter.flops == 2 * (3 * 4 * 5) * (1 + left + right)
+
+
+def test_an_einsum_of_one_or_three_factors_or_with_an_ellipsis_is_not_counted() -> None:
+    one = torch.rand(4, 4, requires_grad=True)
+    with FlopCounter() as counter:
+        torch.einsum("ij->ji", one)
+        torch.einsum("ij,jk,kl->il", one, one, one)
+        torch.einsum("...ij,...jk->...ik", one, one)
+    assert counter.flops == 0
+
+
+@pytest.mark.parametrize(("left", "right"), [(False, False), (True, False), (False, True), (True, True)])
+def test_each_product_of_torch_counts_twice_its_multiply_adds_for_itself_and_each_gradient(
+    left: bool, right: bool
+) -> None:
+    a, b, bias = torch.rand(3, 4, requires_grad=left), torch.rand(4, 5, requires_grad=right), torch.rand(5)
+    times = 2 * 3 * 4 * 5 * (1 + left + right)
+    for product in (
+        lambda: a @ b,
+        lambda: torch.mm(a, b),
+        lambda: a.matmul(b),
+        lambda: torch.addmm(bias, a, b),
+        lambda: torch.addmm(bias, a, b, beta=0.5, alpha=2.0),
+        lambda: torch.zeros(3, 5).addmm_(a, b),
+        lambda: torch.bmm(a[None], b[None]),
+        lambda: torch.baddbmm(bias, a[None], b[None]),
+        lambda: torch.zeros(1, 3, 5).baddbmm_(a[None], b[None]),
+        lambda: nn.functional.linear(a, b.t(), bias),
+        lambda: nn.functional.linear(a, b.t(), bias=bias),
+        lambda: nn.functional.conv1d(a.t()[None], b.t()[..., None]),
+        lambda: nn.functional.conv2d(a.t()[None, ..., None], b.t()[..., None, None], bias),
+        lambda: nn.functional.conv3d(a.t()[None, ..., None, None], b.t()[..., None, None, None]),
+    ):
+        with FlopCounter() as counter:
+            product()
+        assert counter.flops == times
+    with FlopCounter() as counter:  # three channels in, each filter is three wide and reaches two places
+        nn.functional.conv1d(torch.rand(2, 3, 4, requires_grad=left), torch.rand(5, 3, 3, requires_grad=right))
+    assert counter.flops == 2 * (2 * 5 * 2) * (3 * 3) * (1 + left + right)
+
+
+@pytest.mark.parametrize("needs", range(8))
+def test_attention_counts_the_scores_and_the_weighted_sums(needs: int) -> None:
+    q, k, v = ((needs >> place) % 2 == 1 for place in range(3))
+    query, key = torch.rand(2, 4, 5, 8, requires_grad=q), torch.rand(2, 4, 7, 8, requires_grad=k)
+    value = torch.rand(2, 4, 7, 6, requires_grad=v)
+    with FlopCounter() as counter:
+        nn.functional.scaled_dot_product_attention(query, key, value)
+    pairs = 2 * 4 * 5 * 7
+    assert counter.flops == 2 * pairs * 8 * (1 + q + k) + 2 * pairs * 6 * (1 + (q or k) + v)
+
+
 def test_nothing_is_counted_under_no_grad_or_outside_the_counter() -> None:
     x, w = torch.rand(2, 3, requires_grad=True), torch.rand(3, 4)
     with FlopCounter() as counter, torch.no_grad():
@@ -228,3 +287,35 @@ def test_the_peak_is_the_best_rate_of_growing_matrix_products(monkeypatch: pytes
     assert sorted(set(widths)) == [4, 8, 16, 32]
     assert peak == pytest.approx(2 * 32**3 / (1 + 2 * 32**3 / 1000))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_largest_matrices_of_the_peak_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device so fast that no product takes long: widths up to the limit, and the best rate, not the last one."""
+    monkeypatch.setattr(flops, "MIN_WIDTH", 4)
+    monkeypatch.setattr(flops, "MAX_WIDTH", 16)
+    now, widths, multiply = [0.0], [], torch.mm
+
+    def fake_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        widths.append(len(left))
+        now[0] += {4: 1e-3, 8: 1e-4, 16: 5e-3}[len(left)]
+        return multiply(left, right, out=out)
+
+    monkeypatch.setattr(torch, "mm", fake_mm)
+    assert measured_peak(torch.device("cpu"), torch.float32, lambda: now[0]) == pytest.approx(2 * 8**3 / 1e-4)
+    assert widths == [4] * 5 + [8] * 5 + [16] * 5
+
+
+def test_a_product_of_ten_milliseconds_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "MIN_WIDTH", 4)
+    for seconds, number in ((0.0099, 2), (0.0101, 1)):
+        now, widths, multiply = [0.0], [], torch.mm
+
+        def fake_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+            widths.append(len(left))
+            now[0] += seconds if len(left) == 4 else 1.0
+            return multiply(left, right, out=out)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "mm", fake_mm)
+            measured_peak(torch.device("cpu"), torch.float32, lambda: now[0])
+        assert len(set(widths)) == number

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from litpeft.runs.atomic_write import SUMS, damage, file_hash, whole_folder, write_atomically
+from litpeft.runs.atomic_write import SUMS, damage, file_hash, remove_folder, whole_folder, write_atomically
 from litpeft.runs.record import as_json
 
 
@@ -105,3 +105,70 @@ def test_numbers_that_json_cannot_hold_are_null_at_every_depth() -> None:
     assert "NaN" not in text
     assert "Infinity" not in text
     assert text.count("null") == 4
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_folder_that_cannot_be_put_in_its_place_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    if before:
+        with whole_folder(tmp_path / "step") as scratch:
+            (scratch / "a").write_text("first")
+    real = os.rename
+
+    def full(source: Any, target: Any) -> None:
+        if Path(target).name == "step" and str(os.getpid()) in Path(source).name:
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left on device"), whole_folder(tmp_path / "step") as scratch:
+        (scratch / "a").write_text("second")
+    assert [path.name for path in tmp_path.iterdir()] == (["step"] if before else [])
+    assert not before or ((tmp_path / "step" / "a").read_text() == "first" and damage(tmp_path / "step") is None)
+
+
+def test_a_folder_that_cannot_be_written_and_is_not_there_is_an_error_also_where_the_old_one_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: Any, target: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "rename", full)
+    with pytest.raises(OSError, match="No space left"), whole_folder(tmp_path / "table", replace=False) as scratch:
+        (scratch / "a").write_text("a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_process_left_is_not_part_of_a_folder(tmp_path: Path) -> None:
+    for left in (f".step.{os.getpid()}", ".step.old", f".step.gone{os.getpid()}"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "left").touch()
+    for _ in range(2):
+        with whole_folder(tmp_path / "step") as scratch:
+            (scratch / "a").write_text("a")
+    assert sorted(path.name for path in (tmp_path / "step").iterdir()) == [SUMS, "a"]
+    assert not (tmp_path / ".step.old").exists()
+    remove_folder(tmp_path / "step")
+    remove_folder(tmp_path / "step")  # another process was first
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_not_put_in_its_place_after_an_error(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), whole_folder(tmp_path / "deep" / "step") as scratch:
+        (scratch / "a").write_text("a")
+        raise KeyError
+    assert list((tmp_path / "deep").iterdir()) == []
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o000, 0o666), (0o022, 0o644), (0o077, 0o600), (0o333, 0o444)])
+def test_files_get_the_rights_of_the_folder_but_are_no_programs(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask & ~0o300)  # a folder that its owner cannot write to holds no file
+    try:
+        with whole_folder(tmp_path / "step") as scratch:
+            (scratch / "a").touch(0o700)
+            scratch.chmod(0o777 & ~mask)
+        assert (tmp_path / "step" / "a").stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+        (tmp_path / "step").chmod(0o700)

@@ -21,7 +21,7 @@ from litpeft.errors import UserError
 from litpeft.runs import record_index
 from litpeft.runs.indexed_record import known_fields
 from litpeft.runs.record import FIELDS, FILE_NAME, as_json, new_record, read_record
-from litpeft.runs.record_index import INDEX, RecordFolder
+from litpeft.runs.record_index import FEWEST, INDEX, RECENT, RecordFolder
 from litpeft.runs.record_schema import RECORD, acceptor, schema_error
 from litpeft.runs.record_table import LARGE, SHARED, RecordTable
 
@@ -211,11 +211,25 @@ def test_only_what_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_may_change_within_the_resolution_of_times_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(record_index, "RECENT", 10**10)
+    """Ten seconds: the clock of another machine may differ, and the times of some file systems have two seconds."""
+    monkeypatch.setattr(record_index, "RECENT", RECENT)
     write(tmp_path / "a", 1)
-    found(tmp_path)
-    known = RecordFolder(tmp_path, SKIP).known
-    assert known["a"][1] == known[""][1] == record_index.NEVER
+    changed = (tmp_path / "a" / FILE_NAME).stat().st_ctime_ns
+    for seconds, again in ((0, True), (9.9, True), (11, False)):
+        monkeypatch.setattr(time, "time_ns", lambda seconds=seconds: changed + round(seconds * 1e9))
+        (tmp_path / INDEX).unlink(missing_ok=True)
+        found(tmp_path)
+        known = RecordFolder(tmp_path, SKIP).known
+        assert (known["a"][1] == record_index.NEVER) == again
+
+
+def test_below_a_thousand_records_there_is_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FEWEST == 1000
+    monkeypatch.setattr(record_index, "FEWEST", 3)
+    for number in range(3):
+        write(tmp_path / f"{number}", number)
+        assert same(tmp_path)
+        assert (tmp_path / INDEX).exists() == (number == 2)
 
 
 @pytest.mark.parametrize("failing", ["mkstemp", "replace"])

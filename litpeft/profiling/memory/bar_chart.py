@@ -27,7 +27,7 @@ def split_image(phases: Mapping[str, Mapping[str, Any]]) -> np.ndarray:
         (height, width, 3), uint8.
     """
     known = {name: phase["tensor_bytes"] for name, phase in phases.items() if "tensor_bytes" in phase}
-    most = max((sum(split.values()) for split in known.values()), default=1)
+    most = max([1, *(sum(split.values()) for split in known.values())])
     used = [name for name in CATEGORIES if any(split.get(name) for split in known.values())]
     image = Image.new("RGB", (LEFT + BAR + 110, TITLE + len(known) * ROW + len(used) * LEGEND + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default()

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import ImageColor
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from litpeft.profiling.memory.bar_chart import COLOURS, split_image
 from tests.drawn_text import find_text
@@ -69,6 +69,12 @@ def rectangles(picture: np.ndarray, name: str) -> list[tuple[int, int, int, int]
     return found
 
 
+def all_rectangles(picture: np.ndarray, name: str) -> list[tuple[int, int, int, int]]:
+    """Return the rectangles in the colour of a category, none if it has no pixel."""
+    found = (picture == ImageColor.getrgb(COLOURS[name])).all(-1).any()
+    return rectangles(picture, name) if found and COLOURS[name] != "#000000" else []
+
+
 def test_bars_and_colour_marks_are_of_one_size_at_equal_distances() -> None:
     """Black is left out: it is the colour of the text too."""
     names = [name for name in COLOURS if COLOURS[name] != "#000000"]
@@ -92,6 +98,41 @@ def test_bars_and_colour_marks_are_of_one_size_at_equal_distances() -> None:
     assert len(set(np.diff([top for _, top, _, _ in marks]).tolist())) == 1 < 15 < marks[1][1] - marks[0][1]
     assert (picture[:6] == 255).all() and (picture[-6:] == 255).all()  # nothing is cut off
     assert (picture[:, :6] == 255).all() and (picture[:, -6:] == 255).all()
+
+
+def corner(picture: np.ndarray, text: str) -> tuple[int, int]:
+    """Return where a text that stands once was drawn: left and top of its line, not of its ink."""
+    canvas = Image.new("RGB", (400, 100), "white")
+    ImageDraw.Draw(canvas).text((20, 20), text, "black", ImageFont.load_default())
+    ((left, top),), ((ink_left, ink_top),) = find_text(picture, text), find_text(np.asarray(canvas), text)
+    return left - ink_left + 20, top - ink_top + 20
+
+
+def test_pictures_of_different_runs_can_be_laid_side_by_side() -> None:
+    """Everything stands at the same places, so that an image slider shows what has grown."""
+    mebibytes = {"base_weights": 3, "adapter_weights": 1, "gradients": 2, "activations": 0}
+    phases = {"load": {"tensor_bytes": {"base_weights": 3 * MIB}}, "test": {"rss_bytes": 5}}
+    phases["train"] = {"tensor_bytes": {name: size * MIB for name, size in mebibytes.items()}}
+    picture = split_image(phases)
+    assert picture.shape == (34 + 2 * 44 + 3 * 24 + 10, 110 + 560 + 110, 3)
+    assert {name: found for name in COLOURS if (found := all_rectangles(picture, name))} == {
+        "base_weights": [(110, 34, 280, 29), (110, 78, 280, 29), (110, 122, 15, 15)],
+        "adapter_weights": [(390, 78, 93, 29), (110, 146, 15, 15)],
+        "gradients": [(483, 78, 187, 29), (110, 170, 15, 15)],
+    }
+    assert corner(picture, "Live tensors at the peak of each phase, by kind") == (8, 10)
+    for text, place in {
+        "load": (8, 43), "train": (8, 87), "3.0 MiB": (398, 43), "6.0 MiB": (678, 87),
+        "base weights": (132, 124), "adapter weights": (132, 148), "gradients": (132, 172),
+    }.items():  # fmt: skip
+        assert corner(picture, text) == place, text
+
+
+def test_phases_without_a_byte_have_no_bar() -> None:
+    for split in ({}, {"gradients": 0}):
+        picture = split_image({"load": {"tensor_bytes": split}})
+        assert picture.shape == (34 + 44 + 10, 780, 3)
+        assert corner(picture, "0.0 MiB") == (118, 43)
 
 
 def test_the_longest_bar_and_its_sum_fit_into_the_picture() -> None:

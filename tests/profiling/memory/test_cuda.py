@@ -84,6 +84,17 @@ def test_heads_are_padded_to_eight_numbers_for_the_flash_kernel(width: int, stor
     assert padded <= saved < padded + 5
 
 
+def test_the_flash_kernel_takes_grouped_heads_of_up_to_256_numbers() -> None:
+    for width, scores in ((256, False), (264, True)):
+        query = torch.empty(1, HEADS, TOKENS, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        key = torch.empty(1, 2, TOKENS, width, dtype=torch.bfloat16, device="meta")
+        tracker = MemoryTracker(torch.device("meta"))
+        tracker.label([query, key], "base_weights")
+        with cuda_choices(), tracker:
+            F.scaled_dot_product_attention(query, key, key, enable_gqa=True)
+        assert (tracker.peak(tracker.operations).split["activations"] > 2 * HEADS * TOKENS * (width + TOKENS)) == scores
+
+
 def test_without_a_gradient_attention_keeps_nothing_per_row() -> None:
     mask = torch.zeros(1, 1, TOKENS, TOKENS, device="meta")
     query = torch.empty(1, HEADS, TOKENS, HEAD, device="meta")
@@ -107,6 +118,7 @@ def test_dropout_keeps_a_mask_of_one_byte_and_nothing_where_nothing_is_dropped()
         with cuda_choices(), tracker:
             y = F.dropout(x, p, train)
         assert (y is x) == (new == 0)
+        assert y.dtype == torch.float32
         assert tracker.peak().bytes - x.nbytes == new * x.numel()
 
 
@@ -176,7 +188,7 @@ def test_paged_states_of_large_parameters_take_no_memory_of_the_device(
 ) -> None:
     optimizer, parameter = Paged(True), torch.empty(numbers, device=device)
     prepare_bitsandbytes(optimizer)
-    assert optimizer.filled == 1
+    assert (optimizer.filled, optimizer.is_paged) == (1, False)  # the driver's memory is not asked for
     tracker = MemoryTracker(torch.device("meta"))
     with tracker:
         states = [optimizer.get_state_buffer(parameter), optimizer.get_state_buffer(parameter, torch.uint8)]

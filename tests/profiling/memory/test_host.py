@@ -36,7 +36,9 @@ def test_without_proc_the_peak_is_the_one_of_getrusage_and_the_present_is_unknow
 
 
 @pytest.mark.parametrize("text", ["VmRSS:\t  10 kB\nVmHWM:\t  1234 kB\n", "VmHWM: 1234 kB"])
-def test_the_numbers_of_proc_are_pages_and_kibibytes(text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_numbers_of_proc_are_pages_and_kibibytes(
+    text: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(host, "PROC", tmp_path)
     (tmp_path / "statm").write_text("900 70 8 1 0 60 0\n")  # proc(5): size, resident, shared, ..., in pages
     (tmp_path / "status").write_text(text)

@@ -212,3 +212,80 @@ def test_an_emptied_block_counts_until_it_is_emptied_and_again_when_it_is_filled
     assert alone.split["communication"] == 0
     assert both.bytes == pytest.approx(2 * ADDED, rel=0.01)
     assert both.split["communication"] == ADDED
+
+
+def test_what_lives_and_when_follows_from_the_operations() -> None:
+    """Three tensors of 400, 800 and 1200 bytes, of which the second is freed before the third is made."""
+    tracker = MemoryTracker(torch.device("cpu"))
+    with tracker:
+        first = torch.zeros(100)  # operation 1
+        second = torch.zeros(200)  # 2
+        tracker.label([second], "activations")
+        del second
+        third = torch.zeros(300)  # 3
+        third.add_(1)  # 4
+    assert tracker.operations == 4
+    assert list(tracker.events()) == [(1, 0, 400), (2, 1, 800), (2, 1, 800), (3, 2, 1200)]
+    assert [tracker.peak(at, at).bytes for at in range(5)] == [0, 400, 1200, 1600, 1600]
+    assert tracker.peak(1, 2).split["activations"] == 800
+    assert tracker.peak(0, 1).bytes == 400
+    assert tracker.peak(2).bytes == tracker.peak().bytes == 1600
+    assert (tracker.peak().split["temporaries"], tracker.peak().split["activations"]) == (1600, 0)
+    assert [reference() is not None for reference in tracker.alive("temporaries")] == [True, True]
+    assert tracker.alive("activations") == []  # freed
+    del first, third
+    assert tracker.alive("temporaries") == []
+
+
+def test_a_tracker_adopts_what_another_one_has_seen_and_still_exists() -> None:
+    before, after = MemoryTracker(torch.device("cpu")), MemoryTracker(torch.device("cpu"))
+    kept, gone = torch.zeros(100), torch.zeros(200)
+    before.label([kept, gone], "communication")
+    storages = before.alive("communication")
+    assert len(storages) == 2
+    assert before.alive("gradients") == []
+    del gone
+    after.adopt(storages, "communication")
+    with after:
+        kept.add_(1)
+    assert after.peak().split["communication"] == after.peak().bytes == 400
+
+
+def test_bytes_that_are_sent_count_from_the_first_to_the_last_operation() -> None:
+    tracker = MemoryTracker(torch.device("cpu"))
+    tracker.sent = [(1, 10.0), (2, 20.4), (2, 30.2), (5, 40.0)]
+    assert tracker.sent_between(0, 9) == 101
+    assert tracker.sent_between(2, 2) == 51
+    assert tracker.sent_between(3, 4) == 0
+    assert tracker.sent_between(2, 5) == 91
+
+
+def test_tensors_of_other_devices_are_not_counted_and_hooks_end_with_the_block() -> None:
+    layer = nn.Linear(10, 10, bias=False)
+    frozen = nn.Linear(10, 10, bias=False).requires_grad_(False)
+    tracker = MemoryTracker(torch.device("meta"))
+    tracker.follow(layer, {"base_weights": layer.parameters()})
+    with tracker:
+        here = torch.ones(4, device="meta")
+        torch.ones(1000)
+    assert (tracker.peak().bytes, here.nbytes) == (16, 16)
+    tracker = MemoryTracker(torch.device("cpu"))
+    tracker.follow(nn.Sequential(frozen, layer), {"base_weights": [frozen.weight], "adapter_weights": [layer.weight]})
+    with tracker:
+        layer(frozen(torch.ones(2, 10))).sum().backward()
+    split = tracker.peak().split
+    assert (split["base_weights"], split["adapter_weights"], split["gradients"]) == (400, 400, 400)
+    seen = tracker.operations
+    layer(torch.ones(2, 10)).sum().backward()
+    assert tracker.operations == seen
+    assert len(layer.weight._post_accumulate_grad_hooks or ()) == 0
+
+
+def test_a_gradient_that_exists_before_tracking_is_known_as_one() -> None:
+    layer = nn.Linear(10, 10, bias=False)
+    layer(torch.ones(2, 10)).sum().backward()
+    tracker = MemoryTracker(torch.device("cpu"))
+    tracker.follow(layer, {"adapter_weights": layer.parameters()})
+    with tracker:
+        layer.weight.grad.zero_()
+    assert tracker.peak().split["gradients"] == 400

@@ -305,17 +305,18 @@ def test_the_largest_matrices_of_the_peak_are_limited(monkeypatch: pytest.Monkey
     assert widths == [4] * 5 + [8] * 5 + [16] * 5
 
 
-def test_a_product_of_ten_milliseconds_is_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "number"), [(0.0099, 2), (0.0101, 1)])
+def test_a_product_of_ten_milliseconds_is_long_enough(
+    seconds: float, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, widths, multiply = [0.0], [], torch.mm
+
+    def fake_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        widths.append(len(left))
+        now[0] += seconds if len(left) == 4 else 1.0
+        return multiply(left, right, out=out)
+
     monkeypatch.setattr(flops, "MIN_WIDTH", 4)
-    for seconds, number in ((0.0099, 2), (0.0101, 1)):
-        now, widths, multiply = [0.0], [], torch.mm
-
-        def fake_mm(left: torch.Tensor, right: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-            widths.append(len(left))
-            now[0] += seconds if len(left) == 4 else 1.0
-            return multiply(left, right, out=out)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(torch, "mm", fake_mm)
-            measured_peak(torch.device("cpu"), torch.float32, lambda: now[0])
-        assert len(set(widths)) == number
+    monkeypatch.setattr(torch, "mm", fake_mm)
+    measured_peak(torch.device("cpu"), torch.float32, lambda: now[0])
+    assert len(set(widths)) == number

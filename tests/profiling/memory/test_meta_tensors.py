@@ -76,7 +76,8 @@ def test_a_model_gets_fake_tensors_and_shared_ones_stay_shared() -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), "plain": model.plain}
     assert {name for name, tensor in tensors.items() if not hasattr(tensor, "fake_mode")} == {"2.bias"}
     assert {tensor.device.type for tensor in tensors.values()} == {"cpu"}
-    assert model.tied.weight is model[0].weight and model[2].bias is kept
+    assert model.tied.weight is model[0].weight
+    assert model[2].bias is kept
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True, True]
     assert all(isinstance(parameter, nn.Parameter) for parameter in model.parameters())
     assert not isinstance(model[2].running_mean, nn.Parameter)

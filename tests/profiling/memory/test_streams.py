@@ -15,9 +15,10 @@ def test_a_stream_is_current_inside_its_block_only() -> None:
     assert (first.number, second.number, streams.current_stream().number) == (1, 2, MAIN)
     with streams.stream(first):
         assert streams.current_stream() == first
+        with streams.stream(second):
+            assert streams.current == 2
         with pytest.raises(KeyError), streams.stream(second):
-            assert streams.current_stream() == second
-            raise KeyError
+            {}[streams.current_stream()]  # an error
         assert streams.current == 1
     assert streams.current == MAIN == 0
 

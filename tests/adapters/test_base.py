@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from litpeft.adapters import Frozen, Full, LoRA, base
+from litpeft.adapters import Adapter, DoRA, Frozen, Full, LoRA, base
 from litpeft.adapters.base import trainable
 from litpeft.errors import UserError
 
@@ -174,3 +175,97 @@ def test_the_example_of_a_new_adapter_runs() -> None:
     with pytest.raises(UserError, match="BitFit trains parameters of the base: set `trains_base = True` in the class"):
         type("BitFit", (scope["BitFit"],), {"trains_base": False})().apply(bert(torch.bfloat16))
     assert {name for name in trainable(model) if not name.endswith("bias")} == {"classifier.weight"}
+
+
+def test_a_state_that_does_not_fit_names_three_tensors_and_says_that_there_are_more() -> None:
+    model, adapter = bert(), LoRA(rank=2)
+    adapter.apply(model, head=["classifier"])
+    names = list(trainable(model))
+    for number, end in ((3, ""), (4, "; ...")):
+        state = {name: tensor for name, tensor in adapter.state_dict(model).items() if name not in names[:number]}
+        with pytest.raises(UserError) as error:
+            adapter.load_state_dict(model, state)
+        listed = "; ".join(sorted(f"missing {name}" for name in names[:number])[:3]) + end
+        assert str(error.value) == (
+            f"the checkpoint does not fit this model and adapter ({number} tensors: {listed}); use the model, adapter "
+            "and rank that it was trained with."
+        )
+
+
+def test_new_layers_have_the_mode_of_the_layers_that_they_replace() -> None:
+    for training in (True, False):
+        model = bert().train(training)
+        model.bert.encoder.layer[1].attention.train(not training)
+        model.classifier.train(not training)
+        LoRA(rank=2, dropout=0.5, targets=["query", "classifier"]).apply(model)
+        for name, module in model.named_modules():
+            inside = name.startswith(("bert.encoder.layer.1.attention", "classifier"))
+            assert module.training == (training != inside), name
+
+
+def test_what_was_applied_and_merged_is_said() -> None:
+    model = bert()
+    Full().apply(model, head=["classifier"])
+    with pytest.raises(UserError) as error:
+        LoRA().apply(model, head=["classifier"])
+    assert str(error.value) == (
+        "model.adapter LoRA: BertForSequenceClassification already has the adapter Full; merge that adapter first, or "
+        "load the model again."
+    )
+    Full().merge(model)
+    model.peft_config = {}
+    with pytest.raises(
+        UserError, match=r"^model\.adapter LoRA: BertForSequenceClassification already has an adapter of PE"
+    ):
+        LoRA().apply(model, head=["classifier"])
+    del model.peft_config
+    LoRA().apply(model, head=["classifier"])
+    with pytest.raises(
+        UserError, match=r"^model\.adapter Full: bert\.encoder\.layer\.0\.attention\.self\.query already has"
+    ):
+        Full().apply(model, head=["classifier"])
+
+
+@pytest.mark.parametrize("dtype", [None, "bf16", "fp32"])
+def test_the_tensors_of_an_adapter_have_the_dtype_that_was_asked_for_but_magnitudes_and_heads_are_fp32(
+    dtype: str | None,
+) -> None:
+    model = DoRA(rank=2, dtype=dtype).apply(bert(), head=["classifier"])
+    found = {name.rpartition(".")[2]: p.dtype for name, p in trainable(model).items()}
+    low = torch.bfloat16 if dtype == "bf16" else torch.float32
+    assert found == {
+        "lora_A": low, "lora_B": low, "magnitude": torch.float32, "weight": torch.float32, "bias": torch.float32,
+    }  # fmt: skip
+
+
+def test_an_adapter_of_a_user_trains_adds_nothing_and_has_the_usual_learning_rate_unless_it_says_otherwise() -> None:
+    class Mine(Adapter):
+        name = "mine"
+
+        def adapt(self, model: nn.Module) -> None:
+            model.classifier.requires_grad_(True)
+
+    adapter, model = Mine(), bert()
+    adapter.apply(model)
+    assert (adapter.trains, adapter.trains_base, adapter.default_lr, adapter.dtype) == (True, False, 3e-4, None)
+    assert (adapter.settings(), adapter.added(model), adapter.resume_state(model)) == ({}, {}, None)
+    assert trainable(model).keys() == {"classifier.weight", "classifier.bias"}
+    assert Mine.strategy_name({}) == "mine"
+    roles = adapter.roles(model)
+    assert roles.keys() == {"base_weights", "adapter_weights"}
+    assert [id(p) for p in roles["adapter_weights"]] == [id(p) for p in model.classifier.parameters()]
+    assert {id(t) for t in roles["base_weights"]} == {id(t) for t in (*model.parameters(), *model.buffers())}
+    assert Full().roles(bert())["adapter_weights"] == []
+    with pytest.raises(UserError, match=r"^PEFT has no adapter of type mine; give --format merged\.$"):
+        adapter.export(Path(), model, "base")
+
+
+def test_a_new_parameter_inside_of_the_head_is_trained_as_part_of_the_head() -> None:
+    model = bert(torch.bfloat16)
+    Frozen().apply(model, head=["classifier"], new=["classifier.weight", "bert.pooler.dense.weight"])
+    out = model.classifier(torch.ones(1, 16, dtype=torch.bfloat16))
+    assert out.dtype == torch.float32  # the output of a head is not cast back
+    assert model.bert.pooler.dense(torch.ones(1, 16, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    assert set(trainable(model)) == {
+        "classifier.weight", "classifier.bias", "bert.pooler.dense.weight", "bert.pooler.dense.bias",
+    }  # fmt: skip

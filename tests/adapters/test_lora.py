@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters import DoRA, LoRA, QLoRA
 from litpeft.adapters.base import trainable
@@ -63,6 +64,52 @@ def test_dropout_affects_only_the_low_rank_branch() -> None:
 def test_options_out_of_range_are_refused_by_name(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         LoRA(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"rank": 1}, {"rank": 1, "alpha": 2}),
+        ({"rank": 5, "alpha": 0.5}, {"alpha": 0.5}),
+        ({}, {"rank": 8, "alpha": 16, "dropout": 0.0, "lora_plus_ratio": 1.0, "targets": ["query", "value"]}),
+        ({"alpha_pattern": {"key": 0.5}, "alpha": 1}, {"alpha": 1}),
+        ({"rank_pattern": {"key": 1}}, {"rank_pattern": {"key": 1}, "alpha_pattern": {}}),
+        ({"dropout": 0.0}, {"dropout": 0.0}),
+        ({"dropout": 0.999}, {"dropout": 0.999}),
+        ({"lora_plus_ratio": 0.5}, {"lora_plus_ratio": 0.5}),
+        ({"dtype": "fp32"}, {"dtype": None}),
+        ({"dtype": "bf16"}, {"dtype": "bf16"}),
+        ({}, {"rslora": False, "init": "kaiming", "bias": "none", "layers": None, "modules_to_save": []}),
+    ],
+)
+def test_options_at_the_limits_of_their_range_are_taken(options: dict, kept: dict) -> None:
+    adapter = LoRA(**options)
+    assert {name: adapter.settings()[name] for name in kept} == kept
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+def test_the_scale_is_alpha_by_rank_or_its_root(rslora: bool) -> None:
+    adapter = LoRA(rank=4, alpha=8, rslora=rslora, rank_pattern={"key": 16}, alpha_pattern={"self.key": 2})
+    assert adapter.options("a.query").scaling == (4.0 if rslora else 2.0)
+    assert adapter.options("a.self.key").scaling == (0.5 if rslora else 0.125)
+    assert adapter.options("a.monkey").rank == 4  # a pattern matches whole parts of a name
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("linear", 12), ("conv", 27), ("embedding", 40), ("conv1d", 12)])
+def test_a_rank_may_be_as_large_as_the_larger_dimension_of_a_weight(kind: str, largest: int) -> None:
+    def model() -> nn.Module:
+        layers = {
+            "linear": nn.Linear(7, 12), "conv": nn.Conv2d(3, 8, 3), "embedding": nn.Embedding(40, 6),
+            "conv1d": Conv1D(12, 7),
+        }  # fmt: skip
+        return nn.ModuleDict({"layer": layers[kind]})
+
+    LoRA(rank=largest, targets=["layer"]).apply(model())
+    with pytest.raises(UserError) as error:
+        LoRA(rank=largest + 1, targets=["layer"]).apply(model())
+    assert str(error.value) == (
+        f"model.adapter.rank {largest + 1} is larger than both dimensions of layer; give a rank of at most {largest}."
+    )
 
 
 def test_rank_alpha_and_scaling_follow_patterns() -> None:

@@ -106,7 +106,7 @@ def same_tokens(indices: dict[str, list[int]] | list[int], model: nn.Module) -> 
     ours = new_token_indices(model)
     theirs = dict.fromkeys(list(ours)[:1], indices) if isinstance(indices, list) else indices
     found = {name: list(ids) for end, ids in theirs.items() for name in ours if f".{name}".endswith(f".{end}")}
-    return found == ours
+    return bool(ours) and found == ours
 
 
 def count_new_tokens(model: nn.Module) -> int:

@@ -79,7 +79,7 @@ def test_hqq_has_the_numbers_of_its_configuration(options: dict[str, Any], expec
     assert base.settings() == {"name": "hqq"} | expected
     with pytest.raises(UserError, match=r"^model\.base hqq cannot be estimated"):
         base.can_quantise(torch.device("meta"))
-    assert base.can_quantise(torch.device("cpu"))
+    assert all(base.can_quantise(torch.device(kind)) for kind in ("cpu", "cuda", "mps", "xpu"))
 
 
 def test_hqq_without_options_is_four_bits_in_groups_of_64() -> None:

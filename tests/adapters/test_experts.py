@@ -159,6 +159,7 @@ def test_four_bit_experts_equal_bitsandbytes(kind: str, adapter: QLoRA) -> None:
     adapter.merge(model)
     torch.testing.assert_close(loss(model), loss(reference), rtol=0, atol=2e-6)
     assert not [m for m in model.modules() if isinstance(m, Linear4bit | AdaptedStackedLinear)]
+    assert not trainable(model)
 
 
 def _through_bitsandbytes(matrix: torch.Tensor) -> torch.Tensor:

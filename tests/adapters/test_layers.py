@@ -20,6 +20,7 @@ from litpeft.adapters.layers import ADAPTED, AdaptedLayer, LowRank
 from litpeft.adapters.layers import base as layer_base
 from litpeft.adapters.linear4bit import Linear4bit, bitsandbytes
 from litpeft.adapters.targets import layer_type
+from litpeft.errors import UserError
 from tests.adapters.small_models import disturb
 
 SCALING = 1.5
@@ -596,3 +597,19 @@ def test_only_adapter_and_head_change_in_training_and_the_base_stays_bit_stable(
         optimizer.step()
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[key]) == (key not in names), key
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        ({}, True), ({"max_norm": 1.0}, False), ({"scale_grad_by_freq": True}, False), ({"sparse": True}, False),
+        ({"padding_idx": 0}, True), ({"max_norm": 1.0, "sparse": True}, False), ({"norm_type": 1.0}, True),
+    ],
+)  # fmt: skip
+def test_an_embedding_that_computes_more_than_a_lookup_is_refused(options: dict, taken: bool) -> None:
+    model = nn.ModuleDict({"table": nn.Embedding(20, 8, **options)})
+    if taken:
+        LoRA(rank=2, targets=["table"]).apply(model)
+    else:
+        with pytest.raises(UserError, match="max_norm"):
+            LoRA(rank=2, targets=["table"]).apply(model)

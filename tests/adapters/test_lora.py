@@ -195,6 +195,14 @@ def test_a_missing_or_tied_module_to_save_is_refused() -> None:
         LoRA(targets=["q"], modules_to_save=["shared"]).apply(model)
 
 
+@pytest.mark.parametrize("ratio", [1.0, float("1.0"), 2.0])
+def test_groups_have_a_scale_only_with_lora_plus(ratio: float) -> None:
+    adapter = LoRA(rank=2, lora_plus_ratio=ratio)
+    groups = adapter.param_groups(applied("bert", adapter))
+    assert [group.get("lr_scale") for group in groups] == ([None, None] if ratio == 1 else [None, 2.0, None])
+    assert [group.get("weight_decay") for group in groups] == ([None, 0.0] if ratio == 1 else [None, None, 0.0])
+
+
 def test_lora_plus_scales_the_learning_rate_of_b() -> None:
     adapter = DoRA(rank=2, lora_plus_ratio=16.0)
     model = applied("bert", adapter)

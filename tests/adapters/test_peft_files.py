@@ -114,3 +114,96 @@ def test_an_adapter_without_a_head_leaves_the_head_of_the_model(tmp_path: Path) 
     assert torch.equal(model.classifier.weight, head)
     found = model.bert.encoder.layer[0].attention.self.query.lora_A
     assert torch.equal(found, tensors[f"{PREFIX}bert.encoder.layer.0.attention.self.query.lora_A.weight"])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"peft_type": "IA3"}, "its type is IA3, not LORA"),
+        ({"peft_type": "OFT"}, "its type is OFT, not LORA"),
+        ({"lora_bias": True}, "its option lora_bias is not supported"),
+        ({"use_qalora": True, "layer_replication": [[0, 1]]}, "its option layer_replication is not supported"),
+        ({"trainable_token_indices": [3]}, "it trains the rows of other tokens (trainable_token_indices)"),
+        *(
+            ({"init_lora_weights": init}, f"init_lora_weights is {init}, so PEFT changed the weights of the base before training")
+            for init in ("pissa", "pissa_niter_4", "olora", "loftq", "corda", "lora_ga")
+        ),
+        ({"use_dora": True}, "it is a DoRA adapter"),
+        ({"r": "four"}, None),
+        ({"rank_pattern": {"query": 2}}, "bert.encoder.layer.0.attention.self.query has rank 2, not 4; set rank or rank_pattern"),
+    ],
+)  # fmt: skip
+def test_a_file_of_another_adapter_is_refused_in_one_sentence(
+    change: dict[str, Any], reason: str | None, tmp_path: Path
+) -> None:
+    model, adapter, config = written(tmp_path, targets=["query"])
+    (tmp_path / CONFIG).write_text(json.dumps(config | change))
+    with pytest.raises(UserError) as error:
+        load_adapter(tmp_path, model, adapter)
+    start = f"model.adapter.init_from {tmp_path} does not fit: "
+    assert str(error.value).startswith(start)
+    assert reason is None or str(error.value) == f"{start}{reason}."
+
+
+@pytest.mark.parametrize("change", [{"lora_bias": False}, {"init_lora_weights": "gaussian"}, {"use_qalora": None}])
+def test_options_of_peft_that_are_off_or_concern_only_the_start_do_not_matter(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    model, adapter, config = written(tmp_path, targets=["query"])
+    (tmp_path / CONFIG).write_text(json.dumps(config | change))
+    load_adapter(tmp_path, model, adapter)
+
+
+def test_files_that_are_missing_or_damaged_are_named(tmp_path: Path) -> None:
+    model, adapter, config = written(tmp_path, targets=["query"])
+    start = f"model.adapter.init_from {tmp_path}"
+    weights = (tmp_path / TENSORS).read_bytes()
+    for content, expected in (
+        ("[]", f"{start}: {CONFIG} is not a JSON object."),
+        ("{", f"{start} cannot be read, it may be damaged: "),
+        (None, f"{start}: there is no {CONFIG}; give the folder of an adapter that PEFT has saved."),
+    ):
+        (tmp_path / CONFIG).write_text(content) if content else (tmp_path / CONFIG).unlink()
+        with pytest.raises(UserError) as error:
+            load_adapter(tmp_path, model, adapter)
+        assert str(error.value).startswith(expected)
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    (tmp_path / TENSORS).write_bytes(weights[:-9])
+    with pytest.raises(UserError, match="cannot be read, it may be damaged"):
+        load_adapter(tmp_path, model, adapter)
+    (tmp_path / TENSORS).unlink()
+    with pytest.raises(UserError, match=f"there is no {TENSORS}; give the folder"):
+        load_adapter(tmp_path, model, adapter)
+
+
+def test_a_head_must_be_there_whole_and_every_tensor_in_its_shape(tmp_path: Path) -> None:
+    model, adapter, _ = written(tmp_path, targets=["query"])
+    tensors = load_file(tmp_path / TENSORS)
+    head = sorted(name for name in tensors if "classifier" in name)
+    save_file({name: tensor for name, tensor in tensors.items() if name != head[0]}, tmp_path / TENSORS)
+    with pytest.raises(UserError, match=rf"it lacks 1 tensors \({head[0]}, \.\.\.\); set targets, layers or bias"):
+        load_adapter(tmp_path, model, adapter)
+    save_file(tensors | {head[1]: tensors[head[1]][:-1].contiguous()}, tmp_path / TENSORS)
+    with pytest.raises(UserError, match=rf"{head[1]} has the shape .*, not that of classifier\."):
+        load_adapter(tmp_path, model, adapter)
+    copies = {
+        f"{PREFIX}classifier.original_module.weight": torch.zeros(1),
+        f"{PREFIX}classifier.modules_to_save.x": torch.zeros(1),
+    }
+    save_file(tensors | copies, tmp_path / TENSORS)  # with bias: all, PEFT saves a head three times
+    load_adapter(tmp_path, model, adapter)
+    save_file(tensors | {f"{PREFIX}more": torch.zeros(1)}, tmp_path / TENSORS)
+    with pytest.raises(UserError, match=rf"it has 1 unexpected tensors \({PREFIX}more, \.\.\.\)"):
+        load_adapter(tmp_path, model, adapter)
+
+
+def test_the_most_common_rank_and_alpha_stand_once_and_the_others_by_name(tmp_path: Path) -> None:
+    pattern = {r"layer\.0.*query": 2}
+    _, _, config = written(tmp_path, rank=4, alpha=6, rank_pattern=pattern, targets=["query", "value"], dropout=0.25)
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"], config["bias"]) == (4, 6, 0.25, "none")
+    assert config["rank_pattern"] == {r"bert\.encoder\.layer\.0\.attention\.self\.query": 2}
+    assert config["alpha_pattern"] == {}
+    assert (config["peft_type"], config["task_type"], config["base_model_name_or_path"]) == ("LORA", "SEQ_CLS", "base")
+    assert (config["inference_mode"], config["init_lora_weights"], config["fan_in_fan_out"]) == (True, True, False)
+    assert (config["modules_to_save"], config["target_parameters"]) == (["classifier"], None)
+    assert config["trainable_token_indices"] is None

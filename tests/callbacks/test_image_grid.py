@@ -51,3 +51,22 @@ def test_each_image_has_its_label_and_its_coloured_prediction_below(picture: np.
         assert y >= SIDE
         assert below_y > y + 8
         assert abs(x - below_x) <= 2
+
+
+def test_images_and_captions_stand_at_the_same_places_in_every_picture() -> None:
+    images = [Image.new("RGB", (200, 100), (9, 9, 9))] * 5
+    long = "i" * 40
+    picture = np.asarray(grid(images, [("cat", "cat", 0.5)] * 4 + [(long, long, 1.0)]))
+    for place in range(5):
+        left, top = place % 4 * 128, place // 4 * 162
+        rows, columns = np.nonzero((picture[top : top + 128, left : left + 128] == (9, 9, 9)).all(axis=-1))
+        assert (columns.min(), columns.max(), rows.min(), rows.max()) == (2, 125, 33, 94)
+    first, last = picture[:162, :128], picture[162:, :128]
+    ((x, y),) = find_text(first, "label cat", 13)
+    ((below_x, below_y),) = find_text(first, "cat 50%", 13, RIGHT)
+    assert (x, below_x) == (4, 4)
+    assert 128 <= y < 128 + 8 <= 128 + 15 <= below_y < 128 + 15 + 8
+    assert find_text(last, f"label {long}"[:26], 13)
+    assert find_text(last, f"{long}"[:18] + " 100%", 13, RIGHT)
+    assert grid(images[:4], [("cat", "cat", 0.5)] * 4).size == (512, 162)
+    assert grid(images, [("cat", "cat", 0.5)] * 5).size == (512, 324)

@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from litpeft.__main__ import main
 from litpeft.callbacks import MemoryRecorder
+from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.errors import UserError
 from litpeft.profiling.memory import host
 from litpeft.runs.record import read_record
@@ -22,6 +23,7 @@ HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
 QUIET = SimpleNamespace(should_update_logs=False)  # a trainer's part that says when to log
 PROBE = """
 from litpeft.callbacks import MemoryRecorder
+from litpeft.data.sampler import LengthGroupedBatches
 before = MemoryRecorder().measured()["peak_rss_bytes"]
 held = bytearray(b"x" * 400_000_000)
 del held
@@ -238,3 +240,79 @@ def test_peaks_before_a_resume_are_kept(tmp_path: Path, fit_arguments: list[str]
     record = read_record(tmp_path / "run")
     assert record["memory_phases"]["train"]["peak_tensor_bytes"] == highest
     assert record["peak_tensor_bytes"] == before["peak_tensor_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("total", "done", "start", "batches", "accumulate", "longest", "expected"),
+    [
+        (None, 0, 0, 10, 1, 3, [0, 3, 10]),  # a run without an end
+        (30, 0, 0, 10, 1, 3, [0, 3, 10]),
+        (10, 0, 0, 10, 1, 3, [0, 3]),  # one epoch
+        (11, 0, 0, 10, 1, 3, [0, 3, 10]),
+        (30, 0, 0, 10, 3, 7, [0, 2, 4]),  # the last step of the epoch has one batch
+        (4, 0, 0, 10, 3, 7, [0, 2]),
+        (30, 4, 4, 10, 1, 2, [0, 2, 6]),  # resumed: six batches are left
+        (10, 4, 4, 10, 1, 2, [0, 2]),
+        (30, 0, 0, 1, 1, None, [0, 1]),
+    ],
+)
+def test_tracked_are_the_first_step_the_longest_batch_and_the_next_epoch(
+    total: int | None, done: int, start: int, batches: int, accumulate: int, longest: int | None, expected: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    asked = []
+
+    class Sampler(LengthGroupedBatches):
+        def __init__(self) -> None:
+            self.start = start
+
+        def longest_later(self, left: int, steps: float, accumulated: int) -> int | None:
+            asked.append((left, steps, accumulated))
+            return longest
+
+    module = SimpleNamespace(
+        device=torch.device("cpu"), backbone=torch.nn.Identity(), total_steps=lambda: total,
+        adapter=SimpleNamespace(roles=lambda model: {}),
+    )  # fmt: skip
+    trainer = SimpleNamespace(
+        global_step=done, sanity_checking=False, strategy=HOST_STRATEGY, num_training_batches=batches,
+        accumulate_grad_batches=accumulate, train_dataloader=SimpleNamespace(sampler=Sampler()),
+    )  # fmt: skip
+    recorder = MemoryRecorder()
+    recorder.setup(trainer, module, "fit")
+    recorder.on_train_start(trainer, module)
+    assert recorder.track_steps == expected
+    assert asked == [(batches - start, float("inf") if total is None else total - done, accumulate)]
+    trainer.train_dataloader.sampler = object()  # of another data set
+    other = MemoryRecorder()
+    other.setup(trainer, module, "fit")
+    other.on_train_start(trainer, module)
+    assert other.track_steps == [0, 1]
+
+
+def test_the_peaks_of_a_run_are_those_of_training_and_not_of_benchmarks() -> None:
+    recorder = MemoryRecorder()
+    assert recorder.measured()["memory_phases"] is recorder.measured()["peak_tensor_bytes"] is None
+    recorder.phases = {
+        "load": {"peak_tensor_bytes": None, "peak_allocated_bytes": 3}, "train": {"peak_tensor_bytes": 5},
+        "save": {}, "benchmark": {"peak_tensor_bytes": 9, "peak_allocated_bytes": 9, "peak_reserved_bytes": 9},
+    }  # fmt: skip
+    found = recorder.measured()
+    names = ("peak_tensor_bytes", "peak_allocated_bytes", "peak_reserved_bytes")
+    assert [found[name] for name in names] == [5, 3, None]
+    assert found["memory_phases"] == recorder.phases
+
+
+@pytest.mark.parametrize(("others", "warned"), [(2**30, False), (2**30 + 1, True)])
+def test_a_gpu_is_busy_from_a_gibibyte(
+    others: int, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 7)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 1000 + others + 7))
+    recorder = MemoryRecorder()
+    recorder._check_device_is_free(torch.device("cuda:0"))
+    assert (recorder.measured()["others_bytes"], bool(capsys.readouterr().err)) == (others, warned)
+
+
+def test_a_step_may_be_the_first_one() -> None:
+    assert MemoryRecorder(track_steps=[0, 2]).track_steps == [0, 2]

@@ -223,6 +223,22 @@ def test_what_may_change_within_the_resolution_of_times_is_read_again(
         assert (known["a"][1] == record_index.NEVER) == again
 
 
+@pytest.mark.parametrize("modified", [-(10**9) * 3600, 20 * 10**9])
+def test_a_file_whose_time_of_modification_was_set_is_read_again_too(
+    modified: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Set back an hour, as some copying programs do: its status has changed now. Or in the future: clocks differ."""
+    monkeypatch.setattr(record_index, "RECENT", RECENT)
+    write(tmp_path / "a", 1)
+    changed = (tmp_path / "a" / FILE_NAME).stat().st_mtime_ns
+    os.utime(tmp_path / "a" / FILE_NAME, ns=(changed + modified, changed + modified))
+    for seconds, again in ((9, True), (12, modified > 0), (31, False)):
+        monkeypatch.setattr(time, "time_ns", lambda seconds=seconds: changed + seconds * 10**9)
+        (tmp_path / INDEX).unlink(missing_ok=True)
+        found(tmp_path)
+        assert (RecordFolder(tmp_path, SKIP).known["a"][1] == record_index.NEVER) == again
+
+
 def test_below_a_thousand_records_there_is_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert FEWEST == 1000
     monkeypatch.setattr(record_index, "FEWEST", 3)

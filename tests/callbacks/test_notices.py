@@ -1,0 +1,74 @@
+"""What is printed before training: layers that are left out, the labels of a head, and a model that is random."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from litpeft.callbacks.run_description import print_notices
+from litpeft.runs.record import new_record
+
+OUTSIDE = {"params": 20, "bytes": 40, "dtype": "bfloat16", "example": "vision.patch.weight"}
+EXPERTS = OUTSIDE | {"params": 850, "example": "layers.0.experts.up_proj"}
+
+
+def printed(capsys: pytest.CaptureFixture[str], first: bool = True, **fields: Any) -> list[str]:
+    record = new_record() | {
+        "data_summary": {"rows": {}, "tables": {}}, "adapter_summary": {}, "adapter_options": {}, "total_params": 1000, "trainable_params": 5,
+    } | fields  # fmt: skip
+    print_notices(SimpleNamespace(is_global_zero=first), record)
+    return capsys.readouterr().err.splitlines()
+
+
+def test_weights_that_an_adapter_leaves_out_are_named_from_two_percent(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "litpeft: {} ({}, ...): {} of the parameters; not adapted, in bfloat16{}."
+    outside = line.format("outside the text part", "vision.patch.weight", "2%", "")
+    for params, expected in ((20, [outside]), (19, [])):
+        left_out = {"not_adapted": {"outside the text part": OUTSIDE | {"params": params}}}
+        assert printed(capsys, adapter_summary=left_out) == expected
+    left_out = {"not_adapted": {"experts": EXPERTS, "outside the text part": OUTSIDE}}
+    advice = "; to adapt them, add mlp to model.adapter.targets"
+    experts = line.format("experts", "layers.0.experts.up_proj", "85%", advice)
+    assert printed(capsys, adapter_summary=left_out) == [experts, outside]
+    by_peft = printed(capsys, adapter_summary=left_out, adapter_options={"method": "IA3"})
+    assert by_peft == [experts.replace(advice, ""), outside]
+    assert printed(capsys, first=False, adapter_summary=left_out) == []
+    assert printed(capsys, adapter_summary=None) == []
+
+
+@pytest.mark.parametrize(
+    ("matched_by", "expected"),
+    [
+        (
+            "name",
+            "litpeft: the head's rows were reordered to the labels of the data, by name: NEG as bad, POS as good.",
+        ),
+        (
+            "number",
+            "litpeft: warning: the head has other label names than the data; its rows are kept in their order: NEG as "
+            "bad, POS as good.",
+        ),
+    ],
+)
+def test_how_the_labels_of_a_head_match_is_said(
+    matched_by: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    match = {"matched_by": matched_by, "names": {"bad": "NEG", "good": "POS"}}
+    assert printed(capsys, head_labels=match) == [expected]
+    assert printed(capsys, head_labels=None) == []
+
+
+@pytest.mark.parametrize(
+    ("trained", "new", "said"),
+    [(0, ["head.weight", "head.bias", "pooler.weight"], True), (1, ["head.weight"], False), (0, [], False)],
+)
+def test_a_model_with_a_random_head_that_is_not_trained_says_nothing(
+    trained: int, new: list[str], said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = (
+        "litpeft: warning: head.weight and 2 other tensors are new and random, and nothing is trained: the figures say "
+        "nothing about the model."
+    )
+    assert printed(capsys, trainable_params=trained, new_tensors=new) == ([expected] if said else [])

@@ -223,9 +223,7 @@ def frozen_gradient(dy: Tensor, stored: Sequence[Tensor], to_matrix: ToMatrix, o
     return dy @ weight if onto is None else onto.addmm_(dy, weight)
 
 
-def scaled_product(
-    left: Tensor, right: Tensor, factor: float, native: bool = False, out: Tensor | None = None
-) -> Tensor:
+def scaled_product(left: Tensor, right: Tensor, factor: float, native: bool, out: Tensor | None = None) -> Tensor:
     """Return factor · left right (N, r) in one launch; the sums are multiplied before they are rounded."""
     out = left.new_empty(len(left), right.shape[1]) if out is None else out
     if native:
@@ -233,12 +231,12 @@ def scaled_product(
     return out.addmm_(left, right, beta=0, alpha=factor)
 
 
-def add_product(out: Tensor, low: Tensor, right: Tensor, native: bool = False) -> Tensor:
+def add_product(out: Tensor, low: Tensor, right: Tensor, native: bool) -> Tensor:
     """Add low right to a tensor in place; low (N, r)."""
     return adapter_products.add_few(out, low, right) if native else out.addmm_(low, right)
 
 
-def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype, native: bool = False) -> Tensor:
+def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype, native: bool) -> Tensor:
     """Return left right in `dtype`. CUDA writes the fp32 sums of 16-bit factors in the same launch."""
     if native:
         return adapter_products.sum_of_few(left.T, right, dtype)
@@ -247,13 +245,13 @@ def matrix_product(left: Tensor, right: Tensor, dtype: torch.dtype, native: bool
     return (left @ right).to(dtype)
 
 
-def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype, native: bool = False) -> Tensor:
+def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype, native: bool) -> Tensor:
     """Return dyᵀ low (out, r) in `dtype`; on a CPU as (lowᵀ dy)ᵀ, which is several times faster."""
     if native:
         return adapter_products.sum_of_few(low, dy, dtype, transposed=True)
     if dy.device.type == "cpu":
         return (low.T @ dy).T.to(dtype).contiguous()
-    return matrix_product(dy.T, low, dtype)
+    return matrix_product(dy.T, low, dtype, native)
 
 
 def for_product(b: Tensor) -> Tensor:

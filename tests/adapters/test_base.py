@@ -251,6 +251,10 @@ def test_an_adapter_of_a_user_trains_adds_nothing_and_has_the_usual_learning_rat
     assert (adapter.settings(), adapter.added(model), adapter.resume_state(model)) == ({}, {}, None)
     assert trainable(model).keys() == {"classifier.weight", "classifier.bias"}
     assert Mine.strategy_name({}) == "mine"
+    assert adapter.describe(model) == {
+        "trainable_params": 51, "adapter_bytes": 204, "total_params": sum(p.numel() for p in model.parameters()),
+        "model_bytes": sum(t.nbytes for t in (*model.parameters(), *model.buffers())),
+    }  # fmt: skip
     roles = adapter.roles(model)
     assert roles.keys() == {"base_weights", "adapter_weights"}
     assert [id(p) for p in roles["adapter_weights"]] == [id(p) for p in model.classifier.parameters()]

@@ -101,6 +101,16 @@ def test_gradients_of_the_gain_in_float64_equal_finite_differences(dim: int) -> 
     assert torch.autograd.gradcheck(lambda o, m: with_gain(o.clone(), m, m.detach() / norm, dim), (out, magnitude))
 
 
+def test_a_magnitude_of_zero_gets_no_gradient() -> None:
+    """Its output is zero whatever the weight; from the output, 0 / 0 would be NaN."""
+    z, magnitude = torch.randn(3, 4), torch.tensor([1.0, 0.0, 2.0, -1.0], requires_grad=True)
+    norm = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with_gain(z.clone().requires_grad_().clone(), magnitude, magnitude.detach() / norm).sum().backward()
+    expected = z.sum(0) / norm
+    expected[1] = 0
+    torch.testing.assert_close(magnitude.grad, expected)
+
+
 def test_gradients_of_a_frozen_layer_in_float64_equal_finite_differences() -> None:
     t = tensors((2, 3), 5, 4, 3)
     x, bias = t["x"].requires_grad_(), t["bias"].requires_grad_()

@@ -228,3 +228,17 @@ def test_a_model_with_another_attention_implementation_keeps_it() -> None:
     model.set_attn_implementation("eager")
     use_lean_attention(model)
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("given", [None, False, True])
+@pytest.mark.parametrize("of_layer", [None, False, True])
+def test_a_layer_is_causal_unless_it_or_the_call_says_otherwise(of_layer: bool | None, given: bool | None) -> None:
+    """As in transformers' attention of torch."""
+    layer = nn.Module()
+    layer.num_key_value_groups = 1
+    if of_layer is not None:
+        layer.is_causal = of_layer
+    q, k, v, _ = drawn(2, 2, 2, 5, 5, torch.bfloat16)
+    found, _ = attention(layer, q, k, v, None, 0.0, is_causal=given)
+    expected, _ = sdpa_attention_forward(layer, q, k, v, None, 0.0, is_causal=given)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)

@@ -495,6 +495,8 @@ def test_a_model_has_the_same_loss_and_no_worse_gradients_than_with_torch(
     assert used == "none"
     loss, grads, used = trained("auto", HALF)
     assert used.startswith("native: attention")
+    assert ("gelu" in used, "residual" in used) == (architecture == "bert",) * 2
+    assert "norm" in used
     assert ("swiglu" in used) is (architecture == "llama")
     assert ("dropout" in used) is (architecture == "bert")
     assert abs(loss - exact_loss) <= 1.5 * abs(plain_loss - exact_loss) + 2e-3 * exact_loss
@@ -513,7 +515,47 @@ def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     library.available.cache_clear()
 
 
+@needs_compiler
+@pytest.mark.parametrize(
+    ("architecture", "functions"),
+    [
+        ("bert", {"attention", "dropout", "norm", "gelu"}),
+        ("llama", {"attention", "norm", "swiglu"}),
+    ],
+)
+def test_a_training_pass_calls_the_functions_that_the_model_has_a_use_for(
+    architecture: str, functions: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    model = BertModel(BERT) if architecture == "bert" else LlamaForCausalLM(LlamaConfig(**LLAMA))
+    model = model.to(HALF).requires_grad_(False)
+    use_lean_attention(model)
+    use_lean_dropout(model)
+    used = set(use_native_kernels(model))
+    assert functions <= used | {"dropout"}
+    called: set[str] = set()
+    call = library.call
+    monkeypatch.setattr(library, "call", lambda name, *given: (called.add(name), call(name, *given))[1])
+    x = random(2, 8, 64).requires_grad_()
+    model.train()(inputs_embeds=x)[0].float().square().mean().backward()
+    backward = {"attention_backward", "norm_backward"} | ({"multiply"} if "gelu" in functions else {"swiglu_backward"})
+    assert called - {"product_with_frozen"} == functions | backward
+    called.clear()
+    model.eval()(inputs_embeds=x)
+    assert called == set()
+    model.train()
+    with torch.autocast("cpu", HALF):
+        model(inputs_embeds=x)
+    assert not called & {"norm", "gelu", "swiglu"}
+    called.clear()
+    model.float().train()(inputs_embeds=x.float())
+    assert called <= {"dropout"}
+
+
 def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(no_compiler: None) -> None:
+    assert not library.available()
+    with pytest.raises(library.CompilerError, match="there is no C compiler"):
+        use_native_kernels(nn.ReLU())
     model = BertModel(BERT).to(HALF)
     assert use_kernels(model, "auto", CPU, HALF) == "none"
     assert not any(getattr(module, "native", False) for module in model.modules())

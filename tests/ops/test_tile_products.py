@@ -6,6 +6,7 @@ The stand-in checks the sizes that the C functions need. What it does not see is
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from litpeft.adapters import DoRA, LoRA
+from litpeft.ops import native_modules
 from litpeft.ops.native import adapter_products, frozen_products, library
+from litpeft.ops.native_modules import use_native_kernels
 
 HALF = torch.bfloat16
 
@@ -293,3 +296,42 @@ def test_tiles_are_used_where_the_processor_has_them_and_the_system_grants_them(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_init_amx", lambda: granted)
     assert library.has_tiles.__wrapped__() is (supported and granted)
+
+
+def test_a_linear_layer_computes_in_c_while_it_trains_in_bf16_with_frozen_weights(
+    c: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(library, "compiled", lambda: None)
+    monkeypatch.setattr(native_modules, "has_products", lambda: True)
+    layer = nn.Linear(64, 96).to(HALF).requires_grad_(False)
+    plain = copy.deepcopy(layer)
+    trained = nn.Linear(64, 96).to(HALF)
+    assert "linear" in use_native_kernels(layer)
+    assert "linear" not in use_native_kernels(trained)
+    assert isinstance(layer, nn.Linear)
+    x = random(5, 64)
+
+    def in_c(x: Tensor) -> bool:
+        c.called.clear()
+        close(layer(x), plain.to(layer.weight.dtype)(x).double(), 2)
+        return bool(c.called)
+
+    layer.train()
+    assert in_c(x)
+    layer.bias.requires_grad_(True)
+    assert not in_c(x)
+    layer.bias.requires_grad_(False)
+    layer.weight.requires_grad_(True)
+    assert not in_c(x)
+    layer.weight.requires_grad_(False)
+    layer.eval()
+    assert not in_c(x)
+    layer.train().float()
+    assert not in_c(x.float())
+    layer.to(HALF)
+    with torch.autocast("cpu", HALF):
+        c.called.clear()
+        layer(x)
+        assert not c.called
+    monkeypatch.setattr(native_modules, "has_products", lambda: False)
+    assert "linear" not in use_native_kernels(nn.Linear(64, 96).requires_grad_(False))

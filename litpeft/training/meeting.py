@@ -71,8 +71,7 @@ class Meeting:
 
     def fail(self, message: str) -> bool:
         """Tell the other processes why this one ends; return whether the first process has reported a failure."""
-        store = self._connected(READ_SECONDS)
-        if self.over or store is None:
+        if self.over or (store := self._connected(READ_SECONDS)) is None:
             return False
         end = time.monotonic() + READ_SECONDS
         with suppress(RuntimeError):

@@ -14,6 +14,7 @@ from litpeft.adapters import Adapter, LoRA, NormalisedUpdate
 from litpeft.adapters.base import trainable
 from litpeft.adapters.bases import FourBit
 from litpeft.adapters.quantised_model import quantised_layers
+from litpeft.errors import UserError
 from tests.adapters.peft_cases import run
 
 IDS = torch.tensor([[2, 5, 6, 7, 3, 1], [2, 8, 9, 3, 11, 1]])
@@ -97,3 +98,24 @@ def test_every_verb_takes_it(tmp_path: Path, fit_arguments: list[str]) -> None:
     error = run("export", str(tmp_path / "run"), str(tmp_path / "a"), "--format", "adapter")[1]
     assert "PEFT has no adapter of type normalised; give --format merged." in error
     assert run("estimate", *arguments[1:], "--device", "cpu")[1] == ""
+
+
+def test_the_rank_is_at_least_one() -> None:
+    assert NormalisedUpdate(rank=1).settings()["rank"] == 1
+    with pytest.raises(UserError, match=r"^model\.adapter\.rank must be at least 1, got 0\.$"):
+        NormalisedUpdate(rank=0)
+    assert NormalisedUpdate().settings() == {
+        "rank": 8, "alpha": 4.0, "targets": ["query", "value"], "exclude": None, "modules_to_save": [],
+    }  # fmt: skip
+
+
+def test_without_the_update_the_model_is_the_base() -> None:
+    adapter = NormalisedUpdate(targets=["c_attn"])
+    model = adapter.apply(gpt2())
+    losses(model, 2)
+    before = model(IDS).logits
+    with adapter.disable():
+        assert torch.equal(model(IDS).logits, gpt2()(IDS).logits)
+    assert torch.equal(model(IDS).logits, before)
+    assert not torch.equal(before, gpt2()(IDS).logits)
+    assert adapter.added(model).keys() == trainable(model).keys()

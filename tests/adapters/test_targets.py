@@ -9,7 +9,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters.layers import ADAPTED, LINEAR
-from litpeft.adapters.targets import match_targets
+from litpeft.adapters.targets import in_blocks, match_targets
 from litpeft.errors import UserError
 
 BUILD = {
@@ -96,3 +96,68 @@ def test_every_target_of_a_list_has_to_match_and_one_word_is_a_suffix(models: di
     )
     both = match_targets(models["bert"], ["all-linear", "word_embeddings"], (nn.Linear, nn.Embedding), (nn.Linear,))
     assert len(both) == EXPECTED["bert"]["all-linear"] + 1
+
+
+def test_a_target_without_a_match_counts_the_layers_by_their_names_within_a_block() -> None:
+    blocks = [nn.ModuleDict({"query": nn.Linear(2, 2), "norm": nn.LayerNorm(2)}) for _ in range(2)]
+    model = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "head": nn.Linear(2, 2)}).requires_grad_(False)
+    with pytest.raises(UserError) as error:
+        match_targets(model, ["value"], (nn.Linear,))
+    assert str(error.value) == (
+        "model.adapter.targets 'value' matches no layer of ModuleDict; it has: query (2), head."
+    )
+    with pytest.raises(UserError, match=r"matches no layer of LayerNorm; it has: none\.$"):
+        match_targets(nn.LayerNorm(2), "all-linear", (nn.Linear,))
+    with pytest.raises(UserError) as error:
+        match_targets(model, "norm", (nn.Linear, nn.Embedding))
+    assert str(error.value) == (
+        "model.adapter.targets ['norm'] matches blocks.0.norm, a LayerNorm, but this adapter acts on: Linear, Embedding."
+    )
+
+
+def test_layers_may_be_left_out_of_the_selection_but_not_all_of_them() -> None:
+    blocks = [nn.ModuleDict({"query": nn.Linear(2, 2), "key": nn.Linear(2, 2)}) for _ in range(2)]
+    model = nn.ModuleDict({"blocks": nn.ModuleList(blocks), "score": nn.Linear(2, 2)}).requires_grad_(False)
+
+    def names(targets: list[str] | str, exclude: list[str] | str | None = None) -> list[str]:
+        return match_targets(model, targets, (nn.Linear,), exclude=exclude)
+
+    assert names("all-linear") == ["blocks.0.query", "blocks.0.key", "blocks.1.query", "blocks.1.key"]  # no head
+    assert names("all-linear", "key") == ["blocks.0.query", "blocks.1.query"]
+    assert names("all-linear", ["0.key", "1.query"]) == ["blocks.0.query", "blocks.1.key"]
+    assert names("all-linear", r"blocks\.1\..*") == ["blocks.0.query", "blocks.0.key"]
+    assert names(["query", "score"]) == ["blocks.0.query", "blocks.1.query", "score"]
+    for exclude, sentence in (
+        (["query", "val"], "model.adapter.exclude 'val' matches none of the selected layers."),
+        (["query", "key"], "model.adapter.exclude leaves no layer of model.adapter.targets; exclude fewer layers."),
+        ("(", "model.adapter.exclude '(' is not a regular expression: "),
+    ):
+        with pytest.raises(UserError) as error:
+            names("all-linear", exclude)
+        assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [([0], "a0"), ([0, 2], "a0 a2"), ("1-", "a1 a2"), ("0-1", "a0 a1"), ("2-2", "a2")],
+)
+def test_blocks_are_chosen_by_number(layers: list[int] | str, expected: str) -> None:
+    names = {f"layer.{number}.a": f"a{number}" for number in range(3)} | {"head.a": "head"}
+    assert " ".join(names[name] for name in in_blocks(list(names), layers)) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "layers", "sentence"),
+    [
+        (["l.0.a", "l.2.a"], [1], "model.adapter.layers [1]: the targets are in blocks 0 to 2."),
+        (["l.0.a"], [], "model.adapter.layers []: the targets are in blocks 0 to 0."),
+        (["a"], [0], "model.adapter.layers [0]: no target is in a numbered block."),
+        (["l.0.a"], "0-1", "model.adapter.layers [0, 1]: the targets are in blocks 0 to 0."),
+        (["l.3.a"], "4-", "model.adapter.layers []: the targets are in blocks 0 to 3."),
+        (["l.3.a"], "-4", "model.adapter.layers must be a list of numbers or first-last, got '-4'."),
+    ],
+)
+def test_blocks_that_do_not_exist_are_refused(names: list[str], layers: list[int] | str, sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        in_blocks(names, layers)
+    assert str(error.value) == sentence

@@ -152,6 +152,8 @@ def test_log_likelihoods_and_scores_equal_those_of_lm_eval(
         for (log, greedy), (other, other_greedy) in pairs:
             assert log == pytest.approx(other, abs=tolerance * (1 if dtype == "fp32" else max(1, abs(other) / 20)))
             assert dtype == "bf16" or greedy == other_greedy
+    assert live.memory["scorer"] is not None  # shared prefixes were computed once
+    assert live.memory["scores"]
 
 
 def test_truthfulqa_is_scored_by_its_published_definition(byte_llama: str, shared: Path) -> None:

@@ -230,6 +230,9 @@ def images(folder: Path) -> Comparison:
             "peak_reserved_bytes": 2**30,
             "peak_tensor_bytes": None,
         }
+        evaluated = {"val_loss": 0.5, "val_accuracy": 0.75 + 0.01 * (seed or 0), "rows_per_second": 90.0}
+        faster = {"val_loss": 0.5, "val_accuracy": 0.74, "rows_per_second": 120.0 + (seed or 0)}
+        fields |= {"merged_evaluation": {"adapter": evaluated, "merged": faster}}
         fields["memory_phases"] = {
             phase: {"peak_allocated_bytes": size * MIB, "peak_reserved_bytes": 2 * size * MIB, "peak_rss_bytes": None}
             for phase, size in (("load", 100), ("validate", 300 + (seed or 0)), ("save", 50))
@@ -252,13 +255,21 @@ def curves(folder: Path) -> Comparison:
             {"step": step, "val_loss": 0.5, "val_accuracy": 0.98 + seed / 50, "val_x_y": step / 10.0}
             for step in (10, 20)
         ]
-        more = {"val_loss": 0.5, "steps": 20, "benchmarks": found, "validations": validations, "checkpoint": "checkpoints/step-000020"}
+        more = {
+            "val_loss": 0.5,
+            "steps": 20,
+            "benchmarks": found,
+            "validations": validations,
+            "checkpoint": "checkpoints/step-000020",
+        }
         run = write_run(folder / f"lora{seed}", "lora", seed, 0.98 + seed / 50, **more)
         lines = [
             {"step": step, "tokens": 0, "seconds": 0.0, "values": {"train_loss": 1.0 / step}} for step in range(1, 21)
         ]
         (run / "curves.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        run = write_run(folder / f"dora{seed}", "dora", seed, 0.9, validations=None, steps=20)
+        run = write_run(
+            folder / f"dora{seed}", "dora", seed, 0.9, validations=None, steps=20, data_summary={"rows": {}}
+        )
         line = {"step": 5, "tokens": 0, "seconds": 0.0, "values": {"train_loss": 2.0 + seed, "lr": 0.5}}
         (run / "curves.jsonl").write_text(json.dumps(line) + "\n")
     validations = [{"step": step, "val_loss": None, "val_accuracy": 0.7} for step in (10, 20)]

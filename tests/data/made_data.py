@@ -28,6 +28,7 @@ from litpeft.data import (
     TextMultiLabel,
     TextRegression,
 )
+from litpeft.data.sequences import Sequences
 from litpeft.data.told import tell
 from litpeft.errors import UserError
 from tests.conftest import write_tiny_bert
@@ -64,6 +65,9 @@ def shown(kind: type[FineTuneData], stage: str = "fit", batches: int = 2, **opti
                     means = batch["pixel_values"].mean(dim=(2, 3)).tolist()
                     values["means"] = [[round(mean, 3) for mean in image] for image in means]
                 lines.append(f"{split} {json.dumps(values)}")
+            if batches and isinstance(data, Sequences):
+                texts = [texts for _, *texts in data.prompts(split, 3)] if split in data.rows else []
+                lines.append(f"prompts and responses {json.dumps(texts)}")
     except UserError as error:
         lines += [*_without_bars(told.getvalue()), f"UserError: {error}"]
     return lines

@@ -30,6 +30,11 @@ OPENS_A_THOUGHT = """\
 {{ '<|user|>' + m.content if m.role == 'user' else '<|assistant|>' + m.content.split('</think>')[-1] + '</s>' }}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|assistant|><think>\\n' }}{%- endif -%}"""
+OTHER_PROMPT = """\
+{%- for m in messages -%}
+{{ '<|user|>' + m.content + '<|end|>' if m.role == 'user' else 'said: ' + (m.content | upper) + '<|end|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ 'answer: ' }}{%- endif -%}"""
 HIDES_THE_END = """\
 {%- for m in messages -%}
 {%- if m.role == 'user' -%}{{ '<|user|>' + m.content }}
@@ -55,6 +60,21 @@ def test_a_prompt_that_opens_a_thought_does_not_hide_the_answer(tmp_path: Path) 
     row = {"messages": [TURNS[0], {"role": "assistant", "content": "<think>hmm</think>It is 1."}]}
     text = marked(load(tmp_path, [row] * 2, template=OPENS_A_THOUGHT))
     assert text == "<|user|>What is one?<|assistant|>«It is 1.</s>»"
+
+
+@pytest.mark.parametrize("words", [1, 100])
+def test_a_template_whose_prompt_is_not_what_stands_before_an_answer_is_refused(words: int, tmp_path: Path) -> None:
+    row = {"messages": [TURNS[0] | {"content": "What is one? " * words}, TURNS[1]]}
+    with pytest.raises(UserError, match="does not show where each answer is; give one with {% generation %} blocks"):
+        load(tmp_path, [row] * 2, template=OTHER_PROMPT)
+
+
+def test_a_system_text_before_the_only_question_reaches_a_template_without_system_turns(tmp_path: Path) -> None:
+    template, _ = find_template("gemma", tokenizer("bytes", tmp_path))
+    system = {"role": "system", "content": "Be short."}
+    assert template.prompt([system, TURNS[0]]) == template.prompt(
+        [{"role": "user", "content": "Be short.\n\nWhat is one?"}]
+    )
 
 
 def test_generation_blocks_without_the_end_are_told(tmp_path: Path) -> None:

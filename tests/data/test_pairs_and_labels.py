@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from math import floor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from litpeft.__main__ import main
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.data import TextClassification
+from litpeft.data.class_labels import ClassLabels
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 from tests.data.test_text_classification import make, tsv
@@ -169,6 +176,28 @@ def test_the_validation_cut_keeps_the_shares_of_the_classes(tiny_model: str, tmp
     assert counts["stratified"]["val"] == {"often": 9, "once": 0, "rare": 1, "twice": 0}
     assert counts["stratified"]["train"] == {"often": 81, "once": 1, "rare": 9, "twice": 2}
     assert counts["random"]["val"] != counts["stratified"]["val"]
+
+
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(1, 30), st.randoms(use_true_random=False))
+def test_each_class_gives_its_share_of_the_validation_rows(counts: list[int], rows: int, draw: Any) -> None:
+    """Largest remainders; a class keeps a row to train on, and the largest classes give what small ones cannot."""
+    stored = np.array([number for number, count in enumerate(counts) for _ in range(count)])
+    order = np.array(draw.sample(range(len(stored)), len(stored)))
+    rows = min(rows, len(stored) - 1)
+    data = SimpleNamespace(stored_labels=lambda split, rows: stored[rows])
+    found = ClassLabels(data, "label", [f"c{number}" for number in range(len(counts))]).cut(order, rows)
+    assert sorted(found.tolist()) == list(range(len(stored)))
+    shares = [count * (rows / len(stored)) for count in counts]
+    held = [min(floor(share), count - 1) for share, count in zip(shares, counts, strict=True)]
+    for number in sorted(range(len(counts)), key=lambda number: held[number] - shares[number]):
+        held[number] += sum(held) < rows and held[number] < counts[number] - 1
+    for number in sorted(range(len(counts)), key=lambda number: -counts[number]):
+        held[number] += min(rows - sum(held), counts[number] - 1 - held[number])
+    cut = sum(held)  # fewer than asked for where each class has a single row left
+    assert np.bincount(stored[found[:cut]], minlength=len(counts)).tolist() == held
+    places = {row: place for place, row in enumerate(order.tolist())}
+    for part in (found[:cut], found[cut:]):  # rows keep their random order
+        assert [places[row] for row in part.tolist()] == sorted(places[row] for row in part.tolist())
 
 
 def test_similar_class_names_and_classes_without_rows_are_warned_of(

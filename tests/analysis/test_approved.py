@@ -28,6 +28,7 @@ from litpeft.analysis.report.mistakes import mistakes
 from litpeft.analysis.report.page import page, parts
 from litpeft.analysis.report.sections import sections
 from litpeft.analysis.report.table import definition, main_columns, rows
+from litpeft.runs import record_index
 from tests.analysis.made_comparisons import CASES
 
 APPROVED = Path(__file__).parent.resolve() / "approved"
@@ -130,11 +131,15 @@ def outputs(case: str) -> dict[str, str]:
     return {name: FIGURES.sub(lambda number: f"{float(number[0]):.6g}", text) for name, text in found.items()}
 
 
+@pytest.mark.parametrize("fewest", [10**9, 1])
 @pytest.mark.parametrize("case", CASES)
-def test_the_output_is_as_approved(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_output_is_as_approved(case: str, fewest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(record_index, "FEWEST", fewest)  # records from which on there is an index
+    monkeypatch.setattr(record_index, "RECENT", 0)
     for name, text in outputs(case).items():
         assert text.splitlines() == (APPROVED / name).read_text(encoding="utf-8").splitlines(), name
+    assert (tmp_path / "runs" / record_index.INDEX).is_file() == (fewest == 1)
 
 
 def main() -> int:

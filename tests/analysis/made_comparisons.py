@@ -158,15 +158,16 @@ def write_sweep(folder: Path, trials: Sequence[Mapping[str, Any]], **content: An
 
 def sweep(folder: Path) -> Comparison:
     """Compare the trials of a sweep that tuned the learning rate; some runs are left."""
-    rates = (1e-4, 1e-3, 1e-2)
     trials = []
-    for rank, best, edge in ((4, 1e-4, "lowest"), (8, 1e-3, None), (16, 1e-2, "highest"), (32, None, None)):
+    ranks = ((4, 1e-4, "lowest"), (8, 1e-3, None), (16, 1e-2, "highest"), (32, None, None), (64, 1e-4, "lowest"))
+    for rank, best, edge in (*ranks, (128, 1e-3, None)):
+        rates = {64: (1e-4, 1e-2), 128: (1e-3,)}.get(rank, (1e-4, 1e-3, 1e-2))
         means = {1e-4: 0.8 - rank / 1000, 1e-3: 0.85, 1e-2: None if rank == 8 else 0.82 + rank / 1000}
         tried = [{"values": {LR: rate}, "mean": means[rate], "runs": means[rate] and 2} for rate in rates]
         tuned = {"metric": "val_accuracy", "seeds": [7, 8], "tried": tried, "chosen": best and {LR: best}}
         tuned["edges"] = {LR: edge} if edge else {}
         trials.append({"name": f"r{rank}", "label": f"rank={rank}", "axes": {"rank": str(rank)}, "tuned": tuned})
-        for seed in range({4: 3, 8: 2, 16: 3, 32: 1}[rank]):
+        for seed in range({4: 3, 8: 2, 16: 3, 32: 1}.get(rank, 0)):
             accuracy = 0.8 + rank / 500 + seed / 1000 * (1 if seed < 2 else -1)
             fields = details("lora", seed, accuracy) | {"data_summary": summary(classes={}, label_names=["x", "y"])}
             options = {RANK: rank, LR: best or 1e-3}

@@ -229,5 +229,5 @@ def images() -> list[str]:
 
 
 CASES: dict[str, Callable[[], list[str]]] = {
-    each.__name__: each for each in (classes, sets_and_numbers, chats, turns, labels, files, images)
+    each.__name__: each for each in (labels, files, turns, classes, sets_and_numbers, images, chats)
 }

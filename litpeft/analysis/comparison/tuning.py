@@ -30,7 +30,7 @@ def tuning_sentences(sweep: Sweep) -> tuple[list[str], list[str]]:
             at_edge.setdefault((_short(option), edge), []).append((trial.label, values))
     for (option, edge), labels in at_edge.items():
         grids = {values for _, values in labels}
-        of = f" of {grids.pop()}" if len(grids) == 1 else " that it tried" if len(labels) == 1 else " that they tried"
+        of = f" of {grids.pop()}" if len(grids) == 1 else " that they tried"
         warnings.append(
             f"{shortlist([label for label, _ in labels], 24)} chose the {edge} {option}{of}: "
             f"a {FURTHER.get(edge, 'further')} value may be better."

@@ -348,3 +348,9 @@ def test_equal_values_have_no_variance() -> None:
     mean, low, high = mean_interval([0.4, 0.4, 0.4])
     assert low == mean == high
     assert paired_t([0.7] * 3, [0.4] * 3).sd == 0
+
+
+def test_a_margin_of_all_rows_is_only_exceeded_by_a_gain_of_all_rows() -> None:
+    nine, ten, none = [1] * 9 + [0], [1] * 10, [0] * 10
+    assert (mcnemar(nine, none, 1.0).p_high, mcnemar(none, nine, 1.0).p_low) == (0.0, 0.0)
+    assert (mcnemar(ten, none, 1.0).p_high, mcnemar(none, ten, 1.0).p_low) == (0.5, 0.5)

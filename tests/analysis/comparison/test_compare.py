@@ -364,6 +364,16 @@ def test_a_sweep_reports_missing_failed_and_foreign_runs(tmp_path: Path) -> None
     assert compare([tmp_path], baseline="lora").groups[0].differences
 
 
+def test_a_target_of_a_sweep_may_be_a_metric_whose_direction_the_runs_know(tmp_path: Path) -> None:
+    directions = {"metric_directions": {"charm": "higher"}, "other_metrics": {"val_charm": 0.5}}
+    file = write_sweep(tmp_path, target={"val_charm": 0.5}) / "sweep.yaml"
+    write_grid(tmp_path, THREE, validations=[{"step": 1, "train_seconds": 2.5, "val_charm": 0.6}], **directions)
+    assert compare([tmp_path]).groups[0].estimates["seconds_to_val_charm_0.5"].mean == 2.5
+    file.write_text(file.read_text().replace("val_charm", "charm"))
+    with pytest.raises(UserError, match=r"sweep.yaml: target charm: it is unknown whether higher or lower charm"):
+        compare([tmp_path])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

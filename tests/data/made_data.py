@@ -65,11 +65,24 @@ def shown(kind: type[FineTuneData], stage: str = "fit", batches: int = 2, **opti
                     means = batch["pixel_values"].mean(dim=(2, 3)).tolist()
                     values["means"] = [[round(mean, 3) for mean in image] for image in means]
                 lines.append(f"{split} {json.dumps(values)}")
+            if split == "train" and options.get("streaming"):
+                lines += _later_batches(data)
             if batches and isinstance(data, Sequences):
                 texts = [texts for _, *texts in data.prompts(split, 3)] if split in data.rows else []
                 lines.append(f"prompts and responses {json.dumps(texts)}")
     except UserError as error:
         lines += [*_without_bars(told.getvalue()), f"UserError: {error}"]
+    return lines
+
+
+def _later_batches(data: FineTuneData) -> list[str]:
+    """Return the row numbers and the tokens of a stream's first batches, its counts and its position after each."""
+    loader, lines = data.train_dataloader(), []
+    for batch in itertools.islice(loader, 14):
+        state = loader.state_dict()
+        carried = state.pop("carried")
+        place = state | {"row": batch["row"].tolist(), "tokens": int((batch["input_ids"] > 0).sum())}
+        lines.append(f"stream {json.dumps(place | data.measured() | {'has_rows_left': carried is not None})}")
     return lines
 
 

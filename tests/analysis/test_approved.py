@@ -25,15 +25,13 @@ from litpeft.analysis.report.chart import layout
 from litpeft.analysis.report.data_section import data_facts
 from litpeft.analysis.report.markdown import write_markdown
 from litpeft.analysis.report.mistakes import mistakes
-from litpeft.analysis.report.page import page, parts
+from litpeft.analysis.report.page import parts
 from litpeft.analysis.report.sections import sections
 from litpeft.analysis.report.table import definition, main_columns, rows
 from litpeft.runs import record_index
 from tests.analysis.made_comparisons import CASES
 
 APPROVED = Path(__file__).parent.resolve() / "approved"
-SCRIPT = re.compile(r"<(script|style)\b[^>]*>.*?</\1>", re.DOTALL)
-CHANGING = re.compile(r"sha256-[\w+/=]+|\d{4}-\d\d-\d\d \d\d:\d\d UTC|plotly\.js [\d.]+|litpeft \d+\.\d+[\w.]*")
 FIGURES = re.compile(r"\d+\.\d{7,}(e-?\d+)?")
 
 
@@ -65,14 +63,6 @@ def _own(settings: dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def page_text(comparison: Comparison) -> str:
-    """Return the page without scripts and styles, one tag or text per line."""
-    pytest.importorskip("plotly", reason="needs plotly (the extra `report`)")
-    text = SCRIPT.sub("", page(comparison, "litpeft report runs"))
-    text = CHANGING.sub("(changing)", re.sub(r">\s*<", ">\n<", re.sub(r"[ \t]+", " ", text)))
-    return "\n".join(line.strip() for line in text.splitlines() if line.strip()) + "\n"
 
 
 def details(comparison: Comparison) -> str:
@@ -108,7 +98,6 @@ def report(comparison: Comparison) -> str:
 OUTPUTS: dict[str, Callable[[Comparison], str]] = {
     "terminal": as_text,
     "charts": charts,
-    "page": page_text,
     "details": details,
     "report": report,
     **FORMATS,
@@ -119,7 +108,7 @@ CHOSEN = {
     "sweep": ("terminal", "charts", "latex"),
     "tasks": ("json", "charts", "details", "report"),
     "rows": ("terminal", "csv", "json"),
-    "images": ("terminal", "charts", "details", "page"),
+    "images": ("terminal", "charts", "details"),
     "curves": ("charts",),
 }
 

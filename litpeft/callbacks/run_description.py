@@ -42,6 +42,12 @@ def print_notices(trainer: Trainer, record: dict[str, Any]) -> None:
     if not trainer.is_global_zero:
         return
     tell(record["data_summary"])
+    if mean := mean_rows(trainer):
+        print(
+            f"litpeft: batches of at most {trainer.datamodule.batch_tokens:,} tokens per device (data.batch_tokens), "
+            f"{mean / trainer.world_size:.1f} rows on average; data.batch_size is not used.",
+            file=sys.stderr,
+        )
     tell_what_is_not_adapted(record)
     tell_how_head_labels_match(record)
     tell_what_is_random(record)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -139,7 +140,9 @@ def test_the_average_over_ranks_is_that_over_rows(monkeypatch: pytest.MonkeyPatc
     assert float(share_of_mean_batch(3, trainer, torch.device("cpu"))) == 6 / 8
 
 
-def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(tmp_path: Path, fit_arguments: list[str]) -> None:
+def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(
+    tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = [*fit_arguments, "--data.batch_tokens", "64", "--run_dir", str(tmp_path / "run")]
     assert main([*arguments, "--trainer.max_epochs", "1", "--trainer.accumulate_grad_batches", "2"]) == 0
     record = read_record(tmp_path / "run")
@@ -147,6 +150,9 @@ def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(tmp_path: Pa
     rows, batches = record["data_summary"]["rows"]["train"], 2 * record["steps"]
     assert record["effective_batch_size"] == pytest.approx(2 * rows / batches, abs=1.1)
     assert record["config"]["data"]["init_args"]["batch_tokens"] == 64
+    told = r"batches of at most 64 tokens per device \(data.batch_tokens\), ([\d.]+) rows on average"
+    (mean,) = re.findall(told, capsys.readouterr().err)
+    assert round(2 * float(mean)) == pytest.approx(record["effective_batch_size"], abs=1)
 
 
 def test_a_run_stopped_within_an_epoch_resumes_exactly(tmp_path: Path, fit_arguments: list[str]) -> None:

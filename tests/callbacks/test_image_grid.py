@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from litpeft.callbacks import image_grid
 from litpeft.callbacks.image_grid import CAPTION, COLUMNS, RIGHT, SIDE, WRONG, grid
 from tests.drawn_text import find_text
 
@@ -70,3 +75,36 @@ def test_images_and_captions_stand_at_the_same_places_in_every_picture() -> None
     assert find_text(last, f"{long}"[:18] + " 100%", 13, RIGHT)
     assert grid(images[:4], [("cat", "cat", 0.5)] * 4).size == (512, 162)
     assert grid(images, [("cat", "cat", 0.5)] * 5).size == (512, 324)
+
+
+@pytest.mark.parametrize(
+    ("more", "written"),
+    [
+        ({}, True), ({"sanity_checking": True}, False), ({"state": SimpleNamespace(fn="validate")}, False),
+        ({"state": SimpleNamespace(fn="fast")}, False), ({"is_global_zero": False}, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("shown", [True, False])
+def test_the_picture_is_written_after_a_validation_and_sent(
+    shown: bool, more: dict[str, Any], written: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    monkeypatch.setattr(image_grid, "send", lambda *given: sent.append(given))
+    images = {3: Image.new("RGB", (50, 50), (0, 0, 200)), 5: Image.new("RGB", (50, 50), (200, 0, 0))}
+    data = SimpleNamespace(rows={"val": SimpleNamespace(image=images.get)}, label_names=["cat", "dog"])
+    given = {"is_global_zero": True, "sanity_checking": False, "state": SimpleNamespace(fn="fit")} | more
+    trainer = SimpleNamespace(datamodule=data, default_root_dir=str(tmp_path), global_step=8, loggers=["one"], **given)
+    task = SimpleNamespace(shown_images=[(5, 0, 1, 0.75), (3, 1, 1, 0.5)] if shown else [])
+    callback = image_grid.ImageGrid()
+    callback.on_validation_epoch_end(trainer, task)
+    if not (written and shown):
+        assert callback.measured() == {}
+        assert (list(tmp_path.iterdir()), sent) == ([], [])
+        return
+    assert callback.measured() == {"image_grid": "val_images.jpg"}
+    ((to, kind, name, picture, step),) = sent
+    assert (to, kind, name, step) == (["one"], "image", "val_images", 7)  # Lightning counts from 0
+    assert (picture == np.asarray(grid([images[5], images[3]], [("cat", "dog", 0.75), ("dog", "dog", 0.5)]))).all()
+    stored = np.asarray(Image.open(tmp_path / "val_images.jpg")).astype(int)
+    assert stored.shape == picture.shape
+    assert abs(stored - picture).mean() < 5  # JPEG

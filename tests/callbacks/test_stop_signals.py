@@ -6,6 +6,8 @@ import os
 import signal
 
 import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litpeft.callbacks.stop_signals import SIGNALS, StopSignals
 
@@ -50,3 +52,37 @@ def test_a_worker_survives_ctrl_c_and_ends_with_other_signals(number: int, code:
         assert stop.received is None
     finally:
         stop.forget()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "code"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, None), (signal.SIGTERM, SIGTERMException, 143),
+        (signal.SIGUSR1, SIGTERMException, 128 + signal.SIGUSR1),
+    ],
+)  # fmt: skip
+def test_a_signal_becomes_the_exception_with_its_exit_code_and_a_second_one_stops_at_once(
+    number: int, kind: type, code: int | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stop = StopSignals()
+    before = signal.getsignal(number)
+    stop.listen()
+    try:
+        os.kill(os.getpid(), number)
+        assert stop.received == number
+        assert type(stop.exception()) is kind
+        assert getattr(stop.exception(), "code", None) == code
+        stop.agree(torch.device("cpu"))
+        assert stop.received == number
+        with pytest.raises(kind):
+            os.kill(os.getpid(), number)
+    finally:
+        stop.forget()
+    assert signal.getsignal(number) is before
+    assert capfd.readouterr().err.count("stopping after this step is saved; press again to stop at once") == 1
+
+
+def test_without_a_signal_all_processes_go_on() -> None:
+    stop = StopSignals()
+    stop.agree(torch.device("cpu"))
+    assert stop.received is None

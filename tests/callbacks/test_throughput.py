@@ -19,6 +19,7 @@ from litpeft.callbacks.throughput import PARTS, Step
 from litpeft.errors import UserError
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
+from litpeft.training import processes
 from tests.conftest import QUIET
 
 COUNTED = {"samples": 4, "tokens": 1, "padded": 1, "trained": 1}
@@ -362,3 +363,35 @@ def test_the_progress_has_the_tokens_and_seconds_of_every_step_and_of_the_run_be
     resumed.load_state_dict(recorder.state_dict())
     resumed.steps.append(Step(seconds=1.0, counts={"samples": 1, "tokens": 3}))
     assert resumed.progress() == (20, 4.5)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_the_curve_of_the_utilisation_is_a_share_of_the_peak_of_all_processes(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(tmp_path, recorder := ThroughputRecorder(warmup_steps=0, sample_every=2, peak_flops=50.0), 2)
+    monkeypatch.setattr(processes, "world_size", lambda: count)
+    sent: list[tuple[dict, int]] = []
+    trainer = SimpleNamespace(
+        loggers=[SimpleNamespace(log_metrics=lambda curves, step: sent.append((curves, step)))], global_step=2,
+        _logger_connector=SimpleNamespace(should_update_logs=True),
+    )  # fmt: skip
+    logged: dict[str, float] = {}
+    module = SimpleNamespace(log=lambda name, value, **_: logged.update({name: value}))
+    step = Step(2.0, {"samples": 6, "tokens": 0}, dict.fromkeys(PARTS, 0.5), 400)
+    recorder._log(trainer, module, step)
+    ((curves, number),) = sent
+    assert number == 1  # Lightning counts from 0
+    assert curves == {f"step_seconds/{part}": 0.5 for part in PARTS} | {
+        "model_flops_per_second": 200.0, "speed/flops_utilisation": 4.0 / count,
+    }  # fmt: skip
+    assert logged == {"train_samples_per_second": 3.0}  # images have no tokens
+    sent.clear()
+    recorder.peak_flops, step.counts["tokens"] = None, 8
+    recorder._log(trainer, module, step)
+    assert "speed/flops_utilisation" not in sent[0][0]
+    assert logged["train_tokens_per_second"] == 4.0
+    sent.clear()
+    step.flops = None
+    recorder._log(trainer, module, step)
+    assert list(sent[0][0]) == [f"step_seconds/{part}" for part in PARTS]

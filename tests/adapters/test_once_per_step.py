@@ -269,3 +269,21 @@ def test_a_memory_report_counts_what_is_kept_before_the_first_step(strategy: str
         known = layer._prepared
         assert {known.A.data_ptr(), known.B.data_ptr()} <= counted
         assert known.gain is None or known.gain.data_ptr() in counted
+
+
+@pytest.mark.parametrize("strategy", ["lora", "dora"])
+def test_a_layer_may_be_called_in_another_dtype_than_the_layers_beside_it(strategy: str) -> None:
+    """As a head in fp32 beside a body in bf16: each keeps its own casts, whatever order they are called in."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"a": nn.Linear(16, 16), "b": nn.Linear(16, 16)}).bfloat16()
+    STRATEGIES[strategy](rank=4, targets="all-linear").apply(model)
+    disturb(model)
+    model.train()
+    x = torch.randn(5, 16, generator=torch.Generator().manual_seed(1))
+    for name, dtype in (
+        ("a", torch.bfloat16), ("b", torch.float32), ("a", torch.float32), ("b", torch.bfloat16), ("a", torch.bfloat16),
+    ):  # fmt: skip
+        assert assert_present_values(model[name], x.to(dtype)).dtype == dtype
+        with torch.no_grad():
+            for parameter in trained(model):
+                parameter.mul_(1.1)

@@ -267,6 +267,15 @@ def test_an_answer_other_than_a_to_d_is_refused(tmp_path: Path, letter: str) -> 
         find(["litpeft_mmlu_virology"], Options(data_dir=str(tmp_path)))
 
 
+@pytest.mark.parametrize("columns", ["which?,one,two,three,A", "which?,one,two,three,four,A,A", "A"])
+def test_a_question_has_four_answers(tmp_path: Path, columns: str) -> None:
+    right = "which?,one,two,three,four,A\n"
+    for split, more in (("dev", ""), ("test", f"{columns}\n")):
+        (tmp_path / f"virology_{split}.csv").write_text(right + more)
+    with pytest.raises(UserError, match="virology_test.csv line 2 must be a question, four answers, and A, B, C or D"):
+        find(["litpeft_mmlu_virology"], Options(data_dir=str(tmp_path)))
+
+
 def test_the_fingerprint_depends_on_the_right_answers(byte_llama: str, tmp_path: Path) -> None:
     """The requests to the model are equal, only the right answers differ."""
     choice = {"output_type": "multiple_choice", "doc_to_choice": [" a", " b"]}

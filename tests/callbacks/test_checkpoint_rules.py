@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from safetensors import SafetensorError
 
+from litpeft.callbacks import checkpoint_io
 from litpeft.callbacks.checkpoint import Checkpoint
 from litpeft.errors import UserError
 
@@ -258,3 +260,46 @@ def test_random_numbers_go_on_after_a_resume() -> None:
     assert torch.equal(torch.rand(3), expected)
     second.restore()  # once
     assert not torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("message", "number"), [("I/O error: No space left on device (os error 28)", 28), ("header too large", None)]
+)
+def test_a_full_disk_is_an_error_of_the_system_also_where_safetensors_writes(
+    message: str, number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise SafetensorError(message)
+
+    monkeypatch.setattr(checkpoint_io, "save_file", fail)
+    with pytest.raises(SafetensorError if number is None else OSError) as error:
+        checkpoint_io.FolderCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "step-000001")
+    if number is None:
+        assert str(error.value) == message
+    else:
+        assert (error.value.errno, error.value.filename) == (number, str(tmp_path / "step-000001"))
+        assert error.value.strerror == "No space left on device"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_newest_undamaged_checkpoint_before_a_damaged_one_is_named(tmp_path: Path) -> None:
+    io = checkpoint_io.FolderCheckpointIO()
+    folder = tmp_path / "checkpoints"
+    for step in (2, 4, 6):
+        io.save_checkpoint({"state_dict": {"w": torch.ones(2)}, "step": step}, folder / f"step-{step:06d}")
+    assert io.load_checkpoint(folder / "step-000004")["step"] == 4
+    for step, before in ((6, 4), (4, 2), (2, None)):
+        (folder / f"step-{step:06d}" / "loop.pt").write_bytes(b"damaged")
+        remedy = (
+            f"remove that folder to use step-{before:06d}, the checkpoint before it"
+            if before
+            else "there is no earlier checkpoint; train again with --overwrite"
+        )
+        with pytest.raises(UserError, match=rf"loop\.pt is damaged: its checksum differs from SHA256SUMS; {remedy}\.$"):
+            io.load_checkpoint(folder / f"step-{step:06d}")
+    with pytest.raises(
+        UserError, match="a litpeft checkpoint is a folder with trainable.safetensors, loop.pt and SHA256SUMS"
+    ):
+        io.load_checkpoint(tmp_path / "mine")
+    io.remove_checkpoint(folder / "step-000006")
+    assert not (folder / "step-000006").exists()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from litpeft.data import FineTuneData
 from litpeft.tasks import (
     CausalLM,
     ImageClassification,
@@ -70,3 +71,31 @@ def test_an_answer_ends_with_the_end_of_text_token_if_the_tokenizer_has_one() ->
         data = PlainData("some/model", None, "CausalLM")
         data.tokenizer = SimpleNamespace(eos_token_id=end)
         assert data.stops == (expected, [])
+
+
+class Rows(FineTuneData):
+    """A data module that says what is done with it."""
+
+    def __init__(self, rows: dict[str, Any]) -> None:
+        self.rows, self.tokenizer_name, self.done = rows, None, []
+        self.prepare_data = lambda: self.done.append("prepared")
+        self.setup = lambda stage: self.done.append(f"set up for {stage}")
+
+
+@pytest.mark.parametrize(
+    ("data", "done", "name"),
+    [
+        (Rows({}), ["prepared", "set up for fit"], "some/model"),
+        (Rows({"train": [1]}), [], None),  # has its rows already
+        (SimpleNamespace(done=[], tokenizer_name=None), [], None),  # a data module of the user
+    ],
+)
+def test_data_is_prepared_once_before_the_model_is_made(data: Any, done: list[str], name: str | None) -> None:
+    task, built = SequenceClassification("some/model"), []
+    task.build = lambda given, device: built.append((given, device))
+    assert task.setup_model(data, "cpu") is task
+    assert (data.done, data.tokenizer_name) == (done, name)
+    assert built == [(data, torch.device("cpu"))]
+    task.backbone = object()
+    task.setup_model(data, "cpu")
+    assert len(built) == 1

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from litpeft.errors import UserError
 from litpeft.sweeps.composed import configs_of
@@ -177,3 +179,72 @@ def test_a_number_that_is_refused_is_said_with_its_trial(tmp_path: Path, option:
     trials = read_experiment(write(tmp_path, **{option: [*EXPERIMENT["axes"][option], value]})).trials
     with pytest.raises(UserError, match=rf"trial lr=0\.0001,.*={value}.*: {option} must "):
         resolve(trials)
+
+
+PLACES = {"a": ("x",), "b": ("p", "y"), "c": ("p", "q", "r"), "d": ("p", "q", "s", "t"), "e": ("u", "v", "w")}
+RULES: dict[str, Any] = {
+    "itself": lambda number, found: number,
+    "float": lambda number, found: float(number),
+    "square": lambda number, found: number * number,
+    "at most ten": lambda number, found: min(number, 10),
+    "sign": lambda number, found: number > 0,
+    "with a part": lambda number, found: found.setdefault("more", {}).update(big=number > 5) or number,
+    "with a part if large": lambda number, found: (found.update(large=number) if number > 5 else None) or number,
+    "also elsewhere": lambda number, found: found.setdefault("p", {}).update(copy=number) or number,
+    "refused if negative": lambda number, found: number if number >= 0 else _refuse(number),
+}
+WORDS = st.sampled_from(["1", "2", "3", "7", "12", "0", "-4", "0.5", "2.5", "1e-3", "1e2", "+3", "true", "false"])
+
+
+def _refuse(number: float) -> None:
+    raise UserError(f"{number} is negative.")
+
+
+def parser_of(rules: dict[str, str]) -> Any:
+    """Return a parser in which each option sets a place by its rule."""
+
+    def parse(words: tuple[str, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {"p": {"fixed": 1, "q": {}}, "fixed": {"inner": [1]}}
+        for word in words:
+            name, _, text = word.removeprefix("--").partition("=")
+            number = (
+                text == "true"
+                if text in ("true", "false")
+                else int(text)
+                if text.strip("+-").isdecimal()
+                else float(text)
+            )
+            inner = found
+            *outer, last = PLACES[name]
+            for key in outer:
+                inner = inner.setdefault(key, {})
+            inner[last] = RULES[rules[name]](number, found)
+        return found
+
+    return parse
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.data())
+def test_any_grid_has_the_configurations_of_its_command_lines(data: st.DataObject) -> None:
+    """Whatever numbers set, alone or together: the configurations are those that each command line has by itself."""
+    names = data.draw(st.lists(st.sampled_from(list(PLACES)), min_size=1, max_size=3, unique=True))
+    allowed = list(RULES) if len(names) == 1 else [rule for rule in RULES if "part" not in rule]  # act together
+    rules = {name: data.draw(st.sampled_from(allowed)) for name in names}
+    values = {
+        name: data.draw(st.lists(WORDS, min_size=1, max_size=9 if len(names) < 3 else 4, unique=True)) for name in names
+    }
+    lines = [
+        tuple(f"--{name}={text}" for name, text in zip(names, point, strict=True))
+        for point in product(*values.values())
+    ]
+    lines = data.draw(st.permutations(lines))
+    parse = parser_of(rules)
+    try:
+        expected = [parse(words) for words in lines]
+    except UserError:
+        with pytest.raises(UserError, match="is negative"):
+            configs_of(lines, parse)
+        return
+    found = configs_of(lines, parse)
+    assert repr(found) == repr(expected)  # with the types of numbers and the order of keys

@@ -127,6 +127,14 @@ def test_a_template_that_leaves_out_a_part_of_tools_is_refused(
         load(tmp_path, [TOOL_ROW] * 2, template=WITH_TOOLS.replace(part, without))
 
 
+def test_a_template_may_refuse_what_a_tool_returns_without_a_call(tmp_path: Path) -> None:
+    refuses = "{%- if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls -%}{{ raise_exception('no') }}{%- endif -%}"
+    loop = "{%- for m in messages -%}"
+    assert loop in WITH_TOOLS
+    text = marked(load(tmp_path, [TOOL_ROW] * 2, template=WITH_TOOLS.replace(loop, loop + refuses)))
+    assert text == marked(load(tmp_path, [TOOL_ROW] * 2, template=WITH_TOOLS))
+
+
 def test_what_tools_return_may_be_escaped_and_arguments_may_be_text(tmp_path: Path) -> None:
     row = json.loads(json.dumps(TOOL_ROW))
     row["conversations"][2]["value"] = '{"a": "b"}'

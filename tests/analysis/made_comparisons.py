@@ -40,7 +40,7 @@ def write_curves(folder: Path, seconds: float, seed: int, first: int = 0, start:
 
 def details(adapter: str, seed: int, accuracy: float | None) -> dict[str, Any]:
     """Return fields of a record with memory by phase, validations and times."""
-    sizes, seconds = MEMORY[adapter], SECONDS[adapter] * (1 + seed / 50)
+    sizes, seconds = MEMORY[adapter], SECONDS[adapter] * (1 + seed * (1 + list(MEMORY).index(adapter)) % 5 / 50)
     split = dict(zip(("weights", "gradients", "optimizer_state", "activations"), sizes, strict=True))
     tensors = {name: size * MIB for name, size in split.items()}
     steps = (20, 40)

@@ -65,7 +65,13 @@ def test_a_matrix_with_other_classes_is_named_and_not_summed(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", '{"label_names": ["a"], "rows": [[1, 2]]}', '{"label_names": 3, "rows": 1}']
+    "text",
+    [
+        *("{", "[]", '{"label_names": ["a"], "rows": [[1, 2]]}', '{"label_names": 3, "rows": 1}'),
+        *('{"label_names": ["a"], "rows": 1}', '{"label_names": ["a", "b"], "rows": [[1, 1]]}'),
+        *('{"label_names": ["a"], "rows": [1]}', '{"label_names": "a", "rows": [[1]]}'),
+        '{"label_names": ["a"], "rows": [[true]]}',
+    ],
 )
 def test_a_matrix_that_cannot_be_read_is_left_out(tmp_path: Path, text: str) -> None:
     write_mistakes(tmp_path, 0, [[5, 1], [2, 6]], [])

@@ -141,6 +141,7 @@ def test_options_that_do_not_affect_results_may_differ(tmp_path: Path) -> None:
 def test_a_group_whose_runs_differ_in_more_than_the_seed_is_refused(
     tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
+    write_run(tmp_path / "alone", "none")
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", seed=1, options=options)
     with pytest.raises(UserError, match=message):

@@ -10,7 +10,15 @@ from litpeft import data
 from tests.defaults import defaults_of
 
 COMMON = {
-    **{"tokenizer": None, "batch_size": 32, "max_length": 256, "seed": None, "num_workers": 0, "cache_dir": None},
+    **{
+        "tokenizer": None,
+        "batch_size": 32,
+        "batch_tokens": None,
+        "max_length": 256,
+        "seed": None,
+        "num_workers": 0,
+        "cache_dir": None,
+    },
     **{"train_samples": None, "val_samples": None, "test_samples": None},
 }
 FILES = {

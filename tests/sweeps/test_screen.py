@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from litpeft.runs.record import new_record, write_record
+from litpeft.sweeps import progress_table
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of
 from litpeft.sweeps.progress_table import SHOWN, Screen, score
@@ -64,3 +67,104 @@ def test_the_table_is_the_same_whether_runs_ended_before_or_while_it_is_shown(tm
     write_record(jobs[5].run_dir, new_record() | {"status": "ok", "val_accuracy": 0.1, "wall_seconds": 1})
     before.update(jobs[5], "ok")
     assert before.best() == "best so far: t7 seed 0, val_accuracy 0.9000"
+
+
+def screen_of(folder: Path, names: str, monkeypatch: pytest.MonkeyPatch, terminal: bool = False) -> Screen:
+    """Return the screen of jobs with these names, on which nothing is shown in colour; time stands still."""
+    monkeypatch.setattr(progress_table.time, "monotonic", lambda: 100.0)
+    monkeypatch.setattr(
+        progress_table,
+        "Console",
+        lambda: Console(width=70, color_system=None, force_terminal=terminal, file=io.StringIO()),
+    )
+    trials = [Trial(name, name, {}, ()) for name in names.split()]
+    return Screen(jobs_of(folder, Experiment("mine", {}, trials, [0], {})), None)
+
+
+def test_without_a_terminal_each_event_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = screen_of(tmp_path, "a b c d", monkeypatch)
+    a, b, c, d = screen.jobs
+    for job in (a, b, c):
+        screen.update(job, "running")
+        job.run_dir.mkdir(parents=True)
+        job.log.parent.mkdir(exist_ok=True)
+        job.log.write_text(f"step 1\rstep 2\n{job.trial.name} has no space left \n\n")
+    write_record(a.run_dir, new_record() | {"status": "ok", "val_accuracy": 0.75, "wall_seconds": 12})
+    write_record(c.run_dir, new_record() | {"status": "ok", "wall_seconds": 12})
+    screen.update(a, "ok")
+    screen.update(b, "failed")
+    screen.update(c, "ok")
+    screen.update(d, "interrupted")
+    assert capsys.readouterr().out.splitlines() == [
+        f"[0/4] a seed 0: running, output in {a.log}",
+        f"[0/4] b seed 0: running, output in {b.log}",
+        f"[0/4] c seed 0: running, output in {c.log}",
+        "[1/4] a seed 0: ok, val_accuracy 0.7500",
+        "[2/4] b seed 0: failed, b has no space left",
+        "[3/4] c seed 0: ok",
+        "[4/4] d seed 0: interrupted",
+    ]
+    screen.say("a sentence")
+    assert screen.console.file.getvalue() == "a sentence\n"
+    with screen.live():
+        pass
+    assert screen.console.file.getvalue() == "a sentence\n"  # no table
+
+
+def test_the_table_has_the_seconds_and_the_last_output_of_each_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    screen = screen_of(tmp_path, "a b c d", monkeypatch, terminal=True)
+    a, b, c, _ = screen.jobs
+    for job, start in ((a, 20.0), (b, 40.0), (c, 99.4)):
+        monkeypatch.setattr(progress_table.time, "monotonic", lambda start=start: start)
+        screen.update(job, "running")
+    monkeypatch.setattr(progress_table.time, "monotonic", lambda: 1300.0)
+    for job in (a, b):
+        job.run_dir.mkdir(parents=True)
+        job.log.parent.mkdir(exist_ok=True)
+    write_record(a.run_dir, new_record() | {"status": "ok", "val_loss": 0.25, "wall_seconds": 61.5})
+    screen.update(a, "ok")
+    b.log.write_text("x" * 500 + "\n" + "out of memory")
+    screen.update(b, "oom")
+    assert capsys.readouterr().out == ""  # on a terminal there are no lines
+    table = screen.table()
+    assert (table.title, table.caption) == (
+        "4 runs: 1 waiting, 1 running, 1 ok, 1 oom",
+        "best so far: a seed 0, val_loss 0.2500",
+    )
+    assert [column.header for column in table.columns] == ["trial", "state", "seconds", "last output"]
+    assert [column.justify for column in table.columns] == ["left", "left", "right", "left"]
+    assert [column.no_wrap for column in table.columns] == [True, True, True, False]
+    cells = [[str(cell) for cell in column.cells] for column in table.columns]
+    assert list(zip(*cells, strict=True)) == [
+        ("a seed 0", "ok", "62", "val_loss 0.2500"),
+        ("b seed 0", "oom", "", "out of memory"),
+        ("c seed 0", "running", "1,201", ""),  # has no output yet
+    ]
+    styles = [cell.style for cell in table.columns[1].cells]
+    assert styles == ["green", "red", "cyan"]
+    with screen.live():
+        pass
+    assert "best so far: a seed 0, val_loss 0.2500" in screen.console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("record", "metric", "expected"),
+    [
+        ({"main_metrics": ["val_f1", "val_x"], "val_f1": 0.5, "val_accuracy": 0.9}, None, (0.5, "val_f1", 0.5)),
+        ({"main_metrics": ["val_f1"], "val_accuracy": 0.9}, None, (0.9, "val_accuracy", 0.9)),
+        ({"main_metrics": []}, None, None),
+        ({"val_accuracy": 0.9}, "val_loss", None),
+        ({"peak_rss_bytes": 7}, "peak_rss_bytes", (-7, "peak_rss_bytes", 7)),
+        ({"step_seconds_p50": 7.0}, "step_seconds_p50", (-7, "step_seconds_p50", 7)),
+        ({"energy_joules": 7.0}, "energy_joules", (-7, "energy_joules", 7)),
+        ({"other_metrics": {"val_mine": 2.0}, "metric_directions": {"mine": "lower"}}, "val_mine", (-2, "val_mine", 2)),
+        ({"other_metrics": {"val_mine": 2.0}, "metric_directions": {"mine": "higher"}}, "val_mine", (2, "val_mine", 2)),
+        ({"train_tokens_per_second": 7.0}, "train_tokens_per_second", (7, "train_tokens_per_second", 7)),
+    ],
+)  # fmt: skip
+def test_the_score_of_a_run(record: dict[str, Any], metric: str | None, expected: Any) -> None:
+    assert score(new_record() | record, metric) == expected

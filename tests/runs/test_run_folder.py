@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from litpeft.runs.folder import (
     check_run_folder,
     checkpoints,
     folder_name,
+    newest_checkpoint,
     reached_limit,
     remove_leftovers,
+    saved_config,
     step_of,
 )
 from litpeft.runs.record import by_field, new_record, path_in_run_folder, with_metrics, write_record
@@ -196,3 +199,74 @@ def test_a_file_outside_of_the_run_folder_is_not_read(tmp_path: Path) -> None:
     for name in ("../secret", "/etc/passwd", "link/secret"):
         with pytest.raises(UserError, match="is outside the run folder"):
             path_in_run_folder(tmp_path / "run", name)
+
+
+@pytest.mark.parametrize(
+    ("label", "name"),
+    [
+        ("a b//c", "a_b_c"), ("x" * 120, "x" * 120), ("é" * 60, "é" * 60), ("lora,lr=1e-3+.b", "lora,lr=1e-3+.b"), ("a:*?b", "a_b"),
+    ],
+)  # fmt: skip
+def test_a_label_of_up_to_120_bytes_is_the_name_of_its_folder(label: str, name: str) -> None:
+    assert folder_name(label) == name
+
+
+@pytest.mark.parametrize("label", ["x" * 121, "é" * 61, "a " * 100])
+def test_a_longer_label_keeps_its_start_and_gets_eight_digits_of_a_hash(label: str) -> None:
+    name = folder_name(label)
+    start, _, digits = name.rpartition("-")
+    assert 118 <= len(name.encode()) <= 120
+    assert digits == hashlib.sha256(label.encode()).hexdigest()[:8]
+    assert label.replace(" ", "_").startswith(start)
+
+
+def test_the_configuration_of_a_run_is_read_with_its_name(tmp_path: Path) -> None:
+    run = tmp_path / "none" / "seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text("trainer: {max_steps: 3}\n")
+    assert saved_config(run) == {"trainer": {"max_steps": 3}}
+    with pytest.raises(UserError) as error:
+        saved_config(tmp_path / "full" / "seed0")
+    assert str(error.value) == (
+        f"--run_dir {tmp_path}/full/seed0 holds no run: it has no config.yaml (did you mean {run}?)."
+    )
+    with pytest.raises(UserError, match=r"holds no run: it has no config\.yaml\.$"):
+        saved_config(tmp_path)
+    (run / "config.yaml").write_text('{"a b": 1}')
+    with pytest.raises(UserError, match="'a b' is not an option name"):
+        saved_config(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("step-000010", True), ("step-12", True), ("step-", False), ("step-1x", False), ("xstep-1", False)],
+)
+def test_checkpoints_are_folders_named_by_their_step(name: str, found: bool, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step-000009").mkdir()
+    assert (tmp_path / "checkpoints" / name in checkpoints(tmp_path)) == found
+    newest = newest_checkpoint(tmp_path)
+    assert newest.name == (name if found else "step-000009")
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_a_resumed_run_says_each_option_that_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    now = changed("trainer.max_epochs", 5)
+    now["data"]["init_args"]["num_workers"] = 2
+    check_resumable(CONFIG, now, Path("run"), RUNNING)
+    assert capsys.readouterr().out == (
+        "litpeft: resuming with a changed data.init_args.num_workers: 0 -> 2\n"
+        "litpeft: resuming with a changed trainer.max_epochs: 2 -> 5\n"
+    )
+    check_resumable(CONFIG, CONFIG, Path("run"), RUNNING)
+    assert capsys.readouterr().out == ""
+    with pytest.raises(UserError) as error:
+        check_resumable(
+            changed("trainer.max_epochs", -1),
+            changed("trainer.max_epochs", -1),
+            Path("run"),
+            {"status": "ok", "steps": 3, "epochs": 1.0},
+        )
+    assert str(error.value) == (
+        "--resume: the run in run is finished; to continue it, raise trainer.max_epochs or trainer.max_steps."
+    )

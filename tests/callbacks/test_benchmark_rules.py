@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from litpeft.callbacks import BenchmarkEvaluation
-from litpeft.callbacks.benchmark import curves
+from litpeft.callbacks.benchmark import curves, write_items
+from litpeft.callbacks.checkpoint_io import FolderCheckpointIO
 
 RESULTS = {
     "blimp": {"scores": {"acc": 0.5, "f1": None}, "standard_errors": {"acc": 0.25}},
@@ -141,3 +142,36 @@ def test_scores_and_errors_are_curves_and_unknown_ones_are_not(tmp_path: Path, c
 @pytest.mark.parametrize("tasks", ["a, b,,c ", ["a", " b", "", "c"]])
 def test_tasks_are_a_list_or_a_text_with_commas(tasks: Any) -> None:
     assert BenchmarkEvaluation(tasks).options.tasks == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(("best", "known", "loaded"), [(2, False, True), (2, True, False), (5, False, False)])
+def test_the_best_weights_are_loaded_for_the_last_evaluation(
+    best: int, known: bool, loaded: bool, tmp_path: Path
+) -> None:
+    callback = ready(before=False)
+    callback.resume_with([{"step": 2, "results": RESULTS, "skipped": {}}] if known else None)
+    path = f"checkpoints/step-{best:06d}"
+    FolderCheckpointIO().save_checkpoint({"state_dict": {"w": torch.ones(2)}}, tmp_path / path)
+    trainer = Made(tmp_path, callback, global_step=5)
+    trainer.callbacks.insert(0, SimpleNamespace(keep="best", best=path))
+    states: list[dict[str, torch.Tensor]] = []
+    callback.on_train_end(trainer, SimpleNamespace(load_state_dict=states.append))
+    assert [list(state) for state in states] == ([["w"]] if loaded else [])
+    assert [step for _, step in trainer.logged] == [best]
+    assert [each["step"] for each in callback.measured()["benchmarks"]] == [best]
+    assert trainer.told == ([] if known else ["start", "blimp 1/2", f"end {best}"])
+
+
+def test_items_of_a_new_folder_and_of_an_unreadable_file(tmp_path: Path) -> None:
+    found = evaluation(None, None, lambda *_: None, lambda _: None)
+    run = tmp_path / "deep" / "run"
+    write_items(run, 12, found)
+    path = run / "benchmark_items" / "step-000012.json"
+    expected = {"blimp": {"fingerprint": "f", "acc": [1.0, 0.0]}}
+    assert json.loads(path.read_text()) == expected
+    path.write_text("{")
+    write_items(run, 12, found)
+    assert json.loads(path.read_text()) == expected
+    path.write_text('{"other": 1, "blimp": 2}')
+    write_items(run, 12, found)
+    assert json.loads(path.read_text()) == expected | {"other": 1}

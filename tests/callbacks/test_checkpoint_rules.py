@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from litpeft.callbacks import checkpoint_io
 from litpeft.callbacks.checkpoint import Checkpoint
 from litpeft.errors import UserError
+from litpeft.training import processes
 
 
 class Made:
@@ -303,3 +304,41 @@ def test_the_newest_undamaged_checkpoint_before_a_damaged_one_is_named(tmp_path:
         io.load_checkpoint(tmp_path / "mine")
     io.remove_checkpoint(folder / "step-000006")
     assert not (folder / "step-000006").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "asked"),
+    [({}, True), ({"sanity_checking": True}, False), ({"state": SimpleNamespace(fn="validate")}, False)],
+)
+def test_a_signal_of_another_process_is_heard_in_a_validation_of_training_only(
+    more: dict[str, Any], asked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking is collective: every process must ask, so none does in a validation that it makes alone."""
+    checkpoint = Checkpoint()
+    trainer = started(tmp_path, checkpoint, **more)
+    monkeypatch.setattr(processes, "max_over_ranks", lambda value, device: signal.SIGTERM)
+    if asked:
+        with pytest.raises(SIGTERMException):
+            checkpoint.on_validation_batch_end(trainer, TASK)
+    else:
+        checkpoint.on_validation_batch_end(trainer, TASK)
+    assert checkpoint.stop.received == (signal.SIGTERM if asked else None)
+
+
+def test_minutes_that_have_passed_on_another_process_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    for minutes, saved in ((None, []), (60, [1])):
+        checkpoint = Checkpoint(every_n_minutes=minutes)
+        trainer = started(tmp_path / str(minutes), checkpoint)
+        checkpoint.stop.agree = lambda device: None
+        monkeypatch.setattr(processes, "max_over_ranks", lambda value, device: (asked.append(value), 1)[1])
+        step_to(trainer, checkpoint, 1)
+        assert trainer.told == saved
+    assert asked == [0]
+
+
+def test_only_the_first_process_removes_old_checkpoints(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(every_n_steps=1)
+    trainer = started(tmp_path, checkpoint, is_global_zero=False)
+    step_to(trainer, checkpoint, 5)
+    assert trainer.kept() == [1, 2, 3, 4, 5]

@@ -316,3 +316,38 @@ def test_a_gpu_is_busy_from_a_gibibyte(
 
 def test_a_step_may_be_the_first_one() -> None:
     assert MemoryRecorder(track_steps=[0, 2]).track_steps == [0, 2]
+
+
+def test_a_gpu_that_has_allocated_nothing_yet_has_peaks_of_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's statistics are empty until the first tensor."""
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {})
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    module = SimpleNamespace(device=torch.device("cuda"), backbone=None)
+    recorder = MemoryRecorder(track_steps=[])
+    recorder.setup(SimpleNamespace(strategy=HOST_STRATEGY), module, "fit")
+    recorder.on_exception(SimpleNamespace(), module, RuntimeError())
+    found = recorder.phases["load"]
+    names = ("peak_allocated_bytes", "peak_reserved_bytes", "peak_active_bytes", "allocator_retries")
+    assert [found[name] for name in names] == [0, 0, 0, 0]
+
+
+def test_a_tested_run_has_no_phases() -> None:
+    recorder = MemoryRecorder()
+    recorder.setup(SimpleNamespace(), SimpleNamespace(), "test")
+    assert recorder.measured()["memory_phases"] is None
+
+
+def test_on_a_gpu_the_memory_of_its_tensors_is_logged_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7)
+    logged: dict[str, float] = {}
+    module = SimpleNamespace(
+        device=torch.device("cuda"), log=lambda name, value, batch_size: logged.update({name: value})
+    )
+    connector = SimpleNamespace(should_update_logs=True)
+    MemoryRecorder(track_steps=[]).on_train_batch_end(
+        SimpleNamespace(global_step=1, _logger_connector=connector), module
+    )
+    assert logged.pop("memory/rss_bytes") > 10**7
+    assert logged == {"memory/allocated_bytes": 5.0, "memory/peak_allocated_bytes": 7.0}

@@ -342,3 +342,10 @@ def test_a_new_run_marks_its_folder_before_loggers_write_there(tmp_path: Path) -
 def test_a_verb_without_training_takes_no_folder(tmp_path: Path) -> None:
     RunRecorder(CONFIG_OF_RUN).setup(Made(tmp_path), None, "validate")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_run_that_never_trained_has_nothing_to_train(tmp_path: Path) -> None:
+    recorder = RunRecorder(CONFIG_OF_RUN, stale=[tmp_path / FILE_NAME])
+    with pytest.raises(UserError, match=r"^nothing to train: the run is already at step 0\.$"):
+        recorder.on_fit_end(Made(tmp_path, global_step=0), None)
+    assert list(tmp_path.iterdir()) == []

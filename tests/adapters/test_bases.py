@@ -450,3 +450,57 @@ def test_lora_of_peft_gives_the_numbers_of_our_lora_on_a_quantised_base(base: st
     for mine, other in zip(*gradients, strict=True):
         tolerance = 1e-5 if base == "nf4" else 1e-2  # a rounding of the last bit can move a quantised input by one code
         assert torch.allclose(mine, other, rtol=0, atol=tolerance * float(other.detach().abs().max()))
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+def test_no_tensor_of_a_loaded_model_keeps_the_whole_file_in_memory(base: str, tiny_llama: str) -> None:
+    """A view of the memory-mapped file would."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, **read_base(base).loading(CPU, ()))
+    held = [*model.parameters(), *model.buffers()]
+    assert [tensor.shape for tensor in held if tensor.untyped_storage().nbytes() > tensor.nbytes] == []
+    assert len(quantised_layers(model)) == 2 * 7
+    assert not hasattr(model, "hf_quantizer")
+    assert not hasattr(model.config, "quantization_config")
+
+
+def test_modules_trained_in_full_are_loaded_unquantised(tiny_llama: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(
+        tiny_llama, **read_base("int8").loading(CPU, ("mlp", "0.self_attn.q_proj"))
+    )
+    quantised = {name.partition("layers.")[2] for name, layer in model.named_modules() if isinstance(layer, Linear8bit)}
+    attention = {f"{block}.self_attn.{leaf}_proj" for block in (0, 1) for leaf in "qkvo"}
+    assert quantised == attention - {"0.self_attn.q_proj"}
+
+
+def test_a_weight_of_another_shape_is_named(tiny_llama: str) -> None:
+    config = AutoConfig.from_pretrained(tiny_llama)
+    config.intermediate_size += 16
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.mlp\.\w+\.weight has the shape \(.*\) in the file, but \(.*\) in the model"
+    ):
+        AutoModelForCausalLM.from_pretrained(tiny_llama, config=config, **read_base("int8").loading(CPU, ()))
+
+
+ALL = ["query", "key", "value", "projection", "mlp", "head"]
+
+
+@pytest.mark.parametrize(
+    ("skip", "sentence"),
+    [
+        (["no_such"], "model.base.skip: 'no_such' is no module of LlamaForCausalLM."),
+        (ALL, f"model.base: LlamaForCausalLM has no layer to quantise outside skip {ALL}."),
+        (ALL[1:], None), (["head"], None), ([], None), (["query", "0.mlp.up_proj"], None),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_must_exist_and_leave_something(
+    skip: list[str], sentence: str | None, tiny_llama: str
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False)
+    base = FourBit(skip=skip)
+    if sentence is None:
+        base.quantise(model)
+        assert quantised_layers(model)
+        return
+    with pytest.raises(UserError) as error:
+        base.quantise(model)
+    assert str(error.value) == sentence

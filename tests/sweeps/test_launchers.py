@@ -20,7 +20,7 @@ from litpeft.sweeps.launchers import PARENT, Local, Ray, Slurm, end_with_parent
 
 @pytest.mark.parametrize(("jobs", "given", "threads"), [(1, None, 8), (3, None, 2), (16, None, 1), (3, "5", 5)])
 def test_trials_share_the_cores(jobs: int, given: str | None, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set() if process else set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if given:
         monkeypatch.setenv("OMP_NUM_THREADS", given)

@@ -7,13 +7,15 @@ from functools import partial
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 from transformers.optimization import Adafactor
 
 from litpeft.errors import UserError
 from litpeft.optim import Constant, WarmupCosine, WarmupInverseSqrt, WarmupLinear, build_optimizer, build_scheduler
-from litpeft.optim.build import optimizer_settings
+from litpeft.optim.build import fast_forward, optimizer_settings
 
 
 def optimizer(lr: float = 1.0) -> SGD:
@@ -135,3 +137,100 @@ def test_an_optimizer_that_chooses_its_own_rate_has_no_scaled_groups(scale: floa
         UserError, match="chooses its own learning rate, so model.adapter.lora_plus_ratio cannot scale it"
     ):
         build_optimizer(factory, groups(scale), default_lr=1e-3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from([Constant, WarmupLinear, WarmupCosine, WarmupInverseSqrt]), total=st.integers(1, 30),
+    warmup=st.sampled_from([0, 0.06, 0.25, 0.5, 1, 1.9, 3, 12, 40]), floor=st.sampled_from([0.0, 0.1, 1.0]),
+)  # fmt: skip
+def test_every_schedule_is_its_formula_in_each_step(kind: type, total: int, warmup: float, floor: float) -> None:
+    warm = round(warmup * total) if warmup < 1 else int(warmup)
+
+    def factor(step: int) -> float:
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        if kind is WarmupInverseSqrt:
+            return max(floor, math.sqrt(max(1, warm) / (max(1, warm) + step - warm)))
+        share = min(1.0, (step - warm) / max(1, total - warm))
+        falls = {Constant: 1.0, WarmupLinear: 1 - share, WarmupCosine: (1 + math.cos(math.pi * share)) / 2}[kind]
+        lowest = 1.0 if kind is Constant else floor
+        return lowest + (1 - lowest) * falls
+
+    options = {} if kind is Constant else {"floor": floor}
+    schedule = kind(optimizer(2.0), warmup=warmup, total_steps=total, **options)
+    assert rates(schedule, 36) == pytest.approx([2 * factor(step) for step in range(36)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "warmup", "floor"), [(Constant, 0.0, 1.0), (WarmupLinear, 0.06, 0.0), (WarmupCosine, 0.06, 0.0)]
+)
+def test_what_a_schedule_has_if_nothing_is_said(kind: type, warmup: float, floor: float) -> None:
+    schedule = kind(optimizer(), total_steps=100)
+    assert (schedule.warmup_steps, schedule.floor) == (round(warmup * 100), floor)
+    assert not {"warmup_steps", "floor", "total_steps"} & schedule.state_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"warmup": -0.1}, "warmup must not be negative and floor must be in [0, 1], got warmup -0.1, floor 0.0."),
+        ({"floor": 1.1}, "warmup must not be negative and floor must be in [0, 1], got warmup 0.06, floor 1.1."),
+        ({"floor": -0.1}, "warmup must not be negative and floor must be in [0, 1], got warmup 0.06, floor -0.1."),
+        ({"total_steps": None}, "the run has no end; give model.scheduler.total_steps, or trainer.max_epochs."),
+        ({"floor": 1, "warmup": 0}, None), ({"floor": 0}, None),
+    ],
+)  # fmt: skip
+def test_a_schedule_out_of_range_is_refused_in_one_sentence(options: dict, sentence: str | None) -> None:
+    if sentence is None:
+        WarmupLinear(optimizer(), **{"total_steps": 10} | options)
+        return
+    with pytest.raises(UserError) as error:
+        WarmupLinear(optimizer(), **{"total_steps": 10} | options)
+    assert str(error.value) == f"model.scheduler WarmupLinear: {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "monitor", "metric"),
+    [
+        ("min", ("val_f1", "max"), "val_loss"), ("max", ("val_f1", "max"), "val_f1"),
+        ("max", ("val_rmse", "min"), "val_accuracy"), ("min", ("val_loss", "min"), "val_loss"),
+    ],
+)  # fmt: skip
+def test_reduce_on_plateau_watches_the_metric_of_its_mode_after_each_epoch(
+    mode: str, monitor: tuple[str, str], metric: str
+) -> None:
+    found = build_scheduler(partial(torch.optim.lr_scheduler.ReduceLROnPlateau, mode=mode), optimizer(), 10, monitor)
+    assert {name: found[name] for name in ("monitor", "interval", "strict")} == {
+        "monitor": metric, "interval": "epoch", "strict": True,
+    }  # fmt: skip
+    assert build_scheduler(None, optimizer(), 10) is None
+    assert build_scheduler(partial(WarmupLinear, total_steps=None), optimizer(), 10).keys() == {"scheduler", "interval"}
+
+
+def test_the_settings_of_each_group_are_plain_values() -> None:
+    weight, bias = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(3))
+    made = build_optimizer(None, [{"params": [weight], "lr_scale": 4.0}, {"params": [bias], "weight_decay": 0.0}], 0.5)
+    first, second = optimizer_settings(made)
+    assert (first["params"], first["lr"], first["weight_decay"], first["fused"]) == (6, 2.0, 0.01, True)
+    assert (second["params"], second["lr"], second["weight_decay"], second["betas"]) == (3, 0.5, 0.0, (0.9, 0.999))
+    assert "lr_scale" not in first
+
+
+def test_a_schedule_moves_to_where_a_longer_one_is() -> None:
+    old, new = optimizer(2.0), optimizer(2.0)
+    run, long = WarmupLinear(old, warmup=0, total_steps=8), WarmupLinear(new, warmup=0, total_steps=8)
+    old.param_groups[0] |= {"lr": 0.123, "state of the optimizer": 7}  # as a checkpoint of a shorter schedule has it
+    fast_forward(run, old, (new, long), 3)
+    assert old.param_groups[0]["state of the optimizer"] == 7
+    assert rates(run, 3) == pytest.approx([2 * (1 - step / 8) for step in (3, 4, 5)])
+
+    class Ends(torch.optim.lr_scheduler.LambdaLR):
+        def step(self, epoch: int | None = None) -> None:
+            if self.last_epoch >= 1:
+                raise ValueError("it has ended")
+            super().step(epoch)
+
+    ended = Ends(optimizer(), lambda step: 1.0)
+    with pytest.raises(UserError, match=r"^model\.scheduler cannot continue after step 3: it has ended\.$"):
+        fast_forward(run, old, (optimizer(), ended), 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,9 @@ def sweep(folder: Path) -> Comparison:
         tried = [{"values": {LR: rate}, "mean": means[rate], "runs": means[rate] and 2} for rate in rates]
         tuned = {"metric": "val_accuracy", "seeds": [7, 8], "tried": tried, "chosen": best and {LR: best}}
         tuned["edges"] = {LR: edge} if edge else {}
+        if rank == 128:  # a second option whose values are lists
+            both = {LR: best, "data.x": ["é", date(2026, 1, 2)]}
+            tuned |= {"tried": [{"values": both, "mean": 0.5, "runs": 2}], "chosen": both}
         trials.append({"name": f"r{rank}", "label": f"rank={rank}", "axes": {"rank": str(rank)}, "tuned": tuned})
         for seed in range({4: 3, 8: 2, 16: 3, 32: 1}.get(rank, 0)):
             accuracy = 0.8 + rank / 500 + seed / 1000 * (1 if seed < 2 else -1)

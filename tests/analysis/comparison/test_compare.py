@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import io
 import json
 import subprocess
 import sys
+from argparse import ArgumentParser
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ import yaml
 
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.formats import FORMATS
+from litpeft.analysis.comparison.results import Tried, Tuned
+from litpeft.analysis.comparison.selection import add_compare_options, compare_selected
 from litpeft.errors import UserError
 from tests.analysis.comparison.build import write_grid, write_run
 
@@ -396,6 +401,31 @@ def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, message: str)
     write_sweep(tmp_path, baseline="other")
     with pytest.raises(UserError, match=r"sweep.yaml: baseline other: no such group; there are lora, dora, full"):
         compare([tmp_path])
+
+
+def test_what_was_found_cannot_be_changed_by_accident(tmp_path: Path) -> None:
+    lora = compare([write_grid(tmp_path, THREE)]).groups[2]
+    tried = Tried({"lr": 1e-3}, 0.8, 2)
+    tuned = Tuned("val_accuracy", [7], [tried], {"lr": 1e-3}, {})
+    found = {"mean": [lora.estimates["val_accuracy"], lora.differences["val_accuracy"], tried], "metric": [tuned]}
+    for name, results in found.items():
+        for result in results:
+            with pytest.raises(FrozenInstanceError):
+                setattr(result, name, 1.0)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_comparing_leaves_garbage_collection_as_it_was(tmp_path: Path, collects: bool) -> None:
+    parser = ArgumentParser()
+    add_compare_options(parser)
+    options = parser.parse_args([str(write_grid(tmp_path, THREE))])
+    before = gc.isenabled()
+    try:
+        (gc.enable if collects else gc.disable)()
+        compare_selected(options)
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_importing_and_comparing_needs_no_torch_no_pandas_and_no_rich(tmp_path: Path) -> None:

@@ -354,3 +354,10 @@ def test_a_margin_of_all_rows_is_only_exceeded_by_a_gain_of_all_rows() -> None:
     nine, ten, none = [1] * 9 + [0], [1] * 10, [0] * 10
     assert (mcnemar(nine, none, 1.0).p_high, mcnemar(none, nine, 1.0).p_low) == (0.0, 0.0)
     assert (mcnemar(ten, none, 1.0).p_high, mcnemar(none, ten, 1.0).p_low) == (0.5, 0.5)
+
+
+def test_no_share_of_resamples_is_0() -> None:
+    found = paired_bootstrap([2.0] * 5, [0.0] * 5, draws=99, margin=0.5)
+    assert (found.p, found.p_low, found.p_high) == (2 / 100, 1 / 100, 1.0)
+    found = paired_bootstrap([0.0] * 5, [2.0] * 5, draws=99, margin=2.0)
+    assert (found.p, found.p_low, found.p_high) == (2 / 100, 1.0, 1 / 100)

@@ -148,6 +148,7 @@ def sets_and_numbers() -> list[str]:
     file = write("numbers.jsonl", numbers)
     lines += shown(TextRegression, train_file=file, label_column=["x", "y"], **common)
     lines += shown(TextRegression, train_file=file, label_column="x", target_mean=1.0, target_deviation=2.0, **common)
+    lines += shown(TextRegression, "test", train_file=file, test_file=file, label_column="x", **common)
     for value in (None, "", "high", [1], float("inf"), "nan"):
         bad = write("bad.jsonl", [*numbers, {"text": "bad", "x": value, "y": 1}])
         lines += shown(TextRegression, train_file=bad, val_file=file, label_column="x", batches=0, **common)

@@ -119,11 +119,14 @@ class Screen:
         return table
 
     def best(self) -> str:
-        """Return a line with the best finished run so far, a single seed without any test."""
+        """Return a line with the best finished run so far, a single seed without any test, and how many equal it."""
         if self.best_name is None:
             return ""
-        _, metric, found = self.scores[self.best_name]
-        return f"best so far: {self.best_name}, {metric} {found:.4f}"
+        best, metric, found = self.scores[self.best_name]
+        equal = [name for name, each in list(self.scores.items()) if each[0] == best]  # a copy: jobs end in threads
+        others = sum(not self.by_name[name].trial.values for name in equal) - 1
+        said = f" ({others:,} more {'run equals' if others == 1 else 'runs equal'} it)" if others else ""
+        return f"best so far: {self.best_name}, {metric} {found:.4f}{said}"
 
     def _shown(self) -> list[str]:
         """Return the jobs in the table: all that run, below the last to end."""

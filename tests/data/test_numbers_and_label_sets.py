@@ -239,3 +239,10 @@ def test_official_metrics_of_glue_are_those_of_the_run(tiny_model: str, tmp_path
     record = read_record(tmp_path / "run")
     assert record["main_metrics"] == ["val_accuracy", "val_binary_f1"]
     assert (list(record["other_metrics"]), record["val_accuracy"] is None) == (["val_binary_f1"], False)
+
+
+def test_a_file_whose_rows_have_one_label_only_is_refused(tiny_model: str, tmp_path: Path) -> None:
+    rows = [{"text": "good", "labels": ["a"]}, {"text": "bad", "labels": ["a"]}, {"text": "film", "labels": []}]
+    file = jsonl(tmp_path / "one.jsonl", *rows)
+    with pytest.raises(UserError, match=r"one.jsonl: the rows have 1 different labels; two are needed"):
+        made(TextMultiLabel, tiny_model, tmp_path, train_file=file, val_samples=1)

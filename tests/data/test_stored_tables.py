@@ -11,6 +11,8 @@ import datasets
 import pyarrow as pa
 import pytest
 
+from litpeft.data import SST2
+from litpeft.data.arrays import Lists
 from litpeft.data.cache import cached_table, stored
 
 BATCHES, TOKENS = 16, 1 << 18  # 16 MiB
@@ -51,3 +53,33 @@ def test_what_is_read_of_a_stored_table_leaves_memory_while_it_is_written(tmp_pa
     assert facts["highest_token"] == BATCHES - 1
     assert [row[-1] for row in table["ids"]] == list(range(BATCHES))
     assert list((tmp_path / "rows").iterdir()) == []  # the file has lost its name, and goes with the table
+
+
+def test_a_column_of_no_lists_has_no_lengths() -> None:
+    empty = datasets.Dataset.from_dict({"ids": []}, features=datasets.Features({"ids": [datasets.Value("int32")]}))
+    assert Lists(empty, "ids").lengths.shape == (0,)
+
+
+def test_prepare_data_writes_the_tables_that_other_processes_read(
+    tiny_model: str, sentences: dict[str, str], tmp_path: Path
+) -> None:
+    files = {"train_file": sentences["train"], "val_file": sentences["val"]}
+    SST2(tokenizer=tiny_model, cache_dir=str(tmp_path), **files).prepare_data()
+    written = sorted(path.name for path in (tmp_path / "tables").iterdir())
+    other = SST2(tokenizer=tiny_model, cache_dir=str(tmp_path), **files)
+    other.tokenise = None  # another process would only read
+    other.setup("fit")
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == written
+    assert [len(other.rows[split]) for split in ("train", "val")] == [96, 32]
+
+
+def test_the_largest_token_of_a_table_of_an_old_version_is_looked_up(
+    tiny_model: str, sentences: dict[str, str]
+) -> None:
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"])
+    data.setup("fit")
+    largest = data.highest_token()
+    rows = [ids for split in ("train", "val") for ids in data.table(split)[0]["input_ids"]]
+    assert largest == max(map(max, rows))
+    data._highest = {}  # tables of 0.1.0 do not say it
+    assert data.highest_token() == largest

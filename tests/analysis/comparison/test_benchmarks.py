@@ -12,6 +12,7 @@ import pytest
 from scipy.stats import binomtest
 
 from litpeft.analysis.comparison import compare
+from litpeft.analysis.comparison.benchmarks import all_figures
 from litpeft.analysis.comparison.figures import direction
 from litpeft.analysis.comparison.formats import FORMATS
 from litpeft.errors import UserError
@@ -164,3 +165,14 @@ def test_fractional_scores_are_tested_with_the_bootstrap(tmp_path: Path) -> None
 def test_every_format_has_benchmark_scores(tmp_path: Path, form: str) -> None:
     write(tmp_path, {"none": [0.7, 0.72], "lora": [0.6, 0.61]})
     assert "causative" in FORMATS[form](compare([tmp_path]))
+
+
+def test_a_model_that_was_only_evaluated_before_training_has_no_change() -> None:
+    only = evaluation(0, **{NAME: result(0.6)})
+    assert all_figures({"benchmarks": [only], "checkpoint": None}) == {FIGURE: 0.6}
+    trained = [only, evaluation(100, **{NAME: result(0.7)})]
+    assert all_figures({"benchmarks": trained, "checkpoint": None}) == {
+        FIGURE: 0.7,
+        f"{FIGURE}_before": 0.6,
+        f"{FIGURE}_change": pytest.approx(0.1),
+    }

@@ -386,6 +386,7 @@ def test_a_target_of_a_sweep_may_be_a_metric_whose_direction_the_runs_know(tmp_p
         ("a: [", r"sweep.yaml line \d: not valid YAML"),
         ("experiment: x\n", "sweep description: it lacks trials"),
         ("3", "not a valid sweep description"),
+        ("trials: []\nexperiment: x\nseeds: [0]\naxes: 3\n", "not a valid sweep description"),
     ],
 )
 def test_a_broken_sweep_file_is_refused(tmp_path: Path, text: str, message: str) -> None:

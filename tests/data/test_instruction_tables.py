@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from litpeft.__main__ import main
 from litpeft.data import Alpaca
@@ -60,3 +62,23 @@ def test_the_end_of_text_token_comes_once(tiny_llama: str, tmp_path: Path) -> No
     for one, other in zip(plain.train_dataloader(), marked.train_dataloader(), strict=True):
         assert one["input_ids"].tolist() == other["input_ids"].tolist()
         assert (one["labels"] == plain.tokenizer.eos_token_id).sum() == len(one["row"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "lacks"),
+    [
+        ({"prompt_input": "{instruction} {input}"}, "prompt_no_input, a text that contains {instruction}"),
+        ({"prompt_input": "{instruction}", "prompt_no_input": "{instruction}"}, "prompt_input, .* contains {input}"),
+        ({"prompt_input": "{instruction} {input}", "prompt_no_input": 3}, "prompt_no_input, .* contains {instruction}"),
+        (["{instruction}"], "prompt_input, a text that contains {instruction}"),
+    ],
+)
+def test_a_file_of_a_template_without_a_place_for_the_question_is_refused(
+    tiny_llama: str, tmp_path: Path, texts: Any, lacks: str
+) -> None:
+    rows = tmp_path / "rows.json"
+    rows.write_text(json.dumps([{"instruction": "a", "output": "b"}] * 2))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(texts))
+    data = Alpaca(tokenizer=tiny_llama, train_file=str(rows), val_samples=1, template=str(tmp_path / "mine.yaml"))
+    with pytest.raises(UserError, match=f"mine.yaml: it needs {lacks}"):
+        data.setup("fit")

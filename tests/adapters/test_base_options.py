@@ -113,6 +113,12 @@ def test_hqq_without_options_is_four_bits_in_groups_of_64() -> None:
             "no_such.",
         ),
         (
+            "litpeft.adapters.bases.NoSuchBase",
+            "model.base: there is no class litpeft.adapters.bases.NoSuchBase (module 'litpeft.adapters.bases' has no "
+            "attribute 'NoSuchBase').",
+        ),
+        ("no.", "model.base no. needs the package no, which is not installed; run: pip install no."),
+        (
             {"class_path": "litpeft.adapters.bases.EightBit", "init_args": {"thresold": 1.0}},
             "model.base: EightBit has no option 'thresold' (did you mean threshold?).",
         ),

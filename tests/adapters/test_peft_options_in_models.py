@@ -11,6 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 from litpeft.adapters import Peft
 from litpeft.adapters.base import trainable
+from litpeft.adapters.peft_options import find_targets
 from litpeft.errors import UserError
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
@@ -121,3 +122,23 @@ def test_the_tensors_of_a_method_have_the_dtype_that_was_asked_for() -> None:
         found = {name: parameter.dtype for name, parameter in trainable(model).items()}
         assert {kind for name, kind in found.items() if "lora" in name} == {expected}
         assert {kind for name, kind in found.items() if "classifier" in name} == {torch.float32}
+
+
+NORMS = {f"model.layers.{n}.{leaf}" for n in range(3) for leaf in ("input_layernorm", "post_attention_layernorm")}
+
+
+@pytest.mark.parametrize(
+    ("method", "targets", "exclude", "expected"),
+    [
+        ("LN_TUNING", None, None, NORMS | {"model.norm"}),
+        ("LN_TUNING", ["input_layernorm"], None, {name for name in NORMS if "input" in name}),
+        ("TRAINABLE_TOKENS", None, None, {"model.embed_tokens"}),
+        ("TRAINABLE_TOKENS", ["lm_head"], None, {"lm_head"}),
+        ("IA3", None, None, {f"model.layers.{n}.{leaf}" for n in range(3) for leaf in ("self_attn.k_proj", "self_attn.v_proj", "mlp.down_proj")}),
+        ("IA3", ["q_proj"], None, {f"model.layers.{n}.self_attn.q_proj" for n in range(3)}),
+        ("LORA", None, None, {f"model.layers.{n}.self_attn.{leaf}_proj" for n in range(3) for leaf in "qv"}),
+        ("LORA", None, ["1.self_attn.q_proj"], {f"model.layers.{n}.self_attn.{leaf}_proj" for n in range(3) for leaf in "qv"} - {"model.layers.1.self_attn.q_proj"}),
+    ],
+)  # fmt: skip
+def test_the_layers_of_a_method(method: str, targets: Any, exclude: Any, expected: set[str]) -> None:
+    assert set(find_targets(llama().requires_grad_(False), method, targets, exclude)) == expected

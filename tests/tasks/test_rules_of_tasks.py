@@ -275,3 +275,28 @@ def test_a_head_that_cannot_be_reordered_says_how_to_name_the_labels(monkeypatch
         "model.model_name some/model: its labels are in the order a, b, c, and litpeft cannot reorder this head; give "
         "--data.label_names '[a, b, C]'."
     )
+
+
+@pytest.mark.parametrize("avx", [False, True])
+@pytest.mark.parametrize("amx", [False, True])
+@pytest.mark.parametrize("onednn", [False, True])
+def test_a_cpu_multiplies_bf16_with_avx512_bf16_or_amx(
+    avx: bool, amx: bool, onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without oneDNN nobody knows, and nothing is said."""
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert compute_dtype.multiplies_bf16() is (avx or amx or not onednn)
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(True, True), (False, False), (RuntimeError(), True), (None, True)])
+def test_onednn_says_whether_it_computes_bf16(answer: Any, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def say() -> bool:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    onednn = SimpleNamespace() if answer is None else SimpleNamespace(_is_mkldnn_bf16_supported=say)
+    monkeypatch.setattr(torch.ops, "mkldnn", onednn)  # without the function: a build of torch without oneDNN
+    assert compute_dtype.cpu_has_bf16() is expected

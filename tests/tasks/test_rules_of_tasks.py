@@ -12,10 +12,10 @@ from torch import nn
 from torchmetrics import classification
 
 from litpeft.errors import UserError
-from litpeft.tasks import compute_dtype, head_labels
+from litpeft.tasks import compute_dtype, head_labels, run_length
 from litpeft.tasks.checkpoint_origin import check_complete
 from litpeft.tasks.compute_dtype import check_dtype, use_tf32
-from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
+from litpeft.tasks.gradients import check_gradients, compile_blocks, enable_gradient_checkpointing
 from litpeft.tasks.head_labels import match_head_labels
 from litpeft.tasks.metrics import CLASSES, OverTargets, check_metrics, choose_metrics
 from litpeft.tasks.run_length import total_steps
@@ -230,9 +230,9 @@ def test_a_checkpoint_without_a_trained_tensor_is_not_written() -> None:
 class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.score = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        self.body, self.score = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 3))
         with torch.no_grad():
-            self.score[1].bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
+            self.score[2].bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
 
 
 @pytest.mark.parametrize(
@@ -245,8 +245,8 @@ class Classifier(nn.Module):
         (["a", "a", "b"], ["b", "a", "a"], [], {"matched_by": "number", "names": {"b": "a", "a": "b"}}, [0, 1, 2]),
         (["LABEL_0", "LABEL_1", "LABEL_2"], ["c", "a", "b"], [], None, [0, 1, 2]),
         (["a", "b"], ["b", "a", "c"], [], None, [0, 1, 2]),
-        (["a", "b", "c"], ["c", "a", "b"], ["score.0.weight", "score.0.bias", "score.1.weight", "score.1.bias"], None, [0, 1, 2]),
-        (["a", "b", "c"], ["c", "a", "b"], ["score.1.weight", "score.1.bias"], None, [0, 1, 2]),
+        (["a", "b", "c"], ["c", "a", "b"], [f"score.{n}.{leaf}" for n in range(3) for leaf in ("weight", "bias")], None, [0, 1, 2]),
+        (["a", "b", "c"], ["c", "a", "b"], ["score.2.weight", "score.2.bias"], None, [0, 1, 2]),
     ],
 )  # fmt: skip
 def test_the_rows_of_a_head_are_put_into_the_order_of_the_labels(
@@ -261,9 +261,10 @@ def test_the_rows_of_a_head_are_put_into_the_order_of_the_labels(
     model, before = Classifier(), Classifier()
     before.load_state_dict(model.state_dict())
     assert match_head_labels(model, ["score"], new, "some/model", names) == matched
-    assert model.score[1].bias.tolist() == order
-    assert torch.equal(model.score[1].weight, before.score[1].weight[order])
-    assert torch.equal(model.score[0].weight, before.score[0].weight)  # not the layer before the outputs
+    assert model.score[2].bias.tolist() == order
+    assert torch.equal(model.score[2].weight, before.score[2].weight[order])
+    for number in (0, 1):  # not the layers before the outputs
+        assert torch.equal(model.score[number].weight, before.score[number].weight)
 
 
 def test_a_head_that_cannot_be_reordered_says_how_to_name_the_labels(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,3 +301,52 @@ def test_onednn_says_whether_it_computes_bf16(answer: Any, expected: bool, monke
     onednn = SimpleNamespace() if answer is None else SimpleNamespace(_is_mkldnn_bf16_supported=say)
     monkeypatch.setattr(torch.ops, "mkldnn", onednn)  # without the function: a build of torch without oneDNN
     assert compute_dtype.cpu_has_bf16() is expected
+
+
+def test_blocks_are_compiled_for_any_length_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: told.append((self, options)))
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(2, 2), nn.ReLU()]), "head": nn.Linear(2, 2)})
+    compile_blocks(model)
+    assert told == [(block, {"dynamic": True}) for block in model["blocks"]]
+
+
+def test_the_labels_of_a_file_are_in_the_order_of_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(head_labels, "local_or_hub", lambda name, option: name)
+    for labels, expected in (({2: "c", 0: "a", 1: 7}, ["a", "7", "c"]), (None, []), ({}, [])):
+        config = SimpleNamespace(id2label=labels)
+        monkeypatch.setattr(head_labels, "AutoConfig", SimpleNamespace(from_pretrained=lambda path, c=config: c))
+        assert head_labels.labels_in_file("some/model") == expected
+
+
+class Refusing(torchmetrics.Metric):
+    """A metric whose constructor fails."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        raise {each.__name__: each for each in (TypeError, ValueError, RuntimeError, ImportError)}[kind]("not here")
+
+
+@pytest.mark.parametrize("kind", ["TypeError", "ValueError", "RuntimeError", "ImportError"])
+def test_a_metric_that_cannot_be_made_says_why(kind: str) -> None:
+    path = f"{__name__}.Refusing"
+    with pytest.raises(UserError, match=rf"^model\.metrics {path}: not here$"):
+        choose_metrics([{"class_path": path, "init_args": {"kind": kind}}], {}, 3, "probabilities")
+
+
+@pytest.mark.parametrize(
+    ("saved", "interval", "moved"),
+    [(4, "step", True), (None, "step", False), (8, "step", False), (4, "epoch", False), (4, None, False)],
+)
+def test_a_schedule_is_continued_if_the_run_has_another_length(
+    saved: int | None, interval: str | None, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(run_length, "fast_forward", lambda *given: told.append(given))
+    schedules = [] if interval is None else [SimpleNamespace(interval=interval, scheduler="the schedule")]
+    trainer = SimpleNamespace(lr_scheduler_configs=schedules, optimizers=["the optimizer"], global_step=3)
+    fresh = {"optimizer": "new optimizer", "lr_scheduler": {"scheduler": "new schedule"}}
+    task = SimpleNamespace(trainer=trainer, total_steps=lambda: 8, configure_optimizers=lambda: fresh)
+    run_length.continue_schedule(task, saved)
+    expected = [("the schedule", "the optimizer", ("new optimizer", "new schedule"), 3)]
+    assert told == (expected if moved else [])

@@ -319,7 +319,7 @@ def test_the_labels_of_a_file_are_in_the_order_of_their_numbers(monkeypatch: pyt
         assert head_labels.labels_in_file("some/model") == expected
 
 
-class Refusing(torchmetrics.Metric):
+class Refusing(torchmetrics.SumMetric):
     """A metric whose constructor fails."""
 
     def __init__(self, kind: str) -> None:

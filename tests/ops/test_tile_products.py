@@ -335,3 +335,14 @@ def test_a_linear_layer_computes_in_c_while_it_trains_in_bf16_with_frozen_weight
         assert not c.called
     monkeypatch.setattr(native_modules, "has_products", lambda: False)
     assert "linear" not in use_native_kernels(nn.Linear(64, 96).requires_grad_(False))
+
+
+def test_tensors_of_other_devices_are_left_to_torch(c: StandIn) -> None:
+    """A GPU's, for one: the C functions read the memory of the host."""
+    x, factor, low = (torch.empty(shape, dtype=HALF, device="meta") for shape in ((4, 64), (64, 32), (4, 32)))
+    assert adapter_products.times_few(x, factor, 1.0, low) is low
+    assert adapter_products.add_few(x, low, factor.T) is x
+    assert adapter_products.sum_of_few(low, x, torch.float32).shape == (32, 64)
+    assert frozen_products.linear(x, factor.T.contiguous(), None).shape == (4, 32)
+    assert frozen_products.input_gradient(low, factor.T.contiguous()).shape == (4, 64)
+    assert c.called == []

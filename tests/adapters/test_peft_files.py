@@ -207,3 +207,38 @@ def test_the_most_common_rank_and_alpha_stand_once_and_the_others_by_name(tmp_pa
     assert (config["inference_mode"], config["init_lora_weights"], config["fan_in_fan_out"]) == (True, True, False)
     assert (config["modules_to_save"], config["target_parameters"]) == (["classifier"], None)
     assert config["trainable_token_indices"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "adapter", "sentence"),
+    [
+        ({"dilation": 2}, LoRA, "PEFT ignores the dilation and padding mode of layer; give --format merged."),
+        ({"padding_mode": "circular", "padding": 1}, LoRA, "PEFT ignores the dilation and padding mode of layer; give --format merged."),
+        ({"groups": 2}, DoRA, "PEFT's DoRA computes the norm of the grouped convolution layer differently; give --format merged."),
+        ({"groups": 2}, LoRA, None), ({"padding": 1, "stride": 2}, DoRA, None),
+    ],
+)  # fmt: skip
+def test_a_convolution_that_peft_computes_differently_is_not_written(
+    options: dict[str, Any], adapter: type[LoRA], sentence: str | None, tmp_path: Path
+) -> None:
+    model = nn.ModuleDict({"layer": nn.Conv2d(4, 4, 3, **options)})
+    made = adapter(rank=2, targets=["layer"])
+    made.apply(model)
+    if sentence is None:
+        write_adapter(tmp_path, model, made, "base")
+        return
+    with pytest.raises(UserError) as error:
+        write_adapter(tmp_path, model, made, "base")
+    assert str(error.value) == sentence
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_head_whose_name_ends_another_name_is_not_written(tmp_path: Path) -> None:
+    """PEFT compares the end of a name, even in the middle of a part."""
+    model = nn.ModuleDict({name: nn.Linear(4, 4) for name in ("layer", "score", "my_score")})
+    adapter = LoRA(rank=2, targets=["layer"])
+    adapter.apply(model, head=["score"])
+    with pytest.raises(
+        UserError, match=r"^PEFT would load the trained score into my_score too; give --format merged\.$"
+    ):
+        write_adapter(tmp_path, model, adapter, "base")

@@ -113,3 +113,64 @@ def test_curves_after_the_checkpoint_are_cut_and_later_files_removed(tmp_path: P
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
         first.name: "12345", "curves.jsonl": "abc\n", now.name: "x", "other": "stays"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "stage", "kept"),
+    [
+        (None, 10_000, "fit", True), (None, 10_001, "fit", False), (None, None, "fit", False), (True, 10_001, "fit", True),
+        (False, 5, "fit", False), (None, 5, "validate", False), (True, 5, "test", False), (None, 5, "early", False),
+    ],
+)  # fmt: skip
+def test_the_results_of_up_to_ten_thousand_rows_are_kept_unless_asked_otherwise(
+    given: bool | None, rows: int | None, stage: str, kept: bool
+) -> None:
+    data = SimpleNamespace(rows={} if rows is None else {"val": range(rows)})
+    task = SimpleNamespace()
+    ExampleRecorder(given).setup(SimpleNamespace(datamodule=data), task, stage)
+    assert task.return_row_results is kept
+    if given is None:
+        ExampleRecorder().setup(SimpleNamespace(datamodule=None), task, stage)  # dataloaders
+        assert task.return_row_results is False
+
+
+@pytest.mark.parametrize(
+    ("outputs", "returned", "checking", "kept"),
+    [
+        ({"loss": torch.ones(3)}, True, False, True), ({"loss": torch.ones(3)}, False, False, False),
+        ({"loss": torch.ones(3)}, True, True, False), ({"loss": torch.ones(2)}, True, False, False),
+        ({"loss": torch.ones(3, 1)}, True, False, False), ({"loss": [1, 2, 3]}, True, False, False),
+        ({"loss": torch.ones(3), "correct": torch.ones(())}, True, False, False), (None, True, False, False),
+        (torch.ones(3), True, False, False),
+    ],
+)  # fmt: skip
+def test_what_a_task_of_a_user_returns_is_kept_only_by_row(
+    outputs: Any, returned: bool, checking: bool, kept: bool, tmp_path: Path
+) -> None:
+    data = SimpleNamespace(table=lambda split: (None, {"fingerprint": "f"}))
+    trainer = SimpleNamespace(
+        sanity_checking=checking, datamodule=data, is_global_zero=True, global_step=7, default_root_dir=str(tmp_path)
+    )
+    recorder, task = ExampleRecorder(True), SimpleNamespace(return_row_results=returned)
+    recorder.on_validation_epoch_start(trainer, task)
+    recorder.on_validation_batch_end(trainer, task, outputs, {"row": torch.arange(3)})
+    recorder.on_validation_epoch_end(trainer, task)
+    assert (tmp_path / FILE).exists() == kept
+    assert set(recorder.measured()) == (
+        {"val_examples", "val_examples_bytes", "val_examples_seconds"} if kept else set()
+    )
+    if kept:
+        assert json.loads((tmp_path / FILE).read_text())["loss"] == [1.0, 1.0, 1.0]
+        assert recorder.measured()["val_examples"] == FILE
+    recorder.on_validation_epoch_start(trainer, task)  # the next one has rows of its own
+    (tmp_path / FILE).unlink(missing_ok=True)
+    recorder.on_validation_epoch_end(trainer, task)
+    assert not (tmp_path / FILE).exists()
+
+
+def test_a_text_of_a_wrong_prediction_has_up_to_500_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TEXTS, 1, "x" * 600)
+    found = evaluate(tmp_path, made_up([1]), 1)
+    assert found["wrong"] == [
+        {"row": 1, "text": "x" * 500, "label": "good", "prediction": "bad", "probability": pytest.approx(7 / 40)}
+    ]

@@ -250,7 +250,8 @@ def test_a_gpu_is_waited_for_only_where_a_rate_is_logged_and_around_sampled_step
         gpu.queue(OTHER if host < 1 else 0.0)  # of another callback
     # step 0 ends with a wait, since step 1 is sampled (5 too); the reads of 3 and 7 wait for the steps since the last
     assert [bool(count) for count in waits] == [True, True, False, True, True, True, False, True]
-    recorder._read()
+    assert recorder.measured()["train_seconds"] == pytest.approx(sum(step.seconds for step in recorder.steps))
+    assert all(step.seconds > 0 for step in recorder.steps)  # also those before a sampled step
     split = recorder.steps[5].parts
     busy = FORWARD + BACKWARD + OPTIMIZER
     if host < 1:  # the GPU works without a break; what the host waits for is over before the GPU is free
@@ -395,3 +396,22 @@ def test_the_curve_of_the_utilisation_is_a_share_of_the_peak_of_all_processes(
     step.flops = None
     recorder._log(trainer, module, step)
     assert list(sent[0][0]) == [f"step_seconds/{part}" for part in PARTS]
+
+
+def test_the_seconds_of_every_step_count_whichever_is_sampled_last() -> None:
+    recorder, now = ThroughputRecorder(), iter([1.0, 2.0, 4.0, 8.0])
+    plain = [Step(counts=dict(COUNTED), unread=[(next(now), next(now))]) for _ in range(2)]
+    recorder.steps = [*plain, Step(3.0, dict(COUNTED), dict.fromkeys(PARTS, 0.75))]
+    assert recorder.progress() == (3, 1.0 + 4.0 + 3.0)
+    assert [step.unread for step in recorder.steps] == [[], [], []]
+
+
+def test_nothing_is_sampled_unless_it_is_asked_for(tmp_path: Path) -> None:
+    recorder = ThroughputRecorder(warmup_steps=0, sample_every=0)
+    fit(tmp_path, recorder, 5)
+    assert [step.parts for step in recorder.steps] == [None] * 5
+    assert (ThroughputRecorder().warmup_steps, ThroughputRecorder().sample_every) == (5, 10)
+    assert (ThroughputRecorder().peak_flops, ThroughputRecorder().measure_peak) == (None, False)
+    ThroughputRecorder(warmup_steps=0, sample_every=2, peak_flops=1e-9)
+    with pytest.raises(UserError, match="throughput.sample_every must be 0 or at least 2, got -1"):
+        ThroughputRecorder(sample_every=-1)

@@ -13,7 +13,10 @@ from litpeft.adapters import Adapter, DoRA, Full, LoRA, QLoRA
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.ops.row_chunks import CHUNK
-from litpeft.profiling.memory import CATEGORIES, MemoryTracker
+from litpeft.profiling.memory import CATEGORIES, MemoryTracker, Peak
+from litpeft.profiling.memory.devices import Devices, first_of
+from litpeft.profiling.memory.streams import Streams
+from litpeft.profiling.memory.trace import PhasePeak, Trace
 from tests.peers.live_bytes import StepPeak, alive_bytes
 
 WIDTH = {"hidden_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512}
@@ -289,3 +292,24 @@ def test_a_gradient_that_exists_before_tracking_is_known_as_one() -> None:
     with tracker:
         layer.weight.grad.zero_()
     assert tracker.peak().split["gradients"] == 400
+
+
+def test_a_buffer_that_a_collective_fills_is_communication_from_the_start() -> None:
+    """DDP makes its buckets before they are first seen; what they send is that of a ring of two."""
+    tracker, bucket = MemoryTracker(torch.device("cpu")), torch.zeros(100)
+    with first_of(Devices(2, "ddp"), Streams()), tracker:
+        kept = torch.zeros(5)
+        torch.distributed.all_reduce(bucket)
+        kept.add_(1)
+    assert tracker.peak().split["communication"] == 400
+    assert tracker.peak(0, 0).split["communication"] == 400  # existed before the first operation
+    assert tracker.peak().split["temporaries"] == kept.nbytes
+    assert tracker.sent_between(0, tracker.operations) == 400
+    assert [reference() is not None for reference in tracker.alive("communication")] == [True]
+
+
+def test_what_is_unknown_of_a_phase_is_empty() -> None:
+    found = PhasePeak(Peak())
+    assert (found.allocated_bytes, found.reserved_bytes, found.sent_bytes, found.tensors.bytes) == (None, None, 0, 0)
+    whole = Trace({"trainable_params": 1}, {"train": found})
+    assert (whole.positions, whole.has_experts, whole.phases["train"]) == (None, False, PhasePeak(Peak()))

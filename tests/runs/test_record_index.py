@@ -370,3 +370,13 @@ def test_a_table_has_the_valid_records_after_it_was_written_and_read(
         for row, record in enumerate(kept):
             names = [name for name in FIELDS if name in SHARED or name in each.numbers]
             assert repr([each.values[name][row] for name in names]) == repr([record[name] for name in names])
+
+
+def test_tuning_runs_beside_the_file_of_a_sweep_are_not_searched(tmp_path: Path) -> None:
+    for number, name in enumerate(("one/tuning/a", "one/b", "two/tuning/a", "two/tuning.txt/c")):
+        write(tmp_path / name, number)
+    (tmp_path / "one" / "sweep.yaml").touch()
+    assert RecordFolder(tmp_path, SKIP).runs == ["one/b", "two/tuning/a", "two/tuning.txt/c"]
+    (tmp_path / "one" / "sweep.yaml").unlink()
+    assert RecordFolder(tmp_path, SKIP).runs[:2] == ["one/b", "one/tuning/a"]
+    assert same(tmp_path)

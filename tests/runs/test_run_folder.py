@@ -111,6 +111,8 @@ def test_the_limit_that_was_reached() -> None:
     assert reached_limit(limits, 29, 1.99) is None
     assert reached_limit({"trainer": {"max_epochs": -1, "max_steps": -1}}, 10**6, 99.0) is None
     assert reached_limit({"trainer": {"max_epochs": None}}, None, None) is None
+    for config in ({}, {"trainer": {"max_epochs": None, "max_steps": None}}, {"trainer": {"max_steps": 0}}):
+        assert reached_limit(config, 5, 1.0) is reached_limit(config, 0, 0.0) is None
 
 
 def test_an_option_of_a_newer_version_that_does_what_was_done_before_is_no_change() -> None:

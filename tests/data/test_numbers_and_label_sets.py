@@ -40,6 +40,19 @@ def test_numbers_are_read_as_files_write_them(tiny_model: str, tmp_path: Path) -
     assert (data.labels.mean, data.labels.deviation) == ([used.mean()], [used.std()])  # of the used rows only
 
 
+def test_a_regression_that_is_only_tested_has_the_mean_of_the_rows_it_was_trained_on(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    train = jsonl(tmp_path / "train.jsonl", *({"text": "good", "label": i * i} for i in range(20)))
+    test = jsonl(tmp_path / "test.jsonl", {"text": "bad", "label": 1000})
+    options = {"train_file": train, "test_file": test, "val_samples": 5, "train_samples": 8}
+    trained = made(TextRegression, tiny_model, tmp_path, **options)
+    tested = TextRegression(tokenizer=tiny_model, cache_dir=str(tmp_path / "cache"), **options)
+    tested.setup("test")
+    assert (tested.labels.mean, tested.labels.deviation) == (trained.labels.mean, trained.labels.deviation)
+    assert trained.labels.mean == [trained.stored_labels("train").mean()]
+
+
 def test_rows_without_a_number_are_named_or_left_out_and_counted(tiny_model: str, tmp_path: Path) -> None:
     rows = [{"text": "good", "label": x} for x in (1, 2, None, float("nan"), "many", [1], "inf", 3)]
     file = jsonl(tmp_path / "a.jsonl", *rows)

@@ -77,6 +77,13 @@ def test_a_system_text_before_the_only_question_reaches_a_template_without_syste
     )
 
 
+def test_an_answer_without_an_end_in_the_template_ends_with_its_last_character(tmp_path: Path) -> None:
+    template = "{% for m in messages %}{{ m.role + ':\\n' + m.content + '\\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
+    text = marked(load(tmp_path, [{"messages": TURNS}] * 2, template=template))
+    assert text == ("user:\nWhat is one?\nassistant:\n«It is 1.»\nuser:\nAnd two?\nassistant:\n«It is 2.</s>»")
+
+
 def test_generation_blocks_without_the_end_are_told(tmp_path: Path) -> None:
     data = load(tmp_path, [{"messages": TURNS}] * 2, template=HIDES_THE_END)
     assert marked(data).endswith("«It is 2.»")

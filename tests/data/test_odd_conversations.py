@@ -84,6 +84,12 @@ def test_an_answer_without_an_end_in_the_template_ends_with_its_last_character(t
     assert text == ("user:\nWhat is one?\nassistant:\n«It is 1.»\nuser:\nAnd two?\nassistant:\n«It is 2.</s>»")
 
 
+def test_an_answer_before_the_only_question_has_loss(tmp_path: Path) -> None:
+    data = load(tmp_path, [{"messages": [TURNS[1], TURNS[0]]}] * 2, "chatml")
+    assert marked(data) == "<|im_start|>assistant\n«It is 1.<|im_end|>»"
+    assert next(data.prompts("train", 1))[1:] == ([""], ["It is 1."])
+
+
 def test_generation_blocks_without_the_end_are_told(tmp_path: Path) -> None:
     data = load(tmp_path, [{"messages": TURNS}] * 2, template=HIDES_THE_END)
     assert marked(data).endswith("«It is 2.»")

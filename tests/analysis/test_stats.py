@@ -361,3 +361,9 @@ def test_no_share_of_resamples_is_0() -> None:
     assert (found.p, found.p_low, found.p_high) == (2 / 100, 1 / 100, 1.0)
     found = paired_bootstrap([0.0] * 5, [2.0] * 5, draws=99, margin=2.0)
     assert (found.p, found.p_low, found.p_high) == (2 / 100, 1.0, 1 / 100)
+
+
+def test_a_thousand_pairs_are_the_most_that_are_named() -> None:
+    power = TTestPower()
+    below, above = (float(np.squeeze(power.solve_power(nobs=n, alpha=0.05, power=0.8))) for n in (999.5, 1000.5))
+    assert (pairs_needed(below, 1.0), pairs_needed(above, 1.0)) == (1000, None)

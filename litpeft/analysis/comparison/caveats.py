@@ -16,15 +16,16 @@ def caveats(
     groups: Sequence[Group], baseline: Group | None, figures: Sequence[Figure], is_untuned: bool = True
 ) -> list[str]:
     """Return sentences about unfinished runs, seeds, missing figures, and differences of machines and versions."""
-    runs = [run for group in groups for run in group.runs]
+    # where a run stands for those of several tasks, these
+    measured = [part for group in groups for run in group.runs for part in run.parts or (run,)]
     return [
         *(describe_unfinished(run, group.label) for group in groups for run in group.failed),
         *_seeds(groups, baseline),
         *(sentence for figure in figures for sentence in _unknown(groups, figure)),
         *(_shared_rate(groups) if is_untuned else ()),
         *_short(groups),
-        *_machines(runs),
-        *_versions(runs),
+        *_machines(measured),
+        *_versions(measured),
     ]
 
 
@@ -72,10 +73,10 @@ def _unknown(groups: Sequence[Group], figure: Figure) -> list[str]:
     if not named:
         return []
     if match := TARGET.fullmatch(figure.name):
-        return [
-            f"Never reached {match['metric']} {match['value']}: {shortlist(named)}. The mean time leaves them out, so "
-            "it is too low."
-        ]
+        runs = sum(len(group.runs) for group in groups)
+        reached = sum(count for count, _ in missing.values()) < runs
+        effect = " The mean time leaves them out, so it is too low." if reached else ""
+        return [f"Never reached {match['metric']} {match['value']}: {shortlist(named)}.{effect}"]
     return [f"{figure.name} is missing for {shortlist(named)}."]
 
 

@@ -159,3 +159,14 @@ def test_different_rows_of_a_task_are_refused(runs: Path) -> None:
     write_task(runs, "cola", "lora", 2, 0.5, data_summary=other)
     found = compare([runs], average_over="data.task")  # data is an axis, so this is a warning and no error
     assert any("were validated on 2 different tables" in sentence for sentence in found.warnings)
+
+
+def test_other_machines_and_versions_of_any_task_are_said(runs: Path) -> None:
+    assert not any("kinds of machine" in each for each in compare([runs], average_over="data.task").warnings)
+    record = json.loads((runs / "stsb-lora-2" / "record.json").read_text())
+    record["machine"] = {"processor": "another", "cpu_count": 2}
+    record["packages"] = {"torch": "2.99.0"}
+    (runs / "stsb-lora-2" / "record.json").write_text(json.dumps(record))
+    warnings = compare([runs], average_over="data.task").warnings
+    assert any("2 kinds of machine" in each and "processor another" in each for each in warnings)
+    assert any("Versions differ: torch" in each and "2.99.0" in each for each in warnings)

@@ -362,6 +362,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package optimum-quanto, which is not installed; run: pip install"):
         read_base("transformers.QuantoConfig")
+    with pytest.raises(UserError, match="needs the package hqq, which is not installed; run: pip install hqq"):
+        read_base("transformers.HqqConfig")
 
 
 def test_layers_that_cannot_be_dequantised_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_llama: str) -> None:

@@ -242,3 +242,15 @@ def test_a_layer_is_causal_unless_it_or_the_call_says_otherwise(of_layer: bool |
     found, _ = attention(layer, q, k, v, None, 0.0, is_causal=given)
     expected, _ = sdpa_attention_forward(layer, q, k, v, None, 0.0, is_causal=given)
     torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_c_functions_compute_attention_only_in_models_that_were_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`model.kernels none` leaves a model's modules as they are."""
+    called: list[tuple[int, ...]] = []
+    monkeypatch.setattr(ours, "native_attention", lambda query, *_: called.append(query.shape) or query)
+    query, module = torch.randn(1, 2, 4, 32, dtype=torch.bfloat16), nn.Module().train()
+    attention(module, query, query, query, None)
+    assert called == []
+    module.native = True
+    attention(module, query, query, query, None)
+    assert called == [(1, 2, 4, 32)]

@@ -367,3 +367,9 @@ def test_a_thousand_pairs_are_the_most_that_are_named() -> None:
     power = TTestPower()
     below, above = (float(np.squeeze(power.solve_power(nobs=n, alpha=0.05, power=0.8))) for n in (999.5, 1000.5))
     assert (pairs_needed(below, 1.0), pairs_needed(above, 1.0)) == (1000, None)
+
+
+def test_resamples_without_a_difference_count_on_both_sides() -> None:
+    """Half of the resamples of these two rows have the mean 0, a quarter each -1 and 1."""
+    assert paired_bootstrap([1.5, 2.5], [2.5, 1.5]).p == 1.0
+    assert paired_bootstrap([1.5, 2.5, 2.5], [2.5, 1.5, 2.5]).p == 1.0

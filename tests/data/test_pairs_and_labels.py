@@ -19,11 +19,13 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer
 
 from litpeft.__main__ import main
+from litpeft.adapters import LoRA
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.data import TextClassification
 from litpeft.data.class_labels import ClassLabels
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
+from litpeft.tasks import SequenceClassification
 from tests.data.test_text_classification import make, tsv
 
 
@@ -81,6 +83,20 @@ def test_token_types_reach_the_model_and_change_its_output(pair_model: str, tmp_
     assert main(["fit", *arguments, "--run_dir", str(tmp_path / "run")]) == 0
     assert read_record(tmp_path / "run")["val_accuracy"] == 1.0  # the texts differ in their order only
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "out"), "--format", "merged"]) == 0
+
+
+def test_a_model_with_token_types_gets_them(pair_model: str, tmp_path: Path) -> None:
+    """Against the model of transformers; that a run learns says nothing, since the separator also tells the texts."""
+    file = pairs(tmp_path / "a.tsv", [("the film was", "good", "yes"), ("bad", "plot film", "no")] * 4)
+    data = make(tokenizer=pair_model, train_file=file, val_file=file, text_column=["premise", "hypothesis"])
+    task = SequenceClassification(pair_model, LoRA(rank=2), dtype="fp32").setup_model(data, "cpu").eval()
+    batch = next(iter(data.val_dataloader()))
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    with torch.no_grad():
+        found, expected = task(batch), task.backbone(**inputs).logits
+        without = task.backbone(**{name: inputs[name] for name in ("input_ids", "attention_mask")}).logits
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, without, atol=1e-3)
 
 
 def test_a_tokenizer_without_separator_is_warned_of(

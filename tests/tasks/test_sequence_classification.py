@@ -284,3 +284,10 @@ def test_the_example_of_a_new_task_trains(tiny_model: str, sentences, tmp_path: 
     logits = plain(batch)
     expected = 0.9 * plain.loss(batch) - 0.1 * logits.log_softmax(-1).mean()
     torch.testing.assert_close(task.loss(batch), expected)
+
+
+@pytest.mark.parametrize("weights", [[1.0, -0.5], [-1.0, 2.0]])
+def test_negative_weights_of_classes_are_refused(weights: list[float]) -> None:
+    with pytest.raises(UserError, match=r"^model.class_weights must not be negative, got \["):
+        SequenceClassification("any", class_weights=weights)
+    SequenceClassification("any", class_weights=[0.0, 1.0])  # a class that is not learned

@@ -244,7 +244,7 @@ def main(arguments: list[str]) -> int:
         plan = Plan(arguments)
     except NoData as error:
         raise UserError(f"{str(error).rstrip('.')}; or give --no_data to estimate without the data.") from error
-    with Console(stderr=True).status("") as status:  # shown on a terminal only
+    with Console(stderr=True, force_jupyter=False).status("") as status:  # shown on a terminal only
         traces = []
         for number, adapter in enumerate(plan.adapters, 1):
             status.update(f"estimating {shown_name(adapter.name)}, {number} of {len(plan.adapters)}")

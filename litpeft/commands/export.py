@@ -67,7 +67,8 @@ def main(arguments: list[str]) -> int:
     from rich.console import Console  # slow imports, only now: mistakes in the options were reported before
 
     try:
-        telling = Console(stderr=True).status("loading the model, writing the export and checking it")  # on a terminal
+        terminal = Console(stderr=True, force_jupyter=False)
+        telling = terminal.status("loading the model, writing the export and checking it")
         with telling, whole_folder(options.out, checksums=False) as folder:
             result = _export(options, folder)
     except (OSError, SafetensorError) as error:

@@ -174,7 +174,7 @@ class FineTuner(DataOfTask, L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the batch's mean loss, scaled so that each row has the same weight; see `row_weighted`."""
         loss, rows = self.loss(batch), len(batch["labels"])
-        return row_weighted(loss, rows, self.log_train_loss(loss, rows), self.trainer)
+        return row_weighted(loss, rows, self.log_train_loss(loss, rows), self._trainer)
 
     def log_train_loss(self, loss: Tensor, weight: int) -> Tensor | int:
         """Log a batch's loss and add it to the epoch's mean, averaged over all ranks; return the sum of their weights.

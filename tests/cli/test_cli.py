@@ -33,7 +33,7 @@ MISTAKES = {
     "--modle.adapter LoRA": "unknown option --modle.adapter (did you mean --model.adapter?).",
     "--model.dtype fp8": "model.dtype must be one of 'bf16', 'fp16', 'fp32', got fp8.",
     "--model SeqCls": "model: no class named 'SeqCls'; known: ",
-    "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, Alpaca, ArithmeticInstructions, Conversations, Food101, GLUE, IMDB, ImageFolder, SST2, Text, TextClassification, TextMultiLabel, TextRegression.",
+    "--data SST3": "data: no class named 'SST3' (did you mean SST2?); known: AGNews, Alpaca, ArithmeticInstructions, Conversations, Food101, GLUE, IMDB, ImageFolder, ",
     "--data.batch_size 0": "data.batch_size must be at least 1, got 0.",
     "--data.train_file none.tsv": "data.train_file none.tsv: No such file or directory.",
     "--data.text_column words": "line 2: no column 'words'; it has: sentence, label",

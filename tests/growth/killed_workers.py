@@ -105,9 +105,8 @@ def main() -> int:
         whole = [each for each in steps if each == sorted(set(each))]
         again = [log for log in (root / "logs").glob("*.log") if ended_twice(log)]
         print(
-            f"{options.trials} trials on {options.select or options.launcher}, {len(killed)} kills, {calls} calls of "
-            f"sweep, "
-            f"{time.monotonic() - started:.0f} s: {options.trials - len(ok)} lost, {len(again)} run twice, "
+            f"{options.trials} trials on {options.select or options.launcher}, {len(killed)} kills, {calls} calls "
+            f"of sweep, {time.monotonic() - started:.0f} s: {options.trials - len(ok)} lost, {len(again)} run twice, "
             f"{len(ok) - len(whole)} with a step twice in their curves"
         )
         return 0 if len(ok) == options.trials and not again and len(whole) == len(ok) else 1

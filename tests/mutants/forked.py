@@ -97,12 +97,6 @@ class Copy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "repository"
-        self._fill()
-        if (shared := ROOT.parent / "shared").is_dir():
-            (folder / "shared").symlink_to(shared)
-        self._changes = 0
-
-    def _fill(self) -> None:
         listed = ("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
         for name in filter(None, names):
@@ -110,6 +104,9 @@ class Copy:
             target.parent.mkdir(parents=True, exist_ok=True)
             if (ROOT / name).is_file():
                 shutil.copy2(ROOT / name, target)
+        if (shared := ROOT.parent / "shared").is_dir():
+            (folder / "shared").symlink_to(shared)
+        self._changes = 0
 
     @contextmanager
     def changed(self, file: str, text: str) -> Iterator[None]:
@@ -123,8 +120,6 @@ class Copy:
         try:
             yield
         finally:
-            if not path.exists():  # a faulty line may remove the wrong folder
-                self._fill()
             path.write_bytes(before)
             os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 

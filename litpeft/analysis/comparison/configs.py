@@ -23,7 +23,9 @@ FIELD_KEYS = {  # record field used as an axis -> config keys that it covers, wi
     "model_name": ("model.init_args.model_name", "data.init_args.tokenizer"),
     "data": ("data",),
     "effective_batch_size": (
-        *("data.init_args.batch_size", "data.init_args.batch_tokens", "trainer.accumulate_grad_batches"),
+        "data.init_args.batch_size",
+        "data.init_args.batch_tokens",
+        "trainer.accumulate_grad_batches",
     ),
 }
 NO_EFFECT = re.compile(  # config keys that do not affect results

@@ -137,13 +137,7 @@ def _search(
                 if repeats > REPEATS:
                     untried = next(each for each in points if each not in tried)
                     study.enqueue_trial(dict(zip(values, untried, strict=True)))
-                suggestion = study.ask()
-                point = tuple(
-                    suggestion.suggest_int(dimension, 0, len(each) - 1)
-                    if isinstance(each, range)
-                    else suggestion.suggest_categorical(dimension, each)
-                    for dimension, each in values.items()
-                )
+                suggestion, point = _suggested(study, values)
                 repeats = repeats + 1 if point in tried or point not in points else 0
                 if point not in points or any(point == each for _, each in running.values()):  # excluded, or running
                     study.tell(suggestion, state=optuna.trial.TrialState.PRUNED)
@@ -157,6 +151,17 @@ def _search(
                 mean, ended = future.result()
                 study.tell(suggestion, mean, state=failed if mean is None else None)
                 stopped |= not {"interrupted", "waiting"}.isdisjoint(ended)  # waiting: stopped before it began
+
+
+def _suggested(study: Any, values: Mapping[str, Sequence[Any]]) -> tuple[Any, tuple[Any, ...]]:
+    """Return the study's next suggestion and its point; `values` as for `_search`."""
+    suggestion = study.ask()
+    return suggestion, tuple(
+        suggestion.suggest_int(dimension, 0, len(each) - 1)
+        if isinstance(each, range)
+        else suggestion.suggest_categorical(dimension, each)
+        for dimension, each in values.items()
+    )
 
 
 def _mean(metric: str | None, jobs: list[Job], run: Run) -> tuple[float | None, list[str]]:

@@ -60,25 +60,29 @@ def main(arguments: list[str] | None = None) -> int:
     sys.path.insert(0, os.getcwd())  # the user's own classes; the console script `litpeft` does not add this folder
     try:
         with naming_options():
-            return _run(verb, arguments)
+            code = _run(verb, arguments)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"litpeft: error: {one_line(str(error))}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever reads the output has read enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still buffered goes nowhere
+        return 141  # 128 + SIGPIPE, which Windows does not have
 
 
 def _run(verb: str, arguments: list[str]) -> int:
     _check_utf8(arguments)
-    if verb in COMMANDS:
-        if verb in PLANNING:
-            importlib.import_module("litpeft.cli.first_look").look(PLANNING[verb], arguments[1:])
-        return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
-    if verb in TRAINER_VERBS:
+    if (parser := verb if verb in TRAINER_VERBS else PLANNING.get(verb)) is not None:
         help_of = importlib.import_module("litpeft.cli.short_help")
-        if (text := help_of.help_text(verb, arguments[1:])) is not None:
-            print(text)
+        if (text := help_of.help_text(parser, arguments[1:])) is not None:
+            print(text.rstrip())
             return 0
         arguments = help_of.without_all(arguments)
-        importlib.import_module("litpeft.cli.first_look").look(verb, arguments[1:])
+        importlib.import_module("litpeft.cli.first_look").look(parser, arguments[1:])
+    if verb in COMMANDS:
+        return importlib.import_module(f"litpeft.commands.{verb}").main(arguments[1:])
+    if verb in TRAINER_VERBS:
         return importlib.import_module("litpeft.commands.training").main(arguments)
     guess = did_you_mean(verb, TRAINER_VERBS | COMMANDS)
     raise UserError(f"no verb {verb!r}{guess}; `litpeft --help` lists them.")

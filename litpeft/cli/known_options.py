@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -25,9 +26,9 @@ NUMBERS = ("int", "float")  # types of options whose values are checked
 def load(verb: str) -> dict[str, Any] | None:
     """Return what `store` kept for a verb; None if nothing was kept by this version.
 
-    Its parts: `options`, all options of the parser with their dashes; `of_classes`, options that classes have; and by
-    option that names a class of litpeft (`model.adapter`): `classes`, by name their arguments with a type if it is a
-    number, else null; `takers`, by argument the names of the classes that have it.
+    Its parts: `help`, the parser's own; `options`, all options of the parser with their dashes; `of_classes`, options
+    that classes have; and by option that names a class of litpeft (`model.adapter`): `classes`, by name their
+    arguments with a type if it is a number, else null; `takers`, by argument the names of the classes that have it.
     """
     try:
         found = json.loads(_file(verb).read_bytes())
@@ -42,12 +43,24 @@ def store(parsers: Mapping[str, Any]) -> None:
         if (file := _file(verb)).exists():
             continue
         options = [word for action in parser._actions for word in action.option_strings if word.startswith("--")]
-        content = {"options": sorted(options), "of_classes": of_classes(), **_classes()}
+        content = {"help": _help(parser), "options": sorted(options), "of_classes": of_classes(), **_classes()}
         with suppress(OSError):  # a cache that cannot be written costs time only
             file.parent.mkdir(parents=True, exist_ok=True)
             for older in file.parent.glob(f"{verb}-*.json"):
                 older.unlink(missing_ok=True)
             write_atomically(file, json.dumps(content))
+
+
+def _help(parser: Any) -> str:
+    """Return the parser's help as it is in a file or a terminal of 100 columns."""
+    plain = {"COLUMNS": "100", "NO_COLOR": "1"}
+    before = {name: os.environ.get(name) for name in plain}
+    os.environ.update(plain)
+    try:
+        return str(parser.format_help())
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def of_classes() -> list[str]:

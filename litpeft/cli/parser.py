@@ -23,6 +23,7 @@ NOISE = re.compile(
     r"|Expected a <class 'NoneType'>"
 )
 CALLABLE = re.compile(r"Type .* expects a function or a callable class: ")  # stands before the reason
+SHOWN_VERBS = {"show_data": "data"}  # name of a verb's parser -> the verb
 SHAPE = re.compile(r"Expected a <class 'list'>")  # reported only if there is no other reason
 
 
@@ -48,6 +49,14 @@ class OneLineParser(LightningArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         # with abbreviations, a new option could change what an existing script means
         super().__init__(*args, allow_abbrev=False, **options)
+
+    def format_help(self) -> str:
+        """Return the help without the usage of the stock parser, 180 lines with the names of all options."""
+        _, _, described = super().format_help().partition("\n\n")
+        _, *verbs = (self.prog or "").split()
+        if not verbs:  # of one class
+            return described
+        return f"usage: litpeft {SHOWN_VERBS.get(verbs[-1], verbs[-1])} [--OPTION VALUE ...]\n\n{described}"
 
     def parse_args(self, *args: Any, **options: Any) -> Namespace:
         if self._subcommands_action is not None:  # not an inner parser

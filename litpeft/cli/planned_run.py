@@ -19,13 +19,13 @@ class _Planning(Trainer):
     """A trainer class with a method for each planning verb, because the parser looks verbs up as methods."""
 
     def estimate(self, model: Any, datamodule: Any) -> None:
-        """Estimate the memory of a run; its own options are at the end."""
+        """Estimate the memory of a run; its own options come first, those of `fit` follow."""
 
     def show_data(self, model: Any, datamodule: Any) -> None:
-        """Show the data of a run; its own options are at the end."""
+        """Show the data of a run; its own options come first, those of `fit` follow."""
 
     def find_lr(self, model: Any, datamodule: Any) -> None:
-        """Find learning rates with a range test; its own options are at the end."""
+        """Find learning rates with a range test; its own options come first, those of `fit` follow."""
 
 
 class PlannedRunCLI(LitPeftCLI):

@@ -1,11 +1,14 @@
 """`litpeft fit --help`: one screen of the options that people use; `--help all` prints every option of the parser.
 
-Printed before torch is imported. To show an option, add a row; a test gives all of them to the parser.
+Printed before torch is imported; every option too, if an earlier command of this version has kept the parser's help.
+To show an option in short, add a row; a test gives all of them to the parser.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+from litpeft.cli import known_options
 
 HELP = ("-h", "--help")
 Rows = tuple[tuple[str, str], ...]  # (option with its value, what it does)
@@ -69,15 +72,17 @@ SPLITS = {
 
 
 def help_text(verb: str, arguments: Sequence[str]) -> str | None:
-    """Return the help of a verb; None if it is not asked for, or all of it.
+    """Return the help of a verb; None if it is not asked for, or only the parser can give it.
 
     Args:
-        verb: fit, validate, test or predict.
+        verb: fit, validate, test or predict; or the parser's name of a command that takes the options of fit.
         arguments: the words after the verb.
     """
     asked = [place for place, word in enumerate(arguments) if word in HELP]
-    if not asked or list(arguments[asked[0] + 1 :][:1]) == ["all"]:
+    if not asked:
         return None
+    if verb not in EXAMPLES or list(arguments[asked[0] + 1 :][:1]) == ["all"]:
+        return (known_options.load(verb) or {}).get("help")
     lines = [f"usage: litpeft {verb} [--OPTION VALUE ...]", "", f"  {EXAMPLES[verb]}", ""]
     for title, rows in FIT if verb == "fit" else (("options", _rows(verb)),):
         lines += [title] + [f"  {option:36} {what}" for option, what in rows]

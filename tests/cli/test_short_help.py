@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
+from lightning.pytorch.cli import LightningCLI
 
 from litpeft.__main__ import main
-from litpeft.cli.short_help import FINISHED, FIT, help_text
+from litpeft.cli import known_options
+from litpeft.cli.short_help import FINISHED, FIT
 from tests.cli.test_first_look import IN_FRESH_PROCESS
 
 VALUES = {  # values of the options in the help of fit, in an order that the parser takes
@@ -88,7 +93,38 @@ def test_finished_runs_have_a_help_of_their_own(verb: str, capsys: pytest.Captur
     assert printed.count("\n  --") == len(FINISHED)
 
 
-def test_all_is_the_help_of_the_parser(capsys: pytest.CaptureFixture) -> None:
-    assert help_text("fit", ["--help", "all"]) is None
-    assert main(["fit", "--help", "all"]) == 0
-    assert "--trainer.gradient_clip_algorithm" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["fit", "--help", "all"], "--trainer.gradient_clip_algorithm"),
+        (["test", "-h", "all"], "--ckpt_path"),
+        (["estimate", "--help"], "--device DEVICE"),
+        (["data", "--help"], "--examples"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else " ".join(each),
+)
+def test_all_is_the_help_of_the_parser_the_second_time_without_it(
+    arguments: list[str],
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.setattr(known_options, "_file", lambda verb: tmp_path / verb)
+    monkeypatch.setenv("COLUMNS", "100")
+    with suppress(SystemExit):  # of the parser
+        main(arguments)
+    of_the_parser = capsys.readouterr().out
+    assert f"  {option} " in of_the_parser
+    assert of_the_parser.startswith(f"usage: litpeft {arguments[0]} [--OPTION VALUE ...]\n\n")
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delattr(LightningCLI, "parse_arguments")
+    assert main(arguments) == 0
+    assert capsys.readouterr().out == of_the_parser
+    assert os.environ["COLUMNS"] == "40"
+
+
+def test_a_reader_may_stop_reading() -> None:
+    pipe = f"{sys.executable} -m litpeft fit --help | head -0; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) in ((141, ""), (0, ""))  # 0: all was written before

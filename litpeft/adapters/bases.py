@@ -35,7 +35,8 @@ class Base:
     model is loaded already. Embeddings, norms, biases, tied weights and modules trained in full are not quantised.
 
     Args:
-        skip: layers not to quantise: module-name suffixes and presets, as in `targets`.
+        skip: layers not to quantise: module-name suffixes and presets, as in `targets`; a name of a module with layers
+            stands for all of them.
         option: option that sets `skip`, for errors.
     """
 

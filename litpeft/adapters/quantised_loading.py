@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: S
 
     Args:
         model: the model, with weights or on the meta device.
-        skip: module-name suffixes and presets of layers not to quantise.
+        skip: module-name suffixes and presets of layers not to quantise, or of modules with none inside to quantise.
         modules_to_save: name suffixes of modules trained in full: no layer inside them is quantised.
     """
     skipped = suffix_pattern(skip)
@@ -59,7 +60,8 @@ def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: S
     return [
         name
         for name in linear + stacked
-        if not skipped.fullmatch(name) and not any(f".{part}." in f".{name}." for part in trained_in_full)
+        if not any(map(skipped.fullmatch, itertools.accumulate(name.split("."), "{}.{}".format)))
+        and not any(f".{part}." in f".{name}." for part in trained_in_full)
     ]
 
 

@@ -29,6 +29,7 @@ from litpeft.adapters.bases import Base, EightBit, FourBit
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.linear8bit import Linear8bit
 from litpeft.adapters.packaged_linear import PackagedLinear, quantises_inputs
+from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.adapters.quantised_model import quantised_layers, to_conv1d
 from litpeft.cli.finished_run import trained_task
 from litpeft.commands.estimate import Plan
@@ -481,6 +482,19 @@ def test_a_weight_of_another_shape_is_named(tiny_llama: str) -> None:
         ValueError, match=r"layers\.0\.mlp\.\w+\.weight has the shape \(.*\) in the file, but \(.*\) in the model"
     ):
         AutoModelForCausalLM.from_pretrained(tiny_llama, config=config, **read_base("int8").loading(CPU, ()))
+
+
+@pytest.mark.parametrize("loading", [True, False])
+@pytest.mark.parametrize("skip", ["layers.1", "model.layers.1", "1.mlp", "layers"])
+def test_a_name_of_a_module_leaves_out_all_layers_in_it(skip: str, loading: bool, tiny_llama: str) -> None:
+    base = EightBit(skip=[skip])
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, **(base.loading(CPU, ()) if loading else {}))
+    base.quantise(model.requires_grad_(False))
+    left = {name for name, each in model.named_modules() if type(each) is nn.Linear}
+    found = {name for name, each in model.named_modules() if isinstance(each, QuantisedLinear)}
+    assert found == {name for name in found | left if f".{skip}." not in f".{name}"}
+    assert found
+    assert left
 
 
 ALL = ["query", "key", "value", "projection", "mlp", "head"]

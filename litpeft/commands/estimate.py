@@ -117,7 +117,7 @@ class Plan:
         self.classes_assumed = False
         tokens = options.tokens
         if tokens is None and options.no_data:
-            tokens = cli.datamodule.max_length
+            tokens = min(cli.datamodule.max_length, cli.datamodule.batch_tokens or cli.datamodule.max_length)
         self.later: dict[str, Tensor] | None = None
         self._read(cli.datamodule, tokens, options.trainer)
 
@@ -125,7 +125,9 @@ class Plan:
         """Set the batch: the longest of the data, with which a run starts, or a made-up one with `tokens` per row."""
         self.rows, self.tokens = data.batch_size, tokens
         if tokens and data.batch_tokens:
-            self.rows = max(1, data.batch_tokens // tokens)
+            self.rows = data.batch_tokens // tokens
+            if not self.rows:
+                raise UserError(f"--tokens {tokens}: batches have at most {data.batch_tokens} (data.batch_tokens).")
         if tokens is not None:
             if tokens < 1:
                 raise UserError(f"--tokens must be at least 1, got {tokens}.")

@@ -257,6 +257,7 @@ def test_an_estimate_that_does_not_fit_names_the_batch_that_would(
         (["--compare", "lora,lorra"], "--compare: no adapter is named 'lorra'; known: "),
         (["--compare", "qlora"], "--compare: no adapter is named 'qlora'; known: "),
         (["--tokens", "0"], "--tokens must be at least 1, got 0."),
+        (["--tokens", "32", "--data.batch_tokens", "31"], "--tokens 32: batches have at most 31 (data.batch_tokens)."),
         (["--tokens", "600"], "data.max_length 600 is more than the 512 positions of "),
         (
             ["--data.train_file", "none.json", "--data.tokenizer", "gone/away"],
@@ -284,6 +285,16 @@ def test_a_mistake_is_one_sentence(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(("tokens", "rows", "width"), [(32, 3, 32), (33, 3, 33), (None, 1, 64), (100, 1, 100)])
+def test_made_up_batches_have_at_most_the_tokens_of_a_batch(
+    tokens: int | None, rows: int, width: int, config_alone: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    most = {32: 127, 33: 99, 100: 100}.get(tokens or 0, 64)
+    arguments = ["--tokens", str(tokens)] if tokens else ["--no_data", "--data.max_length", "128"]
+    assert main(["estimate", *config_alone, *arguments, "--data.batch_tokens", str(most), "--no_search"]) == 0
+    assert f"batches of {rows} x {width} tokens (made-up batch)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_largest_value_that_fits_is_found_for_any_growth() -> None:

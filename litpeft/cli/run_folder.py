@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from litpeft.errors import UserError
 from litpeft.runs.folder import CONFIG, NEW_OPTIONS, newest_checkpoint, saved_config
 from litpeft.runs.lock import FolderInUse, lock
 from litpeft.runs.record import path_in_run_folder
+
+DEVICE_OPTIONS = ("trainer.devices", "trainer.num_nodes", "trainer.strategy")
 
 
 def lock_run_folder(run_dir: Path) -> FileLock:
@@ -42,6 +45,20 @@ def keep_old_options(options: Namespace, run_dir: Path) -> None:
         given, saved = options[group].init_args, config.get(group, {}).get("init_args") or {}
         if name in given and name not in saved:
             given[name] = value
+
+
+def unlike_the_training(options: Namespace, given: Container[str]) -> None:
+    """Set what need not be as in the training of a finished run: its devices, and how its rows are put into batches.
+
+    Args:
+        options: options of the run; changed in place.
+        given: options on the command line.
+    """
+    if not any(option in given for option in DEVICE_OPTIONS):
+        trainer = options.trainer
+        trainer.devices, trainer.num_nodes, trainer.strategy = 1, 1, "auto"
+    if "data.batch_size" in given and options.data.init_args.get("batch_tokens") and "data.batch_tokens" not in given:
+        options.data.init_args.batch_tokens = None
 
 
 def selected_checkpoint(run_dir: Path, record: dict[str, Any]) -> Path:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from litpeft.__main__ import main
 from litpeft.adapters import LoRA
+from litpeft.commands.training import FitCLI
 from litpeft.data import SST2, Alpaca
 from litpeft.runs.record import read_record
 from litpeft.tasks import CausalLM, SequenceClassification
@@ -141,7 +142,10 @@ def test_the_average_over_ranks_is_that_over_rows(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(
-    tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    fit_arguments: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     arguments = [*fit_arguments, "--data.batch_tokens", "64", "--run_dir", str(tmp_path / "run")]
     assert main([*arguments, "--trainer.max_epochs", "1", "--trainer.accumulate_grad_batches", "2"]) == 0
@@ -153,6 +157,14 @@ def test_the_command_line_takes_it_and_the_record_has_the_mean_rows(
     told = r"batches of at most 64 tokens per device \(data.batch_tokens\), ([\d.]+) rows on average"
     (mean,) = re.findall(told, capsys.readouterr().err)
     assert round(2 * float(mean)) == pytest.approx(record["effective_batch_size"], abs=1)
+    monkeypatch.setattr(FitCLI, "after_validate", lambda cli: loaders.append(cli.trainer.val_dataloaders))
+    evaluate = ["validate", "--run_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"]
+    loaders: list[Any] = []
+    for more in ([], ["--data.batch_size", "3"], ["--data.batch_size", "3", "--data.batch_tokens", "96"]):
+        assert main([*evaluate, *more]) == 0
+    by_tokens, by_rows, by_more_tokens = (list(map(len, loader.sampler)) for loader in loaders)
+    assert set(by_rows[:-1]) == {3}
+    assert len(by_more_tokens) < len(by_tokens) != len(by_rows)
 
 
 def test_a_run_stopped_within_an_epoch_resumes_exactly(tmp_path: Path, fit_arguments: list[str]) -> None:

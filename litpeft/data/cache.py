@@ -39,7 +39,7 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return a hash of a tokenizer's rules and vocabulary; its name and folder do not matter."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        rules: Any = [tokenizer.get_vocab(), tokenizer.special_tokens_map]
+        rules: Any = [tokenizer.get_vocab(), tokenizer.special_tokens_map, "specials around whole texts"]
     else:
         rules = json.loads(backend.to_str())
         rules.pop("truncation"), rules.pop("padding")  # options of the last call, not of the tokenizer

@@ -159,14 +159,21 @@ class Sequences(FineTuneData):
 
     def _in_parts(self, text: str, spans: list[Span], specials: bool) -> tuple[list[int], list[Span]]:
         """Tokenise the answers apart from what is between them, with a tokenizer that gives no offsets."""
-        ids, places, at = [], [], 0
+        before, after = self._added(text) if specials else ([], [])
+        ids, places, at = before, [], 0
         for start, end in spans:
             for part in (text[at:start], text[start:end]):
-                before = len(ids)
-                ids += self._call_tokenizer([part], specials and not ids)["input_ids"][0] if part else []
-            places.append((before, len(ids)))
+                first = len(ids)
+                ids = ids + self._call_tokenizer([part], False)["input_ids"][0]
+            places.append((first, len(ids)))
             at = end
-        return ids + self._call_tokenizer([text[at:]], specials and not ids)["input_ids"][0], places
+        return ids + self._call_tokenizer([text[at:]], False)["input_ids"][0] + after, places
+
+    def _added(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the special tokens that the tokenizer adds before and after a text."""
+        bare, whole = (self._call_tokenizer([text], specials)["input_ids"][0] for specials in (False, True))
+        start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        return whole[:start], whole[start + len(bare) :]
 
     def _with_one_end(self, ids: list[int], answered: bool) -> list[int]:
         """Remove the end-of-text token that a tokenizer adds where it must not be: after a prompt, or a second one."""

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from tokenizers import processors
+from transformers import ByT5Tokenizer
 
 from litpeft.data import Conversations
+from litpeft.data.token_rows import NO_LOSS
 from tests.data.test_conversations import TURNS, load, marked, tokenizer, write
 from tests.data.test_odd_conversations import HIDES_THE_END
 from tests.data.test_text_classification import make
@@ -40,6 +42,48 @@ def test_one_end_follows_an_answer_and_none_a_prompt(ending: Conversations) -> N
     batch, *_ = next(ending.prompts("train", 1))
     assert end not in batch["input_ids"][0].tolist()
     assert all(end not in prompt for prompt in ending.prompt_tokens(["What is one?"]))
+
+
+class Between(ByT5Tokenizer):
+    """A tokenizer in Python, which gives no offsets, and puts every text between two special tokens."""
+
+    def build_inputs_with_special_tokens(
+        self, token_ids_0: list[int], token_ids_1: list[int] | None = None
+    ) -> list[int]:
+        assert token_ids_1 is None
+        return [self.pad_token_id, *token_ids_0, self.eos_token_id]
+
+
+@pytest.mark.parametrize("kind", [ByT5Tokenizer, Between])
+@pytest.mark.parametrize("specials", [True, False])
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        ("one 🙂 two", [(4, 5)]),
+        ("one 🙂 two", [(6, 9)]),
+        ("one 🙂 two", [(0, 9)]),
+        ("one 🙂 two", [(0, 3), (6, 8)]),
+        ("one 🙂 two", []),
+        ("a", [(0, 1)]),
+    ],
+)
+def test_a_tokenizer_without_offsets_gives_the_tokens_of_the_whole_text(
+    kind: type[ByT5Tokenizer], specials: bool, text: str, answers: list[tuple[int, int]]
+) -> None:
+    data, found = object.__new__(Conversations), kind()
+    data.tokenizer = found
+    columns = {name: column.to_pylist()[0] for name, column in data.tokenised([text], [answers], specials).items()}
+    whole = found(text, add_special_tokens=specials)["input_ids"]
+    end = [found.eos_token_id] if specials and not answers else []  # none after a prompt
+    assert columns["ids"] + end == whole
+    bytes_at = [len(text[:place].encode()) for place in range(len(text) + 1)]
+    first = int(specials and kind is Between)
+    spans = [(first + bytes_at[start], first + bytes_at[stop]) for start, stop in answers]
+    learned = [place for place, loss in enumerate(columns["loss"]) if loss != NO_LOSS]
+    assert learned == [place for span in spans for place in range(*span)]
+    assert (columns["first"], columns["last"]) == (
+        (spans[0][0], spans[-1][0]) if spans else (len(columns["ids"]), len(columns["ids"]))
+    )
 
 
 def test_a_row_of_exactly_max_length_is_kept(tmp_path: Path) -> None:

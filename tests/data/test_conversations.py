@@ -189,6 +189,15 @@ def test_the_columns_of_each_kind_of_table_give_the_same_row(layout: str, tmp_pa
     assert facts["unused_columns"] == ["id"]
 
 
+@pytest.mark.parametrize("empty", ["", " ", None])
+def test_earlier_answers_are_not_learned_from_a_row_without_an_answer(empty: str | None, tmp_path: Path) -> None:
+    row = LAYOUTS["Alpaca with system and history"]
+    data = load(tmp_path, [row | {"output": empty}, row], "llama3")
+    assert data.describe()["tables"]["train"]["empty_responses_dropped"] == 1
+    assert len(data.rows["train"]) == 1
+    assert marked(data) == WRITTEN["llama3"]
+
+
 def test_columns_are_overridden_by_options(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "no"}], "ask": "What is one?", "reply": "It is 1."}
     data = load(tmp_path, [row] * 2, "chatml", prompt_column="ask", response_column="reply")

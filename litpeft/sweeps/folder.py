@@ -161,27 +161,25 @@ class YamlText:
     """Writes configurations as YAML, and keeps the text of each part: trials share most of theirs."""
 
     def __init__(self) -> None:
-        self._parts: dict[int, list[str]] = {}  # id of a mapping, which must stay alive -> lines
-        self._values: dict[tuple[str, type, str], list[str]] = {}
+        self._parts: dict[tuple[int, str], str] = {}  # id of a mapping, which must stay alive, and indentation -> text
+        self._values: dict[tuple[str, type, str, str], str] = {}
 
-    def __call__(self, config: Mapping[str, Any]) -> str:
-        return "".join(self._lines(config))
+    def __call__(self, config: dict[str, Any], indent: str = "") -> str:
+        name = id(config), indent
+        if name not in self._parts:
+            self._parts[name] = "".join([self._entry(key, value, indent) for key, value in config.items()])
+        return self._parts[name]
 
-    def _lines(self, config: Mapping[str, Any]) -> list[str]:
-        if id(config) not in self._parts:
-            self._parts[id(config)] = [line for key, value in config.items() for line in self._entry(key, value)]
-        return self._parts[id(config)]
+    def _entry(self, key: str, value: Any, indent: str) -> str:
+        if isinstance(value, dict) and value:
+            return self._value(key, {}, indent).removesuffix(" {}\n") + "\n" + self(value, f"{indent}  ")
+        return self._value(key, value, indent)
 
-    def _entry(self, key: str, value: Any) -> list[str]:
-        if isinstance(value, Mapping) and value:
-            head = self._value(key, {})[0].removesuffix(" {}\n")
-            return [f"{head}\n", *(f"  {line}" for line in self._lines(value))]
-        return self._value(key, value)
-
-    def _value(self, key: str, value: Any) -> list[str]:
-        name = key, type(value), repr(value)
+    def _value(self, key: str, value: Any, indent: str) -> str:
+        name = key, type(value), repr(value), indent
         if name not in self._values:
-            self._values[name] = yaml.dump({key: value}, Dumper=DUMPER, sort_keys=False).splitlines(keepends=True)
+            text = yaml.dump({key: value}, Dumper=DUMPER, sort_keys=False)
+            self._values[name] = "".join(indent + line for line in text.splitlines(keepends=True))
         return self._values[name]
 
 

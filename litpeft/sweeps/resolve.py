@@ -64,6 +64,14 @@ def varying(configs: Iterable[dict[str, Any]]) -> list[str]:
     first, *others = configs
     names: set[str] = set()
     for other in others:
-        parts = [key for key in first.keys() | other.keys() if first.get(key) is not other.get(key)]  # most are shared
-        names |= changed_options(*({key: each[key] for key in parts if key in each} for each in (first, other))).keys()
+        names |= changed_options(_not_shared(first, other), _not_shared(other, first)).keys()
     return sorted(names)
+
+
+def _not_shared(config: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Return the parts of a configuration that are not the same objects in the other: trials share most of theirs."""
+    return {
+        key: _not_shared(value, other[key]) if isinstance(value, dict) and isinstance(other.get(key), dict) else value
+        for key, value in config.items()
+        if key not in other or other[key] is not value
+    }

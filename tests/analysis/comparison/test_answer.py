@@ -219,6 +219,18 @@ def test_there_is_a_sentence_for_each_other_group_with_a_finished_run(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("number", "named"), [(6, "rank=1, rank=2, rank=3, rank=4, rank=5 and rank=6"), (7, "7 groups")]
+)
+def test_up_to_six_groups_are_named(number: int, named: str, tmp_path: Path) -> None:
+    for rank in range(number + 1):
+        for seed, accuracy in enumerate(BAD if rank else GOOD):
+            options = {"model.init_args.adapter.init_args.rank": rank}
+            write_run(tmp_path / f"{rank}-{seed}", "lora", seed, accuracy, options=options)
+    found = answered(tmp_path, by=["rank"], baseline="rank=0")
+    assert found.headline == f"On 872 validation rows, {named} are worse than rank=0 in validation accuracy."
+
+
+@pytest.mark.parametrize(
     ("fields", "text"),
     [
         ({"verdict": "better"}, "better"),

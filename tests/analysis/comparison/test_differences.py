@@ -156,6 +156,17 @@ def test_several_seeds_are_tested_over_rows_with_bootstrap_and_holm(tmp_path: Pa
     assert found[0].test == "paired bootstrap over examples"
 
 
+@pytest.mark.parametrize("spare", [0, -1])
+def test_row_results_are_read_unasked_up_to_8_mib_of_them(spare: int, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name, name, examples=rows([1, 0, 1])) for name in ("none", "lora")]
+    files = [run / "val_examples.json" for run in runs]
+    more = 8 * 2**20 - spare - sum(file.stat().st_size for file in files)
+    with files[1].open("a") as file:
+        file.write(" " * more)  # JSON may end in blanks
+    assert bool(compare([tmp_path]).groups[1].over_examples) == (spare == 0)
+    assert compare([tmp_path], examples=True).groups[1].over_examples
+
+
 @pytest.mark.parametrize("change", [{"table": "val-2"}, {"step": 50}])
 def test_row_results_of_other_rows_or_steps_are_left_out(tmp_path: Path, change: dict) -> None:
     write_run(tmp_path / "a", "none", examples=rows([1, 0, 1]))

@@ -497,6 +497,16 @@ def test_a_name_of_a_module_leaves_out_all_layers_in_it(skip: str, loading: bool
     assert left
 
 
+@pytest.mark.parametrize("trained", ["model.layers.0.self_attn.q_proj", "model.layers.1.mlp.down_proj"])
+def test_a_layer_that_is_trained_is_not_quantised_and_all_others_are(trained: str, tiny_llama: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False)
+    model.get_submodule(trained).weight.requires_grad = True
+    linear = {name for name, each in model.named_modules() if type(each) is nn.Linear}
+    EightBit().quantise(model)
+    quantised = {name for name, each in model.named_modules() if isinstance(each, QuantisedLinear)}
+    assert quantised == linear - {trained, "lm_head"}
+
+
 ALL = ["query", "key", "value", "projection", "mlp", "head"]
 
 

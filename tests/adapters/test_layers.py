@@ -293,6 +293,7 @@ def test_bf16_error_is_at_most_twice_that_of_the_merged_layer(name: str, magnitu
     assert out.dtype == torch.bfloat16
     exact, leaves = dense(base, layer, x)
     composed = layer.merged_matrix(layer.matrix().double()).bfloat16()  # merged in float64, rounded once
+    assert not composed.requires_grad
     plain = plain_product(base, x, composed, getattr(base, "bias", None))
     assert distance(out, exact) <= 2 * distance(plain, exact)
     upstream = upstream_of(layer, x)

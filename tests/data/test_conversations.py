@@ -205,6 +205,15 @@ def test_columns_are_overridden_by_options(tmp_path: Path) -> None:
     assert data.describe()["tables"]["train"]["unused_columns"] == ["messages"]
 
 
+def test_the_columns_that_a_table_may_have_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        load(tmp_path, [{"text": "What is one?", "id": 3}] * 2)
+    assert str(error.value).endswith(
+        "line 1: no column has conversations; it has: text, id; give one of messages, conversations, or instruction with "
+        "output (see data.messages_column and data.prompt_column)."
+    )
+
+
 CALL = {"name": "add", "arguments": {"a": 1}}
 TOOL_ROW = {
     "conversations": [

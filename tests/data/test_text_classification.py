@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -29,6 +30,19 @@ def make(kind=TextClassification, stage: str = "fit", **options) -> FineTuneData
 def tsv(path: Path, *rows: str, header: str = "text\tlabel") -> str:
     path.write_text("\n".join([header, *rows]) + "\n")
     return str(path)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_live_through_all_epochs(
+    workers: int, tiny_model: str, sentences: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"train_file": sentences["train"], "val_file": sentences["val"]}
+    data = make(SST2, tokenizer=tiny_model, num_workers=workers, **files)
+    monkeypatch.setattr(type(data.rows["train"]), "__getitem__", lambda *_: os.getpid())
+    loader = data.train_dataloader()
+    processes = {process for _ in range(2) for process in loader}
+    assert len(processes) == 1
+    assert (os.getpid() in processes) == (workers == 0)
 
 
 def test_a_batch_is_the_padded_output_of_the_tokenizer(tiny_model: str, sentences: dict[str, str]) -> None:

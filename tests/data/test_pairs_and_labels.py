@@ -103,8 +103,14 @@ def test_a_tokenizer_without_separator_is_warned_of(
     byte_llama: str, pair_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     file = pairs(tmp_path / "a.tsv", [("the cat", "sat down", "yes"), ("the cat sat", "down", "no")])
-    for model, warned in ((byte_llama, True), (pair_model, False)):
-        make(tokenizer=model, train_file=file, val_file=file, text_column=["premise", "hypothesis"])
+    pair, text = {"text_column": ["premise", "hypothesis"]}, {"text_column": "premise"}
+    for model, options, warned in (
+        (byte_llama, pair, True),
+        (byte_llama, pair | {"join_columns": True}, False),
+        (byte_llama, text, False),
+        (pair_model, pair, False),
+    ):
+        make(tokenizer=model, train_file=file, val_file=file, **options)
         assert ("this tokenizer has no separator" in capsys.readouterr().err) == warned
 
 

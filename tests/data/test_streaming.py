@@ -14,7 +14,7 @@ import torch
 from pyarrow import parquet
 
 from litpeft.__main__ import main
-from litpeft.data import Conversations, FineTuneData, Text, TextClassification
+from litpeft.data import Conversations, FineTuneData, Text, TextClassification, TextMultiLabel
 from litpeft.data.told import tell
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
@@ -248,6 +248,19 @@ def test_the_classes_of_a_stream_must_be_known(tmp_path: Path, tiny_model: str) 
     given = {"tokenizer": tiny_model, "train_file": file, "text_column": "a", "streaming": True, "val_samples": 9}
     with pytest.raises(UserError, match=r"rows have 2 different ones: give all as --data.label_names '\[bad, good\]'"):
         make(TextClassification, **given)
+
+
+def test_label_sets_are_streamed_with_their_names(tmp_path: Path, tiny_model: str) -> None:
+    rows = [
+        {"text": "good", "labels": [name for bit, name in enumerate("abc") if number >> bit & 1]} for number in range(8)
+    ]
+    file = write(tmp_path / "a.jsonl", rows)
+    given = {"tokenizer": tiny_model, "train_file": file, "val_file": file, "streaming": True, "batch_size": 8}
+    with pytest.raises(UserError, match=r"rows have 3 different ones: give all as --data.label_names '\[a, b, c\]'"):
+        make(TextMultiLabel, **given)
+    data = make(TextMultiLabel, **given, label_names=["c", "a", "b"])
+    found = sorted(next(iter(data.train_dataloader()))["labels"].tolist())
+    assert found == sorted([number >> 2 & 1, number & 1, number >> 1 & 1] for number in range(8))
 
 
 def test_a_list_of_json_is_not_streamed(tmp_path: Path, chat_tokenizer: str) -> None:

@@ -139,6 +139,25 @@ def inputs(model: PreTrainedModel, masked: bool) -> dict[str, Tensor]:
     return {"input_ids": ids, "position_ids": positions} | mask
 
 
+@pytest.mark.parametrize(("dtype", "calls"), [(torch.bfloat16, 1), (torch.float16, 1), (torch.float32, 3)])
+def test_one_call_computes_all_documents_in_half_precision(dtype: torch.dtype, calls: int) -> None:
+    """On meta tensors, which take the path of a GPU; three documents of at most 8 tokens."""
+    if ours.varlen_attn is None:
+        pytest.skip("this torch has no attention for variable lengths")
+    given = torch.zeros(1, 2, 24, 8, device="meta", dtype=dtype)
+    mask = ours.document_mask(torch.zeros(4, dtype=torch.int32, device="meta"), 8, dtype)
+    alone: list[int] = []
+
+    def count(module: nn.Module, query: Tensor, *_: Any) -> tuple[Tensor, None]:
+        alone.append(query.shape[2])
+        return query.transpose(1, 2), None
+
+    with meta_execution(MetaValues()):
+        out, _ = ours.packed_attention(nn.Module(), given, given, given, mask, 0.0, None, None, count)
+    assert out.shape == (1, 24, 2, 8)
+    assert alone == ([] if calls == 1 else [8] * calls)
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])  # meta tensors take the path of a GPU
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt2"])

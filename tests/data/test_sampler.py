@@ -160,6 +160,17 @@ def test_a_dead_worker_is_reported_once_however_many_epochs_there_were() -> None
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_with_workers_reports_a_dead_one_once(workers: int) -> None:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        rows = LengthGroupedBatches(np.ones(4, int), 4)
+        assert len(list(ResumableLoader(_Same(list(range(4))), rows, num_workers=workers))) == 1
+        assert getattr(signal.getsignal(signal.SIGCHLD), "raises_once", False) == (workers > 0)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_a_position_among_another_number_of_batches_is_refused() -> None:
     loader = ResumableLoader(_Same(list(range(40))), LengthGroupedBatches(np.ones(40, int), 4))
     loader.load_state_dict({"epoch": 0, "batches": 3, "of": 9})

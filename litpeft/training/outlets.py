@@ -135,7 +135,6 @@ class CurveOutlet(Outlet):
     """The file of curves in the run folder, beside the record, which has everything else."""
 
     loggers = ("CurveLogger",)
-    is_remote = False
 
     def settings(self, settings: Mapping[str, Any]) -> None: ...
 

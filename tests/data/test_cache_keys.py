@@ -13,7 +13,16 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from litpeft.data import Conversations, FineTuneData, Text, TextClassification, TextMultiLabel, TextRegression, base
+from litpeft.data import (
+    Conversations,
+    FineTuneData,
+    Text,
+    TextClassification,
+    TextMultiLabel,
+    TextRegression,
+    base,
+    raw_files,
+)
 from litpeft.data.cache import cached_table, dataset_of, highest_token, tokenizer_fingerprint
 from litpeft.data.tabular import TabularData
 
@@ -93,6 +102,24 @@ def test_every_option_that_changes_rows_changes_the_key_and_no_other_does(kind: 
     keys = [key(kind, common), *(key(kind, common, **change) for change in CHANGES[kind])]
     assert len(set(keys)) == len(keys)
     assert {key(kind, common, **same) for same in HARMLESS} == {keys[0]}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_every_byte_of_a_file_counts_unless_it_is_streamed(
+    streaming: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raw_files, "SAMPLED", 20)
+    text = "text\n" + "a b\n" * 30
+    sources = []
+    for changed in (None, 8, 60, 120):
+        file = tmp_path / f"{changed}.csv"
+        file.write_text(text if changed is None else f"{text[:changed]}c{text[changed + 1 :]}")
+        data = Text(train_file=str(file), val_file=str(file), streaming=streaming)
+        sources.append([data.source_of_rows(split)["file"] for split in ("train", "val")])
+    train, val = ([found[number] for found in sources] for number in (0, 1))
+    assert len(set(val)) == 4
+    assert len(set(train)) == (3 if streaming else 4)
+    assert (train[0] == train[2]) == streaming  # not the first or last bytes
 
 
 @pytest.mark.parametrize("kind", KINDS)

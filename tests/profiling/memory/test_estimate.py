@@ -191,6 +191,17 @@ def test_the_peak_of_a_small_model(
     check(make, 16, 48, adapter == "qlora")
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("adapter", ["full", "lora"])
+def test_a_later_step_needs_the_same_memory_without_the_first(adapter: str, optimizer: str, tiny_model: str) -> None:
+    task = SequenceClassification(tiny_model, adapter=ADAPTERS[adapter](), optimizer=OPTIMIZERS[optimizer])
+    batch = task.example(2, 8)
+    whole, later = (trace(task, OneBatch(batch, 8), batch, first_step=first) for first in (True, False))
+    assert set(later.phases) == {"train"}
+    assert later.phases["train"].tensors.split == whole.phases["train"].tensors.split
+    assert later.phases["train"].tensors.bytes > whole.phases["first_step"].tensors.bytes
+
+
 @pytest.mark.parametrize("adapter", ["lora", "dora", "qlora"])
 def test_the_peak_of_a_small_model_in_bf16(adapter: str, tiny_llama: str) -> None:
     """In bf16 the layers keep casts of A and B, which count as adapter weights."""

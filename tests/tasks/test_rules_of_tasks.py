@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torchmetrics
+from lightning import Callback, Trainer
 from torch import nn
 from torchmetrics import classification
 
+from litpeft.adapters import LoRA
+from litpeft.data import SST2
 from litpeft.errors import UserError
-from litpeft.tasks import compute_dtype, head_labels, run_length
+from litpeft.tasks import SequenceClassification, compute_dtype, head_labels, run_length
 from litpeft.tasks.checkpoint_origin import check_complete
 from litpeft.tasks.compute_dtype import check_dtype, use_tf32
 from litpeft.tasks.gradients import check_gradients, compile_blocks, enable_gradient_checkpointing
 from litpeft.tasks.head_labels import match_head_labels
 from litpeft.tasks.metrics import CLASSES, OverTargets, check_metrics, choose_metrics
 from litpeft.tasks.run_length import total_steps
+from tests.conftest import QUIET
 
 PATH = "torchmetrics.classification."
 
@@ -350,3 +355,39 @@ def test_a_schedule_is_continued_if_the_run_has_another_length(
     run_length.continue_schedule(task, saved)
     expected = [("the schedule", "the optimizer", ("new optimizer", "new schedule"), 3)]
     assert told == (expected if moved else [])
+
+
+class Loses(Callback):
+    """Loses the gradients of an adapter, or the numbers in a head, at a batch."""
+
+    def __init__(self, gradients: bool = False, nan_at: int = -1) -> None:
+        self.gradients, self.nan_at = gradients, nan_at
+
+    def on_train_batch_start(self, trainer: Any, task: Any, batch: Any, number: int) -> None:
+        if number == self.nan_at:
+            task.backbone.classifier.weight.data.fill_(torch.nan)
+
+    def on_before_optimizer_step(self, trainer: Any, task: Any, optimizer: Any) -> None:
+        if self.gradients:
+            for parameter in task.adapter.added(task.backbone).values():
+                parameter.grad = None
+
+
+@pytest.mark.parametrize(
+    ("callback", "step", "sentence"),
+    [
+        (Loses(gradients=True), 0, "8 tensors of the adapter got no gradient"),
+        (Loses(nan_at=0), 0, r"the training loss is nan at step 0 \(batch 0 of epoch 0, learning rate 0.001\)"),
+        (Loses(nan_at=3), 3, r"the training loss is nan at step 3 \(batch 3 of epoch 0, learning rate 0.001\)"),
+    ],
+)
+def test_a_run_on_a_cpu_ends_before_the_step_that_would_spoil_its_weights(
+    callback: Callback, step: int, sentence: str, tiny_model: str, sentences: dict[str, str]
+) -> None:
+    data = SST2(train_file=sentences["train"], val_file=sentences["val"], batch_size=2)
+    optimizer = partial(torch.optim.AdamW, lr=1e-3)
+    task = SequenceClassification(tiny_model, adapter=LoRA(rank=2, targets=["query", "value"]), optimizer=optimizer)
+    trainer = Trainer(**QUIET | {"max_steps": 6, "limit_val_batches": 0, "callbacks": [callback]}, log_every_n_steps=50)
+    with pytest.raises(UserError, match=sentence):
+        trainer.fit(task, data)
+    assert trainer.global_step == step

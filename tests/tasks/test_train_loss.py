@@ -36,16 +36,17 @@ def test_the_mean_is_that_of_all_tokens_also_over_a_resume(batches: list[tuple[f
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_the_first_bad_batch_is_reported_and_kept_over_epochs_and_resumes(bad: float) -> None:
-    losses = added([(1.0, 4), (2.0, 4)])
+@pytest.mark.parametrize("start", [0, 1, 2])
+def test_the_first_bad_batch_is_reported_and_kept_over_epochs_and_resumes(start: int, bad: float) -> None:
+    losses = added([(1.0, 4), (2.0, 4)][:start])
     assert losses.first_non_finite() is None
-    added([(bad, 4), (0.5, 4), (math.nan, 4)], losses, start=2)
+    added([(bad, 4), (0.5, 4), (math.nan, 4)], losses, start)
     losses.reset()
     resumed = TrainLoss()
     resumed.load_state_dict(losses.state_dict())
     for each in (losses, resumed):
         batch, loss = each.first_non_finite()
-        assert batch == 2
+        assert batch == start
         assert loss == bad or math.isnan(loss) == math.isnan(bad)
 
 

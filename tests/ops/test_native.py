@@ -576,6 +576,9 @@ def test_a_compiler_that_fails_is_said_and_training_goes_on_with_torch(
     monkeypatch.setenv("CC", str(broken))
     assert use_kernels(BertModel(BERT).to(HALF), "auto", CPU, HALF) == "none"
     assert "failed (error: out of order); training runs without the C functions" in capsys.readouterr().err
+    broken.write_text("no program\n")
+    assert use_kernels(BertModel(BERT).to(HALF), "auto", CPU, HALF) == "none"
+    assert f"{broken} cannot be run ([Errno 8] Exec format error" in capsys.readouterr().err
 
 
 def test_native_kernels_are_refused_on_gpus_and_in_other_dtypes() -> None:

@@ -13,11 +13,16 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 
 from litpeft.__main__ import main
+from litpeft.adapters import LoRA
 from litpeft.callbacks import MemoryRecorder
+from litpeft.data import SST2
 from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.errors import UserError
 from litpeft.profiling.memory import host
+from litpeft.profiling.memory.tracker import MemoryTracker
 from litpeft.runs.record import read_record
+from litpeft.tasks import SequenceClassification
+from tests import conftest
 
 HOST_STRATEGY = SimpleNamespace(root_device=torch.device("cpu"))
 QUIET = SimpleNamespace(should_update_logs=False)  # a trainer's part that says when to log
@@ -288,6 +293,26 @@ def test_tracked_are_the_first_step_the_longest_batch_and_the_next_epoch(
     other.setup(trainer, module, "fit")
     other.on_train_start(trainer, module)
     assert other.track_steps == [0, 1]
+
+
+@pytest.mark.parametrize(("steps", "tracked"), [([1], ["train", "validate"]), ([], [])])
+def test_one_batch_of_validations_is_tracked(
+    steps: list[int], tracked: list[str], tiny_model: str, sentences: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, phases = MemoryRecorder(track_steps=steps), []
+
+    class Noted(MemoryTracker):
+        def __enter__(self) -> MemoryTracker:
+            phases.append(recorder._phase)
+            return super().__enter__()
+
+    monkeypatch.setattr("litpeft.callbacks.memory.MemoryTracker", Noted)
+    data = SST2(train_file=sentences["train"], val_file=sentences["val"], batch_size=4)
+    task = SequenceClassification(tiny_model, adapter=LoRA(rank=2, targets=["query"]))
+    options = {"max_steps": 3, "val_check_interval": 1, "limit_val_batches": 2, "num_sanity_val_steps": 0}
+    Trainer(**conftest.QUIET | options | {"callbacks": [recorder]}).fit(task, data)
+    assert sorted(phases) == (["first_step"] if tracked else []) + tracked  # at the start: what loading has left
+    assert ("peak_tensor_bytes" in recorder.phases["validate"]) == bool(tracked)
 
 
 def test_the_peaks_of_a_run_are_those_of_training_and_not_of_benchmarks() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps.experiment import Experiment, Trial
-from litpeft.sweeps.folder import Job, jobs_of
-from litpeft.sweeps.search import STORAGE, search
+from litpeft.sweeps.folder import Job, jobs_of, tuning_jobs_of
+from litpeft.sweeps.search import STORAGE, search, search_values
 
 
 def test_trials_started_by_a_killed_search_are_finished_first(tmp_path: Path) -> None:
@@ -85,3 +86,40 @@ def test_a_search_that_is_stopped_between_two_trials_asks_for_no_more(tmp_path: 
     search(tmp_path, experiment, jobs_of(tmp_path, experiment), 12, lambda jobs: ["waiting"])
     storage = JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
     assert len(optuna.load_study(study_name="mine", storage=storage).trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("values", "ordered"),
+    [
+        ([1e-3, 1e-4, 3, 1e-3], True),
+        (["cosine", 8, "cosine"], False),
+        (["all-linear", ["query", "value"]], False),
+        ([True, 2, 0.5], False),
+    ],
+)
+def test_values_of_any_kind_are_searched_and_only_numbers_have_an_order(
+    values: list[Any], ordered: bool, tmp_path: Path
+) -> None:
+    optuna = pytest.importorskip("optuna")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    candidates = [Trial(f"x={i}", f"x={i}", {}, (), values={"x": each}) for i, each in enumerate(values)]
+    trial = Trial("lora", "lora", {"adapter": "lora"}, (), candidates=candidates)
+    experiment = Experiment("mine", {"adapter": []}, [trial], [0], {"metric": None}, tune_seeds=[0])
+    done: list[str] = []
+
+    def run(jobs: list[Job]) -> list[str]:
+        for job in jobs:
+            job.run_dir.mkdir(parents=True, exist_ok=True)
+            write_record(job.run_dir, new_record() | {"status": "ok", "val_loss": 0.5})
+        done.extend(job.trial.name for job in jobs)
+        return ["ok"] * len(jobs)
+
+    search_values(tmp_path, experiment, trial, tuning_jobs_of(tmp_path, experiment), len(values), run)
+    assert set(done) == {each.name for each in candidates}
+    study = optuna.load_study(
+        study_name="mine: lora", storage=JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
+    )
+    kinds = {type(each.distributions["x"]).__name__ for each in study.trials}
+    assert kinds == {"IntDistribution" if ordered else "CategoricalDistribution"}

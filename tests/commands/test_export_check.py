@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, XLMRobertaConfig, XLMRobertaForSequenceClassification
 
 from litpeft.__main__ import main
 from litpeft.commands import export_check
+from litpeft.commands.export_check import Inputs, logits
 from litpeft.runs.record import read_record
 
 QLORA = ["--model.adapter", "QLoRA", "--model.adapter.targets", "all-linear"]
@@ -147,3 +150,34 @@ def test_an_adapter_without_merge_is_refused_as_a_merged_model(
     error = capsys.readouterr().err
     assert "so the adapter cannot be merged; give the adapter class a `merge` method" in error
     assert not (tmp_path / "out").exists()
+
+
+class Answers(nn.Module):
+    """Gives the same logits for every input, in the dtype of its only parameter."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.given, self.weight = logits, nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def forward(self, **tensors: torch.Tensor) -> SimpleNamespace:
+        self.seen = tensors
+        return SimpleNamespace(logits=self.given.to(self.weight.dtype))
+
+
+def test_compared_are_the_logits_of_tokens_without_padding_and_virtual_tokens() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    tensors = {"input_ids": torch.zeros(2, 3, dtype=torch.int64), "attention_mask": mask}
+    tokens = torch.arange(2 * 3 * 4).view(2, 3, 4)
+    expected = tokens[mask.bool()].float()
+    assert torch.equal(logits(Answers(tokens), Inputs(tensors, "")), expected)
+    virtual = torch.cat([torch.full((2, 5, 4), 99), tokens], 1)
+    assert torch.equal(logits(Answers(virtual), Inputs(tensors, "")), expected)
+    classes = torch.arange(8).view(2, 4)
+    assert torch.equal(logits(Answers(classes), Inputs(tensors, "")), classes.float())
+    unmasked = {"input_ids": tensors["input_ids"]}
+    assert torch.equal(logits(Answers(tokens), Inputs(unmasked, "")), tokens.float())
+    model = Answers(classes)
+    logits(model, Inputs({"pixel_values": torch.zeros(2, 3, 4, 4)}, ""))
+    assert model.seen["pixel_values"].dtype == torch.bfloat16
+    assert not model.training

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from litpeft.errors import UserError
@@ -349,6 +349,7 @@ def test_the_fast_check_accepts_a_record() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from(list(FIELDS)), values, max_size=4), max_size=3))
+@example([{"experiment": "a"}, {"experiment": "b", "error": "x"}, {"error": "y"}])
 def test_a_table_has_the_valid_records_after_it_was_written_and_read(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, Any]]
 ) -> None:

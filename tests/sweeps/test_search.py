@@ -54,8 +54,7 @@ def test_several_trials_at_a_time_are_all_different_and_as_many_as_wanted(tmp_pa
         return ["ok"]
 
     search(tmp_path, experiment, jobs_of(tmp_path, experiment), 9, run, at_once=3)
-    assert len(done) == len(set(done)) == 9
-    assert "4" in done
+    assert len(done) == len(set(done)) == 9  # which ones depends on the order in which they end
 
 
 def test_a_search_of_several_at_a_time_stops_where_one_is_interrupted(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from litpeft.data import (
+    ArithmeticInstructions,
     Conversations,
     FineTuneData,
     Text,
@@ -120,6 +121,21 @@ def test_every_byte_of_a_file_counts_unless_it_is_streamed(
     assert len(set(val)) == 4
     assert len(set(train)) == (3 if streaming else 4)
     assert (train[0] == train[2]) == streaming  # not the first or last bytes
+
+
+def test_each_split_of_generated_questions_has_a_table_of_its_own(common: dict[str, Any]) -> None:
+    """Splits of as many rows must not share one; what is asked in `predict` is what is asked in `test`."""
+    few = {"train_rows": 4, "val_rows": 4, "test_rows": 4}
+    own = {name: value for name, value in common.items() if not name.endswith("_file")}
+    changes = [{}, {"digits": 1}, {"operations": ["add"]}, dict.fromkeys(few, 5)]
+    with patch.object(base, "cached_table", lambda folder, make: (None, {})):  # neither tokenised nor written
+        sets = [ArithmeticInstructions(**own | few | change) for change in changes]
+        keys = [
+            {split: data.table(split)[1]["fingerprint"] for split in ("train", "val", "test", "predict")}
+            for data in sets
+        ]
+    assert all(found.pop("predict") == found["test"] for found in keys)
+    assert len({key for found in keys for key in found.values()}) == 3 * len(changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)

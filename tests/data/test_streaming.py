@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -124,6 +125,20 @@ def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]
     )
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu", None])
+@pytest.mark.parametrize("streaming", [True, False])
+def test_batches_are_pinned_for_a_gpu_and_only_for_a_gpu(
+    streaming: bool, device: str | None, tmp_path: Path, chat_tokenizer: str, tiny_model: str
+) -> None:
+    """Copies of pinned batches overlap with the computation; without a GPU to copy to, torch warns about pinning."""
+    data = make(Text, **options(Text, tmp_path, chat_tokenizer, tiny_model), streaming=streaming)
+    if device is not None:
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1)
+    loader = data.train_dataloader()
+    assert getattr(loader, "_loader", loader).pin_memory == (device == "cuda")
+
+
 @pytest.mark.parametrize("shuffle_buffer", [0, 7, 20])
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_stream_resumes_at_any_batch(
@@ -223,12 +238,14 @@ def test_bad_long_and_empty_rows_are_counted_as_they_pass(
     tell(described)
     assert "counted in the record" not in capsys.readouterr().err
     bad = write(tmp_path / "b.jsonl", [*ROWS, rows[20]])
-    for workers in (0, 1):
+    for workers in (0, 1):  # rows of a stream may be skipped, so that the advice is given
         stopping = make(
             Conversations, **given | {"train_file": bad}, streaming=True, shuffle_buffer=10, num_workers=workers
         )
         with pytest.raises(
-            UserError, match=r"^[^\n]*b\.jsonl line 54: the question in column 'prompt' is empty[^\n]*$"
+            UserError,
+            match=r"^[^\n]*b\.jsonl line 54: the question in column 'prompt' is empty; "
+            r"mend the row, or give --data\.on_bad_row skip\.$",
         ):
             list(itertools.islice(stopping.train_dataloader(), 30))
 

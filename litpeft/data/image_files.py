@@ -15,6 +15,7 @@ from litpeft.errors import UserError, first_sentence
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 SMALL = (64, 64)  # size to which JPEG files are decoded to check them: several times faster than in full
 SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+NO_SIZE = 0, 0  # width and height of an image that cannot be used; its row is left out
 BAD = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for damaged files
 
 
@@ -81,15 +82,15 @@ def decode(source: str | bytes) -> Image.Image:
 def problem(source: str | bytes | None) -> tuple[str | None, tuple[int, int]]:
     """Return why an image cannot be used, or None, and its width and height; all its bytes are decoded."""
     if source is None:
-        return "the image is missing", (0, 0)
+        return "the image is missing", NO_SIZE
     try:
         with opened(source) as image:
             size = image.size
             image.draft("RGB", SMALL)  # JPEG only
             image.load()
     except FileNotFoundError:
-        return f"there is no file {source}", (0, 0)
+        return f"there is no file {source}", NO_SIZE
     except BAD as error:
         what = "not an image" if "cannot identify" in str(error) else first_sentence(error).rstrip(".")
-        return f"the image cannot be read ({what})", (0, 0)
+        return f"the image cannot be read ({what})", NO_SIZE
     return None, size

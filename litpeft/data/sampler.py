@@ -177,7 +177,7 @@ class ResumableLoader:
         epoch, batches, self._saved_length = state["epoch"], state["batches"], state["of"]
         if batches >= len(self.sampler):  # saved after the last batch of an epoch: continue with the next epoch
             epoch, batches = epoch + 1, 0
-        self.sampler.epoch, self.sampler.start = epoch, batches
+        self.sampler.epoch, self.sampler.start, self._served = epoch, batches, batches
 
 
 def ignore_ctrl_c(worker: int) -> None:

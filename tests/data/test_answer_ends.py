@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import processors
-from transformers import ByT5Tokenizer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from litpeft.data import Conversations
+from litpeft.data.chat_template import ChatTemplate
 from litpeft.data.token_rows import NO_LOSS
-from tests.data.test_conversations import TURNS, load, marked, tokenizer, write
+from tests.data.test_conversations import MARKERS, TURNS, load, marked, tokenizer, write
 from tests.data.test_odd_conversations import HIDES_THE_END
 from tests.data.test_text_classification import make
 
@@ -91,3 +94,45 @@ def test_a_row_of_exactly_max_length_is_kept(tmp_path: Path) -> None:
     length = len(load(tmp_path, rows, "llama3").rows["train"][[0]]["input_ids"][0])
     data = load(tmp_path, rows, "llama3", max_length=length, long_rows="drop")
     assert (len(data.rows["train"]), data.dropped["train"]) == (2, 0)
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerFast:
+    found = tokenizer("bytes", tmp_path_factory.mktemp("tokenizer"))
+    found.add_tokens([LONGER], special_tokens=True)
+    return found
+
+
+LONGER = "[/INST]]"  # begins with another token
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(
+    before=st.sampled_from(["", " ", "\n", "\n\n", ".", " END", "\n-- ", "\n<", "}}"]),
+    token=st.sampled_from(["", LONGER, *(token for token in MARKERS if token != "<s>")]),
+    after=st.sampled_from(["", " ", "\n", "</s>", "</s>\n", "<|end|>", " </s>", "</", " more"]),
+    contents=st.lists(st.sampled_from(["It is 1", "no", "A: x", "«é»"]), min_size=1, max_size=3),
+    question=st.sampled_from(["one?", "A: one?"]),
+)
+def test_an_answer_ends_with_the_first_special_token_after_it(
+    before: str, token: str, after: str, contents: list[str], question: str, words: PreTrainedTokenizerFast
+) -> None:
+    """An end-of-text token right after that one belongs to it; without a token, all that follows is the end."""
+    if not token:
+        after = after.replace("</s>", "").replace("<|end|>", "")
+    whole = before + token + ("</s>" if after.startswith("</s>") else "") if token else before + after
+    end = whole.strip() or "</s>"
+    source = "{% for m in messages %}{{ 'U: ' + m.content + '\n' if m.role == 'user' else 'A: ' + m.content + tail }}"
+    source += "{% endfor %}{{ 'A: ' if add_generation_prompt }}"
+    template = ChatTemplate(words, "{% set tail = " + repr(before + token + after) + " %}" + source)
+    assert template.end == end
+    turns = []
+    for content in contents:
+        turns += [{"role": "user", "content": question}, {"role": "assistant", "content": content}]
+    found = template.render(turns)
+    learned = [found.text[slice(*span)] for span in found.answers]
+    shown = whole.rstrip()
+    assert learned[:-1] == [content + shown for content in contents[:-1]]
+    assert learned[-1] == contents[-1] + (shown or "</s>")
+    assert found.text.endswith(learned[-1])
+    assert found.text.startswith(template.prompt(turns[:-1]) + contents[-1])

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from litpeft.data import Alpaca
-from litpeft.data.files import has_header, read_rows
+from litpeft.data import Alpaca, Text
+from litpeft.data.files import check_columns, has_header, read_rows
+from litpeft.data.raw_files import sampled_hash
 from litpeft.errors import UserError
 
 ROWS = [{"text": 'he said "no", twice', "label": "1"}, {"text": "null", "label": "0"}]
@@ -119,3 +120,97 @@ def test_an_error_about_a_file_has_its_option(tmp_path: Path, tiny_model: str) -
     data = Alpaca(train_file=str(write(tmp_path / "a.json", "{}")), tokenizer=tiny_model)
     with pytest.raises(UserError, match=r"^data.train_file \S+a.json: a .json file must contain a list of objects"):
         data.table("train")
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test", "predict"])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("nowhere.csv", "No such file or directory."),
+        ("*.csv", "there is no file with one of the suffixes .tsv, .csv"),
+        ("empty", "there is no file with one of the suffixes .tsv, .csv"),
+        ("mixed", "the folder has files of several kinds (.csv, .jsonl); give a pattern."),
+    ],
+)
+def test_files_that_are_not_there_are_told_with_their_option(split: str, name: str, said: str, tmp_path: Path) -> None:
+    for folder in ("empty", "mixed"):
+        (tmp_path / folder).mkdir()
+    write(tmp_path / "mixed" / "a.csv", "text\n")
+    write(tmp_path / "mixed" / "b.jsonl", "{}")
+    data = Text(**{"train_file": "train.txt", f"{split}_file": str(tmp_path / name)})
+    with pytest.raises(UserError, match=rf"^data\.{split}_file {re.escape(str(tmp_path / name))}: {re.escape(said)}"):
+        data.source_of_rows(split)
+
+
+MIB = 2**20
+ROW = {"a.b": "whole", "a": {"b": "nested", "c": 3}, "d": {}, "e": 1}
+
+
+@pytest.mark.parametrize("required", [True, False])
+@pytest.mark.parametrize(
+    ("name", "row", "found"),
+    [
+        ("a.b", ROW, "whole"),  # a column of that name
+        ("a.b", {"a": {"b": "nested"}}, "nested"),
+        ("a.b.c", {"a": {"b": {"c": "deep"}}}, "deep"),
+        ("a", ROW, ROW["a"]),
+        ("d.x", ROW, None),
+        ("e.x", ROW, None),
+        ("f.x", ROW, None),
+        ("f", ROW, None),
+    ],
+)
+def test_a_name_with_a_dot_is_a_column_or_else_a_field(required: bool, name: str, row: dict, found: object) -> None:
+    kept = dict(row)
+    if not required:
+        data = Text(train_file="rows.jsonl")
+        ((place, read),) = data.read("train", {}, [name], rows=[("row 1", kept)])
+        assert place == "row 1"
+        assert {column for column in row if column == name.partition(".")[0]} <= set(data.used_columns["train"])
+    elif found is None:
+        with pytest.raises(UserError, match=rf"^row 1: no column '{re.escape(name)}'; it has: a\.b, a, d, e \(see"):
+            check_columns("row 1", kept, {name: "data.option"})
+        return
+    else:
+        check_columns("row 1", kept, {name: "data.option"})
+        read = kept
+    assert read.get(name) == found
+    assert read == row | ({} if found is None else {name: found})
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_only_a_streamed_file_may_change_in_its_middle_without_being_seen(streaming: bool, tmp_path: Path) -> None:
+    """A table in the cache must not stand for rows that it has not; a stream is too large to be read twice."""
+    file, keys = tmp_path / "rows.txt", []
+    data = Text(train_file=str(file), val_file=str(file), streaming=streaming)
+    for middle in (b"a", b"b"):
+        file.write_bytes(b"x" * (MIB + 9) + middle + b"y" * (MIB + 9))
+        keys.append([data.source_of_rows(split) for split in ("train", "val")])
+    assert [one == other for one, other in zip(*keys, strict=True)] == [streaming, False]
+
+
+@pytest.mark.parametrize(
+    ("size", "place", "counts"),
+    [
+        *[(size, place, True) for size in (1, MIB, MIB + 9) for place in (0, size // 2, size - 1)],
+        *[(3 * MIB, place, True) for place in (0, MIB - 1, 2 * MIB, 3 * MIB - 1)],
+        *[(3 * MIB, place, False) for place in (MIB, 2 * MIB - 1)],  # too large to be read whole twice
+    ],
+)
+def test_a_change_in_the_first_or_the_last_mebibyte_of_a_streamed_file_is_seen(
+    size: int, place: int, counts: bool, tmp_path: Path
+) -> None:
+    held, file = bytearray(size), tmp_path / "rows.jsonl"
+    file.write_bytes(held)
+    before = sampled_hash(file)
+    held[place] = 1
+    file.write_bytes(held)
+    assert (sampled_hash(file) != before) == counts
+
+
+def test_the_size_of_a_streamed_file_counts(tmp_path: Path) -> None:
+    found = set()
+    for size in (0, 1, MIB, MIB + 1, 2 * MIB, 3 * MIB, 3 * MIB + 1):
+        (tmp_path / "rows.jsonl").write_bytes(bytes(size))
+        found.add(sampled_hash(tmp_path / "rows.jsonl"))
+    assert len(found) == 7

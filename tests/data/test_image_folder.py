@@ -53,6 +53,19 @@ def test_without_validation_images_each_class_gives_a_share(vit: str, images: Pa
     assert data.describe()["classes"] == {"train": {"blue": 6, "red": 6}, "val": {"blue": 2, "red": 2}}
 
 
+def test_equal_tables_in_two_folders_are_of_different_images(vit: str, tmp_path: Path) -> None:
+    """Paths are relative to the table, so the prepared table of one folder is of no use for the other."""
+    for number, name in enumerate(("one", "two")):
+        folder = tmp_path / name
+        files = sorted(Path(write_images(folder, per_class=2, seed=number)).rglob("*.png"))
+        lines = [f"{file.relative_to(folder)},{file.parent.name}\n" for file in files]
+        (folder / "table.csv").write_text("image,label\n" + "".join(lines))
+        table = str(folder / "table.csv")
+        rows = read(vit, tmp_path, train_file=table, val_file=table).rows["val"]
+        whole = AutoImageProcessor.from_pretrained(vit, backend="pil")([Image.open(file) for file in files])
+        assert torch.equal(rows[[0, 1, 2, 3]]["pixel_values"], torch.tensor(np.stack(whole["pixel_values"])))
+
+
 @pytest.mark.parametrize("form", ["csv", "jsonl", "parquet", "hub"])
 def test_tables_give_the_same_images_as_folders(vit: str, images: Path, tmp_path: Path, form: str) -> None:
     files = sorted(images.rglob("*.png"))

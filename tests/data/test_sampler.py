@@ -171,6 +171,17 @@ def test_a_loader_with_workers_reports_a_dead_one_once(workers: int) -> None:
         signal.signal(signal.SIGCHLD, before)
 
 
+@pytest.mark.parametrize(("epoch", "batches", "then"), [(0, 0, (0, 0)), (2, 7, (2, 7)), (2, 10, (3, 0))])
+def test_before_its_first_batch_a_loader_stands_where_it_will_continue(
+    epoch: int, batches: int, then: tuple[int, int]
+) -> None:
+    """A run that is resumed and saved at once has neither lost its place nor trained on a batch."""
+    loader = ResumableLoader(_Same(list(range(40))), LengthGroupedBatches(np.ones(40, int), 4))
+    assert loader.state_dict() == {"epoch": 0, "batches": 0, "of": 10}
+    loader.load_state_dict({"epoch": epoch, "batches": batches, "of": 10})
+    assert loader.state_dict() == {"epoch": then[0], "batches": then[1], "of": 10}
+
+
 def test_a_position_among_another_number_of_batches_is_refused() -> None:
     loader = ResumableLoader(_Same(list(range(40))), LengthGroupedBatches(np.ones(40, int), 4))
     loader.load_state_dict({"epoch": 0, "batches": 3, "of": 9})

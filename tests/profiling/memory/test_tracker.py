@@ -284,6 +284,15 @@ def test_tensors_of_other_devices_are_not_counted_and_hooks_end_with_the_block()
     assert len(layer.weight._post_accumulate_grad_hooks or ()) == 0
 
 
+@pytest.mark.parametrize(("device", "size"), [("cpu", 4), ("meta", 20)])
+def test_a_tensor_is_seen_beside_one_of_another_device(device: str, size: int) -> None:
+    here, there = torch.ones(()), torch.empty(5, device="meta")
+    for pair in ((here, there), (there, here)):
+        with MemoryTracker(torch.device(device)) as tracker:
+            torch.add(*pair)
+        assert tracker.peak().split["other"] == size
+
+
 def test_a_gradient_that_exists_before_tracking_is_known_as_one() -> None:
     layer = nn.Linear(10, 10, bias=False)
     layer(torch.ones(2, 10)).sum().backward()

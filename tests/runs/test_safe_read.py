@@ -89,3 +89,14 @@ def test_usual_options_pass_the_checks() -> None:
         check_aliases("--x", text)
     with pytest.raises(UserError, match="--x: it contains itself"):
         check_aliases("--x", "&a [*a]")
+
+
+@pytest.mark.parametrize(("lists", "values"), [(999, 1000), (1000, 999)])
+def test_a_value_has_up_to_a_million_values_once_its_aliases_are_expanded(lists: int, values: int) -> None:
+    """The whole, its lists and their values: 1,000,000 and 1,000,001."""
+    text = f"[&a [{', '.join(['0'] * values)}], {', '.join(['*a'] * (lists - 1))}]"
+    if 1 + lists + lists * values <= 1_000_000:
+        check_aliases("--x", text)
+    else:
+        with pytest.raises(UserError, match="--x: it contains itself, or more than 1,000,000 values"):
+            check_aliases("--x", text)

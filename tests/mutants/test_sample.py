@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from tests.mutants.covering import within
-from tests.mutants.forked import ROOT, Outcome
+from tests.mutants.forked import ROOT, Outcome, still_there
 from tests.mutants.sample import EQUIVALENT, Mutant, _annotations, _lines, draw, files_of, is_python, read_equivalent
 
 SECONDS = {"a": 1.0, "b": 2.0, "c": 50.0, "d": 60.0}
@@ -25,6 +26,14 @@ def test_the_quickest_tests_are_run_and_at_least_one(tests: str, most: float, nu
     assert within(list(tests), SECONDS, most, number) == list(chosen)
 
 
+def run_pytest(*tests: str, cwd: Path | None = None) -> Outcome:
+    """Return the outcome of these tests in a process of its own, without plugins, which take seconds to import."""
+    quick = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    command = [sys.executable, "-m", "pytest", "-x", *tests]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=quick)
+    return Outcome(done.returncode, None, done.stdout + done.stderr, 0.0)
+
+
 def test_a_test_that_cannot_be_imported_has_noticed_the_mutant_and_one_that_is_not_there_has_not(
     tmp_path: Path,
 ) -> None:
@@ -32,10 +41,21 @@ def test_a_test_that_cannot_be_imported_has_noticed_the_mutant_and_one_that_is_n
         code = "from litpeft import nothing_of_this_name\n" if file == "broken" else ""
         path = tmp_path / f"test_{file}.py"
         path.write_text(f"{code}def test_a() -> None: ...\n")
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", f"{path}::{named}"], capture_output=True, text=True
-        )
-        assert Outcome(done.returncode, None, done.stdout + done.stderr, 0.0).killed == killed
+        assert run_pytest(f"{path}::{named}").killed == killed
+
+
+def test_tests_that_are_recorded_but_gone_are_left_out(tmp_path: Path) -> None:
+    """Pytest would run none of the others, and every mutant of their lines would survive."""
+    (tmp_path / "test_a.py").write_text(
+        "import pytest\n@pytest.mark.parametrize('x', [1, 2])\ndef test_a(x): ...\ndef test_b(): ...\n"
+    )
+    names = "test_a.py::test_a[3]", "test_a.py::test_a[1]", "test_gone.py::test_a", "test_a.py::test_b"
+    tests, left = [], [*names, "test_a.py::test_c[1]"]
+    while left != tests:
+        tests = left
+        outcome = run_pytest(*tests, cwd=tmp_path)
+        left = still_there(tests, outcome)
+    assert (outcome.code, tests) == (0, ["test_a.py::test_a", "test_a.py::test_b"])
 
 
 def test_a_mutant_must_be_python() -> None:

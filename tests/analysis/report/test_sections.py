@@ -205,6 +205,18 @@ def test_quality_at_equal_time_and_tokens_is_the_last_validation_within_the_smal
     assert len(charts["equal-time"].data) == 4
 
 
+def test_what_is_shown_at_an_equal_budget_is_the_first_measure_of_quality(tmp_path: Path) -> None:
+    for adapter in ("lora", "none"):
+        write_validated(tmp_path, adapter, 0, 1.0, [0.6, 0.7])
+    for figures in (
+        ["train_seconds", "adapter_bytes", "val_accuracy", "val_loss"],
+        ["trainable_params", "val_accuracy"],
+    ):
+        charts = budget_charts(compare([tmp_path], by=["adapter"], figures=figures))
+        assert [chart.title.partition(" at ")[0] for chart in charts] == ["Validation accuracy"] * 2
+    assert budget_charts(compare([tmp_path], by=["adapter"], figures=["train_seconds", "adapter_bytes"])) == []
+
+
 def test_all_runs_of_the_quickest_group_count_with_their_last_validation(tmp_path: Path) -> None:
     for seed in (0, 1):
         write_validated(tmp_path, "lora", seed, 1.0 + 0.2 * seed, [0.6, 0.7])  # 20 and 24 s

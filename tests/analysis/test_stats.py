@@ -373,3 +373,21 @@ def test_resamples_without_a_difference_count_on_both_sides() -> None:
     """Half of the resamples of these two rows have the mean 0, a quarter each -1 and 1."""
     assert paired_bootstrap([1.5, 2.5], [2.5, 1.5]).p == 1.0
     assert paired_bootstrap([1.5, 2.5, 2.5], [2.5, 1.5, 2.5]).p == 1.0
+
+
+@pytest.mark.parametrize("rows", [[0] * 8, [1] * 8, [0, 1] * 4, [1, 1, 0, 1, 1, 1, 1, 1]])
+def test_rows_that_all_agree_are_no_proof_only_where_they_are_right_or_wrong(rows: list[int]) -> None:
+    """For other values, equal differences are all that is known."""
+    for seeds in (rows, [rows, rows[::-1]]):
+        found = paired_bootstrap(seeds, seeds, draws=500)
+        assert found.low < 0 == found.mean < found.high
+        assert found.p == 1
+    flipped = [1 - row for row in rows]
+    for one, other in ((rows, flipped), (flipped, rows)):
+        found = paired_bootstrap(one, other, draws=500)
+        assert found.low < found.high
+    for step in (0.5, 2, -0.5):
+        found = paired_bootstrap([row + step for row in rows], rows, draws=500)
+        assert found.low == found.mean == found.high == step
+        found = paired_bootstrap(rows, [row + step for row in rows], draws=500)
+        assert found.low == found.mean == found.high == -step

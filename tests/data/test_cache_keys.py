@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from litpeft.data import (
     ArithmeticInstructions,
     Conversations,
     FineTuneData,
+    ImageFolder,
     Text,
     TextClassification,
     TextMultiLabel,
@@ -24,6 +26,7 @@ from litpeft.data import (
     base,
     raw_files,
 )
+from litpeft.data.base import Split
 from litpeft.data.cache import cached_table, dataset_of, highest_token, tokenizer_fingerprint
 from litpeft.data.tabular import TabularData
 
@@ -136,6 +139,47 @@ def test_each_split_of_generated_questions_has_a_table_of_its_own(common: dict[s
         ]
     assert all(found.pop("predict") == found["test"] for found in keys)
     assert len({key for found in keys for key in found.values()}) == 3 * len(changes)
+
+
+IMAGES_CHANGE = [{"label_names": ["b", "a"]}, {"on_bad_row": "skip"}]
+TABLES_CHANGE = [*IMAGES_CHANGE, {"image_column": "other"}, {"label_column": "other"}, {"columns": ["image", "label"]}]
+SAME_IMAGES: list[dict[str, Any]] = [{"batch_size": 2}, {"random_crop": None}, {"random_flip": 0.0}, {"tokenizer": "x"}]
+
+
+def key_of_images(split: Split = "train", **options: Any) -> str:
+    with patch.object(base, "cached_table", lambda folder, make: (None, {"label_names": ["a", "b"]})):
+        return ImageFolder(**options).table(split)[1]["fingerprint"]
+
+
+@pytest.mark.parametrize(("kind", "changes"), [("folder", IMAGES_CHANGE), ("table", TABLES_CHANGE)])
+def test_what_changes_the_rows_of_images_changes_the_key(kind: str, changes: list[dict], tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    for name in ("a", "b"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "0.png").write_bytes(b"image")
+    (folder / "table.csv").write_text("image,label,other\na/0.png,a,b\nb/0.png,b,a\n")
+    path = str(folder if kind == "folder" else folder / "table.csv")
+    files = dict.fromkeys(("train_file", "predict_file"), path)
+    first = key_of_images(**files)
+    assert {key_of_images(**files | same) for same in SAME_IMAGES} == {first}
+    keys = [first, *(key_of_images(**files | change) for change in changes), key_of_images("predict", **files)]
+    assert len(set(keys)) == len(keys)
+    if kind == "table":
+        (folder / "table.csv").write_text("image,label,other\na/0.png,b,b\nb/0.png,a,a\n")
+        assert key_of_images(**files) != first
+        return
+    before = (folder / "a" / "0.png").stat()
+    (folder / "a" / "0.png").write_bytes(b"an image")  # another size
+    os.utime(folder / "a" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    keys.append(key_of_images(**files))
+    (folder / "a" / "0.png").write_bytes(b"image")
+    os.utime(folder / "a" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    keys.append(key_of_images(**files))
+    os.utime(folder / "a" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert key_of_images(**files) == first
+    (folder / "b" / "0.png").rename(folder / "b" / "1.png")
+    keys.append(key_of_images(**files))
+    assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize("kind", KINDS)

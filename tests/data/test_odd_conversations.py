@@ -219,3 +219,23 @@ def test_rows_to_predict_are_not_offered_to_be_skipped(tmp_path: Path) -> None:
     data = Alpaca(tokenizer=str(tmp_path / "tokenizer"), train_file=good, predict_file=bad, on_bad_row="skip")
     with pytest.raises(UserError, match=r"line 2: .* is empty; mend the row\.$"):
         data.table("predict")
+
+
+@pytest.mark.parametrize(
+    ("given", "unread"),
+    [
+        ({"prompt_column": "q"}, "messages"),
+        ({"response_column": "a"}, "messages"),
+        ({"prompt_column": "q", "response_column": "a"}, "messages"),
+        ({"messages_column": "turns"}, "history"),
+    ],
+)
+def test_a_named_column_that_is_not_read_need_not_be_there(given: dict[str, str], unread: str, tmp_path: Path) -> None:
+    """Questions that are named are read instead of a list of turns, and a list of turns has its history in it."""
+    row = {"q": "What is one?", "question": "What is one?", "a": "It is 1.", "answer": "It is 1.", "turns": TURNS[:2]}
+    data = load(tmp_path, [row] * 2, template="chatml", **given, **{f"{unread}_column": "nowhere"})
+    assert "user\nWhat is one?<|im_end|>" in marked(data)
+    assert marked(data).endswith("«It is 1.<|im_end|>»")
+    needed = {"messages_column": "turns"} if unread == "messages" else {"prompt_column": "q", "response_column": "a"}
+    with pytest.raises(UserError, match="no column 'nowhere'"):
+        load(tmp_path, [row] * 2, template="chatml", **needed, system_column="nowhere")

@@ -86,6 +86,23 @@ def test_processes_share_the_batches_of_one_process(lengths, size, world, shuffl
         assert together == alone
 
 
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_batch_of_too_few_rows_is_merged_wherever_it_stands(world: int) -> None:
+    """All rows are equally long, so that the last rows may come first."""
+    merged = set()
+    for epoch in range(12):
+        shares = []
+        for rank in range(world):
+            sampler = LengthGroupedBatches(np.ones(3 * world + 1, int), 1, rank=rank, world_size=world)
+            sampler.set_epoch(epoch)
+            shares.append(list(sampler))
+        together = [sorted(chain(*parts)) for parts in zip(*shares, strict=True)]
+        assert sorted(chain(*together)) == list(range(3 * world + 1))
+        assert sorted(map(len, together)) == [world, world, world + 1]
+        merged.add([len(batch) for batch in together].index(world + 1))
+    assert merged == {0, 1, 2}
+
+
 def test_fewer_rows_than_processes_are_refused() -> None:
     with pytest.raises(UserError, match="2 rows are too few for 3 processes; give at most 2"):
         LengthGroupedBatches(np.ones(2, int), 4, rank=0, world_size=3)

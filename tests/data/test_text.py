@@ -31,12 +31,13 @@ def load(tmp_path: Path, **options: object) -> Text:
     )
 
 
-@pytest.mark.parametrize("blocks_of_first", [None, 1, 2])  # of the first document, the last of which is full
-def test_each_token_of_a_document_is_predicted_once(blocks_of_first: int | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("blocks_of_first", [None, 1, 2, "most"])  # of the first document, the last of which is full
+def test_each_token_of_a_document_is_predicted_once(blocks_of_first: int | str | None, tmp_path: Path) -> None:
     documents = load(tmp_path, max_length=16).tokenizer([text + "</s>" for text in DOCUMENTS])["input_ids"]
     predictions = len(documents[0]) - 1
     assert predictions % 2 == 0
-    max_length = predictions // blocks_of_first + 1 if blocks_of_first else 16
+    count = predictions if blocks_of_first == "most" else blocks_of_first  # a token and the next one
+    max_length = predictions // count + 1 if count else 16
     data = load(tmp_path, max_length=max_length, packing=False)
     blocks = []
     for batch in data.val_dataloader():

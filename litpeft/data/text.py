@@ -50,7 +50,8 @@ class Text(Sequences, TabularData):
             raise UserError("data Text is for causal models; give --model CausalLM.")
         source = self.source_of_rows(self.split_to_read(split))
         rules = {"kind": "text", "text": self.text_column, "end": self.tokenizer.eos_token}
-        return source and source | rules
+        prompts = {"prompts": True} if split == "predict" else {}  # whole documents, not blocks
+        return source and source | rules | prompts
 
     def layout(self, path: str) -> dict[str, Any]:
         """Return how to read a file, with `documents`."""

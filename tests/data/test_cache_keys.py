@@ -83,11 +83,11 @@ def common(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"tokenizer": save_tokenizer(folder / "words"), "cache_dir": str(folder / "cache"), "max_length": 16} | files
 
 
-def key(kind: str, common: dict[str, Any], **options: Any) -> str:
-    """Return the name of the folder in which a data set looks for the table of its training rows."""
+def key(kind: str, common: dict[str, Any], split: Split = "train", **options: Any) -> str:
+    """Return the name of the folder in which a data set looks for the table of a split."""
     cls, own = KINDS[kind]
     with patch.object(base, "cached_table", lambda folder, make: (None, {})):  # neither tokenised nor written
-        return cls(**common | own | options).table("train")[1]["fingerprint"]
+        return cls(**common | own | options).table(split)[1]["fingerprint"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,6 +141,17 @@ def test_each_split_of_generated_questions_has_a_table_of_its_own(common: dict[s
     assert len({key for found in keys for key in found.values()}) == 3 * len(changes)
 
 
+NAMES = {"label_names": ["good", "bad"]}
+KNOWN: dict[str, dict[str, Any]] = {"classes": NAMES, "sets": NAMES}  # else they are taken from the training rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_to_predict_have_a_table_of_their_own(kind: str, common: dict[str, Any]) -> None:
+    """Without a file they are the test rows, but their labels and answers are left out."""
+    given = {"test_file": common["train_file"]} | KNOWN.get(kind, {})
+    assert key(kind, common, "predict", **given) != key(kind, common, "test", **given)
+
+
 IMAGES_CHANGE = [{"label_names": ["b", "a"]}, {"on_bad_row": "skip"}]
 TABLES_CHANGE = [*IMAGES_CHANGE, {"image_column": "other"}, {"label_column": "other"}, {"columns": ["image", "label"]}]
 SAME_IMAGES: list[dict[str, Any]] = [{"batch_size": 2}, {"random_crop": None}, {"random_flip": 0.0}, {"tokenizer": "x"}]
@@ -159,10 +170,11 @@ def test_what_changes_the_rows_of_images_changes_the_key(kind: str, changes: lis
         (folder / name / "0.png").write_bytes(b"image")
     (folder / "table.csv").write_text("image,label,other\na/0.png,a,b\nb/0.png,b,a\n")
     path = str(folder if kind == "folder" else folder / "table.csv")
-    files = dict.fromkeys(("train_file", "predict_file"), path)
+    files = dict.fromkeys(("train_file", "test_file"), path)
     first = key_of_images(**files)
     assert {key_of_images(**files | same) for same in SAME_IMAGES} == {first}
-    keys = [first, *(key_of_images(**files | change) for change in changes), key_of_images("predict", **files)]
+    keys = [first, *(key_of_images(**files | change) for change in changes)]
+    keys += [key_of_images("test", **files), key_of_images("predict", **files)]  # of the same images, without labels
     assert len(set(keys)) == len(keys)
     if kind == "table":
         (folder / "table.csv").write_text("image,label,other\na/0.png,b,b\nb/0.png,a,a\n")

@@ -51,6 +51,25 @@ def test_each_token_of_a_document_is_predicted_once(blocks_of_first: int | str |
     assert data.describe()["tables"]["val"]["documents"] == 3
 
 
+@pytest.mark.parametrize("stages", [("test", "predict"), ("predict", "test")])
+def test_test_rows_are_whole_prompts_in_predict_and_blocks_in_test_in_either_order(
+    stages: tuple[str, str], tmp_path: Path
+) -> None:
+    """Without a file to predict, both read the test rows; the table of one is of no use for the other."""
+    found = {}
+    for stage in stages:
+        data = load(tmp_path, test_file=str(tmp_path / "a.jsonl"), max_length=16, cache_dir=str(tmp_path / "cache"))
+        data.setup(stage)
+        found[stage] = {
+            tuple(row[row > 0].tolist())
+            for batch in getattr(data, f"{stage}_dataloader")()
+            for row in batch["input_ids"]
+        }
+    whole = data.tokenizer(DOCUMENTS)["input_ids"]
+    assert found["predict"] == {tuple(ids[-16:]) for ids in whole}
+    assert len(found["test"]) > len(found["predict"])
+
+
 def test_training_rows_are_packed_and_validation_rows_are_not(tmp_path: Path) -> None:
     data = load(tmp_path, max_length=32)
     batch = next(iter(data.train_dataloader()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -239,3 +240,18 @@ def test_a_named_column_that_is_not_read_need_not_be_there(given: dict[str, str]
     needed = {"messages_column": "turns"} if unread == "messages" else {"prompt_column": "q", "response_column": "a"}
     with pytest.raises(UserError, match="no column 'nowhere'"):
         load(tmp_path, [row] * 2, template="chatml", **needed, system_column="nowhere")
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+@pytest.mark.parametrize(
+    ("train_on", "said"), [("assistant", "each answer"), ("last", "the last answer"), ("all", "all tokens")]
+)
+def test_what_has_loss_is_told(train_on: str, said: str, encoder: bool, tmp_path: Path) -> None:
+    tokenizer("bytes", tmp_path)
+    data = Conversations(tokenizer=str(tmp_path), train_file="rows.jsonl", template="chatml", train_on=train_on)
+    task = SimpleNamespace(encoder_decoder=encoder, model_name=None)
+    data.trainer = SimpleNamespace(lightning_module=task, state=SimpleNamespace(fn=None))
+    told = data.describe()["format"]
+    assert f"; loss on {'the last answer' if encoder else said}; '<|im_end|>' ends an answer" in told
+    assert "no system turn" not in told
+    assert "this is not learnt" not in told

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor
 
@@ -51,6 +53,22 @@ def test_validation_images_are_what_the_processor_makes_of_them(vit: str, images
 def test_without_validation_images_each_class_gives_a_share(vit: str, images: Path, tmp_path: Path) -> None:
     data = read(vit, tmp_path, train_file=str(images), val_samples=4)
     assert data.describe()["classes"] == {"train": {"blue": 6, "red": 6}, "val": {"blue": 2, "red": 2}}
+
+
+@pytest.mark.parametrize("held", [0, 1, 4])
+def test_the_table_has_the_bytes_of_images_that_no_file_has(held: int, vit: str, tmp_path: Path) -> None:
+    files = sorted(Path(write_images(tmp_path / "images", per_class=2)).rglob("*.png"))
+    cells = [
+        {"bytes": file.read_bytes(), "path": None} if number < held else {"bytes": None, "path": str(file)}
+        for number, file in enumerate(files)
+    ]
+    table = pa.table({"image": cells, "label": [file.parent.name for file in files]})
+    parquet.write_table(table, tmp_path / "images.parquet")
+    path = str(tmp_path / "images.parquet")
+    data = read(vit, tmp_path, train_file=path, val_file=path)
+    assert ("bytes" in data.table("val")[0].column_names) == (held > 0)
+    whole = AutoImageProcessor.from_pretrained(vit, backend="pil")([Image.open(file) for file in files])
+    assert torch.equal(data.rows["val"][[0, 1, 2, 3]]["pixel_values"], torch.tensor(np.stack(whole["pixel_values"])))
 
 
 def test_equal_tables_in_two_folders_are_of_different_images(vit: str, tmp_path: Path) -> None:

@@ -322,3 +322,19 @@ def test_what_is_unknown_of_a_phase_is_empty() -> None:
     assert (found.allocated_bytes, found.reserved_bytes, found.sent_bytes, found.tensors.bytes) == (None, None, 0, 0)
     whole = Trace({"trainable_params": 1}, {"train": found})
     assert (whole.positions, whole.has_experts, whole.phases["train"]) == (None, False, PhasePeak(Peak()))
+
+
+def test_a_storage_that_was_emptied_before_tracking_counts_once_it_is_filled_again() -> None:
+    emptied, elsewhere = (torch.empty(64, device=device).untyped_storage() for device in ("cpu", "meta"))
+    for held in (emptied, elsewhere):
+        held.resize_(0)
+    with MemoryTracker(torch.device("cpu")) as tracker:
+        before = tracker.peak().bytes
+        elsewhere.resize_(1 << 20)
+        assert tracker.peak().bytes == before
+        emptied.resize_(4096)
+        assert tracker.peak().bytes == before + 4096
+        emptied.resize_(1024)
+        emptied.resize_(2048)
+    assert tracker.peak().bytes == before + 4096
+    assert tracker.peak().split["temporaries"] == 4096

@@ -76,6 +76,8 @@ def test_training_rows_are_packed_and_validation_rows_are_not(tmp_path: Path) ->
     assert batch["position_ids"].shape == batch["input_ids"].shape
     assert int(batch["samples"]) > len(batch["input_ids"])
     assert "position_ids" not in next(iter(data.val_dataloader()))
+    assert data.describe()["packed_rows"] == {"train": len(data.rows["train"])}
+    assert "packed_rows" not in load(tmp_path, max_length=32, packing=False).describe()
 
 
 def test_the_place_of_a_paragraph_is_its_first_line(tmp_path: Path) -> None:

@@ -177,6 +177,15 @@ def test_what_a_killed_process_left_is_removed_and_a_checkpoint_set_aside_is_res
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
+def test_what_cannot_be_removed_of_a_killed_process_stops_no_run(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / ".step-000003").write_text("a file, not a folder")
+    (folder / ".step-000004").mkdir()
+    remove_leftovers(tmp_path)
+    assert not (folder / ".step-000004").exists()
+
+
 def test_long_labels_that_differ_have_folders_that_differ() -> None:
     long = [f"{'x' * 200}{end}" for end in "ab"]
     names = [folder_name(each) for each in long]

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from litpeft.errors import UserError
 from litpeft.runs import record_index
 from litpeft.runs.indexed_record import known_fields
-from litpeft.runs.record import FIELDS, FILE_NAME, as_json, new_record, read_record
+from litpeft.runs.record import FIELDS, FILE_NAME, VERSION, as_json, new_record, read_record
 from litpeft.runs.record_index import FEWEST, INDEX, RECENT, RecordFolder
 from litpeft.runs.record_schema import RECORD, acceptor, schema_error
 from litpeft.runs.record_table import LARGE, SHARED, RecordTable
@@ -371,6 +371,14 @@ def test_a_table_has_the_valid_records_after_it_was_written_and_read(
         for row, record in enumerate(kept):
             names = [name for name in FIELDS if name in SHARED or name in each.numbers]
             assert repr([each.values[name][row] for name in names]) == repr([record[name] for name in names])
+
+
+@pytest.mark.parametrize("name", [*LARGE, "benchmarks", "config", "val_loss", "steps", "adapter"])
+def test_an_invalid_value_in_any_kind_of_field_keeps_a_record_out_of_the_table(name: str) -> None:
+    table = RecordTable()
+    assert not table.add(as_json(record_of(0) | {"version": VERSION, name: [float("1e99"), {}]}))
+    assert table.add(as_json(record_of(0) | {"version": VERSION, name: None}))
+    assert table.rows == 1
 
 
 def test_tuning_runs_beside_the_file_of_a_sweep_are_not_searched(tmp_path: Path) -> None:

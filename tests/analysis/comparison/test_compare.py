@@ -437,3 +437,12 @@ def test_importing_and_comparing_needs_no_torch_no_pandas_and_no_rich(tmp_path: 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["baseline"] == "full"
+
+
+def test_shown_are_the_validation_metrics_that_all_runs_have(tmp_path: Path) -> None:
+    for adapter, more in (("none", {"val_f1": 0.4}), ("lora", {})):
+        metrics = {"val_charm": 0.5, "test_charm": 0.6} | more
+        write_run(tmp_path / adapter, adapter, other_metrics=metrics, metric_directions={"charm": "higher"})
+    names = [each.name for each in compare([tmp_path]).figures]
+    assert names[:2] == ["val_accuracy", "val_charm"]
+    assert not {"test_charm", "val_f1"} & set(names)

@@ -91,7 +91,7 @@ class ClassLabels(NamedLabels):
         labels = self.data.stored_labels("train", order)
         counts = np.bincount(labels, minlength=len(self.names))
         exact = counts * (rows / len(order))
-        shares = np.minimum(np.floor(exact), np.maximum(counts - 1, 0)).astype(int)
+        shares = np.floor(exact).astype(int)
         for number in np.argsort(shares - exact, kind="stable"):  # largest remainders first
             if shares.sum() < rows and shares[number] < counts[number] - 1:
                 shares[number] += 1

@@ -51,6 +51,14 @@ def test_each_answer_ends_as_the_template_ends_it_in_its_place(tmp_path: Path) -
     )
 
 
+def test_so_does_each_answer_that_the_template_changes(tmp_path: Path) -> None:
+    template = TWO_ENDS.replace("m.content + ('<|im_end|>'", "(m.content | upper) + ('<|im_end|>'")
+    text = marked(load(tmp_path, [{"messages": TURNS}] * 2, template=template))
+    assert text == (
+        "<|user|>What is one?<|assistant|>«IT IS 1.<|end|>»<|user|>And two?<|assistant|>«IT IS 2.<|im_end|>»"
+    )
+
+
 def test_a_thought_before_an_answer_has_loss(tmp_path: Path) -> None:
     row = {"messages": [TURNS[0], TURNS[1] | {"reasoning_content": "hmm"}]}
     text = marked(load(tmp_path, [row] * 2, template=TWO_ENDS))

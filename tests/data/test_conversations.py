@@ -303,6 +303,10 @@ def test_turns_after_the_last_answer_and_rows_without_one_are_counted(tmp_path: 
     [
         ([{"role": "narrator", "content": "x"}], r"turn 1 has the role 'narrator'; known roles: user, human"),
         ([{"role": "user", "content": [{"type": "image"}]}], "turn 1 holds a part of type image, not text"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "x"}, {"type": "audio"}, {"type": "image"}]}],
+            "turn 1 holds a part of type audio, not text",
+        ),
         ([{"role": "assistant", "content": "x"}], "column 'messages' has no question"),
         ([TURNS[0], TURNS[0]], "turns must alternate"),
         (["hello"], r"turn 1 of column 'messages' is str, not an object with a role"),

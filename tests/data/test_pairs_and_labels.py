@@ -99,6 +99,21 @@ def test_a_model_with_token_types_gets_them(pair_model: str, tmp_path: Path) -> 
     assert not torch.equal(found, without)
 
 
+@pytest.mark.parametrize(
+    ("stage", "first", "warned"), [("fit", True, True), ("fit", False, False), ("test", True, False)]
+)
+def test_the_first_process_warns_before_training(
+    stage: str, first: bool, warned: bool, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file = tsv(tmp_path / "a.tsv", "the cat\tGood", "sat down\tgood", "the cat\tGood")
+    data = TextClassification(tokenizer=tiny_model, train_file=file, val_file=file, test_file=file)
+    data.trainer = SimpleNamespace(
+        is_global_zero=first, lightning_module=None, global_rank=int(not first), world_size=2
+    )
+    data.setup(stage)
+    assert ("'Good', 'good' count as 2 classes" in capsys.readouterr().err) == warned
+
+
 def test_a_tokenizer_without_separator_is_warned_of(
     byte_llama: str, pair_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -13,6 +13,7 @@ from scipy.stats import t
 
 from litpeft.analysis.comparison import Comparison, Figure, compare
 from litpeft.analysis.report.chart import Chart, literal, scaled
+from litpeft.analysis.report.costs import group_axis
 from litpeft.analysis.report.learning import curve_charts, read_lines
 from litpeft.analysis.report.page import parts
 from litpeft.analysis.report.style import DARK, INK, LIGHT, PARTS_DARK, PARTS_LIGHT, look, themes
@@ -282,3 +283,17 @@ def test_colour_blind_readers_can_distinguish_the_first_five_groups(colours: tup
 @pytest.mark.parametrize("text", ["<b>x</b>", "a & b", "%{y}", "<a href='https://example.com'>x</a>"])
 def test_names_are_escaped_for_plotly(text: str) -> None:
     assert not {"<", ">", "%{"} & {sign for sign in ("<", ">", "%{") if sign in literal(text)}
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("x" * 22, "x" * 22),
+        ("a" * 11 + "b" + "c" * 11, "a" * 11 + "…" + "c" * 10),
+        ("full", "full"),
+        ("a&lt;b", "a&lt;b"),
+    ],
+)
+def test_labels_of_more_than_22_characters_are_shortened_in_the_middle(label: str, shown: str) -> None:
+    axis = group_axis([label])
+    assert (axis["tickvals"], axis["ticktext"]) == ([label], [shown])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import itertools
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,6 +117,17 @@ def test_each_pass_has_each_row_once_and_workers_change_nothing(
     assert len(first) > 50
     assert all(first.count(row) <= rows.count(row) for row in first)
     assert first != found[len(first) : 2 * len(first)] != rows[: len(first)]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_with_workers_reports_a_dead_one_once(workers: int, tmp_path: Path, chat_tokenizer: str) -> None:
+    given = options(Conversations, tmp_path, chat_tokenizer, "") | {"streaming": True, "num_workers": workers}
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        assert next(iter(make(Conversations, **given).train_dataloader()))
+        assert getattr(signal.getsignal(signal.SIGCHLD), "raises_once", False) == (workers > 0)
+    finally:
+        signal.signal(signal.SIGCHLD, before)
 
 
 def same(one: list[dict[str, torch.Tensor]], other: list[dict[str, torch.Tensor]]) -> bool:

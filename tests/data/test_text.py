@@ -51,6 +51,15 @@ def test_each_token_of_a_document_is_predicted_once(blocks_of_first: int | str |
     assert data.describe()["tables"]["val"]["documents"] == 3
 
 
+def test_a_prompt_of_raw_text_is_the_text_alone(tmp_path: Path) -> None:
+    data = load(tmp_path, predict_file=str(tmp_path / "a.jsonl"), max_length=200)
+    data.setup("predict")
+    (batch, texts, answers), *more = data.prompts("predict", 2)
+    assert (texts, answers, more) == (DOCUMENTS[:2], ["", ""], [])
+    for ids, mask, text in zip(batch["input_ids"], batch["attention_mask"], texts, strict=True):
+        assert data.tokenizer.decode(ids[mask.bool()]) == text
+
+
 @pytest.mark.parametrize("stages", [("test", "predict"), ("predict", "test")])
 def test_test_rows_are_whole_prompts_in_predict_and_blocks_in_test_in_either_order(
     stages: tuple[str, str], tmp_path: Path

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from litpeft.data import Alpaca, Text
+from litpeft.data import Alpaca, Text, TextClassification
 from litpeft.data.files import check_columns, has_header, read_rows
 from litpeft.data.raw_files import sampled_hash
 from litpeft.errors import UserError
+from tests.data.test_text_classification import make
 
 ROWS = [{"text": 'he said "no", twice', "label": "1"}, {"text": "null", "label": "0"}]
 
@@ -214,3 +215,20 @@ def test_the_size_of_a_streamed_file_counts(tmp_path: Path) -> None:
         (tmp_path / "rows.jsonl").write_bytes(bytes(size))
         found.add(sampled_hash(tmp_path / "rows.jsonl"))
     assert len(found) == 7
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|", ",", None])
+def test_columns_are_separated_by_the_given_character(delimiter: str | None, tiny_model: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text(
+        "".join((delimiter or ",").join(row) + "\n" for row in (("text", "label"), ("the cat", "a"), ("sat", "b")))
+    )
+    data = make(tokenizer=tiny_model, train_file=str(file), val_file=str(file), delimiter=delimiter)
+    assert data.table("train")[0]["text"] == ["the cat", "sat"]
+    assert data.label_names == ["a", "b"]
+
+
+@pytest.mark.parametrize("delimiter", ["", "::", "tab"])
+def test_a_delimiter_of_several_characters_is_refused(delimiter: str) -> None:
+    with pytest.raises(UserError, match=r"^data.delimiter must be one character, got '"):
+        TextClassification(train_file="a.csv", delimiter=delimiter)

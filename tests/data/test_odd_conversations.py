@@ -149,6 +149,20 @@ def test_a_template_that_leaves_out_a_part_of_tools_is_refused(
         load(tmp_path, [TOOL_ROW] * 2, template=WITH_TOOLS.replace(part, without))
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": [TURNS[0], TURNS[1]], "tools": json.dumps([{"name": "add", "parameters": {}}])},
+        {"messages": [TURNS[0], {"role": "tool", "content": "1"}, TURNS[1]]},
+        {"messages": [TURNS[0], {"role": "assistant", "content": "", "tool_calls": [{"function": CALL}]}]},
+    ],
+    ids=["offered", "answered", "called"],
+)
+def test_tools_need_a_template_that_has_them(row: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the template has no tool turns; give a data.template that has them"):
+        load(tmp_path, [row] * 2)
+
+
 def test_a_template_may_refuse_what_a_tool_returns_without_a_call(tmp_path: Path) -> None:
     refuses = "{%- if m.role == 'tool' and not messages[loop.index0 - 1].tool_calls -%}{{ raise_exception('no') }}{%- endif -%}"
     loop = "{%- for m in messages -%}"

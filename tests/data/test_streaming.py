@@ -119,6 +119,15 @@ def test_each_pass_has_each_row_once_and_workers_change_nothing(
     assert first != found[len(first) : 2 * len(first)] != rows[: len(first)]
 
 
+@pytest.mark.parametrize(("streaming", "epochs"), [(False, [0.0, 1.0, 2.0]), (True, [None] * 3)])
+def test_the_passes_over_a_stream_are_unknown(
+    streaming: bool, epochs: list[float | None], tmp_path: Path, chat_tokenizer: str
+) -> None:
+    given = options(Conversations, tmp_path, chat_tokenizer, "") | {"streaming": streaming, "batch_size": 5}
+    data = make(Conversations, **given)
+    assert [data.epochs(batches) for batches in (0, 11, 22)] == epochs
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_with_workers_reports_a_dead_one_once(workers: int, tmp_path: Path, chat_tokenizer: str) -> None:
     given = options(Conversations, tmp_path, chat_tokenizer, "") | {"streaming": True, "num_workers": workers}

@@ -198,6 +198,12 @@ def test_earlier_answers_are_not_learned_from_a_row_without_an_answer(empty: str
     assert marked(data) == WRITTEN["llama3"]
 
 
+def test_a_conversation_may_have_hundreds_of_answers(tmp_path: Path) -> None:
+    data = load(tmp_path, [{"messages": TURNS * 150}] * 2, "chatml", max_length=30_000)
+    assert data.describe()["tables"]["train"]["answers"] == 600
+    assert marked(data).count("«It is 1.<|im_end|>»") == marked(data).count("«It is 2.<|im_end|>»") == 150
+
+
 def test_columns_are_overridden_by_options(tmp_path: Path) -> None:
     row = {"messages": [{"role": "user", "content": "no"}], "ask": "What is one?", "reply": "It is 1."}
     data = load(tmp_path, [row] * 2, "chatml", prompt_column="ask", response_column="reply")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections import Counter
 from math import floor
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -216,6 +217,7 @@ def test_the_validation_cut_keeps_the_shares_of_the_classes(tiny_model: str, tmp
 
 
 @given(st.lists(st.integers(1, 12), min_size=2, max_size=5), st.integers(1, 30), st.randoms(use_true_random=False))
+@example([1] * 30 + [10], 9, random.Random(0))  # one class gives nearly all
 def test_each_class_gives_its_share_of_the_validation_rows(counts: list[int], rows: int, draw: Any) -> None:
     """Largest remainders; a class keeps a row to train on, and the largest classes give what small ones cannot."""
     stored = np.array([number for number, count in enumerate(counts) for _ in range(count)])

@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 import pyarrow
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, first_sentence
 
 SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt")
 DAMAGED = (OSError, EOFError, ValueError, RuntimeError, lzma.LZMAError, zipfile.BadZipFile, pyarrow.ArrowException)
@@ -154,4 +154,4 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path}: not a readable {path.suffix.lower()} file: {str(error).splitlines()[0]}.")
+    return UserError(f"{path}: not a readable {path.suffix.lower()} file: {first_sentence(error)}.")

@@ -232,3 +232,10 @@ def test_columns_are_separated_by_the_given_character(delimiter: str | None, tin
 def test_a_delimiter_of_several_characters_is_refused(delimiter: str) -> None:
     with pytest.raises(UserError, match=r"^data.delimiter must be one character, got '"):
         TextClassification(train_file="a.csv", delimiter=delimiter)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.jsonl", "missing.csv"])
+def test_only_files_of_lines_may_lack_a_header(name: str, tmp_path: Path) -> None:
+    if name != "missing.csv":
+        (tmp_path / name).write_text("text,label\n")
+    assert has_header(tmp_path / name, ["other"])

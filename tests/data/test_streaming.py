@@ -119,6 +119,15 @@ def test_each_pass_has_each_row_once_and_workers_change_nothing(
     assert first != found[len(first) : 2 * len(first)] != rows[: len(first)]
 
 
+def test_a_stream_that_leaves_out_nothing_says_so(tmp_path: Path, chat_tokenizer: str, tiny_model: str) -> None:
+    given = options(TextClassification, tmp_path, chat_tokenizer, tiny_model) | {"streaming": True, "batch_size": 53}
+    data = make(TextClassification, **given)
+    next(iter(data.train_dataloader()))
+    counts = data.measured()["stream"]
+    assert (counts["rows_read"], counts["rows_used"]) == (53, 53)
+    assert not {"dropped_rows", "truncated_rows", "skipped_rows"} & counts.keys()
+
+
 @pytest.mark.parametrize(("streaming", "epochs"), [(False, [0.0, 1.0, 2.0]), (True, [None] * 3)])
 def test_the_passes_over_a_stream_are_unknown(
     streaming: bool, epochs: list[float | None], tmp_path: Path, chat_tokenizer: str

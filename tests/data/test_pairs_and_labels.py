@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -24,6 +25,7 @@ from litpeft.adapters import LoRA
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.data import TextClassification
 from litpeft.data.class_labels import ClassLabels
+from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 from litpeft.tasks import SequenceClassification
@@ -329,3 +331,10 @@ def test_a_tokenizer_without_special_tokens_is_one_sentence(
         if len(missing) == 2
         else "no end-of-text token" in said
     )
+
+
+def test_a_bad_row_from_the_hub_is_named_by_its_number(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = datasets.Dataset.from_list([{"text": "the cat", "label": "a"}, {"text": "sat", "label": None}])
+    monkeypatch.setattr(TabularData, "hub_rows", lambda data, split: rows)
+    with pytest.raises(UserError, match="^user/name train row 2: None: the label is missing"):
+        make(tokenizer=tiny_model, dataset="user/name")

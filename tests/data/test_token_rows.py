@@ -186,6 +186,15 @@ def test_pairs_are_truncated_by_themselves_and_a_prompt_keeps_its_end_token(
     assert found.truncated == sum(max(len(a), len(b)) > max_length for a, b in zip(prompts, responses, strict=True))
 
 
+def test_of_a_pair_the_response_has_loss() -> None:
+    table = dataset_of(pa.table({"prompt": [[1, 2, 3], [4]], "response": [[5, 6], [7, 8, 9]]}))
+    found = PairRows(table, np.array([1, 0]), PAD, 2, False, 99)
+    assert [[(ids.tolist(), has_loss) for ids, has_loss in found.marked(index)] for index in (0, 1)] == [
+        [([4], False), ([7, 8], True)],
+        [([1, 2], False), ([5, 6], True)],
+    ]
+
+
 @few
 @given(lengths=st.lists(st.integers(1, 16), min_size=1, max_size=60), spare=st.integers(0, 8))
 def test_packing_loses_no_row_overfills_no_bin_and_wastes_little(lengths: list[int], spare: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from litpeft.data.told import SHOWN_CHARACTERS, shortened, tell
+from litpeft.data.told import SHOWN_CHARACTERS, shortened, shown, tell
 
 TABLE_COUNTS = {
     "skipped_rows": "skipped",
@@ -95,3 +95,10 @@ def test_the_middle_of_long_parts_is_left_out(parts: int) -> None:
         expected = text if length <= each else f"{text[: each // 2]} [...] {text[length - each // 2 :]}"
         assert shortened([(text, True)] * parts) == [(expected, True)] * parts
     assert shortened([]) == []
+
+
+def test_a_row_is_shown_with_its_letters_and_without_codes_of_terminals() -> None:
+    parts = [("é 猫\n\t\x1b[2J\x00 ", False), ("ja\x9b🙂", True)]
+    assert shown(parts, colour=False) == "é 猫\n\t\\x1b[2J\\x00 «ja\\x9b🙂»"
+    assert "ja\\x9b🙂" in shown(parts, colour=True)
+    assert "«" not in shown(parts, colour=True)

@@ -33,11 +33,11 @@ def told(capsys: pytest.CaptureFixture, **facts: Any) -> list[str]:
 def test_what_was_left_out_is_told_with_its_number(capsys: pytest.CaptureFixture) -> None:
     start = "litpeft: train: 2,345 rows"
     assert told(capsys) == [start]
-    for count, shown in ((0, ""), (1, ", 1 {}"), (1234, ", 1,234 {}")):
+    for count, added in ((0, ""), (1, ", 1 {}"), (1234, ", 1,234 {}")):
         for name, what in TABLE_COUNTS.items():
-            assert told(capsys, tables={"train": {name: count}}) == [start + shown.format(what)]
+            assert told(capsys, tables={"train": {name: count}}) == [start + added.format(what)]
         for name, what in SPLIT_COUNTS.items():
-            assert told(capsys, **{name: {"train": count, "val": 9}}) == [start + shown.format(what)]
+            assert told(capsys, **{name: {"train": count, "val": 9}}) == [start + added.format(what)]
     # rows that `max_length` truncates are counted where rows are selected, or else in the table
     both = {"tables": {"train": {"truncated_rows": 7}}, "truncated_rows": {"train": 5}}
     assert told(capsys, **both) == [f"{start}, 5 truncated to data.max_length"]

@@ -47,6 +47,23 @@ def write(folder: Path, number: int, **more: Any) -> None:
     (folder / FILE_NAME).write_text(as_json(record_of(number, **more)), encoding="utf-8")
 
 
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_an_index_that_cannot_take_its_place_leaves_nothing(
+    vanishes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(scratch: str, path: Path) -> None:
+        if vanishes:  # as where another process removes the folder
+            Path(scratch).unlink()
+        raise PermissionError("read-only")
+
+    write(tmp_path / "a", 1)
+    monkeypatch.setattr(record_index.os, "replace", refuse)
+    below = RecordFolder(tmp_path, SKIP)
+    assert [below.record(run, tmp_path / run)["seed"] for run in below.runs] == [1]
+    below.save()
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
 def test_fields_that_are_null_in_all_records_are_not_known(tmp_path: Path) -> None:
     null = {name for name, value in record_of(1).items() if value is None}
     assert known_fields([record_of(1), record_of(2)]) == FIELDS.keys() - null

@@ -202,6 +202,16 @@ def test_a_later_step_needs_the_same_memory_without_the_first(adapter: str, opti
     assert later.phases["train"].tensors.bytes > whole.phases["first_step"].tensors.bytes
 
 
+def test_a_step_has_one_batch_unless_several_are_accumulated(tiny_model: str) -> None:
+    task = SequenceClassification(tiny_model, adapter=Full())
+    batch = task.example(32, 64)
+    one, named, two = (
+        trace(task, OneBatch(batch, 64), batch, **more) for more in ({}, {"accumulate": 1}, {"accumulate": 2})
+    )
+    assert one == named
+    assert two.phases["first_step"].tensors.bytes > one.phases["first_step"].tensors.bytes  # gradients meet a batch
+
+
 @pytest.mark.parametrize("adapter", ["lora", "dora", "qlora"])
 def test_the_peak_of_a_small_model_in_bf16(adapter: str, tiny_llama: str) -> None:
     """In bf16 the layers keep casts of A and B, which count as adapter weights."""

@@ -41,7 +41,7 @@ def quantisable_layers(model: nn.Module, skip: Sequence[str], modules_to_save: S
 
     Args:
         model: the model, with weights or on the meta device.
-        skip: module-name suffixes and presets of layers not to quantise, or of modules with none inside to quantise.
+        skip: module-name suffixes and presets: neither these layers nor those inside these modules are quantised.
         modules_to_save: name suffixes of modules trained in full: no layer inside them is quantised.
     """
     skipped = suffix_pattern(skip)

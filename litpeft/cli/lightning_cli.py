@@ -41,7 +41,7 @@ from litpeft.cli.error_context import naming_source, naming_trainer_option
 from litpeft.cli.loggers import LOGGER_HELP, fill_in_loggers, logger_names, loggers_of_run
 from litpeft.cli.option_checks import check_distributed, check_trainer, check_values, is_distributed, name_devices
 from litpeft.cli.parser import OneLineParser, check_classes, class_at, plain_message
-from litpeft.cli.run_folder import keep_old_options, lock_run_folder, selected_checkpoint, unlike_the_training
+from litpeft.cli.run_folder import keep_old_options, lock_run_folder, selected_checkpoint, set_devices_and_batches
 from litpeft.cli.run_names import run_names
 from litpeft.data import FineTuneData
 from litpeft.errors import UserError
@@ -150,7 +150,7 @@ class LitPeftCLI(LightningCLI):
         check_classes(options)
         trainer, model, data = options.trainer, options.model.init_args, options.data.init_args
         if self.verb in ("validate", "test", "predict"):
-            unlike_the_training(options, dict(typed_options(self.arguments)))
+            set_devices_and_batches(options, dict(typed_options(self.arguments)))
         check_trainer(trainer)
         name_devices(trainer.callbacks)
         check_distributed(options, self.verb)

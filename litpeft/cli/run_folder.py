@@ -47,7 +47,7 @@ def keep_old_options(options: Namespace, run_dir: Path) -> None:
             given[name] = value
 
 
-def unlike_the_training(options: Namespace, given: Container[str]) -> None:
+def set_devices_and_batches(options: Namespace, given: Container[str]) -> None:
     """Set what need not be as in the training of a finished run: its devices, and how its rows are put into batches.
 
     Args:

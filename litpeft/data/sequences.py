@@ -137,7 +137,7 @@ class Sequences(FineTuneData):
                 ids = encoded["input_ids"][number]
                 places = [_tokens_of(encoded, number, span, len(text), len(ids)) for span in spans]
             else:
-                ids, places = self._in_parts(text, spans, specials)
+                ids, places = self._in_parts(text, spans, encoded["input_ids"][number])
             if specials:
                 ids = self._with_one_end(ids, bool(spans))
             loss = np.full(len(ids), NO_LOSS, dtype=np.int8)
@@ -157,23 +157,24 @@ class Sequences(FineTuneData):
     def _call_tokenizer(self, texts: list[str], specials: bool) -> Any:
         return self.tokenizer(texts, add_special_tokens=specials, return_attention_mask=False, verbose=False)
 
-    def _in_parts(self, text: str, spans: list[Span], specials: bool) -> tuple[list[int], list[Span]]:
-        """Tokenise the answers apart from what is between them, with a tokenizer that gives no offsets."""
-        before, after = self._added(text) if specials else ([], [])
-        ids, places, at = before, [], 0
+    def _in_parts(self, text: str, spans: list[Span], whole: list[int]) -> tuple[list[int], list[Span]]:
+        """Tokenise the answers apart from what is between them, with a tokenizer that gives no offsets.
+
+        Args:
+            text: the text.
+            spans: start and end of each answer.
+            whole: token ids of the text, with the special tokens that stand before and after it.
+        """
+        bare = self._call_tokenizer([text], False)["input_ids"][0]
+        begin = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
+        ids, places, at = whole[:begin], [], 0
         for start, end in spans:
             for part in (text[at:start], text[start:end]):
                 first = len(ids)
                 ids = ids + self._call_tokenizer([part], False)["input_ids"][0]
             places.append((first, len(ids)))
             at = end
-        return ids + self._call_tokenizer([text[at:]], False)["input_ids"][0] + after, places
-
-    def _added(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the special tokens that the tokenizer adds before and after a text."""
-        bare, whole = (self._call_tokenizer([text], specials)["input_ids"][0] for specials in (False, True))
-        start = next((at for at in range(len(whole)) if whole[at : at + len(bare)] == bare), 0)
-        return whole[:start], whole[start + len(bare) :]
+        return ids + self._call_tokenizer([text[at:]], False)["input_ids"][0] + whole[begin + len(bare) :], places
 
     def _with_one_end(self, ids: list[int], answered: bool) -> list[int]:
         """Remove the end-of-text token that a tokenizer adds where it must not be: after a prompt, or a second one."""

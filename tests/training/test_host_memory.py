@@ -5,7 +5,6 @@ Each test asks a process of its own: in one that has trained before, the heap ha
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 from lightning import Callback
 
+from tests.conftest import litpeft
 from tests.training import host_memory_watcher
 from tests.training.host_memory_watcher import BYTES, Pages
 
@@ -20,18 +20,12 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux and
 ROOT = Path(__file__).parents[2]
 
 
-def python(*arguments: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def pages(device: str) -> Pages:
     """Return what a process sees that trains nothing, but enters and leaves the with block of a run on this device."""
-    return Pages.read(python("-m", host_memory_watcher.__name__, device))
+    command = [sys.executable, "-m", host_memory_watcher.__name__, device]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return Pages.read(done.stdout)
 
 
 def test_memory_is_asked_for_once_and_returned_at_the_end() -> None:
@@ -50,5 +44,6 @@ def test_a_run_keeps_its_memory_while_it_trains(tmp_path: Path, fit_arguments: l
     watcher = ["--trainer.callbacks", f"{host_memory_watcher.__name__}.Watcher", "--trainer.callbacks.file"]
     arguments = [*fit_arguments, *watcher, str(tmp_path / "faults"), "--run_dir", str(tmp_path / "run")]
     assert issubclass(host_memory_watcher.Watcher, Callback)
-    python("-m", "litpeft", *arguments, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu")
+    done = litpeft(*arguments, "--trainer.max_steps", "2", "--trainer.accelerator", "cpu", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
     assert int((tmp_path / "faults").read_text()) < pages("cpu").before / 4

@@ -13,6 +13,7 @@ from typing import Any
 from litpeft.cli import known_options
 from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.cli.typed_options import typed_options
+from litpeft.cli.verbs import PLANNING
 from litpeft.errors import UserError, did_you_mean
 from litpeft.runs.folder import CONFIG, saved_config
 
@@ -48,7 +49,6 @@ USUAL = (
 NAMING = ("model", "data", "model.adapter", "model.scheduler")  # options that name a class of litpeft
 OF_ANY_CLASS = ("class_path", "init_args", "dict_kwargs", "adapter", "optimizer", "scheduler")  # or classes themselves
 WORD = re.compile(r"(?!(null|none|inf|nan|true|false)$)[a-z]\w*", re.IGNORECASE)  # certainly not a number
-PLANNING = ("estimate", "find_lr", "show_data")  # commands with the options of fit and a few of their own
 # splits whose files a verb must find; `estimate` can do without
 FILES = {"test": ("test",), "predict": ("predict",)} | dict.fromkeys(("fit", "find_lr", "show_data"), ("train", "val"))
 
@@ -77,7 +77,7 @@ def look(verb: str, arguments: Sequence[str]) -> None:
             read_yaml(value)
         elif name == "--run_dir" and needs_run and not value.startswith("--"):
             saved_config(Path(value))
-    for word, name in zip(words, names, strict=True) if verb not in PLANNING else ():
+    for word, name in zip(words, names, strict=True) if verb not in PLANNING.values() else ():
         if word.startswith("--") and name.lstrip("-").partition(".")[0] not in GROUPS:
             guess = f" (did you mean {COMMON[name]}?)" if name in COMMON else did_you_mean(name, USUAL)
             raise UserError(f"unknown option {name}{guess}.")

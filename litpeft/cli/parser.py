@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from litpeft.cli import known_options
 from litpeft.cli.class_options import CLASSES, OURS, PARTS, arguments_of, class_at, derived, is_public, public_names
 from litpeft.cli.first_look import COMMON
+from litpeft.cli.verbs import PLANNING
 from litpeft.errors import UserError, did_you_mean
 
 # lines of jsonargparse messages that are not the reason: the alternatives it tried and the value it was given
@@ -23,7 +24,7 @@ NOISE = re.compile(
     r"|Expected a <class 'NoneType'>"
 )
 CALLABLE = re.compile(r"Type .* expects a function or a callable class: ")  # stands before the reason
-SHOWN_VERBS = {"show_data": "data"}  # name of a verb's parser -> the verb
+SHOWN_VERBS = {parser: verb for verb, parser in PLANNING.items()}
 SHAPE = re.compile(r"Expected a <class 'list'>")  # reported only if there is no other reason
 
 

@@ -158,7 +158,7 @@ class _AdaptedLinear(torch.autograd.Function):
         scaled = None
         if magnitude is not None:
             m_over_n = prepared.gain if gain is None else gain
-            scaled, out = times_plus(out, m_over_n, added, keep=any(ctx.needs_input_grad))
+            scaled, out = times_plus(out, m_over_n, added, any(ctx.needs_input_grad), native)
         # `prepared` is not saved for backward: a later call writes the same values into its tensors. If the values
         # change, so do A, B or m, whose change autograd reports.
         ctx.save_for_backward(rows, low, bias, A, B, magnitude, gain, mask, scaled, *stored)
@@ -179,9 +179,9 @@ class _AdaptedLinear(torch.autograd.Function):
             (prepared.whole or prepared).used = True
         if need_bias:
             dbias = dy.sum(0, dtype=bias.dtype)
-        if magnitude is not None:
-            dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain)
         native = isinstance(to_matrix, Native)
+        if magnitude is not None:
+            dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain, native)
         dlow = scaled_product(dy, for_product(b), factor, native)  # (N, r)
         if mask is None and (need_A or need_x):
             mask = _mask(rows, dropout, seed)

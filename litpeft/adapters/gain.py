@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from litpeft.ops.native import gain as in_c
 from litpeft.ops.row_chunks import split_rows
 
 
@@ -67,7 +68,9 @@ def norm_from_cross(squares: Tensor, cross: Tensor, A: Tensor, B: Tensor, scalin
     return (squares + added).maximum(limits.eps * squares).sqrt().clamp_min(limits.tiny**0.5)
 
 
-def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool = True) -> tuple[Tensor, Tensor]:
+def times_plus(
+    z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool = True, native: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return z ⊙ gain, computed in place, and z ⊙ gain + bias.
 
     The gain is not rounded to bf16, where 1.003 becomes 1. Products use a few rows at a time, because a CPU kernel
@@ -78,8 +81,12 @@ def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool =
         gain: (out), fp32 or wider.
         bias: (out) in the dtype of z, or None.
         keep: whether the caller needs z ⊙ gain without the bias; if False, the sum overwrites z as well.
+        native: whether to compute in C where that is possible; the results are the same.
     """
     out = z if bias is None or not keep else torch.empty_like(z)
+    if native and in_c.can_compute(z, gain):
+        in_c.times_gain(z, gain, bias, out)
+        return z, out
     for z_part, out_part in split_rows(z, out):
         torch.mul(z_part, gain, out=z_part)
         if bias is not None:
@@ -87,7 +94,9 @@ def times_plus(z: Tensor, gain: Tensor, bias: Tensor | None = None, keep: bool =
     return z, out
 
 
-def times_backward(dy: Tensor, scaled: Tensor, magnitude: Tensor, gain: Tensor) -> tuple[Tensor, Tensor]:
+def times_backward(
+    dy: Tensor, scaled: Tensor, magnitude: Tensor, gain: Tensor, native: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return the gradients of m/n ⊙ z by z and by m: dy ⊙ m/n and Σ dy ⊙ scaled / m.
 
     A few rows at a time, so that no fp32 copy of dy is as large as dy.
@@ -97,12 +106,16 @@ def times_backward(dy: Tensor, scaled: Tensor, magnitude: Tensor, gain: Tensor) 
         scaled: (..., out), m/n ⊙ z.
         magnitude: m (out); products are computed and summed in its dtype, at least in fp32.
         gain: m/n (out).
+        native: whether to compute in C where that is possible.
     """
-    total, dz = None, torch.empty_like(dy)
-    for dy_part, scaled_part, dz_part in split_rows(dy, scaled, dz):
-        wide = dy_part.to(torch.promote_types(magnitude.dtype, torch.float32))
-        torch.mul(wide, gain, out=dz_part)
-        products = wide * scaled_part if wide is dy_part else wide.mul_(scaled_part)
-        part = products.flatten(0, -2).sum(0)
-        total = part if total is None else total.add_(part)
+    if native and in_c.can_compute(dy, gain) and scaled.is_contiguous():
+        dz, total = in_c.times_gain_backward(dy, scaled, gain)
+    else:
+        total, dz = None, torch.empty_like(dy)
+        for dy_part, scaled_part, dz_part in split_rows(dy, scaled, dz):
+            wide = dy_part.to(torch.promote_types(magnitude.dtype, torch.float32))
+            torch.mul(wide, gain, out=dz_part)
+            products = wide * scaled_part if wide is dy_part else wide.mul_(scaled_part)
+            part = products.flatten(0, -2).sum(0)
+            total = part if total is None else total.add_(part)
     return dz, (total / magnitude).masked_fill_(magnitude == 0, 0)

@@ -89,7 +89,7 @@ class _AdaptedLinears(torch.autograd.Function):
             kept = None
             if c.magnitude is not None:
                 gain = c.prepared.gain if c.gain is None else c.gain
-                kept, out = times_plus(out, gain, added, keep=any(ctx.needs_input_grad))
+                kept, out = times_plus(out, gain, added, any(ctx.needs_input_grad), native)
             outs.append(out)
             scaled.append(kept)
         ctx.save_for_backward(rows, stacked, *lows, *scaled, *tensors)
@@ -117,7 +117,7 @@ class _AdaptedLinears(torch.autograd.Function):
                     grads[first] = dy.sum(0, dtype=bias.dtype)
                 if magnitude is not None:
                     gain = prepared.gain if gain is None else gain
-                    dy, grads[first + 3] = times_backward(dy, kept, magnitude, gain)
+                    dy, grads[first + 3] = times_backward(dy, kept, magnitude, gain, native)
                 if needs[first + 2]:
                     grads[first + 2] = gradient_of_B(dy, low, B.dtype, native)
                 layers.append((first + 1, b, dy))

@@ -275,41 +275,43 @@ def test_dropout_keeps_the_mean_and_affects_only_the_low_rank_branch() -> None:
 # --- bf16
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])  # in one piece, and in several
-def test_the_gain_in_bf16_has_one_rounding(rows: int) -> None:
+def test_the_gain_in_bf16_has_one_rounding(rows: int, native: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(rows, 64, dtype=torch.bfloat16)
     gain = 1 + 0.01 * torch.randn(64)
     exact = x.double() * gain.double()
-    out, same = times_plus(x.clone(), gain)
+    out, same = times_plus(x.clone(), gain, native=native)
     assert out is same
     assert out.dtype == torch.bfloat16
     assert ((out.double() - exact).abs() <= UNIT * (1 + 2**-12) * exact.abs()).all()
     coarse = (x * gain.bfloat16()).double() - exact  # the error with a gain in bf16: larger than the bound
     assert (coarse.abs() > UNIT * (1 + 2**-12) * exact.abs()).any()
     bias = torch.randn(64, dtype=torch.bfloat16)
-    kept_apart, shifted = times_plus(x.clone(), gain, bias)
+    kept_apart, shifted = times_plus(x.clone(), gain, bias, native=native)
     assert torch.equal(kept_apart, out)
     assert torch.equal(shifted, out + bias)
-    first, second = times_plus(x.clone(), gain, bias, keep=False)
+    first, second = times_plus(x.clone(), gain, bias, keep=False, native=native)
     assert first is second
     assert torch.equal(second, shifted)
 
 
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("rows", [3, 3 * CHUNK // 64])
-def test_the_magnitude_gradient_in_bf16_has_one_rounding_per_output(rows: int) -> None:
+def test_the_magnitude_gradient_in_bf16_has_one_rounding_per_output(rows: int, native: bool) -> None:
     torch.manual_seed(0)
     z, dy = torch.randn(rows, 64, dtype=torch.bfloat16), torch.randn(rows, 64, dtype=torch.bfloat16)
     magnitude, norm = torch.randn(64), torch.rand(64) + 0.5
     scaled = times_plus(z.clone(), magnitude / norm)[0]
     terms = dy.double() * z.double() / norm.double()
-    dz, dm = times_backward(dy, scaled, magnitude, magnitude / norm)
+    dz, dm = times_backward(dy, scaled, magnitude, magnitude / norm, native)
     assert torch.equal(dz, times_plus(dy.clone(), magnitude / norm)[0])
     error = (dm.double() - terms.sum(0)).abs()
     assert (error <= (UNIT + 2**-24 * (rows + 8)) * terms.abs().sum(0)).all()
     ones = torch.ones(rows, 64, dtype=torch.bfloat16)
     one = torch.ones(64)
-    assert (times_backward(ones, ones, one, one)[1] == rows).all()  # a sum in bf16 would stop at 256
+    assert (times_backward(ones, ones, one, one, native)[1] == rows).all()  # a sum in bf16 would stop at 256
 
 
 @pytest.mark.parametrize("magnitude", [False, True])

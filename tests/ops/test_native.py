@@ -25,6 +25,7 @@ from litpeft.ops.attention import attention, use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.ops.kernels import use_kernels
 from litpeft.ops.native import adapter_products, frozen_products, library
+from litpeft.ops.native import gain as gains
 from litpeft.ops.native.activations import gelu, swiglu
 from litpeft.ops.native.attention import can_compute, native_attention
 from litpeft.ops.native.dropout import DropoutMask, native_dropout
@@ -432,6 +433,35 @@ def test_gradients_of_factors_are_fp32_sums() -> None:
 
 
 @needs_compiler
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize(("rows", "width"), [(1, 16), (64, 128), (65, 144), (200, 272)])
+def test_products_with_the_gain(rows: int, width: int) -> None:
+    z, y = (random(rows + 1, width + 16, seed=i)[1:, 16:].contiguous() for i in (1, 2))
+    bias, strided = random(width, seed=3), (1 + random(width, 2, seed=4).float() / 64)[:, 0]
+    expected = (z.double() * strided.double()).to(HALF)
+    assert gains.can_compute(z, strided)
+    alone, plus = z.clone(), torch.empty_like(z)
+    gains.times_gain(alone, strided, None, alone)
+    assert torch.equal(alone, expected)
+    again = z.clone()
+    gains.times_gain(again, strided, bias, plus)
+    assert torch.equal(again, expected)
+    assert torch.equal(plus, expected + bias)
+    gradient, sums = gains.times_gain_backward(z, y, strided)
+    assert torch.equal(gradient, expected)
+    exact = z.double() * y.double()
+    assert ((sums.double() - exact.sum(0)).abs() <= 2**-23 * (8 + rows / 64) * exact.abs().sum(0)).all()
+
+
+def test_what_the_gains_functions_do_not_take() -> None:
+    z, gain = random(4, 32), torch.ones(32)
+    others = [(z.float(), gain), (z, gain.double()), (z[:, :20].clone(), gain[:20]), (z.T.contiguous().T, gain)]
+    others += [(z.view(2, 2, 32), gain), (z.to("meta"), gain)]
+    assert gains.can_compute(z, gain) is library.available()
+    assert not any(gains.can_compute(*pair) for pair in others)
+
+
+@needs_compiler
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     q = random(4, 3, 20, 32)
     x, weight, bias = random(77, 64), random(96, 64), random(64, seed=1)
@@ -450,6 +480,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         ]
         others += [adapter_products.sum_of_few(x[:, :8], x, torch.float32), swiglu(x, x)]
         others += [adapter_products.add_few(x.clone(), x[:, :8], x[:8])]
+        others += gains.times_gain_backward(x, x, torch.ones(64))
         results.append([out, gradient, *others])
     torch.set_num_threads(before)
     for other in results[1:]:

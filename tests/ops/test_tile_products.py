@@ -79,6 +79,22 @@ class StandIn:
         left, right = low.as_strided((rows, r), (low_stride, 1)), x.as_strided((rows, n), (x_stride, 1))
         write(out.as_strided((r, n), (row, column)), left.double().T @ right.double())
 
+    def times_gain(self, z: Tensor, gain: Tensor, bias: Tensor | None, out: Tensor, rows: int, width: int) -> None:
+        assert width % 16 == 0
+        assert z.shape == out.shape == (rows, width)
+        write(z, z.double() * gain.double())
+        if bias is not None:
+            write(out, z.double() + bias.double())
+
+    def times_gain_backward(
+        self, dy: Tensor, y: Tensor, gain: Tensor, dz: Tensor, sums: Tensor, rows: int, width: int
+    ) -> None:
+        assert width % 16 == 0
+        assert dy.shape == y.shape == dz.shape == (rows, width)
+        assert sums.dtype == torch.float32
+        write(dz, dy.double() * gain.double())
+        write(sums, (dy.double() * y.double()).sum(0))
+
     def product_with_frozen(
         self, x: Tensor, x_stride: int, weight: Tensor, transposed: int, bias: Tensor | None, add: int, out: Tensor,
         rows: int, n: int, k: int, scratch: Tensor,
@@ -281,6 +297,7 @@ def test_an_adapted_layer_computes_in_c_only_where_the_model_asks_for_it(
     x = random(5, 64).requires_grad_()
     layer(x).float().square().sum().backward()
     products = ["times_few", "product_with_frozen", "add_few", "sum_of_few"]
+    products += ["times_gain", "times_gain_backward"] if isinstance(adapter, DoRA) else []
     assert set(c.called) == (set(products) if native else set())
     if native:
         assert c.called.count("sum_of_few") == 2  # of A and of B

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.adapters.gain import times_backward, times_plus
-from litpeft.ops.dropout import functional_mask, keep_mask, new_seed
+from litpeft.ops.dropout import add_zeroed, functional_mask, input_mask, new_seed, zeroed
 from litpeft.ops.native import adapter_products, frozen_products
 from litpeft.ops.overridable import overridable
 
@@ -149,9 +149,9 @@ class _AdaptedLinear(torch.autograd.Function):
     ) -> Tensor:
         dtype = rows.dtype
         a, b = (A.to(dtype), B.to(dtype)) if prepared is None else prepared.factors(A, B)
-        drawn = _mask(rows, dropout, seed) if mask is None else mask
         native = isinstance(to_matrix, Native)
-        low = scaled_product(_zeroed(rows, drawn), a.T, factor, native)  # (N, r)
+        drawn = input_mask(rows, dropout, seed, native) if mask is None else mask
+        low = scaled_product(zeroed(rows, drawn), a.T, factor, native)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
         out = frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight)
         add_product(out, low, b.T, native)  # in place: no second tensor of the output's size
@@ -184,9 +184,9 @@ class _AdaptedLinear(torch.autograd.Function):
             dy, dm = times_backward(dy, scaled, magnitude, prepared.gain if gain is None else gain, native)
         dlow = scaled_product(dy, for_product(b), factor, native)  # (N, r)
         if mask is None and (need_A or need_x):
-            mask = _mask(rows, dropout, seed)
+            mask = input_mask(rows, dropout, seed, native)
         if need_A:
-            dA = matrix_product(dlow.T, _zeroed(rows, mask), A.dtype, native)
+            dA = matrix_product(dlow.T, zeroed(rows, mask), A.dtype, native)
         if need_B:
             dB = gradient_of_B(dy, low, B.dtype, native)
         if need_x:
@@ -194,7 +194,7 @@ class _AdaptedLinear(torch.autograd.Function):
             if mask is None:
                 add_product(dx, dlow, a, native)
             else:
-                dx.addcmul_(dlow @ a, _factor(mask, dy))
+                add_zeroed(dx, dlow @ a, mask)
         return (dx, dbias, dA, dB, dm, *[None] * (8 + len(stored)))
 
 
@@ -257,21 +257,6 @@ def gradient_of_B(dy: Tensor, low: Tensor, dtype: torch.dtype, native: bool) -> 
 def for_product(b: Tensor) -> Tensor:
     """Return B for the product dy B; on a CPU, fp32 products take half the time with B stored by column."""
     return b.T.contiguous().T if b.device.type == "cpu" and b.dtype.itemsize > 2 else b
-
-
-def _mask(x: Tensor, dropout: float, seed: int | None) -> Tensor | None:
-    """Return the dropout mask, 1 for numbers of x that stay; None without dropout."""
-    return None if seed is None else keep_mask(x, dropout, seed)
-
-
-def _zeroed(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return x with the mask applied but not scaled by 1 / (1 - dropout)."""
-    return x if mask is None else x * _factor(mask, x)
-
-
-def _factor(mask: Tensor, x: Tensor) -> Tensor:
-    """Return the mask in x's dtype on a CPU, where a product of two dtypes takes five times as long."""
-    return mask.to(x.dtype) if x.device.type == "cpu" else mask
 
 
 @overridable

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-from litpeft.ops.native.dropout import can_compute, native_dropout
+from litpeft.ops.native import library
+from litpeft.ops.native.dropout import DropoutMask, add_kept, can_compute, masked, native_dropout
 
 
 def new_seed() -> int:
@@ -46,6 +47,34 @@ def functional_mask(x: Tensor, dropout: float) -> Tensor:
     For compiled calls: the compiler fuses the mask into the product with x and can draw it again in backward.
     """
     return torch.rand(x.shape, device=x.device) >= dropout
+
+
+def input_mask(x: Tensor, dropout: float, seed: int | None, native: bool) -> Tensor | DropoutMask | None:
+    """Return the dropout mask of an adapter's input: 1 for numbers of x that stay; None without a seed.
+
+    With `native`, what the C functions draw the mask from, where they can compute.
+    """
+    if seed is None:
+        return None
+    in_c = native and can_compute(x) and library.available()
+    return DropoutMask.of(dropout, seed, scaled=False) if in_c else keep_mask(x, dropout, seed)
+
+
+def zeroed(x: Tensor, mask: Tensor | DropoutMask | None) -> Tensor:
+    """Return x with the mask applied but not scaled by 1 / (1 - dropout)."""
+    if isinstance(mask, DropoutMask):
+        return masked(x, mask)
+    return x if mask is None else x * _factor(mask, x)
+
+
+def add_zeroed(out: Tensor, x: Tensor, mask: Tensor | DropoutMask) -> Tensor:
+    """Add `zeroed(x, mask)` to a contiguous tensor in place."""
+    return add_kept(out, x, mask) if isinstance(mask, DropoutMask) else out.addcmul_(x, _factor(mask, x))
+
+
+def _factor(mask: Tensor, x: Tensor) -> Tensor:
+    """Return the mask in x's dtype on a CPU, where a product of two dtypes takes five times as long."""
+    return mask.to(x.dtype) if x.device.type == "cpu" else mask
 
 
 @cache

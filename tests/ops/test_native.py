@@ -20,6 +20,7 @@ from transformers.models.bert.modeling_bert import BertSelfOutput
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from litpeft.adapters import DoRA, LoRA
+from litpeft.adapters.functional import Native, adapted_linear
 from litpeft.errors import UserError
 from litpeft.ops.attention import attention, use_lean_attention
 from litpeft.ops.dropout import use_lean_dropout
@@ -28,7 +29,7 @@ from litpeft.ops.native import adapter_products, frozen_products, library
 from litpeft.ops.native import gain as gains
 from litpeft.ops.native.activations import gelu, swiglu
 from litpeft.ops.native.attention import can_compute, native_attention
-from litpeft.ops.native.dropout import DropoutMask, native_dropout
+from litpeft.ops.native.dropout import DropoutMask, add_kept, native_dropout
 from litpeft.ops.native.norms import norm
 from litpeft.ops.native_modules import use_native_kernels
 
@@ -453,6 +454,30 @@ def test_products_with_the_gain(rows: int, width: int) -> None:
     assert ((sums.double() - exact.sum(0)).abs() <= 2**-23 * (8 + rows / 64) * exact.abs().sum(0)).all()
 
 
+@needs_compiler
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("dropout", [0.1, 0.75])
+@pytest.mark.parametrize("magnitude", [None, 1.5])
+def test_dropout_of_an_adapter_is_that_of_its_seed(dropout: float, magnitude: float | None) -> None:
+    rows, inputs, outputs, rank = 37, 48, 32, 4
+    x, weight, dy = random(rows, inputs), random(outputs, inputs, seed=1), random(rows, outputs, seed=2)
+    A, B = random(rank, inputs, seed=3).float() / 4, random(outputs, rank, seed=4).float() / 4
+    m = None if magnitude is None else torch.full((outputs,), magnitude)
+    given = [t.clone().requires_grad_() for t in (x, A, B)]
+    to_matrix = Native(lambda stored, dtype: stored.to(dtype))
+    torch.manual_seed(5)
+    out = adapted_linear(given[0], (weight,), to_matrix, None, *given[1:], 0.5, dropout, m, m)
+    torch.manual_seed(5)
+    stays = torch.from_numpy(kept(rows * inputs, dropout, int(torch.randint(2**62, ())))).view(rows, inputs)
+    wide = [t.double().requires_grad_() for t in (x, A.to(HALF), B.to(HALF))]
+    low = (wide[0] * stays / (1 - dropout)) @ wide[1].T
+    exact = (wide[0] @ weight.double().T + 0.5 * low @ wide[2].T) * (magnitude or 1.0)
+    out.backward(dy)
+    exact.backward(dy.double())
+    for found, expected in [(out, exact), *((mine.grad, other.grad) for mine, other in zip(given, wide, strict=True))]:
+        torch.testing.assert_close(found.detach().double(), expected.detach(), **rounding(expected.detach(), 3))
+
+
 def test_what_the_gains_functions_do_not_take() -> None:
     z, gain = random(4, 32), torch.ones(32)
     others = [(z.float(), gain), (z, gain.double()), (z[:, :20].clone(), gain[:20]), (z.T.contiguous().T, gain)]
@@ -481,6 +506,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
         others += [adapter_products.sum_of_few(x[:, :8], x, torch.float32), swiglu(x, x)]
         others += [adapter_products.add_few(x.clone(), x[:, :8], x[:8])]
         others += gains.times_gain_backward(x, x, torch.ones(64))
+        others += [add_kept(x.clone(), x, DropoutMask.of(0.5, 3))]
         results.append([out, gradient, *others])
     torch.set_num_threads(before)
     for other in results[1:]:

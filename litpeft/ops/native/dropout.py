@@ -18,10 +18,16 @@ class DropoutMask(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint32) for name in ("share", "first_key", "second_key")] + [("factor", ctypes.c_float)]
 
     @classmethod
-    def of(cls, probability: float, seed: int) -> DropoutMask:
-        """Return the mask of a seed (0 to 2^64 - 1); probability 0 draws nothing."""
+    def of(cls, probability: float, seed: int, scaled: bool = True) -> DropoutMask:
+        """Return the mask of a seed (0 to 2^64 - 1); probability 0 draws nothing.
+
+        Args:
+            probability: share of the numbers that are dropped.
+            seed: seed of the mask.
+            scaled: whether the numbers that stay are divided by 1 - probability.
+        """
         share, keys = min(round(probability * 2**32), 2**32 - 1), _mixed(seed)
-        return cls(share, keys & 0xFFFFFFFF, keys >> 32, 1 / (1 - probability))
+        return cls(share, keys & 0xFFFFFFFF, keys >> 32, 1 / (1 - probability) if scaled else 1.0)
 
 
 def _mixed(seed: int) -> int:
@@ -48,16 +54,23 @@ class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, mask: DropoutMask) -> Tensor:
         ctx.mask = mask
-        return _masked(x, mask)
+        return masked(x, mask)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _masked(grad, ctx.mask), None
+        return masked(grad, ctx.mask), None
 
 
-def _masked(x: Tensor, mask: DropoutMask) -> Tensor:
+def masked(x: Tensor, mask: DropoutMask) -> Tensor:
+    """Return x, times the mask's factor, where it is kept, else 0."""
     x = x.contiguous()
     out = torch.empty_like(x)
     library.call("dropout", x, out, x.numel(), mask)
+    return out
+
+
+def add_kept(out: Tensor, x: Tensor, mask: DropoutMask) -> Tensor:
+    """Add x, where it is kept, to a contiguous tensor in place; without the mask's factor."""
+    library.call("add_kept", x.contiguous(), out, x.numel(), mask)
     return out

@@ -8,6 +8,13 @@ void dropout(const bf16 *x, bf16 *y, int64_t count, const Dropout *d) {
         write((floats)((ints)(read(x + i) * d->factor) & ~dropped((uint32_t)i, d)), y + i);
 }
 
+/* y += x where x is kept, rounded once; the same mask, whose factor is not used */
+void add_kept(const bf16 *x, bf16 *y, int64_t count, const Dropout *d) {
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < count; i += LANES)
+        write(read(y + i) + (floats)((ints)read(x + i) & ~dropped((uint32_t)i, d)), y + i);
+}
+
 static inline floats sigmoid(floats x) {
     ints negative = x < 0.0f;
     floats e = exponential(choose(negative, x, -x));

@@ -120,7 +120,7 @@ class LabelSets(NamedLabels):
             bad.add(place, f"{value!r}: the labels are missing; an empty list is a row without labels")
             return []
         texts = [None if isinstance(item, (list, dict)) else label_text(item) for item in value]
-        if any(text is None or text == "" or text.lower() in MISSING for text in texts):
+        if any(text is None or text.lower() in MISSING for text in texts):
             bad.add(place, f"{value!r} holds something that is no label (see data.label_column)")
             return []
         return [text for text in texts if text is not None]

@@ -66,7 +66,7 @@ class LengthGroupedBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         full, left = divmod(len(self.lengths), self.batch_size * self.world_size)
-        return full + (left >= self.world_size or (left > 0 and full == 0))
+        return full + (left >= self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         batches = self._batches()

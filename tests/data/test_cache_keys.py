@@ -24,10 +24,13 @@ from litpeft.data import (
     TextMultiLabel,
     TextRegression,
     base,
+    cache,
+    chats,
     raw_files,
 )
 from litpeft.data.base import Split
-from litpeft.data.cache import cached_table, dataset_of, highest_token, tokenizer_fingerprint
+from litpeft.data.cache import cached_table, dataset_of, fingerprint, highest_token, tokenizer_fingerprint
+from litpeft.data.number_labels import NumberLabels
 from litpeft.data.tabular import TabularData
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "the", "cat", "sat", "one", "two", "say", "good", "bad"]
@@ -139,6 +142,31 @@ def test_each_split_of_generated_questions_has_a_table_of_its_own(common: dict[s
         ]
     assert all(found.pop("predict") == found["test"] for found in keys)
     assert len({key for found in keys for key in found.values()}) == 3 * len(changes)
+
+
+def test_the_order_of_what_a_table_depends_on_does_not_count() -> None:
+    """Facts have the order in which code or a file names them; the order of a list is one of the facts."""
+    assert fingerprint({"a": 1, "b": {"c": 2, "d": 3}}) == fingerprint({"b": {"d": 3, "c": 2}, "a": 1})
+    assert fingerprint({"a": [1, 2]}) != fingerprint({"a": [2, 1]})
+    assert fingerprint("a", "b") != fingerprint("b", "a")
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"), [*[(kind, (cache, "FORMAT")) for kind in KINDS], ("conversations", (chats, "RULES"))]
+)
+def test_no_table_of_an_earlier_format_is_read(kind: str, version: tuple[Any, str], common: dict[str, Any]) -> None:
+    module, name = version
+    found = [key(kind, common)]
+    for earlier in range(getattr(module, name)):
+        with patch.object(module, name, earlier):
+            found.append(key(kind, common))
+    assert len(set(found)) == len(found) > 1
+
+
+def test_the_limits_of_a_target_count() -> None:
+    """A row outside of the limits is bad, so tables with other limits have other rows."""
+    rules = [NumberLabels(None, ["score"], limits=limits).rules("train") for limits in (None, (0, 5), (0, 4), (1, 5))]
+    assert len({fingerprint(each) for each in rules}) == 4
 
 
 NAMES = {"label_names": ["good", "bad"]}

@@ -91,6 +91,15 @@ def test_places_are_line_numbers_of_an_editor(tmp_path: Path) -> None:
         ("a.jsonl", '{"text": "\\ud800", "label": 1}\n', "line 1: an escape such as \\ud800 is half a character"),
         ("a.jsonl", '{"text": "x", "label": ' + "9" * 5000 + "}", "line 1: not valid JSON: Exceeds the limit"),
         ("a.json", '{"text": "x"}', "must contain a list of objects"),
+        ("a.json", '[{"text": ' + "9" * 5000 + "}]", "a.json line 1: not valid JSON: Exceeds the limit"),
+        ("a.json", "[" * 100_000, "a.json line 1: not valid JSON: "),
+        ("a.json", '[{"text": "x"},\n{"text": "y"},\n{"text": ]', "a.json line 3: not valid JSON: Expecting value."),
+        ("a.json", '[{"text": "x", "label": 1}, {"text": "y", "label": 1}, 3]', "item 3: expected an object"),
+        ("a.jsonl", '{"text": "x", "label": 1}\n\n3\n', "line 3: expected an object with named columns, got int"),
+        ("a.csv", 'text,label\nx,1\n"a"b,2\n', "line 3: ',' expected after '\"'."),
+        ("a.csv", 'text,label\n"x\ny",1\n\n"a\nb"c,2\n', "line 6: ',' expected after '\"'."),
+        ("a.csv", "text,label,text\nx,1,y\n", "line 1: two columns are called 'text'; rename one of them."),
+        ("a.tsv", "\n\ntext\tlabel\nx\t1\n\n\ny\n", "line 7: 1 columns, expected 2"),
         ("a.json", "[1]", "item 1: expected an object with named columns, got int"),
         ("a.parquet", "no parquet", "not a readable Parquet file"),
     ],
@@ -102,6 +111,22 @@ def test_an_error_has_its_place(tmp_path: Path, name: str, content, message: str
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         read(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("names", "said"), [("abb", "b"), ("aab", "a"), ("abbcc", "b"), ("acbbc", "c"), ("abc", None)])
+def test_a_parquet_file_with_two_columns_of_one_name_is_refused(names: str, said: str | None, tmp_path: Path) -> None:
+    parquet.write_table(pa.Table.from_arrays([pa.array([1, 2])] * len(names), list(names)), tmp_path / "a.parquet")
+    if said is None:
+        places = [place.removeprefix(f"{tmp_path}/") for place, _ in read_rows(tmp_path / "a.parquet", {})]
+        assert places == ["a.parquet row 1", "a.parquet row 2"]
+    else:
+        with pytest.raises(UserError, match=rf"a.parquet: two columns are called '{said}'; rename one of them\.$"):
+            read(tmp_path / "a.parquet", [])
+
+
+def test_a_first_line_that_is_no_csv_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a.csv line 1: ',' expected after '\"'\.$"):
+        has_header(write(tmp_path / "a.csv", '"a"b,c\n'), ["text"])
 
 
 def test_an_encoding_that_does_not_exist_is_named(tmp_path: Path) -> None:

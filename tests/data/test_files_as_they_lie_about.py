@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import json
 import lzma
@@ -125,6 +126,66 @@ def test_an_encoding_is_suggested_that_reads_the_file(raw: bytes, encoding: str,
     with pytest.raises(UserError, match=f"not utf-8; give data.encoding, for example {encoding}"):
         rows(file)
     assert rows(file, encoding=encoding)[1] == ("bad plot", "0")
+
+
+@pytest.mark.parametrize(
+    ("raw", "encoding"),
+    [
+        (b"\xe9" + b"\0" * 51, "utf-16"),  # no mark, but more than a quarter of the first 200 bytes are zero
+        (b"\xe9" + b"\0" * 50, "latin-1"),
+        (b"\xe9" + b"a" * 148 + b"\0" * 51, "utf-16"),
+        (b"\xe9" + b"a" * 149 + b"\0" * 51, "latin-1"),
+        (b"\xe9" + b"\1" * 100, "latin-1"),
+        (b"\xe9\x7f", "latin-1"),
+        (b"\xe9\x80", "cp1252"),
+        (b"\xe9\x9f", "cp1252"),
+        (b"\xe9\xa0", "latin-1"),
+        (codecs.BOM_UTF16_BE + "a".encode("utf-16-be"), "utf-16"),
+        (codecs.BOM_UTF16_LE + "a".encode("utf-16-le"), "utf-16"),
+    ],
+)
+def test_an_encoding_is_guessed_by_zeros_and_control_characters(raw: bytes, encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(UserError, match=rf"a.txt line 1: not utf-8; give data.encoding, for example {encoding}\.$"):
+        list(read_rows(tmp_path / "a.txt", {}))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "utf_8", "UTF8", "utf-16-le", "utf-16-be", "utf-16"])
+def test_a_mark_at_the_start_is_no_text_in_any_encoding(encoding: str, tmp_path: Path) -> None:
+    text = "cat\nsat\n\ufeffmat\n"
+    (tmp_path / "a.txt").write_bytes((text if encoding == "utf-16" else f"\ufeff{text}").encode(encoding))
+    found = [row["text"] for _, row in read_rows(tmp_path / "a.txt", {}, encoding=encoding)]
+    assert found == ["cat", "sat", "\ufeffmat"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "A.CSV", "a.b.Csv", "a.csv.gz", "A.CSV.GZ"])
+def test_the_kind_of_a_file_is_its_suffix_in_any_case(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(CSV.encode()) if name.lower().endswith("gz") else CSV.encode())
+    assert rows(tmp_path / name) == [("good film", "1"), ("bad plot", "0")]
+    assert expand(str(tmp_path)) == [tmp_path / name]
+
+
+def test_patterns_may_name_folders_and_names_may_look_like_patterns(tmp_path: Path) -> None:
+    for name in ("b/2/part.csv", "b/1/part.csv", "part.csv", "a[1].csv", "a1.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(CSV)
+    (tmp_path / "folder.csv").mkdir()
+    assert expand(f"{tmp_path}/**/part.csv") == [
+        tmp_path / name for name in ("b/1/part.csv", "b/2/part.csv", "part.csv")
+    ]
+    assert expand(f"{tmp_path}/a[1].csv") == [tmp_path / "a[1].csv"]
+    assert expand(str(tmp_path)) == [tmp_path / name for name in ("a1.csv", "a[1].csv", "part.csv")]
+
+
+def test_folders_and_notes_of_an_archive_are_no_data(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.csv.zip", "w") as archive:
+        for name, text in (("data/", ""), ("data/a.csv", CSV), ("__MACOSX/data/._a.csv", "x")):
+            archive.writestr(name, text)
+    assert rows(tmp_path / "a.csv.zip") == [("good film", "1"), ("bad plot", "0")]
+    with zipfile.ZipFile(tmp_path / "b.csv.zip", "w") as archive:
+        archive.writestr("data/", "")
+    with pytest.raises(UserError, match="the archive holds 0 files; give an archive of one, or unpack it"):
+        rows(tmp_path / "b.csv.zip")
 
 
 def test_an_unclosed_quote_is_reported_where_it_opens(tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
+import itertools
 import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -83,3 +86,32 @@ def test_the_largest_token_of_a_table_of_an_old_version_is_looked_up(
     assert largest == max(map(max, rows))
     data._highest = {}  # tables of 0.1.0 do not say it
     assert data.highest_token() == largest
+
+
+def test_data_without_a_table_need_no_embeddings() -> None:
+    assert SST2(train_file="rows.tsv").highest_token() == 0
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def shown(self) -> list[str]:
+        """Return what its last line has shown, one text after the other."""
+        return [text.strip() for text in self.getvalue().split("\n")[-1].split("\r")]
+
+
+@pytest.mark.parametrize(("seconds", "terminal", "bar"), [(1, True, True), (0.1, True, False), (1, False, False)])
+def test_a_bar_shows_what_takes_long_on_a_terminal_and_goes_when_all_is_done(
+    seconds: float, terminal: bool, bar: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, clock = Terminal() if terminal else io.StringIO(), itertools.count()
+    monkeypatch.setattr(sys, "stderr", told)
+    monkeypatch.setattr("tqdm.std.time", lambda: seconds * next(clock))
+    table = stored(({"ids": pa.array([number])} for number in range(9)), tmp_path)
+    assert table["ids"].to_pylist() == list(range(9))
+    if bar:
+        assert any(re.match(r"preparing rows: \dk rows \[", text) for text in told.shown())
+        assert told.shown()[-2:] == ["", ""]
+    else:
+        assert told.getvalue() == ""

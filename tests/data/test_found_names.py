@@ -1,0 +1,119 @@
+"""The names and numbers that labels get when no names are given, and where labels begin to be too many."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from litpeft.data.bad_rows import BadRows
+from litpeft.data.class_labels import ClassLabels
+from litpeft.data.label_sets import LabelSets
+from litpeft.errors import UserError
+
+
+def stored(kind: type, labels: list[Any], **options: Any) -> tuple[list[str], list[Any]]:
+    """Return the names that the labels of training rows get, and what is stored of each row."""
+    data = SimpleNamespace(files={"train": None}, streaming=False, dataset=None)
+    column = "label" if kind is ClassLabels else ["labels"]
+    options = {"names": None} | options
+    places = [f"rows.jsonl line {number}" for number in range(1, len(labels) + 1)]
+    bad = BadRows(skip=False)
+    found, facts = kind(data, column, **options).encode("train", [(label,) for label in labels], places, bad)
+    bad.check(len(places))
+    return facts["label_names"], found.to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "numbers"),
+    [
+        ([0, 1, 1], ["0", "1"], [0, 1, 1]),
+        (["2", 0, 1.0], ["0", "1", "2"], [2, 0, 1]),
+        ([1, -1, "1"], ["-1", "1"], [1, 0, 1]),  # as LIBSVM writes two classes
+        (["b", "a", " b "], ["a", "b"], [1, 0, 1]),
+        (["10", "9", "a"], ["10", "9", "a"], [0, 1, 2]),  # not all are numbers
+        ([True, False], ["0", "1"], [1, 0]),
+    ],
+)
+def test_classes_are_numbered_in_the_order_of_their_numbers_or_names(
+    labels: list[Any], names: list[str], numbers: list[int]
+) -> None:
+    assert stored(ClassLabels, labels) == (names, numbers)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "names", "numbers"),
+    [
+        ([1, 3, 2], {"offset": 1}, ["1", "2", "3"], [0, 2, 1]),
+        ([1, 2], {"offset": 1, "names": ["a", "b"]}, ["a", "b"], [0, 1]),
+        (["b", "a", 1], {"names": ["a", "b"]}, ["a", "b"], [1, 0, 1]),
+        (["2", "1"], {"names": ["2", "1"]}, ["2", "1"], [0, 1]),  # a name comes before a number
+        (["2", "1"], {"names": ["2", "1"], "offset": 1}, ["2", "1"], [1, 0]),
+        (["none", "nan"], {"names": ["none", "nan"]}, ["none", "nan"], [0, 1]),
+    ],
+)
+def test_a_label_is_a_name_or_a_number_that_counts_from_the_offset(
+    labels: list[Any], options: dict[str, Any], names: list[str], numbers: list[int]
+) -> None:
+    assert stored(ClassLabels, labels, **options) == (names, numbers)
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "message"),
+    [
+        (["a"], {}, r"^rows.jsonl line 1 and all other rows have the same label, a; two classes are needed\.$"),
+        ([1, 0, 2], {"offset": 1}, r"^rows.jsonl line 2: label 0 is below data.label_offset 1\.$"),
+        ([1, 2], {}, r"^rows.jsonl: labels go from 1 to 2; give data.label_offset 1\.$"),
+        ([2, 3], {"offset": 1}, r"^rows.jsonl: labels go from 2 to 3; give data.label_offset 2\.$"),
+        ([0, 1, 3, 5], {}, r"^rows.jsonl: labels go up to 5, but no row has 2; give data.label_names if"),
+        ([1, 3, 4], {"offset": 1}, r"^rows.jsonl: labels go up to 4, but no row has 2; give data.label_names if"),
+        ([0, 2], {"names": ["a", "b"]}, r"line 2: label '2' is not one of a, b \(numbers 0 to 1\); see data.label"),
+        ([1, 0], {"names": ["a", "b"], "offset": 1}, r"line 2: label '0' is not one of a, b \(numbers 1 to 2\)"),
+        ([1, 3], {"names": ["a", "b"], "offset": 1}, r"line 2: label '3' is not one of a, b \(numbers 1 to 2\)"),
+        (["a", "nan"], {}, "line 2: 'nan': the label is missing; see data.label_column"),
+        (["a", ["b"]], {}, r"line 2: \['b'\]: a list of labels is no class; see data.label_column"),
+    ],
+)
+def test_labels_that_are_no_classes_are_told(labels: list[Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        stored(ClassLabels, labels, **options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "flags"),
+    [
+        ([[0, 2], [3]], ["0", "1", "2", "3"], [[1, 0, 1, 0], [0, 0, 0, 1]]),  # as many as the largest needs
+        ([[0], [1]], ["0", "1"], [[1, 0], [0, 1]]),
+        ([["-1"], ["1"]], ["-1", "1"], [[1, 0], [0, 1]]),  # names, because a label below 0 has no number
+        ([["b", "a"], ["b"], []], ["a", "b"], [[1, 1], [0, 1], [0, 0]]),
+        ([["10", "9"], ["a"]], ["10", "9", "a"], [[1, 1, 0], [0, 0, 1]]),
+    ],
+)
+def test_sets_of_labels_are_numbered_in_the_order_of_their_numbers_or_names(
+    labels: list[Any], names: list[str], flags: list[list[int]]
+) -> None:
+    assert stored(LabelSets, labels) == (names, flags)
+
+
+@pytest.mark.parametrize("value", [["a", "NaN"], ["a", ""], ["a", None], ["a", ["b"]], ["a", "n/a"]])
+def test_what_is_missing_in_a_list_is_no_label(value: list[Any]) -> None:
+    with pytest.raises(UserError, match=r"^rows.jsonl line 3: \['a', .*\] holds something that is no label"):
+        stored(LabelSets, [["a"], ["b"], value])
+
+
+@pytest.mark.parametrize("kind", [ClassLabels, LabelSets])
+@pytest.mark.parametrize(
+    ("different", "rows", "fine"),
+    [(20, 20, True), (21, 41, False), (21, 42, True), (40, 80, True), (41, 80, False), (22, 43, False)],
+)
+def test_more_than_20_different_labels_need_twice_as_many_rows(
+    kind: type, different: int, rows: int, fine: bool
+) -> None:
+    labels = [f"name {number % different:02d}" for number in range(rows)]
+    given = labels if kind is ClassLabels else [[label] for label in labels]
+    if fine:
+        assert stored(kind, given)[0] == sorted(set(labels))
+    else:
+        with pytest.raises(UserError, match=rf"^rows\.jsonl: {different} different labels in {rows} rows"):
+            stored(kind, given)

@@ -18,7 +18,7 @@ from tests.data.test_odd_conversations import HIDES_THE_END
 from tests.data.test_text_classification import make
 
 
-@pytest.mark.parametrize("answer", ["ok x", "fine 🙂", "é", "ends in 猫"])
+@pytest.mark.parametrize("answer", ["ok x", "fine 🙂", "é", "ends in 猫", "ß", "is 語", "two ß語🙂 ß"])
 def test_every_token_of_an_answer_has_loss(answer: str, tmp_path: Path) -> None:
     turns = [TURNS[0], {"role": "assistant", "content": answer}]
     data = load(tmp_path, [{"messages": turns}] * 2, template=HIDES_THE_END)

@@ -338,6 +338,11 @@ def test_long_rows_are_cut_or_dropped_and_counted(tmp_path: Path) -> None:
     assert (cut.truncated["train"], cut.dropped["train"], len(cut.rows["train"])) == (1, 0, 2)
     dropped = load(tmp_path, rows, "llama3", max_length=40, long_rows="drop")
     assert (dropped.truncated["train"], dropped.dropped["train"], len(dropped.rows["train"])) == (0, 1, 1)
+    assert marked(dropped) == marked(cut, 1)
+    batch, whole = dropped.rows["train"][[0]], cut.rows["train"][[1]]
+    assert {name: values.tolist() for name, values in batch.items()} == {
+        name: values.tolist() for name, values in whole.items()
+    }
 
 
 def test_another_special_token_gives_another_table(tmp_path: Path) -> None:
@@ -371,7 +376,12 @@ def test_impossible_templates_are_refused_in_a_sentence(tmp_path: Path) -> None:
         "{{ nothing.at.all }}": "it cannot render a question with its answer: the template says: ",
         "{% for m in messages %}{{ m.role }}{% endfor %}": "leaves out what the assistant says",
         "{{ unclosed": "cannot render",
+        "{% if messages %}said{% endif %}": "leaves out what the assistant says",
+        "{{ messages | length }}": "leaves out what the assistant says",
     }.items():
+        (tmp_path / "template").write_text(template)
+        with pytest.raises(UserError, match=rf"^data\.template: .*{message}"):
+            find_template(str(tmp_path / "template"), ours)
         with pytest.raises(UserError, match=rf"^data\.template: .*{message}"):
             find_template(template, ours)
 

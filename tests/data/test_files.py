@@ -208,11 +208,12 @@ def test_a_name_with_a_dot_is_a_column_or_else_a_field(required: bool, name: str
 def test_only_a_streamed_file_may_change_in_its_middle_without_being_seen(streaming: bool, tmp_path: Path) -> None:
     """A table in the cache must not stand for rows that it has not; a stream is too large to be read twice."""
     file, keys = tmp_path / "rows.txt", []
-    data = Text(train_file=str(file), val_file=str(file), streaming=streaming)
+    splits = ("train", "val", "test", "predict")
+    data = Text(**{f"{split}_file": str(file) for split in splits}, streaming=streaming)
     for middle in (b"a", b"b"):
         file.write_bytes(b"x" * (MIB + 9) + middle + b"y" * (MIB + 9))
-        keys.append([data.source_of_rows(split) for split in ("train", "val")])
-    assert [one == other for one, other in zip(*keys, strict=True)] == [streaming, False]
+        keys.append([data.source_of_rows(split) for split in splits])
+    assert [one == other for one, other in zip(*keys, strict=True)] == [streaming, False, False, False]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from litpeft.data import Alpaca, Conversations
 from litpeft.data.templates import find_template
@@ -220,6 +222,26 @@ def test_an_exported_text_template_gives_the_prompts_of_training(name: str, tmp_
     ours.chat_template = template.jinja_text()
     for turns in ([TURNS[0]], TURNS[:3], [system, *TURNS[:3]]):
         assert ours.apply_chat_template(turns, tokenize=False) == template.prompt(turns)
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("begin", ["first", "last", None])
+def test_an_exported_text_template_gives_the_tokens_of_training(adds: bool, begin: str | None, tmp_path: Path) -> None:
+    """The tokenizer begins a text in training, if it does at all; a template must do it itself."""
+    words = ["[UNK]", "User", ":", "What", "is", "one", "?", "Assistant"]
+    words = {"first": ["[BEGIN]", *words], "last": [*words, "[BEGIN]"], None: words}[begin]
+    backend = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    if adds and begin:
+        marks = [("[BEGIN]", words.index("[BEGIN]"))]
+        backend.post_processor = processors.TemplateProcessing(single="[BEGIN] $A", special_tokens=marks)
+    tokens = {"unk_token": "[UNK]", "bos_token": "[BEGIN]" if begin else None}
+    ours = PreTrainedTokenizerFast(tokenizer_object=backend, **tokens)
+    template, _ = find_template("plain", ours)
+    ours.chat_template = template.jinja_text()
+    exported = ours.apply_chat_template([TURNS[0]], return_dict=False)
+    assert exported == ours(template.prompt([TURNS[0]]))["input_ids"]
+    assert (words[exported[0]] == "[BEGIN]") == bool(adds and begin)
 
 
 def test_one_conversation_in_a_json_file_and_odd_folders(tmp_path: Path) -> None:

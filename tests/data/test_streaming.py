@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from pyarrow import parquet
 
 from litpeft.__main__ import main
@@ -135,6 +136,48 @@ def test_the_passes_over_a_stream_are_unknown(
     given = options(Conversations, tmp_path, chat_tokenizer, "") | {"streaming": streaming, "batch_size": 5}
     data = make(Conversations, **given)
     assert [data.epochs(batches) for batches in (0, 11, 22)] == epochs
+
+
+NO_STEPS, NO_EPOCHS = "give trainer.max_steps", r"leave out trainer\.max_epochs\.$"
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "batches", "message"),
+    [
+        (1, -1, 3, None),
+        (5, -1, 15, None),
+        (5, None, 15, None),
+        (5, 0, 15, None),
+        (-1, -1, None, None),  # until it is stopped
+        (-1, None, None, NO_STEPS),
+        (0, None, None, NO_STEPS),
+        (-1, 1, None, NO_STEPS),
+        (5, 1, None, NO_EPOCHS),
+        (5, 2, None, NO_EPOCHS),
+    ],
+)
+@pytest.mark.parametrize("quick", [False, True])
+def test_a_stream_is_trained_on_for_steps(
+    quick: bool,
+    steps: int,
+    epochs: int | None,
+    batches: int | None,
+    message: str | None,
+    chat_tokenizer: str,
+    tmp_path: Path,
+) -> None:
+    given = options(Text, tmp_path, chat_tokenizer, "") | {"streaming": True}
+    data = Text(**given)
+    limits = {"max_steps": steps, "max_epochs": epochs, "fast_dev_run": quick, "accumulate_grad_batches": 3}
+    data.trainer = SimpleNamespace(lightning_module=None, state=SimpleNamespace(fn=TrainerFn.FITTING), **limits)
+    if message is not None and not quick:
+        for prepare in (data.prepare_data, lambda: data.setup("fit")):
+            with pytest.raises(UserError, match=message):
+                prepare()
+        return
+    data.setup("fit")
+    assert data.num_train_batches == (batches or data.num_train_batches)
+    assert batches is not None or steps > 0 or data.num_train_batches > 10**9
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -214,3 +214,11 @@ def test_packing_loses_no_row_overfills_no_bin_and_wastes_little(lengths: list[i
 def test_a_row_whose_prompt_fills_max_length_has_nothing_to_learn(max_length: int) -> None:
     row = Row([5, 6, 7, 8, 9], [NO_LOSS] * 4 + [LAST_ANSWER], 4, 4)
     assert len(TokenRows(table_of([row]), np.arange(1), PAD, max_length)) == (max_length == 5)
+
+
+@pytest.mark.parametrize("train_on", ["assistant", "last", "all"])
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_first_token_alone_is_not_learnt(length: int, train_on: Any) -> None:
+    """No token stands before it, from which it could be predicted."""
+    row = Row([5, 6][:length], [LAST_ANSWER] * length, 0, 0)
+    assert len(TokenRows(table_of([row]), np.arange(1), PAD, 8, train_on)) == (length == 2)

@@ -199,6 +199,6 @@ def _tokens_of(encoded: Any, number: int, span: Span, length: int, tokens: int) 
     if last is None:
         return first, first
     # several tokens may share a character, such as the bytes of an emoji
-    while last + 1 < tokens and (place := encoded.token_to_chars(number, last + 1)) and start <= place.start < end:
+    while (place := encoded.token_to_chars(number, last + 1)) and start <= place.start < end:
         last += 1
     return first, last + 1

@@ -20,11 +20,11 @@ from tests.data.test_text_classification import make
 
 @pytest.mark.parametrize("answer", ["ok x", "fine 🙂", "é", "ends in 猫", "ß", "is 語", "two ß語🙂 ß"])
 def test_every_token_of_an_answer_has_loss(answer: str, tmp_path: Path) -> None:
-    turns = [TURNS[0], {"role": "assistant", "content": answer}]
+    turns = [TURNS[0], {"role": "assistant", "content": answer}] * 2
     data = load(tmp_path, [{"messages": turns}] * 2, template=HIDES_THE_END)
-    assert f"«{answer}»" in marked(data)
+    assert marked(data).count(f"«{answer}»") == 2
     labels = data.rows["train"][[0]]["labels"][0]
-    assert labels[labels != -100].tolist() == data.tokenizer(answer, add_special_tokens=False)["input_ids"]
+    assert labels[labels != -100].tolist() == data.tokenizer(answer, add_special_tokens=False)["input_ids"] * 2
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from litpeft.errors import UserError
-from litpeft.runs import record_index
+from litpeft.runs import indexed_record, record_index
 from litpeft.runs.indexed_record import known_fields
 from litpeft.runs.record import FIELDS, FILE_NAME, VERSION, as_json, new_record, read_record
 from litpeft.runs.record_index import FEWEST, INDEX, RECENT, RecordFolder
@@ -338,6 +338,26 @@ def test_a_large_field_of_a_record_that_has_changed_since_is_refused(tmp_path: P
     write(tmp_path / "a", 2)
     with pytest.raises(UserError, match="has changed while its record was read; give the command again"):
         record["validations"]
+
+
+def test_only_some_records_are_held_complete_and_each_of_them_is_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The large fields of all runs of a folder need not fit into memory."""
+    monkeypatch.setattr(indexed_record, "KEPT", 3)
+    reads: list[str] = []
+    monkeypatch.setattr(indexed_record, "read_record", lambda folder: reads.append(folder.name) or read_record(folder))
+    for number in range(8):
+        write(tmp_path / f"run{number}", number)
+    folder = RecordFolder(tmp_path, SKIP)
+    records = [folder.record(f"run{number}", tmp_path / f"run{number}") for number in range(8)]
+    held = []
+    for number, record in enumerate(records):
+        for _ in range(2):
+            assert record["validations"] == [{"step": number}]
+        held.append(len(record.table.complete))
+    assert max(held) == 3
+    assert reads == [f"run{number}" for number in range(8)]
 
 
 values = st.recursive(

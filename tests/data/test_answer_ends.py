@@ -11,7 +11,8 @@ from tokenizers import processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from litpeft.data import Conversations
-from litpeft.data.chat_template import ChatTemplate
+from litpeft.data.chat_template import ChatTemplate, _length_in_common
+from litpeft.data.rendered import CannotRender
 from litpeft.data.token_rows import NO_LOSS
 from tests.data.test_conversations import MARKERS, TURNS, load, marked, tokenizer, write
 from tests.data.test_odd_conversations import HIDES_THE_END
@@ -136,3 +137,58 @@ def test_an_answer_ends_with_the_first_special_token_after_it(
     assert learned[-1] == contents[-1] + (shown or "</s>")
     assert found.text.endswith(learned[-1])
     assert found.text.startswith(template.prompt(turns[:-1]) + contents[-1])
+
+
+WORD_BY_WORD = """\
+{%- for m in messages -%}
+{%- if m.role == 'user' -%}{{ '<|user|>' + m.content + '<|assistant|>' }}
+{%- else -%}{%- for word in m.content.split() -%}{% generation %}{{ word }}{% endgeneration %}{{ '_' }}{%- endfor -%}
+{%- endif -%}
+{%- endfor -%}"""
+WORDS = ["It", "is", "one", "and", "two"]
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(answers=st.lists(st.tuples(st.integers(1, 4), st.booleans()), min_size=1, max_size=4))
+def test_each_answer_has_as_many_parts_as_the_template_has_generation_blocks(
+    answers: list[tuple[int, bool]], words: PreTrainedTokenizerFast
+) -> None:
+    """`last` is where the parts of the last answer with loss begin; answers of weight 0 have none."""
+    template, turns = ChatTemplate(words, WORD_BY_WORD), []
+    for count, learnt in answers:
+        answer = {"role": "assistant", "content": " ".join(WORDS[:count])} | ({} if learnt else {"weight": 0})
+        turns += [{"role": "user", "content": "What?"}, answer]
+    found = template.render(turns)
+    learnt_words = [count for count, learnt in answers if learnt]
+    assert [found.text[slice(*span)] for span in found.answers] == [
+        word for count in learnt_words for word in WORDS[:count]
+    ]
+    if learnt_words:
+        assert found.last == sum(learnt_words[:-1])
+    assert found.text.endswith(WORDS[answers[-1][0] - 1])
+
+
+@pytest.mark.parametrize(("answer", "learned"), [("a", "A<|endoftext|>"), ("It is one", None)])
+def test_an_answer_without_the_end_that_others_have_is_refused(
+    answer: str, learned: str | None, words: PreTrainedTokenizerFast
+) -> None:
+    """An answer that the template changes is looked for up to its end; a part of a text must not be taken for it."""
+    source = "{% for m in messages %}{{ m.content + '>' if m.role == 'user' else m.content | upper + "
+    source += "('' if m.content | length > 5 else '<|endoftext|>') }}{% endfor %}"
+    template = ChatTemplate(words, source)
+    assert template.end == "<|endoftext|>"
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": answer}]
+    if learned is None:
+        with pytest.raises(CannotRender, match="does not show where each answer is"):
+            template.render(turns)
+    else:
+        found = template.render(turns)
+        assert [found.text[slice(*span)] for span in found.answers] == [learned]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "length"),
+    [("", "", 0), ("a", "", 0), ("a", "b", 0), ("ab", "ac", 1), ("ab", "abc", 2), ("abc", "ab", 2), ("abc", "abc", 3)],
+)
+def test_two_texts_have_their_first_characters_in_common(one: str, other: str, length: int) -> None:
+    assert _length_in_common(one, other) == length

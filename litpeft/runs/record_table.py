@@ -93,10 +93,7 @@ class RecordTable:
         return number
 
     def _know_loaded(self) -> None:
-        """Read all columns of a loaded table, so that records can be added."""
-        for columns in (self.numbers, self.ids, self.shared):
-            for name in columns.waiting:
-                columns[name]
+        """Number the values of a loaded table, so that records can be added."""
         self._known = {name: {_key(value): number for number, value in enumerate(self.shared[name])} for name in SHARED}
 
     def has(self, name: str) -> bool:

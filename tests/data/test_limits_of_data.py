@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import logging
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from litpeft.data import SST2, FineTuneData, Text
+from litpeft.data import SST2, Conversations, FineTuneData, Text, TextClassification
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import MAX_VAL_ROWS
 from litpeft.data.image_files import decode, images_in
@@ -42,6 +44,41 @@ def test_rows_may_be_as_long_as_the_tokenizer_supports(tmp_path: Path) -> None:
     assert FineTuneData(tokenizer=name, max_length=64).tokenizer.model_max_length == 64
     with pytest.raises(UserError, match=r"^data.max_length 65 is more than the 64 tokens that .*words supports\.$"):
         _ = FineTuneData(tokenizer=name, max_length=65).tokenizer
+
+
+@pytest.mark.parametrize("kind", [TextClassification, Text, Conversations])
+def test_long_texts_are_told_of_in_our_words_alone(kind: type[FineTuneData], tmp_path: Path) -> None:
+    """The tokenizer would warn of indexing errors in the model, which rows that are truncated do not cause."""
+    texts = ["the cat " * 40, "the cat"]
+    rows = [{"text": text, "label": label, "prompt": "say", "response": text} for label, text in enumerate(texts)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file, heard = str(tmp_path / "a.jsonl"), []
+    handler = logging.Handler()
+    handler.emit = heard.append
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    try:
+        name = save_tokenizer(tmp_path / "words")
+        data = kind(tokenizer=name, max_length=16, train_file=file, val_file=file, cache_dir=str(tmp_path / "cache"))
+        data.setup("fit")
+    finally:
+        logger.removeHandler(handler)
+    assert [record.getMessage() for record in heard] == []
+    assert max(len(ids) for ids in data.train_dataloader().dataset[[0]]["input_ids"]) <= 16
+
+
+@pytest.mark.parametrize("extra", [0, 1, 2])
+def test_a_row_of_max_length_is_not_truncated(extra: int, tmp_path: Path) -> None:
+    lines = [f"{'the ' * words}\t{words % 2}\n" for words in (8, 7, 8 + extra)]
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + "".join(lines))
+    file, cache = str(tmp_path / "a.tsv"), str(tmp_path / "cache")
+    name = save_tokenizer(tmp_path / "words")
+    data = TextClassification(tokenizer=name, max_length=8, train_file=file, val_file=file, cache_dir=cache)
+    data.setup("fit")
+    table, facts = data.table("train")
+    assert [len(ids) for ids in table["input_ids"]] == [8, 7, 8]
+    assert table["truncated"][:] == [False, False, extra > 0]
+    assert facts["truncated_rows"] == data.describe()["truncated_rows"]["train"] == int(extra > 0)
 
 
 def cut_rows(rows: int, **samples: int | None) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from litpeft.data import SST2
+from litpeft.data import SST2, FineTuneData
 from litpeft.data.arrays import Lists
 from litpeft.data.cache import cached_table, stored
 
@@ -89,7 +89,7 @@ def test_the_largest_token_of_a_table_of_an_old_version_is_looked_up(
 
 
 def test_data_without_a_table_need_no_embeddings() -> None:
-    assert SST2(train_file="rows.tsv").highest_token() == 0
+    assert SST2(train_file="rows.tsv").highest_token() == FineTuneData().highest_token() == 0
 
 
 class Terminal(io.StringIO):

@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -147,6 +147,9 @@ def test_the_seed_of_the_batches_is_that_of_the_run_unless_given(
 
 @settings(max_examples=60, deadline=None)
 @given(count=st.integers(0, 8), more=st.integers(0, 2), skip=..., may_skip=...)
+@example(count=300, more=0, skip=True, may_skip=True)
+@example(count=300, more=0, skip=False, may_skip=True)
+@example(count=300, more=1, skip=False, may_skip=True)
 def test_the_first_five_bad_rows_are_told_and_only_good_rows_are_left(
     count: int, more: int, skip: bool, may_skip: bool
 ) -> None:

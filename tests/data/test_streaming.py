@@ -18,6 +18,8 @@ from pyarrow import parquet
 
 from litpeft.__main__ import main
 from litpeft.data import Conversations, FineTuneData, Text, TextClassification, TextMultiLabel
+from litpeft.data.stream_blocks import Blocks
+from litpeft.data.stream_loader import StreamLoader
 from litpeft.data.told import tell
 from litpeft.errors import UserError
 from litpeft.runs.record import read_record
@@ -235,15 +237,30 @@ def test_a_stream_resumes_at_any_batch(
 
 
 def test_two_processes_share_the_batches_of_one(tmp_path: Path, chat_tokenizer: str, tiny_model: str) -> None:
-    from litpeft.data.stream_blocks import Blocks
-    from litpeft.data.stream_loader import StreamLoader
-
     given = options(Conversations, tmp_path, chat_tokenizer, tiny_model) | {"streaming": True}
     data = make(Conversations, **given)
     one = itertools.islice(StreamLoader(Blocks(data, 20), 6, 9, seed=0), 9)
     ranks = [itertools.islice(StreamLoader(Blocks(data, 20), 3, 9, 0, rank, 2), 9) for rank in (0, 1)]
     for whole, *parts in zip(one, *ranks, strict=True):
         assert sorted(tokens_of([whole])) == sorted(tokens_of(parts))
+
+
+@pytest.mark.parametrize("kind", [Conversations, TextClassification])
+@pytest.mark.parametrize("missing", [0, 1])
+def test_a_token_without_an_embedding_is_told_before_it_reaches_the_model(
+    missing: int, kind: type, tmp_path: Path, chat_tokenizer: str, tiny_model: str
+) -> None:
+    data = make(kind, **options(kind, tmp_path, chat_tokenizer, tiny_model), streaming=True)
+    highest = data.highest_token()  # of the first rows, which are all here
+    most = highest + 1 - missing
+    loader = StreamLoader(Blocks(data, 60), 50, 1, seed=0, most=most)
+    if missing:
+        said = rf"^data.tokenizer: the data has token ids up to {highest}, but the model has only {most} embeddings;"
+        with pytest.raises(UserError, match=said):
+            next(iter(loader))
+    else:
+        assert len(next(iter(loader))["input_ids"]) == 50
+    assert len(StreamLoader(Blocks(data, 60), 50, 1, seed=0)) == 1
 
 
 def test_files_of_every_kind_are_streamed_in_order(tmp_path: Path, chat_tokenizer: str) -> None:

@@ -51,6 +51,37 @@ def test_each_token_of_a_document_is_predicted_once(blocks_of_first: int | str |
     assert data.describe()["tables"]["val"]["documents"] == 3
 
 
+def test_short_documents_are_kept_to_be_shown_and_one_end_follows_each(tmp_path: Path) -> None:
+    tokenizer("bytes", tmp_path / "tokenizer")
+    rows = [{"text": text, "more": 1} for text in ("the cat</s>", "the cat sat. " * 9, "", "It is 1.", None)]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = str(tmp_path / "a.jsonl")
+    options = {"train_file": file, "val_file": file, "max_length": 16, "on_bad_row": "skip", "packing": False}
+    data = make(Text, tokenizer=str(tmp_path / "tokenizer"), **options)
+    table, facts = data.table("train")
+    end = data.tokenizer.eos_token_id
+    documents = [
+        data.tokenizer(text)["input_ids"] for text in ("the cat</s>", "the cat sat. " * 9 + "</s>", "It is 1.</s>")
+    ]
+    lengths = [len(range(0, len(ids) - 1, 15)) for ids in documents]
+    assert lengths[0] == lengths[2] == 1 < lengths[1]
+    assert table["text"][:] == ["the cat</s>", *[""] * lengths[1], "It is 1."]
+    assert set(table["answer"][:]) == {""}
+    assert [ids.count(end) for ids in table["ids"]] == [1, *[0] * (lengths[1] - 1), 1, 1]
+    assert (facts["documents"], facts["skipped_rows"], facts["total_rows"]) == (3, 2, len(table))
+    assert facts["unused_columns"] == ["more"]
+    assert data.stops == ([end], [])
+
+
+@pytest.mark.parametrize("max_length", [1, 2])
+def test_a_block_has_at_least_two_tokens(max_length: int, tmp_path: Path) -> None:
+    if max_length == 1:
+        with pytest.raises(UserError, match=r"^data.max_length must be at least 2: one token predicts the next one\.$"):
+            load(tmp_path, max_length=max_length)
+    else:
+        assert {len(ids) for ids in load(tmp_path, max_length=max_length).table("train")[0]["ids"]} == {2}
+
+
 def test_a_prompt_of_raw_text_is_the_text_alone(tmp_path: Path) -> None:
     data = load(tmp_path, predict_file=str(tmp_path / "a.jsonl"), max_length=200)
     data.setup("predict")

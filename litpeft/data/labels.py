@@ -92,7 +92,7 @@ def warn_of_similar(names: list[str]) -> None:
 def classes_needed(labels: list[Any]) -> UserError:
     """Return the error of a stream without class names, with the classes among the first labels as a suggestion."""
     found = {label_text(label) for label in labels if not isinstance(label, (list, dict))} - {None}
-    names = sorted(found, key=lambda name: (int(name), "") if is_number(name) else (0, name))
+    names = sorted(found, key=int if all(map(is_number, found)) else str)  # as without streaming
     listed = f"'[{', '.join(names)}]'" if len(names) <= ALWAYS_CLASSES else "'[...]'"
     return UserError(
         f"data.label_names is needed with data.streaming, because the labels are not read before training; the first "

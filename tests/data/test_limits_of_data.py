@@ -176,6 +176,8 @@ def test_the_first_five_bad_rows_are_told_and_only_good_rows_are_left(
     [
         (["b", "a", "b", None, ["x"], {"y": 1}], "2 different ones: give all as --data.label_names '[a, b]'."),
         ([10, 9, "-1"], "3 different ones: give all as --data.label_names '[-1, 9, 10]'."),
+        ([1, "a", 0], "3 different ones: give all as --data.label_names '[0, 1, a]'."),
+        (["9", "a", "10"], "3 different ones: give all as --data.label_names '[10, 9, a]'."),
         ([*range(20)], f"20 different ones: give all as --data.label_names '[{', '.join(map(str, range(20)))}]'."),
         ([*range(21)], "21 different ones: give all as --data.label_names '[...]'."),
     ],

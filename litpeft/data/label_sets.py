@@ -40,7 +40,8 @@ class LabelSets(NamedLabels):
         separator: what stands between labels in one text.
 
     Raises:
-        UserError: the names are fewer than two or not different, or differ from the columns in number.
+        UserError: the names are fewer than two or not different, or differ from the columns in number; or a column is
+            named twice.
     """
 
     kind = "set"
@@ -52,9 +53,11 @@ class LabelSets(NamedLabels):
         self.in_columns = len(columns) > 1
         if names is not None and len(set(names)) < max(2, len(names)):
             raise UserError(f"data.label_names needs two or more different names, got {names}.")
-        if self.in_columns and len(names or columns) != len(set(columns)):
+        if len(set(columns)) < len(columns):
+            raise UserError(f"data.label_column needs one or several different columns, got {columns}.")
+        if self.in_columns and len(names or columns) != len(columns):
             raise UserError(
-                f"data.label_column names {len(set(columns))} different columns of 0 and 1, and data.label_names "
+                f"data.label_column names {len(columns)} different columns of 0 and 1, and data.label_names "
                 f"{len(names or columns)} labels; give one name per column, or leave data.label_names out."
             )
         if not separator:

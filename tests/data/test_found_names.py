@@ -13,12 +13,14 @@ from litpeft.data.label_sets import LabelSets
 from litpeft.errors import UserError
 
 
-def stored(kind: type, labels: list[Any], **options: Any) -> tuple[list[str], list[Any]]:
-    """Return the names that the labels of training rows get, and what is stored of each row."""
+def stored(kind: type, labels: list[Any], files: int = 1, **options: Any) -> tuple[list[str], list[Any]]:
+    """Return the names that the labels of training rows, of one or two files, get, and what is stored of each row."""
     data = SimpleNamespace(files={"train": None}, streaming=False, dataset=None)
     column = "label" if kind is ClassLabels else ["labels"]
     options = {"names": None} | options
     places = [f"rows.jsonl line {number}" for number in range(1, len(labels) + 1)]
+    if files == 2:
+        places[-1] = "more.jsonl line 1"
     bad = BadRows(skip=False)
     found, facts = kind(data, column, **options).encode("train", [(label,) for label in labels], places, bad)
     bad.check(len(places))
@@ -117,3 +119,82 @@ def test_more_than_20_different_labels_need_twice_as_many_rows(
     else:
         with pytest.raises(UserError, match=rf"^rows\.jsonl: {different} different labels in {rows} rows"):
             stored(kind, given)
+
+
+@pytest.mark.parametrize("labels", [[[f"name {number}"] for number in range(30)], [["a"]] * 3])
+def test_of_several_files_the_first_is_named(labels: list[list[str]]) -> None:
+    with pytest.raises(UserError, match=r"^rows\.jsonl: "):
+        stored(LabelSets, labels, files=2)
+    if len(labels) == 30:
+        with pytest.raises(UserError, match=r"^rows\.jsonl: .*, for example 'name 0', are too many"):
+            stored(ClassLabels, [label for (label,) in labels], files=2)
+    else:
+        with pytest.raises(UserError, match=r"^rows\.jsonl line 1 and all other rows have the same label, a; two"):
+            stored(ClassLabels, [label for (label,) in labels], files=2)
+
+
+def test_names_must_be_two_or_more_and_different() -> None:
+    for kind, column in ((ClassLabels, "label"), (LabelSets, ["labels"])):
+        kind(None, column, ["a", "b"])
+        for names in ([], ["a"], ["a", "a"], ["a", "b", "a"]):
+            with pytest.raises(UserError, match=r"^data.label_names needs two or more different names, got \["):
+                kind(None, column, names)
+
+
+@pytest.mark.parametrize(
+    ("columns", "names", "fine"),
+    [
+        (["x", "y"], None, True),
+        (["x", "y"], ["a", "b"], True),
+        (["x", "y"], ["a", "b", "c"], False),
+        (["x", "y", "z"], ["a", "b"], False),
+        (["x"], ["a", "b", "c"], True),  # one column with lists
+    ],
+)
+def test_each_column_of_flags_has_a_name(columns: list[str], names: list[str] | None, fine: bool) -> None:
+    if fine:
+        assert LabelSets(None, columns, names).given == (names or columns)
+    else:
+        with pytest.raises(UserError, match=r"different columns of 0 and 1, and data.label_names \d labels; give one"):
+            LabelSets(None, columns, names)
+
+
+@pytest.mark.parametrize("names", [None, ["a", "b"], ["a", "b", "c"]])
+def test_a_column_of_flags_is_named_once(names: list[str] | None) -> None:
+    with pytest.raises(
+        UserError, match=r"^data.label_column needs one or several different columns, got \['x', 'x', 'y'\]"
+    ):
+        LabelSets(None, ["x", "x", "y"], names)
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("a, b", ["a", "b"]),
+        ("a,,b,", ["a", "b"]),
+        ("", []),
+        (" ", []),
+        ("[]", []),
+        ('["a", "b"]', ["a", "b"]),
+        ("['a', 'b']", ["a", "b"]),
+        ("[a, b]", ["[a", "b]"]),
+        ("[a", ["[a"]),
+        ("b]", ["b]"]),
+        (3, ["3"]),
+        (2.0, ["2"]),
+        (True, ["1"]),
+        (("a", 1), ["a", "1"]),
+        ("(1, 2)", ["(1", "2)"]),
+    ],
+)
+def test_a_cell_holds_a_list_or_separated_labels(cell: Any, labels: list[str]) -> None:
+    bad = BadRows(skip=False)
+    assert LabelSets(None, ["labels"])._listed((cell,), "line 1", bad) == labels
+    assert not bad.reasons
+
+
+@pytest.mark.parametrize("cell", [None, "nan", "NULL", float("nan"), {"a": 1}])
+def test_a_cell_without_a_list_is_told(cell: Any) -> None:
+    bad = BadRows(skip=False)
+    assert LabelSets(None, ["labels"])._listed((cell,), "line 1", bad) == []
+    assert bad.reasons["line 1"].endswith("the labels are missing; an empty list is a row without labels")

@@ -24,6 +24,8 @@ from litpeft.data.base import MAX_VAL_ROWS
 from litpeft.data.image_files import decode, images_in
 from litpeft.data.image_rows import ASPECTS, _crop
 from litpeft.data.labels import classes_needed, warn_of_similar
+from litpeft.data.sampler import LengthGroupedBatches
+from litpeft.data.token_batches import TokenBatches
 from litpeft.errors import UserError
 from tests.data.test_cache_keys import save_tokenizer
 
@@ -305,3 +307,19 @@ def test_without_a_file_the_test_rows_or_else_the_validation_rows_are_predicted(
     data = Text(train_file="c.txt", dataset="user/set", **given)
     assert data.split_to_read("predict") == next(iter(given or {"predict_file": 0})).removesuffix("_file")
     assert Text(train_file="c.txt", predict_file="d.txt", **given).split_to_read("predict") == "predict"
+
+
+SELECTED = {"train": [2, 3, 23, 34], "val": [4, 11, 24, 27]}
+GROUPED = [[115], [49], [70], [11], [7], [95], [64], [40]]
+BY_TOKENS = [[11, 104, 73, 64], [59, 81, 112, 50, 19], [109, 47, 7], [61, 8]]
+
+
+def test_the_rows_and_the_batches_of_a_seed_are_the_same_in_every_version() -> None:
+    """Results of one version are compared with those of another: both must have trained on the same rows."""
+    data = FineTuneData(train_samples=4, val_samples=4)
+    data._tables["train"] = datasets.Dataset.from_dict({"input_ids": [[1]] * 40}), {}
+    data.source = lambda split: None
+    assert {split: data._selected_rows(split).tolist() for split in ("train", "val")} == SELECTED
+    lengths = np.arange(120) * 7 % 31 + 1
+    assert list(LengthGroupedBatches(lengths, 1, seed=3))[:8] == GROUPED
+    assert list(TokenBatches(lengths, 64, seed=3))[:4] == BY_TOKENS

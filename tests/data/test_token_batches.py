@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from litpeft.data import Alpaca, ImageFolder, TextClassification
 from litpeft.data.sampler import LengthGroupedBatches
-from litpeft.data.token_batches import TokenBatches
+from litpeft.data.token_batches import TokenBatches, _rounded_up
 from litpeft.errors import UserError
 
 lengths = st.lists(st.integers(0, 300), min_size=1, max_size=400).map(np.array)
@@ -116,3 +116,16 @@ def test_data_sets_take_the_option_where_it_has_a_meaning(tiny_model: str, sente
 
 def test_without_the_option_batches_have_batch_size_rows() -> None:
     assert LengthGroupedBatches(np.arange(40), 8).mean_rows is None
+
+
+def test_lengths_are_rounded_up_by_less_than_an_eighth() -> None:
+    lengths = np.arange(5000)
+    found = _rounded_up(lengths)
+    assert found[:16].tolist() == list(range(16))
+    assert found[[16, 17, 31, 32, 33, 63, 64, 65, 1000, 1024, 1025]].tolist() == [
+        *(16, 18, 32, 32, 36, 64, 64, 72, 1024, 1024, 1152)
+    ]
+    assert (found >= lengths).all()
+    assert (found[16:] < lengths[16:] * 9 / 8).all()
+    for power in range(4, 12):  # from one power of two to the next there are eight lengths
+        assert len(set(found[2**power + 1 : 2 ** (power + 1) + 1])) == 8

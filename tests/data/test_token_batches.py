@@ -6,7 +6,7 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from litpeft.data import Alpaca, ImageFolder, TextClassification
@@ -39,14 +39,23 @@ def test_no_batch_has_more_tokens_and_every_row_comes_once(
 
 
 @settings(max_examples=60, deadline=None)
-@given(lengths=lengths, world=st.integers(2, 4), epoch=st.integers(0, 2), shuffle=...)
+@given(
+    lengths=lengths,
+    tokens=st.sampled_from([300, 600]),
+    world=st.integers(2, 4),
+    epoch=st.integers(0, 2),
+    shuffle=...,
+)
+@example(lengths=np.full(5, 300), tokens=300, world=2, epoch=0, shuffle=True)  # 2 rows, and 3: none is left alone
+@example(lengths=np.full(7, 300), tokens=600, world=2, epoch=0, shuffle=False)  # 4 rows, and 3
+@example(lengths=np.full(9, 300), tokens=600, world=2, epoch=0, shuffle=False)  # 4 rows, 3, and 2
 def test_all_processes_have_as_many_batches_and_rows_in_each(
-    lengths: np.ndarray, world: int, epoch: int, shuffle: bool
+    lengths: np.ndarray, tokens: int, world: int, epoch: int, shuffle: bool
 ) -> None:
     assume(len(lengths) >= world)
     shares = []
     for rank in range(world):
-        sampler = TokenBatches(lengths, 600, 1, shuffle, rank, world)
+        sampler = TokenBatches(lengths, tokens, 1, shuffle, rank, world)
         sampler.set_epoch(epoch)
         shares.append(list(sampler))
         assert len(shares[-1]) == len(sampler)
@@ -55,7 +64,7 @@ def test_all_processes_have_as_many_batches_and_rows_in_each(
         assert min(map(len, parts)) >= 1
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
         alone = max(map(len, parts)) == 2 and sum(map(len, parts)) < 2 * world  # merged: too few were left
-        assert max(len(part) * max(lengths[part]) for part in parts) <= 600 * (2 if alone else 1)
+        assert max(len(part) * max(lengths[part]) for part in parts) <= tokens * (2 if alone else 1)
 
 
 def test_other_rows_meet_in_every_epoch_and_little_is_padding() -> None:

@@ -123,7 +123,7 @@ class ChatTemplate(JinjaTemplate):
         text, blocks = self.text_and_blocks(turns, tools, blocks=self._marks_answers)
         self.check(text, turns, tools)
         if self._marks_answers:
-            answers = self._parts_of_answers(turns, tools, blocks)
+            answers = self._parts_of_answers(turns, tools, text, blocks)
         else:
             found = self._found_by_marks(turns, tools, text) or self._found_by_prompts(turns, tools, text)
             answers = [[answer] for answer in found]
@@ -141,11 +141,13 @@ class ChatTemplate(JinjaTemplate):
         spans = [span for parts in answers for span in parts]
         return Rendered(text, spans, len(spans) - len(answers[-1]) if answers else -1)
 
-    def _parts_of_answers(self, turns: list[Message], tools: Any, blocks: list[Span]) -> list[list[Span]]:
+    def _parts_of_answers(self, turns: list[Message], tools: Any, text: str, blocks: list[Span]) -> list[list[Span]]:
         """Return the generation blocks of each answer; how many it has shows when the turns after it are left out."""
         numbers = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
-        if len(blocks) == len(numbers):
-            return [[block] for block in blocks]
+        contents = [turns[number]["content"].strip() for number in numbers]
+        one_each = len(blocks) == len(numbers) and all(contents)
+        if one_each and all(content in text[slice(*block)] for content, block in zip(contents, blocks, strict=True)):
+            return [[block] for block in blocks]  # without rendering the conversation again
         ends = [len(self.text_and_blocks(turns[: number + 1], tools)[1]) for number in numbers]
         starts = [0, *ends[:-1]]
         if ends[-1:] != [len(blocks)] or any(end <= start for start, end in zip(starts, ends, strict=True)):

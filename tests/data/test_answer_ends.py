@@ -168,6 +168,18 @@ def test_each_answer_has_as_many_parts_as_the_template_has_generation_blocks(
     assert found.text.endswith(WORDS[answers[-1][0] - 1])
 
 
+@pytest.mark.parametrize("contents", [("It is", ""), ("", "It is"), ("It is one", "", ""), ("a b", "", "a")])
+def test_an_answer_without_a_block_is_refused_if_another_has_two(
+    contents: tuple[str, ...], words: PreTrainedTokenizerFast
+) -> None:
+    """There are as many blocks as answers, but not one for each."""
+    turns = []
+    for content in contents:
+        turns += [{"role": "user", "content": "What?"}, {"role": "assistant", "content": content}]
+    with pytest.raises(CannotRender, match="some answer is in none"):
+        ChatTemplate(words, WORD_BY_WORD).render(turns)
+
+
 @pytest.mark.parametrize(("answer", "learned"), [("a", "A<|endoftext|>"), ("It is one", None)])
 def test_an_answer_without_the_end_that_others_have_is_refused(
     answer: str, learned: str | None, words: PreTrainedTokenizerFast

@@ -65,7 +65,7 @@ def _frozen(*tensors: Tensor | None) -> bool:
 
 
 class NativeLinear:
-    """nn.Linear while its weights are frozen, on processors with AMX."""
+    """nn.Linear while its weights are frozen, on processors with products of bf16 numbers."""
 
     def forward(self, x: Tensor) -> Tensor:
         if _half_on_cpu(self, x, self.weight) and _frozen(self.weight, self.bias):

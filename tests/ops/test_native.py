@@ -35,8 +35,8 @@ from litpeft.ops.native_modules import use_native_kernels
 
 CPU, HALF = torch.device("cpu"), torch.bfloat16
 needs_compiler = pytest.mark.skipif(not library.available(), reason="there is no C compiler")
-needs_tiles = pytest.mark.skipif(
-    not (library.available() and library.has_tiles()), reason="there is no C compiler, or no AMX"
+needs_products = pytest.mark.skipif(
+    not (library.available() and library.has_bf16_products()), reason="there is no C compiler, or no products of bf16"
 )
 BERT = BertConfig(vocab_size=50, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
 LLAMA: dict[str, Any] = {"vocab_size": 50, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
@@ -77,14 +77,16 @@ def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
         monkeypatch.setattr(library, "has_tiles", lambda: False)
         if request.param == "no bf16 instructions":
             monkeypatch.setattr(library, "_machine_flags", lambda: ["-march=skylake-avx512"])
-        library.compiled.cache_clear()
-        library._function.cache_clear()
-        library.available.cache_clear()
+            monkeypatch.setattr(library, "has_bf16_products", lambda: False)
+        _forget()
     yield
     monkeypatch.undo()
-    library.compiled.cache_clear()
-    library._function.cache_clear()
-    library.available.cache_clear()
+    _forget()
+
+
+def _forget() -> None:
+    for known in (library.compiled, library._function, library.available, frozen_products.has_products):
+        known.cache_clear()
 
 
 @needs_compiler
@@ -359,7 +361,8 @@ def test_swiglu_is_the_formula_and_only_gated_mlps_use_it() -> None:
     torch.testing.assert_close(same.train()(x), plain(x), rtol=0.01, atol=0.001)
 
 
-@needs_tiles
+@needs_products
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("rows", [1, 15, 32, 33, 95])
 @pytest.mark.parametrize(
     ("wide", "deep"), [(32, 32), (96, 64), (64, 160), (64, 16416)]
@@ -379,7 +382,7 @@ def test_products_with_frozen_matrices_equal_those_of_torch(rows: int, wide: int
     torch.testing.assert_close(onto.double(), more, **rounding(more))
 
 
-@needs_tiles
+@needs_products
 def test_products_with_other_shapes_are_left_to_torch() -> None:
     for x, weight in (
         (random(4, 40), random(64, 40)),
@@ -395,7 +398,8 @@ def test_products_with_other_shapes_are_left_to_torch() -> None:
         torch.testing.assert_close(frozen_products.linear(x, weight, bias), F.linear(x, weight, bias))
 
 
-@pytest.mark.parametrize("rank", [1, 8, 33])
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("rank", [1, 8, 16, 33])
 @pytest.mark.parametrize("rows", [1, 32, 70])
 @pytest.mark.parametrize("width", [64, 40])  # 40 is left to torch
 def test_products_with_the_factors_of_an_adapter(rows: int, width: int, rank: int) -> None:
@@ -423,10 +427,10 @@ def test_factors_that_would_not_fit_on_the_stack_are_left_to_torch() -> None:
     fits, large = random(1 << 14, 32), random((1 << 14) + 32, 32)
     for factor in (fits, large, random(2048 + 32, 256)):
         may = adapter_products._can_compute(random(1, len(factor)), factor, len(factor), factor.shape[1])
-        assert may is (factor is fits and library.has_tiles() and library.available())
+        assert may is (factor is fits and library.has_bf16_products() and library.available())
 
 
-@pytest.mark.skipif(not library.available() or not library.has_tiles(), reason="there is no C compiler, or no AMX")
+@needs_products
 def test_gradients_of_factors_are_fp32_sums() -> None:
     low, x = random(500, 8), random(500, 64, seed=1)
     found = adapter_products.sum_of_few(low, x, torch.float32)
@@ -489,10 +493,10 @@ def test_what_the_gains_functions_do_not_take() -> None:
 @needs_compiler
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     q = random(4, 3, 20, 32)
-    x, weight, bias = random(77, 64), random(96, 64), random(64, seed=1)
+    x, weight, bias = random(77, 64), random(256, 64), random(64, seed=1)
     results = []
     before = torch.get_num_threads()
-    for threads in (1, 2, 3):
+    for threads in (1, 2, 3, 16):
         torch.set_num_threads(threads)
         wide = q.detach().requires_grad_()
         out = native_attention(wide, wide, wide, None, True, 1.0, 0.1, 5)

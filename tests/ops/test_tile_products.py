@@ -1,7 +1,7 @@
-"""Products in C on processors with AMX, on any processor: a stand-in in Python reads and writes the same memory.
+"""Products in C of bf16 numbers, on any processor: a stand-in in Python reads and writes the same memory.
 
 The stand-in checks the sizes that the C functions need. What it does not see is the C code itself, which
-`test_native.py` runs where there are tiles.
+`test_native.py` runs where the processor has such products.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class StandIn:
 @pytest.fixture
 def c(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     stand_in = StandIn()
-    monkeypatch.setattr(library, "has_tiles", lambda: True)
+    monkeypatch.setattr(library, "has_bf16_products", lambda: True)
     monkeypatch.setattr(library, "available", lambda: True)
     monkeypatch.setattr(frozen_products, "has_products", lambda: True)
     monkeypatch.setattr(library, "call", stand_in)
@@ -179,7 +179,7 @@ def test_other_dtypes_orders_and_empty_batches_are_left_to_torch(c: StandIn, mon
     wide = random(64, 4).T  # not contiguous
     exact = wide.double() + x[:, :8].double() @ factor.T.double()
     close(adapter_products.add_few(wide, x[:, :8], factor.T), exact, 2)
-    for name in ("has_tiles", "available"):
+    for name in ("has_bf16_products", "available"):
         with monkeypatch.context() as patch:
             patch.setattr(library, name, lambda: False)
             adapter_products.times_few(x, factor, 1.0, low)
@@ -313,6 +313,9 @@ def test_tiles_are_used_where_the_processor_has_them_and_the_system_grants_them(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_init_amx", lambda: granted)
     assert library.has_tiles.__wrapped__() is (supported and granted)
+    monkeypatch.setattr(library, "has_tiles", lambda: supported)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: granted)
+    assert library.has_bf16_products.__wrapped__() is (supported or granted)
 
 
 def test_a_linear_layer_computes_in_c_while_it_trains_in_bf16_with_frozen_weights(

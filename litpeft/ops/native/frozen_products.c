@@ -1,11 +1,16 @@
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
 #include "tiles.h"
 
-/* Products with a frozen matrix on AMX tiles. oneDNN, which torch uses, makes new code for each number of rows, in a
-   few milliseconds; here any number of rows runs the same code. */
-#ifdef __AMX_BF16__
+/* Products with a frozen matrix on AMX tiles, or with the bf16 products of AVX-512. oneDNN, which torch uses, makes new
+   code for each number of rows, in a few milliseconds; here any number of rows runs the same code. */
+#ifdef __AVX512BF16__
 
 enum { TILE = 16, PAIRS = 16, DEEP = 32, TALL = 64, PACKED = 1 << 19 };  /* packed: numbers of the matrix at a time */
 
+#ifdef __AMX_BF16__
 /* 32 rows and columns of sums from 32 rows of x and a packed panel of 32 columns */
 static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth,
         float sums[4][TILE * TILE]) {
@@ -22,6 +27,43 @@ static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, i
     }
     _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64);
     _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
+}
+#else
+static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth,
+        float sums[4][TILE * TILE]) {
+    enum { SOME = 8 };  /* rows whose sums are in registers */
+    for (int first = 0; first < 2 * TILE; first += SOME, x += SOME * stride) {
+        const uint32_t *pairs = panel;
+        __m512 left[SOME], right[SOME];
+        for (int i = 0; i < SOME; i++) left[i] = right[i] = _mm512_setzero_ps();
+        for (int64_t k = 0; k < depth; k += DEEP, pairs += 2 * TILE * PAIRS)
+            for (int p = 0; p < PAIRS; p++) {
+                __m512bh a = (__m512bh)_mm512_loadu_si512(pairs + p * TILE);
+                __m512bh b = (__m512bh)_mm512_loadu_si512(pairs + (p + PAIRS) * TILE);
+                for (int i = 0; i < SOME; i++) {
+                    uint32_t both;
+                    memcpy(&both, x + i * stride + k + 2 * p, 4);
+                    left[i] = _mm512_dpbf16_ps(left[i], (__m512bh)_mm512_set1_epi32(both), a);
+                    right[i] = _mm512_dpbf16_ps(right[i], (__m512bh)_mm512_set1_epi32(both), b);
+                }
+            }
+        for (int i = 0; i < SOME; i++) {
+            float *to = sums[first / TILE * 2] + (first + i) % TILE * TILE;
+            _mm512_storeu_ps(to, left[i]);
+            _mm512_storeu_ps(to + TILE * TILE, right[i]);
+        }
+    }
+}
+#endif
+
+/* in how many parts the columns are computed so that each thread has something to do */
+static inline int64_t parts_of(int64_t panels, int64_t chunks) {
+    int64_t parts = 1;
+#ifdef _OPENMP
+    int threads = omp_get_num_threads();
+    while (threads > 1 && parts < panels && parts * chunks < 2 * threads) parts++;
+#endif
+    return parts;
 }
 
 static inline void finish(float sums[4][TILE * TILE], const bf16 *bias, int add, bf16 *y, int64_t stride, int rows) {
@@ -55,12 +97,14 @@ void product_with_frozen(const bf16 *x, int64_t x_stride, const bf16 *w, int64_t
                     if (transposed) pack_columns(w + (column + half * TILE) * k + row, k, to, TILE);
                     else pack_rows(w + row * n + column + half * TILE, n, to, TILE);
             }
+            int64_t chunks = (m + TALL - 1) / TALL, parts = parts_of(panels, chunks);
 #pragma omp for schedule(static)
-            for (int64_t top = 0; top < m; top += TALL) {  /* rows for which a panel stays in the innermost cache */
+            for (int64_t job = 0; job < chunks * parts; job++) {
+                int64_t top = job / parts * TALL, part = job % parts;  /* rows for which a panel stays in the cache */
                 int64_t bottom = m - top < TALL ? m : top + TALL, last = (bottom - 1) / 32 * 32;
                 ALIGNED bf16 edge[(bottom % 32 ? 32 : 0) * k + 1];
                 if (bottom % 32) load(x + last * x_stride, x_stride, bottom - last, k, edge);
-                for (int64_t p = 0; p < panels; p++)
+                for (int64_t p = part * panels / parts; p < (part + 1) * panels / parts; p++)
                     for (int64_t i = top; i < bottom; i += 32) {
                         ALIGNED float sums[4][TILE * TILE];
                         int at_edge = bottom % 32 && i == last, rows = bottom - i < 32 ? bottom - i : 32;

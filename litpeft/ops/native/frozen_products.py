@@ -1,4 +1,4 @@
-"""Products with frozen matrices in bf16 on a CPU with AMX, in C.
+"""Products with frozen matrices in bf16 on a CPU with AMX, or with AVX-512's products of bf16 numbers, in C.
 
 torch's library for these products, oneDNN, makes new code for each number of rows, in 2 to 5 ms for one shape of a
 matrix: batches of texts have ever new numbers of rows, so that a short run waits for it in every step. The C function
@@ -28,8 +28,8 @@ DEEP = 32  # the sides of the matrix are multiples of this
 
 @cache
 def has_products() -> bool:
-    """Return whether processor, system and compiler support AMX tiles."""
-    return library.has_tiles() and library.available() and hasattr(library.compiled(), "product_with_frozen")
+    """Return whether processor, system and compiler support products of bf16 numbers."""
+    return library.has_bf16_products() and library.available() and hasattr(library.compiled(), "product_with_frozen")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -73,6 +73,12 @@ def has_tiles() -> bool:
 
 
 @cache
+def has_bf16_products() -> bool:
+    """Return whether the processor multiplies bf16 numbers: with AMX tiles, or with AVX-512 vectors."""
+    return has_tiles() or bool(torch.cpu._is_avx512_bf16_supported())
+
+
+@cache
 def available() -> bool:
     """Return whether the functions can be compiled and loaded."""
     try:

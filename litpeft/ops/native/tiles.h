@@ -79,16 +79,47 @@ static inline void use_tiles(Tiles *before) { *before = 0; }
 static inline void leave_tiles(const Tiles *before) { (void)before; }
 #endif
 
-/* c (m, n) = a (m, k) b (k, n), or c += a b, in fp32; b as pairs of rows; all sides are multiples of 32 */
+#ifdef __AMX_BF16__
+enum { FEW = SIDE, FEWEST = SIDE };  /* columns and rows of products are multiples of these */
+#else
+enum { FEW = LANES, FEWEST = 4 };
+
+/* sum += two numbers of x times pairs */
+static inline floats times(floats sum, const bf16 *x, words pairs) {
+    uint32_t both;
+    memcpy(&both, x, 4);
+#ifdef __AVX512BF16__
+    return (floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), (__m512bh)pairs);
+#else
+    floats even = (floats)((words){0} + (both << 16)), odd = (floats)((words){0} + (both & 0xffff0000u));
+    return sum + (even * (floats)(pairs << 16) + odd * (floats)(pairs & 0xffff0000u));
+#endif
+}
+
+/* some rows and vectors of c: 8 sums in registers */
+static inline __attribute__((always_inline)) void sums(const int rows, const int vectors, int k, const bf16 *a,
+        int64_t a_stride, const uint32_t *b, int64_t b_stride, float *c, int64_t c_stride, int add) {
+    floats sums[8];
+    for (int s = 0; s < 8; s++) sums[s] = add ? AT(c + s / vectors * c_stride + s % vectors * LANES) : all(0);
+    for (int p = 0; p < k / 2; p++)
+        for (int s = 0; s < rows * vectors; s++) {
+            words pairs = *(const words *)(b + p * b_stride + s % vectors * LANES);
+            sums[s] = times(sums[s], a + s / vectors * a_stride + 2 * p, pairs);
+        }
+    for (int s = 0; s < 8; s++) AT(c + s / vectors * c_stride + s % vectors * LANES) = sums[s];
+}
+#endif
+
+/* c (m, n) = a (m, k) b (k, n), or c += a b, in fp32; b as pairs of rows. n and k are multiples of FEW, m is one of FEWEST,
+   or of 8 if n is not one of 32 */
 static void product(int m, int n, int k, const bf16 *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, float *c,
         int64_t c_stride, int add) {
+#ifdef __AMX_BF16__
     for (int i = 0; i < m; i += SIDE)
         for (int j = 0; j < n; j += SIDE) {
             const bf16 *left = a + i * a_stride;
             const uint32_t *right = b + j;
-            float *to = c + i * c_stride + j;
-#ifdef __AMX_BF16__
-            float *low = to + LANES * c_stride;
+            float *to = c + i * c_stride + j, *low = to + LANES * c_stride;
             if (add) {
                 _tile_loadd(0, to, c_stride * 4); _tile_loadd(1, to + LANES, c_stride * 4);
                 _tile_loadd(2, low, c_stride * 4); _tile_loadd(3, low + LANES, c_stride * 4);
@@ -102,28 +133,16 @@ static void product(int m, int n, int k, const bf16 *a, int64_t a_stride, const 
             }
             _tile_stored(0, to, c_stride * 4); _tile_stored(1, to + LANES, c_stride * 4);
             _tile_stored(2, low, c_stride * 4); _tile_stored(3, low + LANES, c_stride * 4);
-#else
-            for (int row = 0; row < SIDE; row += 4) {  /* 4 rows by 2 vectors: 8 sums in registers */
-                floats sums[4][2];
-                for (int s = 0; s < 8; s++)
-                    sums[s / 2][s % 2] = add ? AT(to + (row + s / 2) * c_stride + s % 2 * LANES) : all(0);
-                for (int p = 0; p < k / 2; p++)
-                    for (int s = 0; s < 8; s++) {
-                        words both = *(const words *)(right + p * b_stride + s % 2 * LANES);
-                        uint32_t x;
-                        memcpy(&x, left + (row + s / 2) * a_stride + 2 * p, 4);
-#ifdef __AVX512BF16__
-                        sums[s / 2][s % 2] = (floats)_mm512_dpbf16_ps(
-                            (__m512)sums[s / 2][s % 2], (__m512bh)_mm512_set1_epi32(x), (__m512bh)both);
-#else
-                        floats even = (floats)((words){0} + (x << 16)), odd = (floats)((words){0} + (x & 0xffff0000u));
-                        sums[s / 2][s % 2] += even * (floats)(both << 16) + odd * (floats)(both & 0xffff0000u);
-#endif
-                    }
-                for (int s = 0; s < 8; s++) AT(to + (row + s / 2) * c_stride + s % 2 * LANES) = sums[s / 2][s % 2];
-            }
-#endif
         }
+#else
+    for (int j = 0; j < n; j += 2 * LANES)
+        if (n - j >= 2 * LANES)
+            for (int i = 0; i < m; i += 4)
+                sums(4, 2, k, a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, add);
+        else
+            for (int i = 0; i < m; i += 8)
+                sums(8, 1, k, a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, add);
+#endif
 }
 
 #define WHOLE(n) (((n) + SIDE - 1) / SIDE * SIDE)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import datasets
 import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -235,6 +236,21 @@ def test_another_end_of_text_token_gives_another_table(kind: str, common: dict[s
     assert key(kind, common, tokenizer=save_tokenizer(tmp_path / "end", end="[PAD]")) != key(kind, common)
 
 
+def test_the_template_for_tools_counts_and_so_does_that_of_an_input(common: dict[str, Any], tmp_path: Path) -> None:
+    keys = set()
+    plain = "{% for m in messages %}{{ m.role + ':' + m.content + eos_token }}{% endfor %}"
+    for tools in ("{{ tools }}", "{{- tools }}"):
+        saved = PreTrainedTokenizerFast.from_pretrained(common["tokenizer"])
+        saved.chat_template = {"default": plain, "tool_use": plain + tools}
+        saved.save_pretrained(tmp_path / "named")
+        keys.add(key("conversations", common, tokenizer=str(tmp_path / "named"), template="chat"))
+    for middle in ("Input:", "Text:"):
+        texts = {"prompt_no_input": "{instruction} A:", "prompt_input": "{instruction} " + middle + " {input} A:"}
+        (tmp_path / f"{middle[0]}.json").write_text(json.dumps(texts))
+        keys.add(key("conversations", common, template=str(tmp_path / f"{middle[0]}.json")))
+    assert len(keys) == 4
+
+
 def test_the_rows_of_an_encoder_decoder_model_have_a_table_of_their_own(common: dict[str, Any]) -> None:
     columns = {}
     for encoder in (False, True):
@@ -291,3 +307,14 @@ def test_the_largest_token_may_be_in_any_chunk_and_a_damaged_table_is_made_again
     file.write_bytes(file.read_bytes().replace(number, (123457).to_bytes(4, "little")))  # still a valid file
     assert cached_table(tmp_path / "table", make)[0]["input_ids"][:] == [[3], [123456], [4]]
     assert len(made) == 2
+
+
+def test_of_two_processes_that_write_one_table_the_first_to_finish_wins(tmp_path: Path) -> None:
+    """The other one may be read already."""
+    table = datasets.Dataset.from_dict({"label": [1]})
+
+    def slow() -> tuple[Any, dict[str, Any]]:
+        cached_table(tmp_path / "table", lambda: (table, {"made_by": "another process"}))
+        return table, {"made_by": "this process"}
+
+    assert cached_table(tmp_path / "table", slow)[1]["made_by"] == "another process"

@@ -69,6 +69,11 @@ def test_a_label_is_a_name_or_a_number_that_counts_from_the_offset(
         ([1, 2], {}, r"^rows.jsonl: labels go from 1 to 2; give data.label_offset 1\.$"),
         ([2, 3], {"offset": 1}, r"^rows.jsonl: labels go from 2 to 3; give data.label_offset 2\.$"),
         ([0, 1, 3, 5], {}, r"^rows.jsonl: labels go up to 5, but no row has 2; give data.label_names if"),
+        (
+            [*range(300), 301] * 20,
+            {},
+            r"^rows.jsonl: labels go up to 301, but no row has 300; give data.label_names if",
+        ),
         ([1, 3, 4], {"offset": 1}, r"^rows.jsonl: labels go up to 4, but no row has 2; give data.label_names if"),
         ([0, 2], {"names": ["a", "b"]}, r"line 2: label '2' is not one of a, b \(numbers 0 to 1\); see data.label"),
         ([1, 0], {"names": ["a", "b"], "offset": 1}, r"line 2: label '0' is not one of a, b \(numbers 1 to 2\)"),

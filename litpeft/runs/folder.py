@@ -23,7 +23,6 @@ OURS = (
     *("confusion_matrix.json", "val_images.jpg"),
     *(curve_file.FILE_NAME, logger_runs.FILE_NAME, "events.out.tfevents.*", "hparams.yaml"),
 )
-# options that may change on resume: duration, device and logging, which do not affect what is computed
 NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that does what that version did
     "data.init_args.val_cut": "random",
     "data.init_args.join_columns": True,
@@ -35,6 +34,7 @@ NEW_OPTIONS = {  # options that version 0.1.0 did not have -> the value that doe
     "model.init_args.kernels": "none",
     "model.init_args.tf32": False,
 }
+# options that may change on resume: duration, device and logging, which do not affect what is computed
 MAY_CHANGE = re.compile(
     r"logger|trainer\.(max_|accelerator|enable_|logger|log_every|callbacks|val_check|check_val|profiler)"
     r"|checkpoint\.every|throughput|memory|predictions|benchmarks|data\.init_args\.(num_workers|cache_dir|\w+_file)"

@@ -206,6 +206,29 @@ def test_a_nested_input_is_used_and_a_missing_one_is_told(tmp_path: Path) -> Non
         load(tmp_path, rows, template="plain", input_column="d.less", **columns)
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test", "predict"])
+@pytest.mark.parametrize("part", ["prompt", "response", "system", "input"])
+def test_a_column_that_is_named_must_be_there_but_answers_to_predict(part: str, split: str, tmp_path: Path) -> None:
+    columns = {f"{name}_column": f"my_{name}" for name in ("prompt", "response", "system", "input")}
+    whole_row = dict.fromkeys(columns.values(), "text")
+    without = {name: text for name, text in whole_row.items() if name != f"my_{part}"}
+    lines = {True: json.dumps(whole_row), False: json.dumps(without)}
+    for whole, line in lines.items():
+        (tmp_path / f"{whole}.jsonl").write_text(f"{line}\n{line}\n")
+    files = {f"{name}_file": str(tmp_path / f"{name != split}.jsonl") for name in ("train", "val", "test", "predict")}
+    tokenizer("bytes", tmp_path / "tokenizer")
+    given = {"tokenizer": str(tmp_path / "tokenizer"), "template": "plain"}
+
+    def rows() -> int:
+        return len(Conversations(**files, **columns, **given, cache_dir=str(tmp_path / "cache")).table(split)[0])
+
+    if (part, split) == ("response", "predict"):
+        assert rows() == 2
+    else:
+        with pytest.raises(UserError, match=rf"data\.{part}_column"):
+            rows()
+
+
 def test_all_bytes_of_a_last_character_have_loss(tmp_path: Path) -> None:
     template = HIDES_THE_END.replace("<|end|>", "")
     data = load(

@@ -236,6 +236,25 @@ def test_a_stream_resumes_at_any_batch(
         assert done == 29 or again.measured() == counts[-1]
 
 
+def test_a_stream_with_workers_resumes_in_a_later_pass(tmp_path: Path, chat_tokenizer: str, tiny_model: str) -> None:
+    """New workers do not know how many blocks a pass has."""
+    given = options(Conversations, tmp_path, chat_tokenizer, tiny_model) | {"batch_size": 3, "streaming": True}
+    plain = make(Conversations, **given, shuffle_buffer=7).train_dataloader()
+    data = make(Conversations, **given, shuffle_buffer=7, num_workers=2)
+    whole, states = list(itertools.islice(plain, 60)), []
+    loader = data.train_dataloader()
+    batches = iter(loader)
+    while loader.measured()["passes"] < 2:
+        next(batches)
+        states.append(loader.state_dict())
+    assert [state["per_pass"] for state in states if state["pass"]] == [plain.blocks.per_pass] * (
+        sum(state["pass"] > 0 for state in states)
+    )
+    again = data.train_dataloader()
+    again.load_state_dict(states[-1])
+    assert same(list(itertools.islice(again, 10)), whole[len(states) : len(states) + 10])
+
+
 def test_two_processes_share_the_batches_of_one(tmp_path: Path, chat_tokenizer: str, tiny_model: str) -> None:
     given = options(Conversations, tmp_path, chat_tokenizer, tiny_model) | {"streaming": True}
     data = make(Conversations, **given)

@@ -52,6 +52,21 @@ def write(run_dir: Path, **fields: Any) -> Path:
 
 
 @pytest.mark.parametrize(
+    ("option", "as_before", "another"),
+    [
+        ("data.init_args.val_cut", "random", "stratified"), ("data.init_args.join_columns", True, False),
+        ("data.init_args.on_bad_row", "error", "skip"), ("data.init_args.batch_tokens", None, 512),
+        ("model.init_args.label_smoothing", 0.0, 0.1), ("model.init_args.metrics", None, ["f1"]),
+        ("model.init_args.kernels", "none", "auto"), ("model.init_args.tf32", False, True),
+    ],
+)  # fmt: skip
+def test_a_run_of_0_1_0_resumes_only_with_what_that_version_did(option: str, as_before: Any, another: Any) -> None:
+    check_resumable(CONFIG, changed(option, as_before), Path("run"), RUNNING)
+    with pytest.raises(UserError, match=option.replace(".", r"\.")):
+        check_resumable(CONFIG, changed(option, another), Path("run"), RUNNING)
+
+
+@pytest.mark.parametrize(
     ("option", "value"),
     [
         ("trainer.max_epochs", 5), ("trainer.max_steps", 90), ("trainer.logger", False), ("checkpoint.every_n_steps", 4),

@@ -20,7 +20,7 @@ from transformers.activations import GELUActivation
 from litpeft.ops.dropout import Dropout, new_seed
 from litpeft.ops.native import library
 from litpeft.ops.native.activations import gelu, swiglu
-from litpeft.ops.native.frozen_products import frozen_linear, has_products
+from litpeft.ops.native.frozen_products import frozen_linear
 from litpeft.ops.native.norms import norm
 
 
@@ -117,7 +117,7 @@ class NativeGatedMLP:
 
 
 def _is_frozen_linear(module: nn.Module) -> bool:
-    return type(module) is nn.Linear and _frozen(module.weight) and has_products()
+    return type(module) is nn.Linear and _frozen(module.weight) and library.has_bf16_products()
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from litpeft.adapters import DoRA, LoRA
-from litpeft.ops import native_modules
 from litpeft.ops.native import adapter_products, frozen_products, library
 from litpeft.ops.native_modules import use_native_kernels
 
@@ -114,7 +114,6 @@ def c(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     stand_in = StandIn()
     monkeypatch.setattr(library, "has_bf16_products", lambda: True)
     monkeypatch.setattr(library, "available", lambda: True)
-    monkeypatch.setattr(frozen_products, "has_products", lambda: True)
     monkeypatch.setattr(library, "call", stand_in)
     return stand_in
 
@@ -179,10 +178,9 @@ def test_other_dtypes_orders_and_empty_batches_are_left_to_torch(c: StandIn, mon
     wide = random(64, 4).T  # not contiguous
     exact = wide.double() + x[:, :8].double() @ factor.T.double()
     close(adapter_products.add_few(wide, x[:, :8], factor.T), exact, 2)
-    for name in ("has_bf16_products", "available"):
-        with monkeypatch.context() as patch:
-            patch.setattr(library, name, lambda: False)
-            adapter_products.times_few(x, factor, 1.0, low)
+    with monkeypatch.context() as patch:
+        patch.setattr(library, "has_bf16_products", lambda: False)
+        adapter_products.times_few(x, factor, 1.0, low)
     assert c.called == []
     adapter_products.times_few(x, factor, 1.0, low)
     assert c.called == ["times_few"]
@@ -235,7 +233,7 @@ def test_matrices_in_another_order_or_dtype_are_left_to_torch(c: StandIn, monkey
     onto = random(4, 64, seed=5).float()
     more = onto.double() + dy.double() @ weight.double()
     close(frozen_products.input_gradient(dy.float(), weight.float(), onto), more)
-    monkeypatch.setattr(frozen_products, "has_products", lambda: False)
+    monkeypatch.setattr(library, "has_bf16_products", lambda: False)
     frozen_products.linear(x, weight, None)
     assert c.called == []
 
@@ -313,16 +311,18 @@ def test_tiles_are_used_where_the_processor_has_them_and_the_system_grants_them(
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported)
     monkeypatch.setattr(torch.cpu, "_init_amx", lambda: granted)
     assert library.has_tiles.__wrapped__() is (supported and granted)
-    monkeypatch.setattr(library, "has_tiles", lambda: supported)
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: granted)
-    assert library.has_bf16_products.__wrapped__() is (supported or granted)
+    monkeypatch.setattr(library, "available", lambda: supported)
+    monkeypatch.setattr(
+        library, "compiled", lambda: SimpleNamespace(**{"product_with_frozen": None} if granted else {})
+    )
+    assert library.has_bf16_products.__wrapped__() is (supported and granted)
 
 
 def test_a_linear_layer_computes_in_c_while_it_trains_in_bf16_with_frozen_weights(
     c: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(library, "compiled", lambda: None)
-    monkeypatch.setattr(native_modules, "has_products", lambda: True)
+    monkeypatch.setattr(library, "has_bf16_products", lambda: True)
     layer = nn.Linear(64, 96).to(HALF).requires_grad_(False)
     plain = copy.deepcopy(layer)
     trained = nn.Linear(64, 96).to(HALF)
@@ -353,7 +353,7 @@ def test_a_linear_layer_computes_in_c_while_it_trains_in_bf16_with_frozen_weight
         c.called.clear()
         layer(x)
         assert not c.called
-    monkeypatch.setattr(native_modules, "has_products", lambda: False)
+    monkeypatch.setattr(library, "has_bf16_products", lambda: False)
     assert "linear" not in use_native_kernels(nn.Linear(64, 96).requires_grad_(False))
 
 

@@ -7,7 +7,6 @@ runs the same code for all numbers of rows, at the same speed.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,12 +23,6 @@ LARGEST = (
 )  # numbers of the matrix: products with larger ones take so long that making code for them does not count
 DEEPEST = 1 << 15  # inputs of a layer: 32 rows of them are on the stack, in 2 MiB
 DEEP = 32  # the sides of the matrix are multiples of this
-
-
-@cache
-def has_products() -> bool:
-    """Return whether processor, system and compiler support products of bf16 numbers."""
-    return library.has_bf16_products() and library.available() and hasattr(library.compiled(), "product_with_frozen")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -54,7 +47,7 @@ def _can_compute(x: Tensor, weight: Tensor) -> bool:
     half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
     whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous() and weight.numel() <= LARGEST
     fits = whole and x.shape[1] <= DEEPEST and len(x) > 0 and x.stride(1) == 1
-    return half and fits and has_products()
+    return half and fits and library.has_bf16_products()
 
 
 def _product(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None, add: bool, out: Tensor) -> None:

@@ -73,12 +73,6 @@ def has_tiles() -> bool:
 
 
 @cache
-def has_bf16_products() -> bool:
-    """Return whether the processor multiplies bf16 numbers: with AMX tiles, or with AVX-512 vectors."""
-    return has_tiles() or bool(torch.cpu._is_avx512_bf16_supported())
-
-
-@cache
 def available() -> bool:
     """Return whether the functions can be compiled and loaded."""
     try:
@@ -86,6 +80,12 @@ def available() -> bool:
     except CompilerError:
         return False
     return True
+
+
+@cache
+def has_bf16_products() -> bool:
+    """Return whether the functions can multiply bf16 numbers: with AMX tiles, or with AVX-512 vectors."""
+    return available() and hasattr(compiled(), "product_with_frozen")
 
 
 def check_whole(*tensors: Tensor) -> None:

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,22 @@ def kept(count: int, probability: float, seed: int) -> np.ndarray:
 SHAPES = [(4, 4, 27, 27, 32), (6, 2, 5, 16, 64), (3, 1, 33, 70, 96), (2, 1, 100, 100, 32)]
 
 
-@pytest.fixture(params=["this processor", "no tiles", "no bf16 instructions"])
+TILES = Path(__file__).with_name("tiles_in_software.h")
+
+
+@pytest.fixture(params=["this processor", "tiles in software", "no tiles", "no bf16 instructions"])
 def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Compile the functions for processors that can do less."""
+    """Compile the functions for other processors; a processor with AMX tiles is one whose tiles are in software."""
     if request.param != "this processor":
         monkeypatch.setattr(library, "has_tiles", lambda: False)
         if request.param == "no bf16 instructions":
             monkeypatch.setattr(library, "_machine_flags", lambda: ["-march=skylake-avx512"])
+        if request.param == "tiles in software":
+            if not library.has_bf16_products():
+                pytest.skip("the code for tiles also needs AVX512_BF16")
+            text = f"-DTEXT={zlib.crc32(TILES.read_bytes())}"  # another header is another file in the cache
+            flags = [*library._machine_flags(), "-D__AMX_BF16__", "-include", str(TILES), text]
+            monkeypatch.setattr(library, "_machine_flags", lambda: flags)
         _forget()
     yield
     monkeypatch.undo()

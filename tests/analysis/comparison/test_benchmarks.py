@@ -24,7 +24,7 @@ NAME = "litpeft_blimp_causative"
 FIGURE = f"{NAME}_acc"
 
 
-def result(score: float, fingerprint: str = "f", items: int = 200, **more: Any) -> dict[str, Any]:
+def result(score: float, fingerprint: str = "items", items: int = 200, **more: Any) -> dict[str, Any]:
     values = {"scores": {"acc": score}, "standard_errors": {"acc": 0.03}, "items": items, "num_fewshot": 0, "tasks": []}
     return values | {"fingerprint": fingerprint} | more
 
@@ -124,7 +124,7 @@ def test_scores_on_different_items_are_not_compared(tmp_path: Path) -> None:
 def keep(folder: Path, rows: list[float], name: str = NAME, metric: str = "acc") -> None:
     (folder / "benchmark_items").mkdir(exist_ok=True)
     (folder / "benchmark_items" / "step-000100.json").write_text(
-        json.dumps({name: {"fingerprint": "f", metric: list(map(float, rows))}})
+        json.dumps({name: {"fingerprint": "items", metric: list(map(float, rows))}})
     )
 
 

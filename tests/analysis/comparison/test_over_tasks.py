@@ -79,6 +79,15 @@ def test_tasks_weigh_the_same_and_seeds_are_paired(runs: Path) -> None:
     assert lora.estimates["trainable_params"].mean == 74_498
 
 
+@pytest.mark.parametrize("name", ["lora", "full", None])
+def test_the_baseline_is_the_one_that_is_named(name: str | None, runs: Path) -> None:
+    found = compare([runs], average_over="data.task", baseline=name)
+    other = {"lora": "full"}.get(name, "lora")
+    assert found.baseline == (name or "full")
+    [group] = [group for group in found.groups if group.differences]
+    assert group.label == other
+
+
 def test_equal_differences_by_chance_are_not_significant(tmp_path: Path) -> None:
     """Accuracies are multiples of 1 / rows: two seeds with the same small difference prove nothing."""
     for task in ("cola", "mrpc"):

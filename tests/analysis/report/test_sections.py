@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import t
 
 from litpeft.analysis.comparison import compare
-from litpeft.analysis.comparison.results import Tried, Tuned
+from litpeft.analysis.comparison.results import Figure, Tried, Tuned
 from litpeft.analysis.report.budgets import budget_charts
 from litpeft.analysis.report.data_section import data_facts
 from litpeft.analysis.report.mistakes import mistakes
@@ -170,6 +170,19 @@ def test_the_first_screen_has_quality_against_cost_and_a_table_that_fits(tmp_pat
     assert first.name not in [chart.name for part in rest for chart in part.charts]
     names = [comparison.figures[place].name for place in sorted(main_columns(comparison.figures))]
     assert names == ["val_accuracy", "val_loss", "peak_tensor_bytes", "train_seconds", "trainable_params"]
+
+
+@pytest.mark.parametrize("each", [1, 3])
+def test_a_table_of_many_figures_shows_some_of_each_kind(each: int) -> None:
+    kinds = {"quality": 2, "benchmark": 2, "memory": 1, "speed": 1, "size": 1}
+    figures = [Figure(f"{kind}{number}", "", "higher", kind) for kind in kinds for number in range(each)]
+    figures.append(Figure("train_seconds", "", "lower", "speed"))
+    figures.append(Figure("seconds_to_0.9", "", "lower", "speed"))
+    shown = [figures[place].name for place in sorted(main_columns(figures))]
+    expected = [
+        f"{kind}{number}" for kind, most in kinds.items() if kind != "speed" for number in range(min(each, most))
+    ]
+    assert shown == [*expected, "train_seconds", "seconds_to_0.9"]
 
 
 def write_validated(folder: Path, adapter: str, seed: int, seconds: float, accuracies: list[float]) -> None:

@@ -54,8 +54,10 @@ def public_names(kind: type, option: str | None = None) -> set[str]:
 
 
 def is_public(kind: type) -> bool:
-    """Return whether error messages may suggest a class: litpeft classes only if their package imports them."""
+    """Return whether messages may suggest a class: no `_Name`, and litpeft's only if their package imports them."""
     folder = kind.__module__.rpartition(".")[0]
+    if kind.__name__.startswith("_"):
+        return False
     return not folder.startswith("litpeft.") or hasattr(importlib.import_module(folder), kind.__name__)
 
 

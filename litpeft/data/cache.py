@@ -26,7 +26,7 @@ from litpeft.errors import first_sentence
 from litpeft.runs.atomic_write import damage, remove_folder, whole_folder
 
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # the files of tables that `stored` returned
-FORMAT = 2  # increase when the columns of a cached table change, or if tables in caches may be wrong
+FORMAT = 1  # increase when the columns of a cached table change: runs that were begun before cannot be resumed then
 
 
 def fingerprint(*parts: Any) -> str:

@@ -50,7 +50,8 @@ class Text(Sequences, TabularData):
             raise UserError("data Text is for causal models; give --model CausalLM.")
         source = self.source_of_rows(self.split_to_read(split))
         rules = {"kind": "text", "text": self.text_column, "end": self.tokenizer.eos_token}
-        prompts = {"prompts": True} if split == "predict" else {}  # whole documents, not blocks
+        # to predict, whole documents; tables of test rows of earlier versions may hold them too
+        prompts = {"predict": {"prompts": True}, "test": {"prompts": False}}.get(split, {})
         return source and source | rules | prompts
 
     def layout(self, path: str) -> dict[str, Any]:

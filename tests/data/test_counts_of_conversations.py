@@ -28,7 +28,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> TextTemplate:
     return TextTemplate(PreTrainedTokenizerFast.from_pretrained(name), PLAIN)
 
 
-class Given(Chats):
+class _Given(Chats):
     """Conversations that are given."""
 
     def __init__(self, turns: list[list[dict[str, Any]]], template: Any, encoder: bool = False) -> None:
@@ -40,7 +40,7 @@ class Given(Chats):
         return ((f"row {number}", turns, None) for number, turns in enumerate(self.given, 1))
 
 
-def rows_of(data: Given, split: str) -> tuple[list[tuple[str, str, str]], dict[str, int]]:
+def rows_of(data: _Given, split: str) -> tuple[list[tuple[str, str, str]], dict[str, int]]:
     """Return text, prompt as shown, and answer of each row, and the counts."""
     counts = dict.fromkeys((*COUNTED, "thoughts_left_out"), 0)
     found = list(data._rendered(split, counts))
@@ -59,7 +59,7 @@ def test_a_row_ends_with_its_last_answer_and_all_that_is_left_out_is_counted(
         [{"role": role, "content": text} | ({} if loss else {"weight": 0}) for role, text, loss in turns]
         for turns in drawn
     ]
-    rows, counts = rows_of(Given(given_turns, plain, encoder), "train")
+    rows, counts = rows_of(_Given(given_turns, plain, encoder), "train")
     expected, totals = [], Counter(total_rows=len(drawn))
     for turns in given_turns:
         answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant" and "weight" not in turn]
@@ -84,7 +84,7 @@ def test_a_row_ends_with_its_last_answer_and_all_that_is_left_out_is_counted(
 def test_what_is_predicted_follows_the_last_question(plain: TextTemplate) -> None:
     ask, answer = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
     prompt = plain.prompt([ask])
-    rows, counts = rows_of(Given([[ask], [ask, answer], [ask, answer, ask]], plain), "predict")
+    rows, counts = rows_of(_Given([[ask], [ask, answer], [ask, answer, ask]], plain), "predict")
     assert rows == [(prompt, "one", ""), (prompt, "one", "two"), (plain.prompt([ask, answer, ask]),
                     "user: one\n\nassistant: two\n\nuser: one", "")]  # fmt: skip
     assert {name: count for name, count in counts.items() if count} == {"total_rows": 3}
@@ -92,7 +92,7 @@ def test_what_is_predicted_follows_the_last_question(plain: TextTemplate) -> Non
 
 def test_a_conversation_that_a_template_refuses_stops_with_its_place(plain: TextTemplate) -> None:
     ask, answer = {"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}
-    data = Given([[ask, answer], [{"role": "tool", "content": "1"}, ask, answer], [ask, answer]], plain)
+    data = _Given([[ask, answer], [{"role": "tool", "content": "1"}, ask, answer], [ask, answer]], plain)
     with pytest.raises(UserError, match="^row 2: the template has no tool turns; give a data.template that has them"):
         rows_of(data, "train")
     told: list[str] = []
@@ -104,5 +104,5 @@ def test_a_conversation_that_a_template_refuses_stops_with_its_place(plain: Text
 
 
 def test_a_template_that_no_row_has_an_answer_for_is_told(plain: TextTemplate, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^data: no row of Given has a response to train on\.$"):
-        Given([[{"role": "user", "content": "one"}]], plain).tokenise("train")
+    with pytest.raises(UserError, match=r"^data: no row of _Given has a response to train on\.$"):
+        _Given([[{"role": "user", "content": "one"}]], plain).tokenise("train")

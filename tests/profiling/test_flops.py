@@ -146,7 +146,7 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 }  # fmt: skip
 
 
-class UpperLayer(Adapter):
+class _UpperLayer(Adapter):
     """Train only the second layer, so that no gradient flows below it."""
 
     name, trains_base = "upper_layer", True
@@ -156,7 +156,9 @@ class UpperLayer(Adapter):
             parameter.requires_grad = ".1." in name and "decoder.block" not in name
 
 
-@pytest.mark.parametrize("adapter", [Full(), LoRA(rank=RANK, targets="all-linear"), UpperLayer()], ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "adapter", [Full(), LoRA(rank=RANK, targets="all-linear"), _UpperLayer()], ids=lambda a: a.name
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_count_equals_the_operations_that_torch_executes(name: str, adapter: Adapter) -> None:
     """Eager attention repeats no product, and autograd computes only the gradients needed."""

@@ -73,7 +73,7 @@ def test_an_answer_ends_with_the_end_of_text_token_if_the_tokenizer_has_one() ->
         assert data.stops == (expected, [])
 
 
-class Rows(FineTuneData):
+class _Rows(FineTuneData):
     """A data module that says what is done with it."""
 
     def __init__(self, rows: dict[str, Any]) -> None:
@@ -85,8 +85,8 @@ class Rows(FineTuneData):
 @pytest.mark.parametrize(
     ("data", "done", "name"),
     [
-        (Rows({}), ["prepared", "set up for fit"], "some/model"),
-        (Rows({"train": [1]}), [], None),  # has its rows already
+        (_Rows({}), ["prepared", "set up for fit"], "some/model"),
+        (_Rows({"train": [1]}), [], None),  # has its rows already
         (SimpleNamespace(done=[], tokenizer_name=None), [], None),  # a data module of the user
     ],
 )

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from litpeft.ops.dropout import Dropout, keep_mask, use_lean_dropout
+from litpeft.ops.dropout import Dropout, add_zeroed, input_mask, keep_mask, use_lean_dropout, zeroed
+from litpeft.ops.native import library
+from litpeft.ops.native.dropout import DropoutMask
 
 
 def test_the_mask_is_the_same_for_the_same_seed_and_another_for_another() -> None:
@@ -86,3 +88,26 @@ def test_only_nn_dropout_layers_are_replaced() -> None:
     assert type(model[0]) is Dropout
     assert model[0].p == 0.2
     assert type(model[1][0]) is nn.Dropout1d
+
+
+@pytest.mark.parametrize("available", [False, True])
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 36), torch.bfloat16), ((3, 36), torch.bfloat16), ((4, 36), torch.float32)]
+)
+def test_an_adapter_draws_its_mask_in_c_only_where_c_can_compute(
+    shape: tuple[int, int], dtype: torch.dtype, native: bool, available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """C reads and writes 16 bf16 numbers at a time."""
+    monkeypatch.setattr(library, "available", lambda: available)
+    x = torch.arange(1.0, 1 + shape[0] * shape[1]).view(shape).to(dtype)
+    mask = input_mask(x, 0.5, 7, native)
+    assert input_mask(x, 0.5, None, native) is None
+    if native and available and dtype == torch.bfloat16 and shape == (4, 36):
+        assert isinstance(mask, DropoutMask)
+        assert mask.factor == 1
+    else:
+        assert torch.equal(mask, keep_mask(x, 0.5, 7))
+        assert torch.equal(zeroed(x, mask), x * mask)
+        assert torch.equal(add_zeroed(x.clone(), x, mask), x + x * mask)
+    assert zeroed(x, None) is x

@@ -376,6 +376,10 @@ def test_what_the_fast_check_accepts_is_valid(fields: dict[str, Any]) -> None:
 
 def test_the_fast_check_accepts_a_record() -> None:
     assert acceptor(RECORD)(record_of(1))
+    labels = {"matched_by": "name", "names": {"0": "no"}}
+    assert acceptor(RECORD)({"head_labels": labels})
+    assert not acceptor(RECORD)({"head_labels": labels | {"matched_by": None}})
+    assert not acceptor(RECORD)({"head_labels": {"names": {}}})
     assert not acceptor(RECORD)({"seed": 1.0})
     assert not acceptor(RECORD)({"val_loss": float("nan")})
     for value, reason in ((10**400, "too large"), (-(10**400), "too large"), (1e100, "too large"), (math.nan, "NaN")):

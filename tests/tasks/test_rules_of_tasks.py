@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchmetrics
 from lightning import Callback, Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torchmetrics import classification
 
@@ -23,6 +24,7 @@ from litpeft.tasks.gradients import check_gradients, compile_blocks, enable_grad
 from litpeft.tasks.head_labels import match_head_labels
 from litpeft.tasks.metrics import CLASSES, OverTargets, check_metrics, choose_metrics
 from litpeft.tasks.run_length import total_steps
+from litpeft.training.strategies import DDP, FSDP2, parallel_strategy_name
 from tests.conftest import QUIET
 
 PATH = "torchmetrics.classification."
@@ -391,3 +393,26 @@ def test_a_run_on_a_cpu_ends_before_the_step_that_would_spoil_its_weights(
     with pytest.raises(UserError, match=sentence):
         trainer.fit(task, data)
     assert trainer.global_step == step
+
+
+@pytest.mark.parametrize(
+    ("options", "allowed"),
+    [
+        ({"label_smoothing": 0.0}, True), ({"label_smoothing": 0.99}, True), ({"label_smoothing": 1.0}, False),
+        ({"label_smoothing": -0.01}, False), ({"num_labels": 1}, True), ({"num_labels": 0}, False),
+        ({"class_weights": [0.0, 1.0]}, True), ({"class_weights": [-0.1, 1.0]}, False),
+    ],
+)  # fmt: skip
+def test_the_limits_of_a_classifier(options: dict[str, Any], allowed: bool) -> None:
+    if allowed:
+        assert {name: getattr(SequenceClassification("x", **options), name) for name in options} == options
+    else:
+        with pytest.raises(UserError, match=rf"^model\.{next(iter(options))} must "):
+            SequenceClassification("x", **options)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "name"), [(DDP(), "ddp"), (FSDP2(), "fsdp2"), (SingleDeviceStrategy(), "one_device")]
+)
+def test_the_record_names_the_strategy(strategy: Any, name: str) -> None:
+    assert parallel_strategy_name(strategy) == name

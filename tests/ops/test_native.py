@@ -24,6 +24,7 @@ from litpeft.adapters import DoRA, LoRA
 from litpeft.adapters.functional import Native, adapted_linear
 from litpeft.errors import UserError
 from litpeft.ops.attention import attention, use_lean_attention
+from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.ops.kernels import use_kernels
 from litpeft.ops.native import adapter_products, frozen_products, library
@@ -689,3 +690,27 @@ def test_the_structures_have_the_layout_that_the_c_file_reads() -> None:
     assert mask.first_key + (mask.second_key << 32) == 0x599ED017FB08FC85  # the first number of SplitMix64's author
     assert mask.factor == pytest.approx(4 / 3)
     assert DropoutMask.of(1.0 - 1e-12, 0).share == 2**32 - 1  # not 2^32, which is 0
+
+
+@pytest.mark.parametrize("width", [16, 24, 32, 40])
+def test_modules_of_other_widths_are_left_to_torch(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C reads and writes 16 numbers at a time."""
+    monkeypatch.setattr(library, "compiled", lambda: None)
+    called = []
+    monkeypatch.setattr(library, "call", lambda name, *_: called.append(name))
+    modules = nn.ModuleList([nn.LayerNorm(width), nn.GELU()]).to(HALF).requires_grad_(False).train()
+    monkeypatch.setattr(library, "has_bf16_products", lambda: False)
+    use_native_kernels(modules)
+    for module in modules:
+        module(random(16, width))
+    assert called == (["norm", "gelu"] if width % 16 == 0 else [])
+
+
+def test_autocast_is_off_only_inside() -> None:
+    x = torch.zeros(2)
+    with torch.autocast("cpu", HALF):
+        with without_autocast(x):
+            assert not torch.is_autocast_enabled("cpu")
+        assert torch.is_autocast_enabled("cpu")
+    with without_autocast(x):
+        assert not torch.is_autocast_enabled("cpu")

@@ -46,16 +46,16 @@ def test_of_equal_groups_the_fastest_is_recommended_where_speed_is_a_rate(
     assert found.startswith(f"Recommended: {order[0]}, the highest tokens per second")
 
 
-@pytest.mark.parametrize("print_of_file", ["f", "g"])
+@pytest.mark.parametrize("print_of_file", ["items", "others"])
 def test_items_are_tested_only_if_their_file_is_of_the_evaluation_in_the_record(
     tmp_path: Path, print_of_file: str
 ) -> None:
-    write(tmp_path, {"none": [0.5], "lora": [0.75]}, fingerprint="f")
+    write(tmp_path, {"none": [0.5], "lora": [0.75]}, fingerprint="items")
     for adapter, rows in (("none", [1, 0, 1, 0]), ("lora", [1, 1, 1, 0])):
         keep(tmp_path / adapter / "seed0", rows)
         file = tmp_path / adapter / "seed0" / "benchmark_items" / "step-000100.json"
-        file.write_text(file.read_text().replace('"f"', f'"{print_of_file}"'))
-    assert (FIGURE in compare([tmp_path]).groups[1].over_examples) == (print_of_file == "f")
+        file.write_text(file.read_text().replace('"items"', f'"{print_of_file}"'))
+    assert (FIGURE in compare([tmp_path]).groups[1].over_examples) == (print_of_file == "items")
 
 
 def test_an_evaluation_within_training_is_not_the_score_before_it(tmp_path: Path) -> None:

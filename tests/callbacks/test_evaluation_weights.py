@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from litpeft.callbacks.evaluation_weights import EvaluationWeights
@@ -41,3 +43,20 @@ def test_an_evaluation_within_another_changes_nothing() -> None:
         assert (factor() == 2).all()
         callback.leave(None, task)
         assert torch.equal(backbone.weight, weight)
+
+
+@pytest.mark.parametrize("function", TrainerFn)
+def test_only_the_validations_of_a_training_exchange_weights(function: TrainerFn) -> None:
+    """The other verbs load the evaluation weights from a checkpoint."""
+    backbone = nn.Linear(3, 2)
+    weight = backbone.weight.detach().clone()
+    callback, task = Doubled(), SimpleNamespace(backbone=backbone)
+    trainer = SimpleNamespace(state=SimpleNamespace(fn=function))
+    callback.on_validation_start(trainer, task)
+    assert torch.equal(backbone.weight, 2 * weight if function == TrainerFn.FITTING else weight)
+    callback.on_validation_end(trainer, task)
+    assert torch.equal(backbone.weight, weight)
+    callback.on_benchmark_start(trainer, task)
+    assert torch.equal(backbone.weight, 2 * weight)
+    callback.on_benchmark_end(trainer, task)
+    assert torch.equal(backbone.weight, weight)

@@ -2,7 +2,8 @@
 
 liger   for GPUs (extra `gpu`; Hsu et al. 2024, https://arxiv.org/abs/2410.10989): norms, rotary embeddings, SwiGLU
         and GeGLU. Its losses stay off: `litpeft.ops.head_loss` keeps the logits out of memory.
-native  for CPUs and bf16: C functions for attention of short rows, dropout, norms and SwiGLU, if there is a compiler.
+native  for CPUs and bf16, if there is a compiler: C functions (`litpeft.ops.native`) for the passes of a step and, on
+        some processors, for its products.
 """
 
 from __future__ import annotations

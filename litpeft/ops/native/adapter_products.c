@@ -2,8 +2,7 @@
 
 /* Products with the factors of an adapter, whose rank r is small and padded with zeros to a multiple of FEW. A factor
    may be stored in either order: `row` and `column` are its strides. */
-#define WIDE(r) (((r) + FEW - 1) / FEW * FEW)
-#define TALL(r) (((r) + FEWEST - 1) / FEWEST * FEWEST)
+#define WIDE(r) UP_TO(r, FEW)
 
 /* a factor (k, n) as pairs of its rows, padded */
 static void pack_few(const bf16 *x, int64_t row, int64_t column, int64_t k, int64_t n, uint32_t *to) {
@@ -126,7 +125,7 @@ void sum_of_few(const bf16 *low, int64_t low_stride, const bf16 *x, int64_t x_st
                 if (rows < SIDE) load(from, x_stride, rows, SIDE, edge);
                 for (int half = 0; half < SIDE; half += LANES)
                     pack_rows((rows < SIDE ? edge : from) + half, rows < SIDE ? SIDE : x_stride, pairs + half, SIDE);
-                product(TALL(r), SIDE, SIDE, turned + i, tall, pairs, SIDE, sums, SIDE, 1);
+                product(UP_TO(r, FEWEST), SIDE, SIDE, turned + i, tall, pairs, SIDE, sums, SIDE, 1);
             }
             for (int64_t i = 0; i < r; i++)
                 for (int64_t c = 0; c < SIDE; c++) out[i * row + (j + c) * column] = sums[i * SIDE + c];

@@ -34,36 +34,33 @@ static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, i
     enum { SOME = 8 };  /* rows whose sums are in registers */
     for (int first = 0; first < 2 * TILE; first += SOME, x += SOME * stride) {
         const uint32_t *pairs = panel;
-        __m512 left[SOME], right[SOME];
-        for (int i = 0; i < SOME; i++) left[i] = right[i] = _mm512_setzero_ps();
+        floats left[SOME], right[SOME];
+        for (int i = 0; i < SOME; i++) left[i] = right[i] = all(0);
         for (int64_t k = 0; k < depth; k += DEEP, pairs += 2 * TILE * PAIRS)
             for (int p = 0; p < PAIRS; p++) {
-                __m512bh a = (__m512bh)_mm512_loadu_si512(pairs + p * TILE);
-                __m512bh b = (__m512bh)_mm512_loadu_si512(pairs + (p + PAIRS) * TILE);
+                words a = *(const words *)(pairs + p * TILE), b = *(const words *)(pairs + (p + PAIRS) * TILE);
                 for (int i = 0; i < SOME; i++) {
-                    uint32_t both;
-                    memcpy(&both, x + i * stride + k + 2 * p, 4);
-                    left[i] = _mm512_dpbf16_ps(left[i], (__m512bh)_mm512_set1_epi32(both), a);
-                    right[i] = _mm512_dpbf16_ps(right[i], (__m512bh)_mm512_set1_epi32(both), b);
+                    const bf16 *both = x + i * stride + k + 2 * p;
+                    left[i] = times(left[i], both, a);
+                    right[i] = times(right[i], both, b);
                 }
             }
         for (int i = 0; i < SOME; i++) {
             float *to = sums[first / TILE * 2] + (first + i) % TILE * TILE;
-            _mm512_storeu_ps(to, left[i]);
-            _mm512_storeu_ps(to + TILE * TILE, right[i]);
+            AT(to) = left[i];
+            AT(to + TILE * TILE) = right[i];
         }
     }
 }
 #endif
 
-/* in how many parts the columns are computed so that each thread has something to do */
+/* in how many parts the panels are computed so that there are two jobs for each thread, if there are several */
 static inline int64_t parts_of(int64_t panels, int64_t chunks) {
-    int64_t parts = 1;
 #ifdef _OPENMP
-    int threads = omp_get_num_threads();
-    while (threads > 1 && parts < panels && parts * chunks < 2 * threads) parts++;
+    int64_t threads = omp_get_num_threads(), parts = (2 * threads + chunks - 1) / chunks;
+    if (threads > 1) return parts < panels ? parts : panels;
 #endif
-    return parts;
+    return 1;
 }
 
 static inline void finish(float sums[4][TILE * TILE], const bf16 *bias, int add, bf16 *y, int64_t stride, int rows) {

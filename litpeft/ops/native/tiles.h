@@ -31,7 +31,7 @@ static inline void transpose(words r[16]) {
 }
 
 /* The right factor of a product is held as pairs of its rows, 2 k and 2 k + 1: one word for each column. */
-enum { SIDE = 32 };  /* factors have multiples of 32 rows and columns */
+enum { SIDE = 32 };  /* sides of blocks; of those without tiles, see FEW and FEWEST */
 #define ALIGNED __attribute__((aligned(64)))  /* a tile whose rows cross cache lines takes eight times as long */
 
 static inline words pair(words even, words odd) { return even | odd << 16; }
@@ -97,7 +97,7 @@ static inline floats times(floats sum, const bf16 *x, words pairs) {
 }
 
 /* some rows and vectors of c: 8 sums in registers */
-static inline __attribute__((always_inline)) void sums(const int rows, const int vectors, int k, const bf16 *a,
+static inline __attribute__((always_inline)) void some_sums(const int rows, const int vectors, int k, const bf16 *a,
         int64_t a_stride, const uint32_t *b, int64_t b_stride, float *c, int64_t c_stride, int add) {
     floats sums[8];
     for (int s = 0; s < 8; s++) sums[s] = add ? AT(c + s / vectors * c_stride + s % vectors * LANES) : all(0);
@@ -110,8 +110,8 @@ static inline __attribute__((always_inline)) void sums(const int rows, const int
 }
 #endif
 
-/* c (m, n) = a (m, k) b (k, n), or c += a b, in fp32; b as pairs of rows. n and k are multiples of FEW, m is one of FEWEST,
-   or of 8 if n is not one of 32 */
+/* c (m, n) = a (m, k) b (k, n), or c += a b, in fp32; b as pairs of rows. n and k are multiples of FEW,
+   m is one of FEWEST, or of 8 if n is not one of 32 */
 static void product(int m, int n, int k, const bf16 *a, int64_t a_stride, const uint32_t *b, int64_t b_stride, float *c,
         int64_t c_stride, int add) {
 #ifdef __AMX_BF16__
@@ -138,14 +138,15 @@ static void product(int m, int n, int k, const bf16 *a, int64_t a_stride, const 
     for (int j = 0; j < n; j += 2 * LANES)
         if (n - j >= 2 * LANES)
             for (int i = 0; i < m; i += 4)
-                sums(4, 2, k, a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, add);
+                some_sums(4, 2, k, a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, add);
         else
             for (int i = 0; i < m; i += 8)
-                sums(8, 1, k, a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, add);
+                some_sums(8, 1, k, a + i * a_stride, a_stride, b + j, b_stride, c + i * c_stride + j, c_stride, add);
 #endif
 }
 
-#define WHOLE(n) (((n) + SIDE - 1) / SIDE * SIDE)
+#define UP_TO(n, side) (((n) + (side) - 1) / (side) * (side))
+#define WHOLE(n) UP_TO(n, SIDE)
 
 /* rows, followed by rows of zeros up to a multiple of 32 */
 static void load(const bf16 *x, int64_t stride, int rows, int width, bf16 *to) {

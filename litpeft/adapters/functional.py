@@ -23,8 +23,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litpeft.adapters.gain import times_backward, times_plus
+from litpeft.ops import products
 from litpeft.ops.dropout import add_zeroed, functional_mask, input_mask, new_seed, zeroed
-from litpeft.ops.native import adapter_products, frozen_products
+from litpeft.ops.native import adapter_products, frozen_products, library
 from litpeft.ops.overridable import overridable
 
 WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
@@ -34,7 +35,7 @@ ToMatrix = Callable[..., Tensor]  # (*stored tensors, dtype=...) -> W (out, in):
 
 @dataclass(frozen=True)
 class Native:
-    """A function `to_matrix` with whose W products are computed in C where that is possible (`ops.native`)."""
+    """A function `to_matrix` with whose W products are computed by `ops.native` or `ops.products`."""
 
     to_matrix: ToMatrix
 
@@ -43,8 +44,12 @@ class Native:
 
 
 def with_native_products(layer: nn.Module, to_matrix: ToMatrix) -> ToMatrix:
-    """Return what a call of this layer uses as `to_matrix`; int8 weights have products of their own."""
-    return Native(to_matrix) if layer.native and layer.training and not hasattr(to_matrix, "product") else to_matrix
+    """Return what a call of this layer uses as `to_matrix`; int8 weights have products of their own.
+
+    Evaluation computes with torch, unless it would take ten times as long.
+    """
+    used = layer.native and (layer.training or not library.available())
+    return Native(to_matrix) if used and not hasattr(to_matrix, "product") else to_matrix
 
 
 @dataclass(eq=False)
@@ -194,7 +199,7 @@ class _AdaptedLinear(torch.autograd.Function):
             if mask is None:
                 add_product(dx, dlow, a, native)
             else:
-                add_zeroed(dx, dlow @ a, mask)
+                add_zeroed(dx, products.mm(dlow, a) if native else dlow @ a, mask)
         return (dx, dbias, dA, dB, dm, *[None] * (8 + len(stored)))
 
 

@@ -27,7 +27,7 @@ class QuantisedLinear(nn.Linear):
     dtype: torch.dtype
     compute_dtype: torch.dtype | None = None
     transposed = False
-    native = False  # whether products may be computed in C
+    native = False  # whether products may be computed by `ops.native` or `ops.products`
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # not nn.Linear's, which would create a weight

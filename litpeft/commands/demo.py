@@ -96,10 +96,10 @@ def main(arguments: list[str]) -> int:
     import torch  # this and the following import take seconds
 
     from litpeft.commands import training
-    from litpeft.tasks.compute_dtype import cpu_has_bf16
+    from litpeft.ops.products import cpu_multiplies
 
     arguments = ["fit", *demo.options, "--model.model_name", str(model), "--data.train_file", str(text)]
-    if not (cpu_has_bf16() or torch.cuda.is_available()):
+    if not (cpu_multiplies(torch.bfloat16) or torch.cuda.is_available()):
         arguments += ["--model.dtype", "fp32"]
     if options.task != "classes":
         arguments += ["--experiment", f"demo_{options.task}"]

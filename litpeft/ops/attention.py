@@ -23,9 +23,11 @@ from transformers.masking_utils import sdpa_mask
 
 from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import keep_mask, new_seed
+from litpeft.ops.native import library
 from litpeft.ops.native.attention import can_compute, native_attention
 from litpeft.ops.overridable import overridable
 from litpeft.ops.packed_attention import is_document_mask, packed_attention
+from litpeft.ops.products import are_slow
 
 NAME = "litpeft"
 LONGEST = 512  # tokens; for longer sequences torch's kernel is as fast and needs less memory
@@ -77,14 +79,18 @@ def attention(
         window = others.get("sliding_window")
         return packed_attention(module, query, key, value, attention_mask, dropout, scaling, window, alone=attention)
     # depends on the training mode, not on requires_grad, so that gradient checkpointing repeats the same computation
+    native = getattr(module, "native", False)
+    in_fp32 = native and module.training and are_slow(query)
     if not (module.training and faster and short) or bias_trains or unsupported or torch.compiler.is_compiling():
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout, scaling, is_causal=is_causal, **others
-        )
+        tensors = query, key, value, attention_mask
+        if in_fp32:
+            tensors = (t.float() if t is not None and t.is_floating_point() else t for t in tensors)
+        found = sdpa_attention_forward(module, *tensors, dropout, scaling, is_causal=is_causal, **others)
+        return (found[0].to(query.dtype), None) if in_fp32 else found
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     seed = new_seed() if dropout else 0
-    if getattr(module, "native", False) and can_compute(query, key, value):
+    if native and can_compute(query, key, value) and library.available():
         return native_attention(query, key, value, attention_mask, causal, scaling, dropout, seed), None
     if attention_mask is None and causal and query.shape[2] > 1:
         earlier = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
@@ -92,7 +98,7 @@ def attention(
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, MASKED)
     with without_autocast(query):
-        return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed), None
+        return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed, in_fp32), None
 
 
 AttentionInterface.register(NAME, attention)
@@ -110,44 +116,54 @@ class _Attention(torch.autograd.Function):
         scaling: float,
         dropout: float,
         seed: int,
+        in_fp32: bool,
     ) -> Tensor:
         shape, groups = query.shape, key.shape[1]
         query, key, value = _by_group(query, groups), key.contiguous(), value.contiguous()
         if mask is not None:  # a view: (B, G, H/G, T, S)
             mask = mask.expand(*shape[:3], key.shape[2]).unflatten(1, (groups, -1))
         ctx.save_for_backward(query, key, value, mask)
-        ctx.settings = scaling, dropout, seed
+        dtype = torch.float32 if in_fp32 else value.dtype  # of the factors of all products but the scores
+        ctx.settings = scaling, dropout, seed, dtype
         out = value.new_empty(*query.shape[:3], value.shape[3])
         for i, part in enumerate(_parts(query, key)):
             q, k, v, o = (tensor[part].flatten(0, 1) for tensor in (query, key, value, out))
             p = _probabilities(q, k, mask, part, scaling)
             if dropout:
                 p *= _dropout_factors(p, dropout, seed + i)
-            torch.bmm(p.to(v.dtype), v, out=o)
+            _product(p.to(dtype), v.to(dtype), o)
         return out.view(*shape[:3], -1).transpose(1, 2).contiguous()  # (B, T, H, D)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mask = ctx.saved_tensors
-        scaling, dropout, seed = ctx.settings
+        scaling, dropout, seed, dtype = ctx.settings
         grad = grad.transpose(1, 2)
         shape = *grad.shape[:3], query.shape[3]
         grad = _by_group(grad, key.shape[1])
         dquery, dkey, dvalue = (torch.empty_like(tensor) for tensor in (query, key, value))
         for i, part in enumerate(_parts(query, key)):
-            q, k, v, g = (tensor[part].flatten(0, 1) for tensor in (query, key, value, grad))
+            q, k, v, g = (tensor[part].flatten(0, 1).to(dtype) for tensor in (query, key, value, grad))
             dq, dk, dv = (tensor[part].flatten(0, 1) for tensor in (dquery, dkey, dvalue))
             p = _probabilities(q, k, mask, part, scaling)
             dp, dropped = torch.bmm(g, v.mT).to(p.dtype), p
             if dropout:
                 factors = _dropout_factors(p, dropout, seed + i)
                 dp, dropped = dp.mul_(factors), p * factors
-            torch.bmm(dropped.to(v.dtype).mT, g, out=dv)
-            ds = torch._softmax_backward_data(dp, p, -1, torch.float32).mul_(scaling).to(q.dtype)
-            torch.bmm(ds, k, out=dq)
-            torch.bmm(ds.mT, q, out=dk)
-        return (dquery.view(shape), dkey, dvalue, *[None] * 4)
+            _product(dropped.to(dtype).mT, g, dv)
+            ds = torch._softmax_backward_data(dp, p, -1, torch.float32).mul_(scaling).to(dtype)
+            _product(ds, k, dq)
+            _product(ds.mT, q, dk)
+        return (dquery.view(shape), dkey, dvalue, *[None] * 5)
+
+
+def _product(left: Tensor, right: Tensor, out: Tensor) -> None:
+    """Write a batched product to `out`, rounded if the factors are wider."""
+    if left.dtype == out.dtype:
+        torch.bmm(left, right, out=out)
+    else:
+        out.copy_(torch.bmm(left, right))
 
 
 def _by_group(heads: Tensor, groups: int) -> Tensor:

@@ -91,7 +91,7 @@ class Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not 0 < self.p < 1 or torch.compiler.is_compiling():
             return super().forward(x)
-        if self.native and can_compute(x):
+        if self.native and can_compute(x) and library.available():
             return native_dropout(x, self.p, new_seed())
         return _Dropout.apply(x, self.p, new_seed())
 

@@ -4,6 +4,8 @@ liger   for GPUs (extra `gpu`; Hsu et al. 2024, https://arxiv.org/abs/2410.10989
         and GeGLU. Its losses stay off: `litpeft.ops.head_loss` keeps the logits out of memory.
 native  for CPUs and bf16, if there is a compiler: C functions (`litpeft.ops.native`) for the passes of a step and, on
         some processors, for its products.
+
+On CPUs without instructions for 16-bit products, `auto` computes these in fp32 (`litpeft.ops.products`).
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from litpeft.errors import UserError
+from litpeft.ops import products
 from litpeft.ops.native.library import CompilerError, NotForThisMachine
 from litpeft.ops.native_modules import use_native_kernels
+from litpeft.ops.wide_modules import use_wide_products
 
 Kernels = Literal["auto", "liger", "native", "none"]
 LOSSES = ("cross_entropy", "fused_linear_cross_entropy")
@@ -42,19 +46,21 @@ def use_kernels(
     Args:
         model: the model, with its adapter; on meta tensors, as in estimates, Liger is left out.
         choice: `liger`, `native`, `none`, or `auto`: on a GPU Liger, where it is installed, knows the architecture and
-            runs; on a CPU in bf16 `native`, where a C compiler is found.
+            runs; on a CPU in bf16 `native`, where a C compiler is found and the processor is one for it.
         device: the device that the model will be trained on.
         dtype: the compute dtype.
         compiled: whether blocks are compiled, which fuses the same operations.
 
     Returns:
-        `none`, or such as `liger 0.8.5: rms_norm, rope, swiglu` or `native: attention, dropout`.
+        `none`, or such as `liger 0.8.5: rms_norm, rope, swiglu`, `native: attention, dropout` or `products in fp32`.
 
     Raises:
         UserError: `liger` or `native` is asked for and cannot be used.
     """
     while _replaced:
         setattr(*_replaced.pop())
+    if choice == "auto" and device.type == "cpu" and not products.cpu_multiplies(dtype):
+        return use_wide_products(model)
     if choice == "none" or (choice == "auto" and compiled):
         return "none"
     if compiled:

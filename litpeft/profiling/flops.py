@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from litpeft.ops.products import cpu_multiplies
+
 Product = tuple[int, bool, bool]  # multiply-adds; whether the left and the right factor need a gradient
 
 
@@ -120,6 +122,7 @@ PRODUCTS: dict[
     "frozen_linear": _frozen_linear,
     "adapted_linear": _adapted_linear,
     "adapted_linears": _adapted_linears,
+    "wide_linear": _linear,
 }
 
 LONG_ENOUGH = 0.01  # seconds; the launch overhead of a product is negligible from here
@@ -131,12 +134,14 @@ def measured_peak(device: torch.device, dtype: torch.dtype, clock: Callable[[], 
 
     Args:
         device: device to measure, with torch's current number of threads.
-        dtype: dtype of the matrices.
+        dtype: dtype of the matrices; fp32 is measured in its place where a CPU computes such products in fp32.
         clock: function that returns the time in seconds.
     """
     generator = torch.Generator(device).manual_seed(
         0
     )  # a separate generator leaves the random state of the run unchanged
+    if device.type == "cpu" and not cpu_multiplies(dtype):
+        dtype = torch.float32
     best, seconds, width = 0.0, 0.0, MIN_WIDTH
     while seconds < LONG_ENOUGH and width <= MAX_WIDTH:
         # random values: products of constants need less power, so a GPU would raise its clock

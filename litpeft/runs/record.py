@@ -44,7 +44,8 @@ FIELDS = {
     "base": "how the frozen weights are held: nf4, fp4, int8, or the package that quantised them; null: in the compute "
     "dtype, and in old records",
     "tf32": "whether factors of fp32 products were rounded to TF32 on a GPU; null in old records",
-    "kernels": "fused kernels: none, Liger's version and kernels, or native and the C functions; null in old records",
+    "kernels": "kernels: none, Liger's, C functions (native), or `products in fp32` (of 16-bit numbers); null in old "
+    "records",
     "effective_batch_size": "rows per optimizer step: batch size per device x gradient accumulation x processes; with "
     "data.batch_tokens the mean, rounded",
     "processes": "number of training processes, one per device. Losses, metrics, rows, tokens, operations and energy "

@@ -60,7 +60,8 @@ class FineTuner(DataOfTask, L.LightningModule):
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
         kernels: fused kernels: `liger` (extra `gpu`, on a GPU; `estimate` counts without it), `native` (C functions for
-            bf16 on a CPU, compiled on first use), `none`, or `auto`: whichever can be used here.
+            bf16 on a CPU, compiled on first use), `none`, or `auto`: whichever can be used here; a CPU without
+            instructions for 16-bit numbers multiplies them in fp32.
         resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
         base: how the frozen weights are held; by default in `dtype`. `nf4`, `fp4` (four bits), `int8` (LLM.int8), or
             the class path of a quantisation configuration of transformers, such as `transformers.QuantoConfig`.
@@ -128,7 +129,7 @@ class FineTuner(DataOfTask, L.LightningModule):
     def configure_model(self) -> None:
         """Build the backbone; Lightning calls this when data and device are known."""
         strategy = self.trainer.strategy
-        check_dtype(self.dtype_name, device := strategy.root_device)
+        check_dtype(self.dtype_name, device := strategy.root_device, self.kernels)
         fits = self.trainer.state.fn == "fit"
         if self.dtype_name == "fp16" and fits and not isinstance(strategy.precision_plugin, LossScaling):
             strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)

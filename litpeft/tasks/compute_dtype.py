@@ -7,12 +7,14 @@ import sys
 import torch
 
 from litpeft.errors import UserError
+from litpeft.ops.kernels import Kernels
+from litpeft.ops.products import cpu_multiplies
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def check_dtype(name: str, device: torch.device) -> None:
-    """Print a sentence if the GPU or the processor has no units for bf16.
+def check_dtype(name: str, device: torch.device, kernels: Kernels = "auto") -> None:
+    """Print a sentence if the device is slow in a dtype.
 
     Raises:
         UserError: torch cannot compute fp16 products on this CPU.
@@ -23,10 +25,10 @@ def check_dtype(name: str, device: torch.device) -> None:
             "give --model.dtype fp16.",
             file=sys.stderr,
         )
-    if name == "bf16" and device.type == "cpu" and not cpu_has_bf16():
+    if kernels == "none" and device.type == "cpu" and not cpu_multiplies(DTYPES[name]):
         print(
-            "litpeft: model.dtype bf16: this processor has no instructions for it, and a step takes about ten times as "
-            "long as in fp32; give --model.dtype fp32.",
+            f"litpeft: model.dtype {name}: this processor has no instructions for it, and without kernels a step takes "
+            "about ten times as long as in fp32; give --model.kernels auto.",
             file=sys.stderr,
         )
     if name == "fp16" and device.type == "cpu":
@@ -37,18 +39,10 @@ def check_dtype(name: str, device: torch.device) -> None:
             raise UserError("model.dtype fp16: torch cannot compute it on this CPU; give bf16 or fp32.") from error
 
 
-def cpu_has_bf16() -> bool:
-    """Return whether oneDNN computes bf16 products on this processor; without it torch does, one number at a time."""
-    try:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    except (AttributeError, RuntimeError):  # a build of torch without oneDNN
-        return True
-
-
 def multiplies_bf16() -> bool:
     """Return whether the CPU has instructions for products of bf16 matrices.
 
-    Without them, but with AVX-512, oneDNN still computes such products (`cpu_has_bf16`), more slowly than in fp32.
+    Without them, but with AVX-512, oneDNN still computes such products (`cpu_multiplies`), more slowly than in fp32.
     """
     known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private functions of torch
     return not torch.backends.mkldnn.is_available() or any(getattr(torch.cpu, name, bool)() for name in known)

@@ -23,6 +23,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from litpeft.adapters import DoRA, LoRA
 from litpeft.adapters.functional import Native, adapted_linear
 from litpeft.errors import UserError
+from litpeft.ops import products
 from litpeft.ops.attention import attention, use_lean_attention
 from litpeft.ops.autocast import without_autocast
 from litpeft.ops.dropout import use_lean_dropout
@@ -623,7 +624,10 @@ def test_a_training_pass_calls_the_functions_that_the_model_has_a_use_for(
     assert called <= {"dropout"}
 
 
-def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(no_compiler: None) -> None:
+def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(
+    no_compiler: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "cpu_multiplies", lambda dtype: True)  # else torch is not used either
     assert not library.available()
     with pytest.raises(library.CompilerError, match="there is no C compiler"):
         use_native_kernels(nn.ReLU())

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from litpeft.ops.native import frozen_products
 
-MM, ADDMM = torch.ops.aten.mm.default, torch.ops.aten.addmm.default
+MM, ADDMM = torch.ops.aten.mm.default, (torch.ops.aten.addmm.default, torch.ops.aten.addmm_.default)
 THIN = 16  # a product with a side up to this width belongs to an adapter or a classifier
 
 
@@ -42,7 +42,7 @@ class Products(TorchDispatchMode):
             self.counts[a.shape, a.stride(), b.shape, b.stride(), a.dtype, a.device] += 1
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (MM, ADDMM):
+        if func in (MM, *ADDMM):
             self.count(*args[-2:])
         return func(*args, **(kwargs or {}))
 

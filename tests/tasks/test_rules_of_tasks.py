@@ -17,6 +17,7 @@ from torchmetrics import classification
 from litpeft.adapters import LoRA
 from litpeft.data import SST2
 from litpeft.errors import UserError
+from litpeft.ops import products
 from litpeft.tasks import SequenceClassification, compute_dtype, head_labels, run_length
 from litpeft.tasks.checkpoint_origin import check_complete
 from litpeft.tasks.compute_dtype import check_dtype, use_tf32
@@ -165,7 +166,7 @@ def test_gradient_checkpointing_is_turned_on_as_asked(kind: Any, told: list[Any]
     ("name", "device", "has", "said"),
     [
         ("bf16", "cpu", True, ""), ("fp32", "cpu", False, ""), ("fp32", "cuda", False, ""), ("bf16", "cuda", True, ""),
-        ("bf16", "cpu", False, "litpeft: model.dtype bf16: this processor has no instructions for it, and a step takes about ten times as long as in fp32; give --model.dtype fp32.\n"),
+        ("bf16", "cpu", False, "litpeft: model.dtype bf16: this processor has no instructions for it, and without kernels a step takes about ten times as long as in fp32; give --model.kernels auto.\n"),
         ("bf16", "cuda", False, "litpeft: model.dtype bf16: Tesla T4 has no units for bf16 and is slow in it; give --model.dtype fp16.\n"),
         ("fp16", "cuda", False, ""), ("fp16", "cpu", True, ""),
     ],
@@ -173,11 +174,13 @@ def test_gradient_checkpointing_is_turned_on_as_asked(kind: Any, told: list[Any]
 def test_a_device_that_is_slow_in_a_dtype_is_named(
     name: str, device: str, has: bool, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(compute_dtype, "cpu_has_bf16", lambda: has)
+    monkeypatch.setattr(compute_dtype, "cpu_multiplies", lambda dtype: has or dtype == torch.float32)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has or including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda of: "Tesla T4")
-    check_dtype(name, torch.device(device))
+    check_dtype(name, torch.device(device), "none")
     assert capsys.readouterr().err == said
+    check_dtype(name, torch.device(device))  # with kernels only a GPU is slow
+    assert capsys.readouterr().err == (said if device == "cuda" else "")
 
 
 def test_fp16_is_refused_where_torch_cannot_compute_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,15 +302,20 @@ def test_a_cpu_multiplies_bf16_with_avx512_bf16_or_amx(
 
 
 @pytest.mark.parametrize(("answer", "expected"), [(True, True), (False, False), (RuntimeError(), True), (None, True)])
-def test_onednn_says_whether_it_computes_bf16(answer: Any, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednn_says_whether_it_computes_16_bit_numbers(
+    answer: Any, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def say() -> bool:
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    onednn = SimpleNamespace() if answer is None else SimpleNamespace(_is_mkldnn_bf16_supported=say)
+    names = "_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"
+    onednn = SimpleNamespace() if answer is None else SimpleNamespace(**dict.fromkeys(names, say))
     monkeypatch.setattr(torch.ops, "mkldnn", onednn)  # without the function: a build of torch without oneDNN
-    assert compute_dtype.cpu_has_bf16() is expected
+    for dtype in (torch.bfloat16, torch.float16):
+        assert products.cpu_multiplies.__wrapped__(dtype) is expected
+    assert products.cpu_multiplies.__wrapped__(torch.float32) is True
 
 
 def test_blocks_are_compiled_for_any_length_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

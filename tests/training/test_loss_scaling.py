@@ -135,14 +135,3 @@ def test_a_gpu_without_bf16_is_told_of_fp16_and_a_cpu_without_fp16_refuses(
     monkeypatch.setattr(compute_dtype.torch, "ones", missing)
     with pytest.raises(UserError, match="model.dtype fp16: torch cannot compute it on this CPU; give bf16 or fp32"):
         check_dtype("fp16", torch.device("cpu"))
-
-
-@pytest.mark.parametrize("has_bf16", [True, False])
-def test_a_processor_without_bf16_is_told_to_take_fp32(
-    has_bf16: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bf16)
-    check_dtype("fp32", torch.device("cpu"))
-    assert not capsys.readouterr().err
-    check_dtype("bf16", torch.device("cpu"))
-    assert ("no instructions for it" in capsys.readouterr().err) is not has_bf16

@@ -23,7 +23,7 @@ class AdaptedLinear(AdaptedLayer):
     prepares = True
     output_is_changed = False  # whether the model changes the output in place
     compute_dtype: torch.dtype | None = None  # dtype of the product; None for the dtype of the input
-    native = False  # whether products may be computed in C
+    native = False  # whether products may be computed by `ops.native` or `ops.products`
     shared_input: SharedInput | None = None  # layers that are called with the same tensor
 
     def take_over(self, base: nn.Linear) -> None:

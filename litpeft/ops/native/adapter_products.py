@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from litpeft.ops import products
 from litpeft.ops.native import library
 
 SIDE = 32  # the long sides are multiples of this
@@ -21,7 +22,7 @@ def times_few(x: Tensor, factor: Tensor, scale: float, low: Tensor) -> Tensor:
         sizes = len(x), *factor.shape
         library.call("times_few", x, x.stride(0), factor, *factor.stride(), scale, low, low.stride(0), *sizes)
         return low
-    return low.addmm_(x, factor, beta=0, alpha=scale)
+    return products.scaled_mm(x, factor, scale, low)
 
 
 def add_few(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def add_few(y: Tensor, low: Tensor, factor: Tensor) -> Tensor:
         sizes = len(y), y.shape[1], len(factor)
         library.call("add_few", low, low.stride(0), factor, *factor.stride(), y, *sizes)
         return y
-    return y.addmm_(low, factor)
+    return products.addmm(y, low, factor)
 
 
 def sum_of_few(low: Tensor, x: Tensor, dtype: torch.dtype, transposed: bool = False) -> Tensor:
@@ -42,8 +43,8 @@ def sum_of_few(low: Tensor, x: Tensor, dtype: torch.dtype, transposed: bool = Fa
         scratch = x.new_empty(_whole(rank) * _whole(len(x)))
         library.call("sum_of_few", low, low.stride(0), x, x.stride(0), out, *strides, *x.shape, rank, scratch)
         return out
-    product = low.T @ x
-    return (product.T if transposed else product).to(dtype).contiguous()
+    product = products.mm(low.T, x, dtype)
+    return (product.T if transposed else product).contiguous()
 
 
 def _can_compute(x: Tensor, factor: Tensor, k: int, rank: int) -> bool:

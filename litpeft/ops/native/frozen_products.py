@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from litpeft.ops import products
 from litpeft.ops.native import library
 from litpeft.ops.overridable import overridable
 
@@ -28,7 +28,7 @@ DEEP = 32  # the sides of the matrix are multiples of this
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Compute x Wᵀ + b, as F.linear does; x (N, in), W (out, in), b (out)."""
     if not _can_compute(x, weight) or (bias is not None and bias.dtype != x.dtype):
-        return F.linear(x, weight, bias)
+        return products.linear(x, weight, bias)
     out = x.new_empty(len(x), len(weight))
     _product(x, weight, True, bias, False, out)
     return out
@@ -37,7 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
     """Compute dy W, or add it to a tensor in place; dy (N, out), W (out, in)."""
     if not _can_compute(dy, weight):
-        return dy @ weight if onto is None else onto.addmm_(dy, weight)
+        return products.mm(dy, weight) if onto is None else products.addmm(onto, dy, weight)
     dx = dy.new_empty(len(dy), weight.shape[1]) if onto is None else onto
     _product(dy, weight, False, None, onto is not None, dx)
     return dx

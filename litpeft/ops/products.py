@@ -1,0 +1,88 @@
+"""Products of 16-bit numbers on CPUs that have no instructions for them: computed in fp32, and rounded once.
+
+There torch multiplies the numbers one at a time, which takes ten times as long as fp32 in x Wᵀ and forty times in dy W.
+Here factors are widened to fp32, a part of a large one at a time, so that memory stays that of 16-bit numbers.
+Elsewhere these functions call torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+PART = 1 << 22  # numbers of a factor or of a product that are fp32 at a time: 16 MiB
+FEWEST = 64  # rows or columns of a part, at least
+
+
+@cache
+def cpu_multiplies(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN, torch's library for products, computes those of this dtype on this processor."""
+    if dtype not in HALVES:
+        return True
+    try:
+        return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{HALVES[dtype]}_supported")())
+    except (AttributeError, RuntimeError):  # a build of torch without oneDNN
+        return True
+
+
+def are_slow(x: Tensor) -> bool:
+    """Return whether products with x are quicker in fp32."""
+    return x.dtype in HALVES and x.device.type == "cpu" and not cpu_multiplies(x.dtype)
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return x in fp32 if products with it are slow."""
+    return x.float() if are_slow(x) else x
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Compute x Wᵀ + b; x (N, in), W (out, in), b (out)."""
+    if not are_slow(x):
+        return F.linear(x, weight, bias)
+    out = x.new_empty(len(x), len(weight))
+    if bias is None:
+        return _product(x, weight.T, out)
+    return _product(x, weight.T, out, added=bias.expand_as(out))
+
+
+def mm(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Compute a b in `dtype`, by default that of a; a (N, k), b (k, n)."""
+    if not are_slow(a):
+        return (a @ b).to(dtype or a.dtype)
+    return _product(a, b, a.new_empty(len(a), b.shape[1], dtype=dtype))
+
+
+def addmm(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add a b to `out` (N, n) in place."""
+    return _product(a, b, out, added=out) if are_slow(a) else out.addmm_(a, b)
+
+
+def scaled_mm(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
+    """Write scale · a b to `out` (N, n)."""
+    return _product(a, b, out, scale) if are_slow(a) else out.addmm_(a, b, beta=0, alpha=scale)
+
+
+def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0, added: Tensor | None = None) -> Tensor:
+    """Write scale · a b, plus what is to be added, to `out`; return `out`."""
+    for rows in _parts(len(a), a.shape[1]):
+        left = a[rows].float()
+        for columns in _parts(b.shape[1], max(len(b), len(left))):
+            right = b[:, columns].float()
+            if added is None:
+                sums = torch.mm(left, right)
+                out[rows, columns] = sums.mul_(scale) if scale != 1 else sums
+            else:
+                out[rows, columns] = added[rows, columns].float().addmm_(left, right, alpha=scale)
+    return out
+
+
+def _parts(count: int, width: int) -> Iterator[slice]:
+    """Yield the slices of `count` rows, or columns, of `width` numbers each, that are computed at a time."""
+    size = max(FEWEST, PART // max(width, 1))
+    for first in range(0, count, size):
+        yield slice(first, first + size)

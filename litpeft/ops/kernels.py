@@ -59,10 +59,10 @@ def use_kernels(
     """
     while _replaced:
         setattr(*_replaced.pop())
-    if choice == "auto" and device.type == "cpu" and not products.cpu_multiplies(dtype):
-        return use_wide_products(model)
     if choice == "none" or (choice == "auto" and compiled):
         return "none"
+    if choice == "auto" and device.type == "cpu" and not products.cpu_multiplies(dtype):
+        return use_wide_products(model)
     if compiled:
         raise UserError(f"model.kernels {choice} and model.compile_blocks fuse the same operations; give one of them.")
     if choice == "native" or (choice == "auto" and device.type == "cpu"):

@@ -8,7 +8,6 @@ Elsewhere these functions call torch's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -19,20 +18,29 @@ PART = 1 << 22  # numbers of a factor or of a product that are fp32 at a time: 1
 FEWEST = 64  # rows or columns of a part, at least
 
 
-@cache
+def _slow_on_cpu() -> frozenset[torch.dtype]:
+    """Return the dtypes whose products oneDNN, torch's library for them, does not compute on this processor."""
+    slow = []
+    for dtype, name in HALVES.items():
+        try:
+            known = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported")()
+        except (AttributeError, RuntimeError):  # a build of torch without oneDNN
+            known = True
+        slow += [] if known else [dtype]
+    return frozenset(slow)
+
+
+SLOW = _slow_on_cpu()
+
+
 def cpu_multiplies(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN, torch's library for products, computes those of this dtype on this processor."""
-    if dtype not in HALVES:
-        return True
-    try:
-        return bool(getattr(torch.ops.mkldnn, f"_is_mkldnn_{HALVES[dtype]}_supported")())
-    except (AttributeError, RuntimeError):  # a build of torch without oneDNN
-        return True
+    """Return whether the processor is quick in products of this dtype."""
+    return dtype not in SLOW
 
 
 def are_slow(x: Tensor) -> bool:
     """Return whether products with x are quicker in fp32."""
-    return x.dtype in HALVES and x.device.type == "cpu" and not cpu_multiplies(x.dtype)
+    return x.dtype in SLOW and x.device.type == "cpu"
 
 
 def widened(x: Tensor) -> Tensor:

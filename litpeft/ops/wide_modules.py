@@ -38,14 +38,16 @@ class WideLinear:
     """nn.Linear."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _wide(as_autocast(x), self.weight, self.bias, super().forward)
+        x = as_autocast(x)
+        return _wide(x, self.weight, self.bias) if products.are_slow(x) else super().forward(x)
 
 
 class WideConv1D:
     """Conv1D of transformers (GPT-2): a linear layer that stores its weight as (in, out)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _wide(as_autocast(x), self.weight.T, self.bias, super().forward)
+        x = as_autocast(x)
+        return _wide(x, self.weight.T, self.bias) if products.are_slow(x) else super().forward(x)
 
 
 class WideConvolution:
@@ -69,9 +71,7 @@ KINDS: dict[type, type] = {
 }
 
 
-def _wide(x: Tensor, weight: Tensor, bias: Tensor | None, otherwise: Any) -> Tensor:
-    if not products.are_slow(x):
-        return otherwise(x)
+def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     with without_autocast(x):
         return wide_linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 

@@ -129,7 +129,7 @@ class FineTuner(DataOfTask, L.LightningModule):
     def configure_model(self) -> None:
         """Build the backbone; Lightning calls this when data and device are known."""
         strategy = self.trainer.strategy
-        check_dtype(self.dtype_name, device := strategy.root_device, self.kernels)
+        check_dtype(self.dtype_name, device := strategy.root_device, self.kernels != "none" and not self.compile_blocks)
         fits = self.trainer.state.fn == "fit"
         if self.dtype_name == "fp16" and fits and not isinstance(strategy.precision_plugin, LossScaling):
             strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)

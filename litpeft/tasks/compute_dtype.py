@@ -7,14 +7,18 @@ import sys
 import torch
 
 from litpeft.errors import UserError
-from litpeft.ops.kernels import Kernels
 from litpeft.ops.products import cpu_multiplies
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
-def check_dtype(name: str, device: torch.device, kernels: Kernels = "auto") -> None:
+def check_dtype(name: str, device: torch.device, kernels: bool = True) -> None:
     """Print a sentence if the device is slow in a dtype.
+
+    Args:
+        name: name of the dtype.
+        device: the device.
+        kernels: whether litpeft's own products may be used.
 
     Raises:
         UserError: torch cannot compute fp16 products on this CPU.
@@ -25,10 +29,11 @@ def check_dtype(name: str, device: torch.device, kernels: Kernels = "auto") -> N
             "give --model.dtype fp16.",
             file=sys.stderr,
         )
-    if kernels == "none" and device.type == "cpu" and not cpu_multiplies(DTYPES[name]):
+    if not kernels and device.type == "cpu" and not cpu_multiplies(DTYPES[name]):
         print(
-            f"litpeft: model.dtype {name}: this processor has no instructions for it, and without kernels a step takes "
-            "about ten times as long as in fp32; give --model.kernels auto.",
+            f"litpeft: model.dtype {name}: this processor has no instructions for it, and with --model.kernels none or "
+            "--model.compile_blocks true a step takes about ten times as long as in fp32; leave them out, or give "
+            "--model.dtype fp32.",
             file=sys.stderr,
         )
     if name == "fp16" and device.type == "cpu":

@@ -51,7 +51,7 @@ TARGETS = {
 @pytest.fixture
 def plain_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the CPU look like one without AVX-512 and AMX."""
-    monkeypatch.setattr(products, "cpu_multiplies", lambda dtype: dtype not in HALVES)
+    monkeypatch.setattr(products, "SLOW", frozenset(HALVES))
     monkeypatch.setattr(library, "available", lambda: False)
     monkeypatch.setattr(library, "has_bf16_products", lambda: False)
 
@@ -108,7 +108,7 @@ def test_each_product_is_that_in_float64_rounded_once(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_elsewhere_the_products_are_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "cpu_multiplies", lambda dtype: True)
+    monkeypatch.setattr(products, "SLOW", frozenset())
     a, b, bias = random(5, 8).to(dtype), random(8, 6, seed=1).to(dtype), random(6, seed=2).to(dtype)
     assert torch.equal(products.linear(a, b.T, bias), nn.functional.linear(a, b.T, bias))
     assert torch.equal(products.mm(a, b), a @ b)
@@ -259,7 +259,8 @@ def test_attention_in_training_computes_in_fp32(tokens: int, dropout: float, kin
         torch.testing.assert_close(found, expected, rtol=2**-6, atol=2**-7 * float(expected.abs().max()))
 
 
-def test_kernels_none_computes_with_torch(plain_cpu: None) -> None:
+def test_kernels_none_and_compiled_blocks_compute_with_torch(plain_cpu: None) -> None:
+    assert use_kernels(nn.Linear(2, 2), "auto", CPU, torch.bfloat16, compiled=True) == "none"
     model, used = built("llama", ADAPTERS["lora"]("llama"), torch.bfloat16, "none")
     assert used == "none"
     assert type(model.lm_head) is nn.Linear

@@ -84,7 +84,8 @@ def attention(
     if not (module.training and faster and short) or bias_trains or unsupported or torch.compiler.is_compiling():
         tensors = query, key, value, attention_mask
         if in_fp32:
-            tensors = (t.float() if t is not None and t.is_floating_point() else t for t in tensors)
+            tensors = (_in_fp32(each) for each in tensors)
+            others = {name: _in_fp32(each) for name, each in others.items()}  # T5's position_bias is one
         found = sdpa_attention_forward(module, *tensors, dropout, scaling, is_causal=is_causal, **others)
         return (found[0].to(query.dtype), None) if in_fp32 else found
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -99,6 +100,10 @@ def attention(
         attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, MASKED)
     with without_autocast(query):
         return _Attention.apply(query, key, value, attention_mask, scaling, dropout, seed, in_fp32), None
+
+
+def _in_fp32(given: Any) -> Any:
+    return given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
 
 
 AttentionInterface.register(NAME, attention)

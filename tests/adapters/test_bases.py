@@ -16,16 +16,18 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BitsAndBytesConfig,
+    FineGrainedFP8Config,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaForCausalLM,
+    QuantoConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters import DoRA, Frozen, Full, LoRA, Peft, QLoRA
 from litpeft.adapters.base import trainable
 from litpeft.adapters.base_options import read_base
-from litpeft.adapters.bases import Base, EightBit, FourBit
+from litpeft.adapters.bases import Base, EightBit, FourBit, OfTransformers
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.adapters.linear8bit import Linear8bit
 from litpeft.adapters.packaged_linear import PackagedLinear, quantises_inputs
@@ -365,6 +367,36 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         read_base("transformers.QuantoConfig")
     with pytest.raises(UserError, match="needs the package hqq, which is not installed; run: pip install hqq"):
         read_base("transformers.HqqConfig")
+
+
+def test_transformers_quantises_as_configured_except_what_is_trained() -> None:
+    """Without the package: that is needed only where a model is loaded."""
+    config = QuantoConfig(weights="int8", modules_to_not_convert=["layers.0"])
+    base = OfTransformers(config)
+    given = base.loading(CPU, ("mlp", "my_head"))["quantization_config"]
+    assert (given.weights, given.quant_method) == ("int8", config.quant_method)
+    assert {"layers.0", "mlp", "my_head", "lm_head", "classifier", "score"} <= set(given.modules_to_not_convert)
+    assert config.modules_to_not_convert == ["layers.0"]  # the user's object
+    plain = OfTransformers(QuantoConfig(weights="int8")).loading(CPU, ())["quantization_config"]
+    assert "lm_head" in plain.modules_to_not_convert
+    other = FineGrainedFP8Config()  # as a configuration that cannot leave out a layer
+    del other.modules_to_not_convert
+    assert not hasattr(OfTransformers(other).loading(CPU, ("mlp",))["quantization_config"], "modules_to_not_convert")
+    with pytest.raises(UserError, match="^model.base quanto cannot be estimated, because its quantisation package"):
+        base.loading(torch.device("meta"), ())
+
+
+def test_a_model_that_was_loaded_before_its_base_was_known_is_refused(tiny_llama: str) -> None:
+    base = OfTransformers(QuantoConfig(weights="int8"))
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).requires_grad_(False)
+    with pytest.raises(UserError, match="model.base quanto: transformers quantises a model when it loads it; load it"):
+        base.quantise(model)
+    base.disable("there is no kernel for this device")
+    assert base.loading(CPU, ()) == {}
+    base.quantise(model)
+    assert not quantised_layers(model)
+    EightBit().quantise(model)
+    OfTransformers(QuantoConfig(weights="int8")).quantise(model)  # has quantised layers
 
 
 def test_layers_that_cannot_be_dequantised_are_refused(monkeypatch: pytest.MonkeyPatch, tiny_llama: str) -> None:

@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 from transformers.pytorch_utils import Conv1D
 
@@ -423,6 +425,37 @@ def test_an_output_may_be_changed_in_place(name: str, magnitude: bool) -> None:
             gradients(layer, x, upstream, lambda given: layer(given).relu_())
         return
     assert_equal(gradients(layer, x, upstream, lambda given: layer(given).relu_()), copied)
+
+
+class _Clones(TorchDispatchMode):
+    """Count the copies that are made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: object, types: object, args: tuple = (), kwargs: dict | None = None) -> object:
+        self.count += func is torch.ops.aten.clone.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@both_strategies
+def test_falcon_may_add_to_an_output_which_is_copied_only_where_it_is_needed(magnitude: bool, bias: bool) -> None:
+    """Falcon adds the attention to the output of its last layer, in place; each copy costs memory."""
+    torch.manual_seed(0)
+    layer = adapted(FalconLinear(*linear().weight.shape[::-1], bias=bias).requires_grad_(False), magnitude)
+    disturb(layer)
+    x, upstream = vectors(), upstream_of(layer, vectors())
+    expected = gradients(layer, x, upstream, lambda given: F.relu(layer(given)))
+    with _Clones() as clones:
+        assert_equal(gradients(layer, x, upstream, lambda given: layer(given).relu_()), expected)
+    plain = adapted(nn.Linear(*linear().weight.shape[::-1], bias=bias).requires_grad_(False), magnitude)
+    with _Clones() as clones_of_plain:
+        plain(x)
+    with _Clones() as clones:
+        layer(x)
+    assert clones.count - clones_of_plain.count == (magnitude and not bias)
 
 
 # --- DoRA's norm

@@ -287,3 +287,27 @@ def test_a_layer_may_be_called_in_another_dtype_than_the_layers_beside_it(strate
         with torch.no_grad():
             for parameter in trained(model):
                 parameter.mul_(1.1)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "dtype"), [("lora", torch.bfloat16), ("dora", torch.bfloat16), ("dora", torch.float32)]
+)
+def test_each_step_uses_the_memory_of_the_step_before(strategy: str, dtype: torch.dtype) -> None:
+    model = network(strategy, dtype)
+    layers = adapted_layers(model).values()
+    kept: list[set[int]] = []
+    held: list[Tensor] = []  # referenced, so that no address is used twice
+    for number in range(3):
+        for p in trained(model):
+            p.grad = None
+        assert_present_values(model, fed(dtype)).float().square().sum().backward()
+        norms = {id(layer._norm) for layer in layers if layer.magnitude is not None}
+        made = [t for layer in layers for t in layer.cached_tensors(make=False) if id(t) not in norms]
+        held += made
+        kept.append({t.data_ptr() for t in made})
+        torch.optim.SGD(trained(model), lr=0.1 * (1 + number)).step()
+    assert kept[0] == kept[1] == kept[2]
+    assert len(kept[0]) >= len(layers)
+    double = torch.float64 if dtype == torch.float32 else torch.float32
+    model.to(double)
+    assert_present_values(model, fed(double))  # casts in another dtype do not fit

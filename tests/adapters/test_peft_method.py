@@ -142,6 +142,38 @@ def test_adalora_follows_pefts_training_loop(tiny_llama: str) -> None:
     assert ranks == 2 * 4  # target_r for each of four layers
 
 
+def test_adalora_goes_on_after_a_resume_as_if_it_had_not_stopped(tiny_llama: str) -> None:
+    options = {"init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1, "target_modules": ["q_proj"]}
+    ids = torch.tensor([[2, 5, 9, 15, 7, 3], [2, 8, 20, 6, 7, 3]])
+
+    def step(adapter: Peft, model: torch.nn.Module, number: int) -> None:
+        F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+        adapter.before_step(model)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.5)
+        optimizer.step()
+        adapter.after_step(model, number, 8)
+        optimizer.zero_grad()
+
+    (first, whole), (second, resumed) = (
+        (adapter, adapter.apply(AutoModelForCausalLM.from_pretrained(tiny_llama)))
+        for adapter in (Peft("ADALORA", dict(options)), Peft("ADALORA", dict(options)))
+    )
+    for number in range(1, 9):
+        step(first, whole, number)
+        if number > 4:
+            step(second, resumed, number)
+        if number == 4:
+            saved = {name: tensor.clone() for name, tensor in first.state_dict(whole).items()}
+            second.load_state_dict(resumed, saved)
+        if number >= 4:
+            states = first.state_dict(whole), second.state_dict(resumed)
+            assert states[0].keys() == states[1].keys()
+            for name, tensor in states[0].items():
+                assert torch.equal(tensor, states[1][name]), (number, name)
+    assert any("rank_pattern" in name for name in saved)
+    assert any(not torch.equal(tensor, saved[name]) for name, tensor in states[0].items() if "lora_E" in name)
+
+
 def test_adalora_asks_for_numbers_that_leave_steps_and_ranks(tmp_path: Path, tiny_llama: str) -> None:
     this = Case("ADALORA", "llama", tiny_llama, tmp_path, options={"init_r": 6, "target_r": 2, "tinit": 3, "tfinal": 1})
     assert "tinit 3 and tfinal 1 leave no step of the run's 4 for reallocation" in this.fit("run")

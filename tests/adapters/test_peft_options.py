@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from litpeft.adapters.peft_export import changes_base, write_peft_adapter
 from litpeft.adapters.peft_options import (
@@ -192,3 +195,51 @@ def test_an_update_on_a_base_that_was_changed_is_written_for_the_original_base(t
         plain[0].weight.data.copy_(original)
         loaded = peft.PeftModel.from_pretrained(plain, str(folder))
         torch.testing.assert_close(loaded(torch.eye(8)).T, expected, rtol=0, atol=1e-5)
+
+
+def test_peft_loads_adalora_with_its_zeros_and_the_head(tmp_path: Path) -> None:
+    """The ranks of the last reallocation may have grown again since, so that PEFT must not leave them out."""
+    import peft
+
+    torch.manual_seed(0)
+    base = nn.ModuleDict({"body": nn.Linear(8, 6), "head": nn.Linear(6, 2)})
+    fresh = copy.deepcopy(base)
+    options = {"init_r": 4, "target_r": 2, "total_step": 10, "tinit": 1, "tfinal": 1}
+    wrapper = peft.get_peft_model(base, peft.AdaLoraConfig(target_modules=["body"], **options))
+    model = wrapper.base_model.model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter)) if parameter.requires_grad else None
+        model["head"].weight.add_(1.0)
+        model["body"].lora_E["default"][1] = 0.0
+    kept = [True, False, False, True]
+    wrapper.peft_config["default"].rank_pattern = {"body.lora_E": kept}
+    write_peft_adapter(tmp_path, model, wrapper, ["head.weight", "head.bias"], {}, "base")
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (config["rank_pattern"], config["modules_to_save"]) == (None, ["head"])
+    loaded = peft.PeftModel.from_pretrained(fresh, str(tmp_path)).base_model.model.eval()
+    x = torch.randn(3, 8)
+    expected, found = (each["head"](each["body"](x)) for each in (model.eval(), loaded))
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_method_without_modules_of_its_own_is_stored_without_their_names(tmp_path: Path) -> None:
+    import peft
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    wrapper = peft.get_peft_model(
+        LlamaForCausalLM(config), peft.PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    )
+    write_peft_adapter(tmp_path, wrapper.base_model, wrapper, [], {}, "the base")
+    found = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert found["task_type"] == "CAUSAL_LM"
+    assert found.get("modules_to_save") is None
+    assert [t.shape for t in load_file(tmp_path / "adapter_model.safetensors").values()] == [(3, 8)]

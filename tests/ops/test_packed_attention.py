@@ -83,8 +83,18 @@ def test_the_kernel_is_used_only_if_it_computes_what_each_document_alone_compute
     def fails(*_: Any, **__: Any) -> Tensor:
         raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
 
-    def by_hand(q: Tensor, k: Tensor, v: Tensor, first: Tensor, *_: Any, window_size: tuple[int, int], **__: Any):
+    def by_hand(
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        first: Tensor,
+        last: Tensor,
+        *longest: int,
+        window_size: tuple[int, int],
+        **_: Any,
+    ) -> Tensor:
         assert window_size == (-1, 0)
+        assert longest == (first.diff().max(),) * 2  # the kernel computes no token of a document beyond it
         parts = zip(*(t.split(first.diff().tolist()) for t in (q, k, v)), strict=True)
         return torch.cat([ours._alone(None, *(t.transpose(0, 1)[None] for t in part))[0][0] for part in parts])
 
@@ -198,6 +208,18 @@ def test_a_layer_that_hides_its_window_keeps_the_mask_of_transformers(monkeypatc
     assert attends_within_documents(model)
     model.config.sliding_window = 16  # Llama's attention does not know it
     assert not attends_within_documents(model)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(("name", "whole"), [("mistral", "sliding_attention"), ("llama", "full_attention")])
+def test_layers_that_attend_to_chunks_keep_the_mask_of_transformers(name: str, whole: str, device: str) -> None:
+    config = copy.deepcopy(CONFIGS[name])
+    config.num_hidden_layers = 1
+    for kind, expected in ((whole, True), ("chunked_attention", False)):
+        model = model_of(config, device=device)
+        model.config.layer_types = [kind]
+        with meta_execution(MetaValues()):
+            assert attends_within_documents(model) is expected
 
 
 @pytest.fixture

@@ -204,6 +204,8 @@ def test_tf32_is_set_on_gpus_only(monkeypatch: pytest.MonkeyPatch) -> None:
         (True, "cuda", True),
         (False, "cpu", True),
         (False, "cuda", False),
+        (True, "mps", False),
+        (True, "meta", False),
     ):
         use_tf32(tf32, torch.device(device))
         assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is expected

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from lightning import Callback
 
+from litpeft.training import host_memory
 from tests.conftest import litpeft
 from tests.training import host_memory_watcher
 from tests.training.host_memory_watcher import BYTES, Pages
@@ -26,6 +29,54 @@ def pages(device: str) -> Pages:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return Pages.read(done.stdout)
+
+
+class Library:
+    """The part of GNU's C library that hands out memory, as mallopt(3) and malloc_trim(3) describe it."""
+
+    TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # malloc.h
+
+    def __init__(self) -> None:
+        self.limits: dict[int, int] = {}
+        self.trims: list[tuple[dict[int, int], int]] = []
+
+    def mallopt(self, number: int, value: int) -> int:
+        self.limits[number] = value
+        return 1
+
+    def malloc_trim(self, pad: int) -> int:
+        self.trims.append((dict(self.limits), pad))
+        return 1
+
+
+def test_limits_are_raised_and_end_as_high_as_the_library_would_raise_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, gibibyte, mebibyte = Library(), 1 << 30, 1 << 20
+    monkeypatch.setattr(host_memory, "_gnu_library", lambda: library)
+    # of its own accord the library raises the threshold for a mapping to 32 MiB, and the other to twice that
+    ended = {library.MMAP_THRESHOLD: 32 * mebibyte, library.TRIM_THRESHOLD: 64 * mebibyte}
+    for error in (False, True):
+        with suppress(KeyError), host_memory.kept_from_step_to_step("cpu"):
+            assert library.limits == {library.TRIM_THRESHOLD: gibibyte, library.MMAP_THRESHOLD: gibibyte}
+            if error:
+                raise KeyError
+        assert library.limits == ended
+        assert library.trims.pop() == (ended, 0)
+    for device in ("cuda", "mps", "meta"):
+        with host_memory.kept_from_step_to_step(device):
+            assert library.limits == ended
+    assert not library.trims
+
+
+def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        host_memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=None, malloc_trim=None)
+    )  # musl
+    with host_memory.kept_from_step_to_step("cpu"):
+        pass
+    monkeypatch.setattr(host_memory.sys, "platform", "darwin")
+    monkeypatch.setattr(host_memory.ctypes, "CDLL", None)
+    with host_memory.kept_from_step_to_step("cpu"):
+        pass
 
 
 def test_memory_is_asked_for_once_and_returned_at_the_end() -> None:

@@ -102,6 +102,20 @@ def test_without_the_first_process_there_is_no_meeting(port: int, monkeypatch: p
     assert together(alone.wait) == [LOST]
 
 
+def test_a_process_that_ends_before_the_first_one_has_started_does_not_wait_for_it(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python waits for the threads of a process at its end, but for daemons."""
+    monkeypatch.setattr(meeting, "CONNECT", meeting.timedelta(seconds=0.3))
+    before = set(threading.enumerate())
+    process(port, 1, 2)
+    started = set(threading.enumerate()) - before
+    assert started
+    assert all(thread.daemon for thread in started)
+    for thread in started:
+        thread.join(30)
+
+
 class Gone:
     """A store whose process has ended."""
 

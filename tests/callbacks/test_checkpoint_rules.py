@@ -306,6 +306,14 @@ def test_the_newest_undamaged_checkpoint_before_a_damaged_one_is_named(tmp_path:
     assert not (folder / "step-000006").exists()
 
 
+def test_a_checkpoint_is_read_into_the_memory_that_is_asked_for(tmp_path: Path) -> None:
+    io = checkpoint_io.FolderCheckpointIO()
+    io.save_checkpoint({"state_dict": {}, "momentum": torch.ones(2)}, tmp_path / "step-000002")
+    for asked, device in ((None, "cpu"), ("cpu", "cpu"), ("meta", "meta")):
+        found = io.load_checkpoint(tmp_path / "step-000002", map_location=asked)
+        assert found["momentum"].device.type == device
+
+
 @pytest.mark.parametrize(
     ("more", "asked"),
     [({}, True), ({"sanity_checking": True}, False), ({"state": SimpleNamespace(fn="validate")}, False)],

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Callback
+from lightning.pytorch.callbacks import EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
 from safetensors.torch import load_file
 
 from litpeft.__main__ import main
 from litpeft.callbacks.checkpoint_io import TENSORS
+from litpeft.callbacks.weight_averaging import AveragedWeights
 from litpeft.runs.folder import checkpoints
 from litpeft.runs.record import read_record
 from tests.conftest import write_tiny_bert
@@ -68,6 +71,25 @@ QUICK = [("WeightAveraging", "Full"), ("EMA", "DoRA"), ("EMA of epochs", "LoRA")
 def quick(cases: list[tuple], chosen: list[tuple]) -> list:
     """Leave the cases that are not chosen to `make test-whole`."""
     return [pytest.param(*case, marks=() if case in chosen else pytest.mark.whole) for case in cases]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [WeightAveraging(), EMAWeightAveraging(), StochasticWeightAveraging(swa_lrs=0.1)],
+    ids=lambda rule: type(rule),
+)
+def test_before_the_training_starts_nothing_is_averaged(rule: Callback) -> None:
+    callback = AveragedWeights(rule)
+    assert callback.state_dict()["n_averaged"] == 0
+    assert not callback.has_weights(None)
+
+
+def test_the_epochs_that_were_averaged_before_a_resume_are_counted() -> None:
+    before, after = (AveragedWeights(StochasticWeightAveraging(swa_lrs=0.1, swa_epoch_start=2)) for _ in range(2))
+    after.load_state_dict(before.state_dict() | {"n_averaged": 3})
+    assert after.state_dict()["n_averaged"] == 3
+    after.rule.n_averaged = torch.tensor(4)  # the next average
+    assert after.state_dict()["n_averaged"] == 4
 
 
 @pytest.mark.parametrize(("rule", "adapter"), quick(PAIRS, QUICK))

@@ -214,6 +214,28 @@ def test_batches_are_pinned_for_a_gpu_and_only_for_a_gpu(
     assert getattr(loader, "_loader", loader).pin_memory == (device == "cuda")
 
 
+class _Hashes(torch.nn.Module):
+    """A model that hashes characters, as CANINE: transformers finds no embedding in it."""
+
+    def get_input_embeddings(self) -> torch.nn.Module:
+        raise NotImplementedError
+
+
+def test_any_token_may_reach_a_model_without_a_table_of_embeddings(tmp_path: Path, chat_tokenizer: str) -> None:
+    small = torch.nn.Module()
+    small.get_input_embeddings = lambda: torch.nn.Embedding(3, 2)
+    for backbone, checked in ((_Hashes(), False), (small, True), (None, False)):
+        data = make(Text, **options(Text, tmp_path, chat_tokenizer, ""), streaming=True)
+        strategy, task = SimpleNamespace(root_device=torch.device("cpu")), SimpleNamespace(backbone=backbone)
+        data.trainer = SimpleNamespace(strategy=strategy, global_rank=0, world_size=1, lightning_module=task)
+        loader = data.train_dataloader()
+        if checked:
+            with pytest.raises(UserError, match="but the model has only 3 embeddings"):
+                next(iter(loader))
+        else:
+            assert next(iter(loader))["input_ids"].max() > 2
+
+
 @pytest.mark.parametrize("shuffle_buffer", [0, 7, 20])
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_stream_resumes_at_any_batch(

@@ -107,6 +107,18 @@ def test_many_numbers_of_which_some_are_written_as_integers_are_parsed() -> None
     check(Parser(), grid(a=[1, 2, "3.0", 4, "5e0", 6, 7, 8, 9, 10]))
 
 
+@pytest.mark.parametrize("none", [-1, 0])
+def test_a_first_number_that_stands_for_none_does_not_make_the_others_parsed(none: int) -> None:
+    """As trainer.max_steps -1, which stands for no limit."""
+
+    def unlimited(found: dict[str, Any]) -> None:
+        for name, number in found["model"].items():
+            found["model"][name] = None if number == none else number
+
+    lines = grid(steps=[none, *range(1, 31)], size=range(101, 131))
+    assert check(Parser(unlimited), lines) == 1 + 3  # small, middle and large numbers of both together
+
+
 def test_words_are_never_composed() -> None:
     lines = grid(optimizer=["adam", "sgd"], name=["a", "b"], rank=[1, 2])
     assert check(Parser(), lines) == len(lines)

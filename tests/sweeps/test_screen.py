@@ -169,3 +169,15 @@ def test_the_table_has_the_seconds_and_the_last_output_of_each_run(
 )  # fmt: skip
 def test_the_score_of_a_run(record: dict[str, Any], metric: str | None, expected: Any) -> None:
     assert score(new_record() | record, metric) == expected
+
+
+@pytest.mark.parametrize("early", [1, 2, 3])
+def test_runs_that_go_on_while_many_others_end_stay_in_the_table(tmp_path: Path, early: int) -> None:
+    trials = [Trial(f"t{i}", f"t{i}", {}, ()) for i in range(3 * SHOWN)]
+    screen = Screen(jobs_of(tmp_path, Experiment("mine", {}, trials, [0], {})), None)
+    running = [*range(early), 3 * SHOWN - 1]
+    for number, job in enumerate(screen.jobs):
+        screen.update(job, "running" if number in running else "failed")
+    shown = [str(cell) for cell in screen.table().columns[0].cells]
+    ended = range(3 * SHOWN - 1 - (SHOWN - len(running)), 3 * SHOWN - 1)  # the last to end, above
+    assert shown == [f"t{number} seed 0" for number in (*ended, *running)]

@@ -135,6 +135,12 @@ def test_phases_without_a_byte_have_no_bar() -> None:
         assert corner(picture, "0.0 MiB") == (118, 43)
 
 
+@pytest.mark.parametrize(("mebibytes", "text"), [(1.5, "1.5 MiB"), (0.96, "1.0 MiB"), (0.04, "0.0 MiB")])
+def test_a_sum_is_rounded_to_a_tenth(mebibytes: float, text: str) -> None:
+    picture = split_image({"load": {"tensor_bytes": {"base_weights": round(mebibytes * MIB)}}})
+    assert len(find_text(picture, text)) == 1
+
+
 def test_the_longest_bar_and_its_sum_fit_into_the_picture() -> None:
     picture = split_image({"validate": {"tensor_bytes": {"base_weights": 123_456 * MIB}}, **PHASES})
     ((_, top, width, _), *_) = rectangles(picture, "base_weights")

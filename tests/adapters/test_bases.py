@@ -498,6 +498,22 @@ def test_no_tensor_of_a_loaded_model_keeps_the_whole_file_in_memory(base: str, t
     assert not hasattr(model.config, "quantization_config")
 
 
+def test_a_tensor_that_was_saved_with_a_larger_one_does_not_keep_that_in_memory(
+    tiny_llama: str, tmp_path: Path
+) -> None:
+    """Files of torch.save store a view with all of what it is a view of."""
+    plain = LlamaForCausalLM.from_pretrained(tiny_llama)
+    plain.config.save_pretrained(tmp_path)
+    state = plain.state_dict()
+    norm = state["model.norm.weight"]
+    state["model.norm.weight"] = torch.cat([norm, torch.ones(1000)])[: len(norm)]
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, **EightBit().loading(CPU, ()))
+    assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
+    assert torch.equal(model.model.norm.weight, norm)
+    assert len(quantised_layers(model)) == 2 * 7
+
+
 def test_modules_trained_in_full_are_loaded_unquantised(tiny_llama: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(
         tiny_llama, **read_base("int8").loading(CPU, ("mlp", "0.self_attn.q_proj"))
@@ -514,6 +530,15 @@ def test_a_weight_of_another_shape_is_named(tiny_llama: str) -> None:
         ValueError, match=r"layers\.0\.mlp\.\w+\.weight has the shape \(.*\) in the file, but \(.*\) in the model"
     ):
         AutoModelForCausalLM.from_pretrained(tiny_llama, config=config, **read_base("int8").loading(CPU, ()))
+
+
+def test_a_single_weight_of_another_shape_is_named(tiny_llama: str, tmp_path: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(tiny_llama)
+    old = model.model.layers[1].self_attn.o_proj
+    model.model.layers[1].self_attn.o_proj = nn.Linear(old.in_features, old.out_features + 2, bias=False)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn\.o_proj\.weight has the shape"):
+        AutoModelForCausalLM.from_pretrained(tmp_path, **EightBit().loading(CPU, ()))
 
 
 @pytest.mark.parametrize("loading", [True, False])

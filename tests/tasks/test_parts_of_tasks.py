@@ -13,6 +13,8 @@ from litpeft.tasks import (
     CausalLM,
     ImageClassification,
     SequenceClassification,
+    SequenceMultiLabel,
+    SequenceRegression,
     image_classification,
     language_modelling,
 )
@@ -99,3 +101,49 @@ def test_data_is_prepared_once_before_the_model_is_made(data: Any, done: list[st
     task.backbone = object()
     task.setup_model(data, "cpu")
     assert len(built) == 1
+
+
+KINDS = {SequenceClassification: "accuracy", SequenceRegression: "pearson", SequenceMultiLabel: "micro_f1"}
+
+
+def validated(kind: type, by_row: bool, data: dict[str, Any], **options: Any) -> tuple[Any, Any, dict[str, float]]:
+    """Return a task, what its validation of two batches of rows returns, and the last values that it logs."""
+    task, logged = kind("some/model", **options), dict[str, float]()
+    task._trainer = SimpleNamespace(datamodule=SimpleNamespace(label_names=["a", "b"], **data))
+    task.setup("fit")
+    task.return_row_results, task.forward = by_row, lambda batch: batch["outputs"]
+    task.log = lambda name, metric, **_: logged.update({name: float(metric.compute())})
+    outputs = torch.tensor([[2.0, -1.0], [0.5, 1.0], [-1.0, 3.0], [1.0, -2.0], [0.25, 0.0]])
+    labels = torch.tensor([[1, 0], [0, 1], [1, 1], [1, 0], [0, 1]])
+    labels = labels[:, 1] if kind is SequenceClassification else labels
+    parts = [{"outputs": outputs[some], "labels": labels[some]} for some in (slice(3), slice(3, 5))]
+    return task, [task.validation_step(batch, number) for number, batch in enumerate(parts)], logged
+
+
+@pytest.mark.parametrize("by_row", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loss_of_the_validation_is_the_mean_over_the_rows_whose_losses_are_returned_if_asked_for(
+    kind: type, by_row: bool
+) -> None:
+    _, found, logged = validated(kind, by_row, {})
+    assert {"val_loss", f"val_{KINDS[kind]}"} <= logged.keys()
+    if not by_row:
+        assert found == [None, None]
+        return
+    losses = torch.cat([each["loss"] for each in found])
+    assert losses.shape == (5,)
+    assert logged["val_loss"] == pytest.approx(float(losses.mean()))
+
+
+def test_the_main_metrics_are_those_of_the_data_or_the_first_that_is_given() -> None:
+    data = {"metrics": ["f1", "accuracy", "ece"], "official_metrics": 2}
+    accuracy_first = {"metrics": ["accuracy", "f1"]}
+    for given, options, main, monitor in (
+        ({}, {}, ["val_accuracy"], ("val_accuracy", "max")),
+        (accuracy_first, {}, ["val_accuracy"], ("val_accuracy", "max")),
+        (data, {}, ["val_f1", "val_accuracy"], ("val_f1", "max")),
+        (data, {"metrics": ["ece", "accuracy", "f1"]}, ["val_ece"], ("val_ece", "min")),
+    ):
+        task = validated(SequenceClassification, False, given, **options)[0]
+        assert (task.main_metrics, task.monitor) == (main, monitor)
+    assert task.metric_directions == {"ece": "lower", "accuracy": "higher", "f1": "higher"}

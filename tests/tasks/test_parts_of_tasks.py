@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from litpeft.data import FineTuneData
 from litpeft.tasks import (
@@ -147,3 +148,33 @@ def test_the_main_metrics_are_those_of_the_data_or_the_first_that_is_given() -> 
         task = validated(SequenceClassification, False, given, **options)[0]
         assert (task.main_metrics, task.monitor) == (main, monitor)
     assert task.metric_directions == {"ece": "lower", "accuracy": "higher", "f1": "higher"}
+
+
+@pytest.mark.parametrize("share", [None, 0.5])  # of the rows of a mean batch, with data.batch_tokens
+def test_each_step_of_a_language_model_has_the_mean_gradient_and_no_logits_of_positions_without_loss(
+    share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=30, num_key_value_heads=1, **sizes))
+    monkeypatch.setattr(language_modelling, "share_of_mean_batch", lambda *_: share)
+    monkeypatch.setattr(language_modelling, "mean_rows", lambda *_: share)
+    task = CausalLM("some/model", dtype="fp32")  # as a task whose own `load` has made the model
+    task.backbone, task._trainer = model, SimpleNamespace(accumulate_grad_batches=2, datamodule=None)
+    task.log_train_loss = lambda loss, tokens: tokens
+    ids = torch.randint(0, 30, (2, 9), generator=torch.Generator().manual_seed(1))
+    labels = torch.where(torch.arange(9) < 6, -100, ids)
+    rows: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, out: rows.append(out.shape[-2]))
+    loss = model(input_ids=ids, labels=labels).loss
+    expected = [gradient * (share or 1.0) for gradient in torch.autograd.grad(loss, model.parameters())]
+    rows.clear()
+    for _ in range(2):
+        model.zero_grad()
+        for batch_idx in range(2):
+            batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            (task.training_step(batch, batch_idx) / 2).backward()  # Lightning divides by the batches of a step
+        task.scale_gradients()
+        for parameter, gradient in zip(model.parameters(), expected, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
+    assert all(count <= 6 for count in rows)

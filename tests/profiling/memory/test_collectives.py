@@ -37,6 +37,12 @@ def test_a_ring_sends_all_shards_but_its_own(
     assert sent_bytes(operation, arguments) == expected
 
 
+def test_a_tensor_that_three_processes_cannot_share_evenly_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "world_size", lambda: 3)
+    odd = torch.empty(7, dtype=torch.uint8)
+    assert sent_bytes(c10d.allreduce_.default, ([odd],)) == pytest.approx(2 * 7 * 2 / 3)
+
+
 def test_one_process_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collectives, "world_size", lambda: 1)
     assert sent_bytes(c10d.allreduce_.default, ([WHOLE],)) == 0
@@ -51,6 +57,7 @@ def test_what_collectives_and_the_copies_of_fsdp2_fill() -> None:
         (fsdp.chunk_cat.default, ([inside], 0, 2), {"out": shards}, [shards]),
         (c10d.allreduce_.default, ([inside, shards], "group"), {}, [inside, shards]),
         (torch.ops.aten.add.Tensor, (inside, shards), {}, []),
+        (fsdp.copy_.default, (inside, torch.empty(3)), {}, []),
     ]
     for operation, arguments, named, expected in cases:
         filled = list(filled_buffers(operation, arguments, named))

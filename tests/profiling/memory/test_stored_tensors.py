@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from litpeft.profiling.memory.stored_tensors import dense, nested_tensors
 
@@ -21,6 +24,35 @@ MATRIX = torch.tensor([[0.0, 2.0, 0.0], [3.0, 0.0, 4.0]])
 def test_a_sparse_tensor_is_its_indices_and_values(sparse: torch.Tensor, sizes: list[int]) -> None:
     assert [part.nbytes for part in dense([sparse])] == sizes
     assert next(iter(dense([MATRIX, sparse]))) is MATRIX
+
+
+class Packed(torch.Tensor):
+    """A tensor that keeps its values as codes and a scale, as packages for quantisation do; the scale may be missing."""
+
+    @staticmethod
+    def __new__(cls, codes: torch.Tensor, scale: torch.Tensor | None) -> Packed:
+        made = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        made.codes, made.scale = codes, scale
+        return made
+
+    def __tensor_flatten__(self) -> tuple[list[str], dict[str, int]]:
+        return ["codes", "scale"], {"bits": 8}
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError("no operation is run on it")
+
+    __tensor_unflatten__ = staticmethod(lambda *_: None)
+
+
+def test_a_wrapped_tensor_is_what_is_inside() -> None:
+    codes, scale, after = torch.ones(3, dtype=torch.uint8), torch.ones(2), torch.ones(1)
+    inside = MATRIX.to_sparse_coo()
+    found = list(dense([Packed(Packed(codes, None), scale), Packed(inside, None), after]))
+    assert [id(part) for part in found[:2]] == [id(codes), id(scale)]
+    assert [part.nbytes for part in found[2:]] == [2 * 3 * 8, 3 * 4, 4]
+    fake = FakeTensorMode().from_tensor(torch.ones(4))
+    assert next(iter(dense([fake]))) is fake
 
 
 def test_another_layout_is_refused() -> None:

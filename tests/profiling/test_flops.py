@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -322,3 +323,15 @@ def test_a_product_of_ten_milliseconds_is_long_enough(
     monkeypatch.setattr(torch, "mm", fake_mm)
     measured_peak(torch.device("cpu"), torch.float32, lambda: now[0])
     assert len(set(widths)) == number
+
+
+@pytest.mark.parametrize("before", [(), (3,), (2, 3)])  # dimensions before positions and width
+def test_attention_counts_each_pair_of_positions_in_whole_numbers(before: tuple[int, ...]) -> None:
+    query, key, value = (torch.ones(*before, *shape) for shape in ((5, 4), (7, 4), (7, 6)))
+    key.requires_grad_()
+    with FlopCounter() as counter:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    pairs = math.prod(before) * 5 * 7
+    # scores, and their gradient for the keys; weighted sums, and their gradient for the scores
+    assert counter.flops == 2 * pairs * 4 * 2 + 2 * pairs * 6 * 2
+    assert isinstance(counter.flops, int)

@@ -18,14 +18,15 @@ from litpeft.profiling.memory.cuda import context_bytes, cuda_choices, prepare_b
 HEADS, TOKENS, HEAD = 4, 512, 64
 
 
-def saved_bytes(dtype: torch.dtype, groups: int, mask: Tensor | None = None) -> int:
+def saved_bytes(dtype: torch.dtype, groups: int, mask: Tensor | None = None, **options: float | bool) -> int:
     """Return the bytes that attention saves for backward, without its arguments."""
     query, key = (torch.empty(1, n, TOKENS, HEAD, dtype=dtype, device="meta") for n in (HEADS, groups))
     query.requires_grad_()
     tracker = MemoryTracker(torch.device("meta"))
     tracker.label([query, key], "base_weights")
     with cuda_choices(), tracker:
-        out = F.scaled_dot_product_attention(query, key, key, mask, is_causal=mask is None, enable_gqa=groups != HEADS)
+        options = {"is_causal": mask is None, "enable_gqa": groups != HEADS} | options
+        out = F.scaled_dot_product_attention(query, key, key, mask, **options)
     assert out.shape == query.shape
     return tracker.peak(tracker.operations).split["activations"]
 
@@ -42,6 +43,19 @@ def test_grouped_query_attention_in_fp32_saves_the_scores() -> None:
     square = 4 * HEADS * TOKENS**2
     for groups in (1, 2):
         assert square < saved_bytes(torch.float32, groups) < 1.6 * square
+
+
+def test_where_heads_share_no_keys_scores_are_not_saved_whatever_is_allowed() -> None:
+    assert saved_bytes(torch.float32, HEADS, enable_gqa=True) == saved_bytes(torch.float32, HEADS)
+
+
+def test_dropped_scores_are_drawn_again_by_the_kernels_and_kept_without_one() -> None:
+    for dtype, size in ((torch.bfloat16, 2), (torch.float32, 4)):
+        dropped, whole = (saved_bytes(dtype, HEADS, **more) for more in ({"dropout_p": 0.1}, {}))
+        assert whole <= dropped < whole + size * HEADS * TOKENS  # a seed, but no mask
+    square = HEADS * TOKENS**2
+    dropped, whole = (saved_bytes(torch.float32, 1, **more) for more in ({"dropout_p": 0.1}, {}))
+    assert whole + square <= dropped  # a mask of one byte per score, or more
 
 
 def test_with_a_mask_attention_saves_the_output_and_the_mask_in_its_own_dtype() -> None:
@@ -66,7 +80,7 @@ def test_rows_of_a_mask_are_padded_to_sixteen_numbers(keys: int, stored: int) ->
     assert out.shape == query.shape
     saved = tracker.peak(tracker.operations).split["activations"] - out.nbytes
     padded = TOKENS * stored * 4 if stored > keys else 0
-    assert padded <= saved <= padded + 2 * HEADS * TOKENS * 4 + 64
+    assert 0 <= saved - padded - HEADS * TOKENS * 4 <= 64  # and one fp32 number per row
 
 
 @pytest.mark.parametrize(("width", "stored"), [(64, 64), (60, 64), (57, 64), (65, 72), (256, 256), (264, None)])
@@ -82,6 +96,7 @@ def test_heads_are_padded_to_eight_numbers_for_the_flash_kernel(width: int, stor
     saved = tracker.peak(tracker.operations).split["activations"] / (HEADS * TOKENS * 2)  # numbers per row
     padded = 4 * stored if stored and stored > width else width  # query, key and value too
     assert padded <= saved < padded + 5
+    assert tracker.peak().split["temporaries"] <= 3 * HEADS * TOKENS * 2 * (stored or width)  # no matrix of scores
 
 
 def test_the_flash_kernel_takes_grouped_heads_of_up_to_256_numbers() -> None:

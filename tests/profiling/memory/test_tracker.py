@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from litpeft.adapters import Adapter, DoRA, Full, LoRA, QLoRA
@@ -338,3 +339,46 @@ def test_a_storage_that_was_emptied_before_tracking_counts_once_it_is_filled_aga
         emptied.resize_(2048)
     assert tracker.peak().bytes == before + 4096
     assert tracker.peak().split["temporaries"] == 4096
+
+
+def test_a_tensor_that_ends_before_the_first_operation_counts_there() -> None:
+    tracker, early = MemoryTracker(torch.device("cpu")), torch.zeros(1000)
+    tracker.label([early], "base_weights")
+    del early
+    with tracker:
+        late = torch.zeros(100)
+    assert tracker.peak().bytes == tracker.peak().split["base_weights"] == 4000
+    assert tracker.peak(1).bytes == late.nbytes
+
+
+def test_what_an_operation_reads_is_freed_after_its_result_has_been_made() -> None:
+    with MemoryTracker(torch.device("cpu")) as tracker:
+        first = torch.zeros(100)
+        second = first + 1
+        del first
+    assert list(tracker.events()) == [(1, 0, 400), (2, 1, second.nbytes), (2, 0, 400)]
+
+
+def test_a_buffer_that_is_made_in_a_step_does_not_exist_before_it() -> None:
+    tracker, earlier = MemoryTracker(torch.device("cpu")), torch.zeros(50)
+    with first_of(Devices(2, "ddp"), Streams()), tracker:
+        bucket = torch.zeros(100)
+        for _ in range(2):
+            torch.distributed.all_reduce(bucket)
+        assert tracker.peak(0, 0).bytes == 0
+        torch.distributed.all_reduce(earlier)
+    assert tracker.peak(0, 0).bytes == earlier.nbytes
+    assert tracker.peak().bytes == sum(tracker.peak().split.values()) == 600
+    assert tracker.peak().split["communication"] == 600
+
+
+def test_finding_the_shape_of_a_sharded_result_needs_no_memory() -> None:
+    """DTensor runs an operation on tensors of whole size that hold nothing, the first time it meets these shapes."""
+    rows, width = 2 * 331, 97
+    with first_of(Devices(2, "fsdp2"), Streams()) as mesh:
+        shard = DTensor.from_local(torch.zeros(rows // 2, width), mesh, [Shard(0)], run_check=False)
+        with MemoryTracker(torch.device("cpu")) as tracker:
+            result = shard.exp()
+            after = torch.zeros(10)
+    assert result.shape == (rows, width)
+    assert tracker.peak().bytes == 2 * 4 * (rows // 2) * width + after.nbytes  # the shards, and what was made then

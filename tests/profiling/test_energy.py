@@ -61,6 +61,12 @@ def test_packages_are_summed_and_counters_that_wrap_around_are_handled(powercap:
     assert meter.read() == {"cpu_packages": pytest.approx(57 + RANGE / 1e6 - 40)}
 
 
+def test_a_counter_is_in_millionths_of_a_joule(powercap: Path) -> None:
+    meter = EnergyMeter(CPU)
+    write_joules(powercap, "intel-rapl:0", 200_001)
+    assert meter.read()["cpu_packages"] == pytest.approx(200_000, abs=1e-3)
+
+
 def test_energy_stays_null_after_a_counter_was_unreadable(powercap: Path) -> None:
     meter = EnergyMeter(CPU)
     (powercap / "intel-rapl:1" / "energy_uj").unlink()

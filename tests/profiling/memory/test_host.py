@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,3 +57,9 @@ def test_a_kernel_without_the_peak_is_asked_by_getrusage(monkeypatch: pytest.Mon
     )
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert host.peak_rss_bytes() is None
+
+
+def test_getrusage_counts_kibibytes_except_on_macos(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    monkeypatch.setattr(resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=3_000_000))
+    assert host.peak_rss_bytes() == 3_000_000 * (1 if sys.platform == "darwin" else 1024)

@@ -14,6 +14,7 @@ from litpeft.errors import UserError
 from litpeft.training import meeting
 from litpeft.training.meeting import Meeting, fail_early, open_meeting, wait_for_all
 
+POLL_SECONDS = meeting.POLL_SECONDS  # seconds between two looks of a process that waits
 LOST = "the first process of the run ended before all had started; see its output."
 
 
@@ -64,6 +65,18 @@ def test_nobody_goes_on_before_all_are_here(port: int) -> None:
     assert [each.over for each in (first, second, third)] == [True] * 3
     third.wait()  # over
     assert third.fail("too late") is False
+
+
+def test_who_waits_looks_again_in_less_than_a_second(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meeting, "POLL_SECONDS", POLL_SECONDS)  # not the one of the other tests
+    first, second = (process(port, rank, 2) for rank in range(2))
+    early = threading.Thread(target=first.wait)
+    early.start()
+    early.join(0.05)
+    second.wait()
+    early.join(1.0)
+    assert first.over
+    assert second.over
 
 
 def test_the_others_end_with_the_message_of_the_process_that_failed(port: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
-"""Record which lines each test covers, and how long it takes: python -m tests.mutants.record [FOLDER ...].
+"""Record which lines each test covers, and how long it takes: python -m tests.mutants.record [FOLDER or FILE ...].
 
 One file per folder of tests in `.mutants/`, which git ignores; a folder that has a file is left out unless it is named.
+A file of tests, such as `data/test_csv.py`, is recorded beside its folder, whose other tests stay as they are.
 Only fast tests, and only what they run in their own process.
 """
 
@@ -50,12 +51,11 @@ class Contexts:
 
 
 def record(folder: str) -> int:
-    """Run the fast tests of a folder, in this process; write their lines and seconds. Return pytest's exit code."""
+    """Run the fast tests of a folder or file, in this process; write their lines and seconds. Return pytest's code."""
     from coverage import Coverage
 
-    coverage = Coverage(
-        data_file=str(RECORDED / f"{folder}.coverage"), source=[str(ROOT / "litpeft")], config_file=False
-    )
+    to = RECORDED / folder.removesuffix(".py").replace("/", "-")
+    coverage = Coverage(data_file=f"{to}.coverage", source=[str(ROOT / "litpeft")], config_file=False)
     coverage.erase()
     contexts = Contexts(coverage)
     coverage.start()
@@ -65,13 +65,15 @@ def record(folder: str) -> int:
         coverage.stop()
         coverage.save()
     tests = {name: seconds for name, seconds in contexts.seconds.items() if name not in contexts.failed}
-    (RECORDED / f"{folder}.json").write_text(json.dumps(tests, indent=1), encoding="utf-8")
+    Path(f"{to}.json").write_text(json.dumps(tests, indent=1), encoding="utf-8")
     return int(code)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folders", nargs="*", help="folders of tests (default: all that are not recorded yet)")
+    parser.add_argument(
+        "folders", nargs="*", help="folders or files of tests (default: all folders that are not recorded yet)"
+    )
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one folder, in this process
     given = parser.parse_args()
     RECORDED.mkdir(exist_ok=True)

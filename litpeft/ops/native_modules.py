@@ -41,14 +41,14 @@ def use_native_kernels(model: nn.Module) -> list[str]:
             used.add("dropout")
         for name, (kind, is_one) in KINDS.items():
             if is_one(module):
-                module.__class__ = _with(kind, type(module))
+                module.__class__ = mixed(kind, type(module))
                 used.add(name)
                 break
     return sorted(used)
 
 
 @cache
-def _with(kind: type, base: type) -> type:
+def mixed(kind: type, base: type) -> type:
     """Return a sub-class of a module's class that `kind` is mixed into."""
     return type(base.__name__, (kind, base), {"__module__": base.__module__})
 

@@ -6,7 +6,6 @@ attribute. Evaluation computes in the same way as training.
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from litpeft.ops import products
 from litpeft.ops.autocast import as_autocast, without_autocast
+from litpeft.ops.native_modules import mixed
 from litpeft.ops.overridable import overridable
 
 
@@ -24,14 +24,8 @@ def use_wide_products(model: nn.Module) -> str:
     for module in model.modules():
         module.native = True  # read by `attention` and by adapted and quantised layers
         if kind := KINDS.get(type(module)):
-            module.__class__ = _with(kind, type(module))
+            module.__class__ = mixed(kind, type(module))
     return "products in fp32"
-
-
-@cache
-def _with(kind: type, base: type) -> type:
-    """Return a sub-class of a module's class that `kind` is mixed into."""
-    return type(base.__name__, (kind, base), {"__module__": base.__module__})
 
 
 class WideLinear:

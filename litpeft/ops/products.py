@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 HALVES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
-PART = 1 << 22  # numbers of a factor or of a product that are fp32 at a time: 16 MiB
+PART = 1 << 21  # numbers of a factor or of a product that are fp32 at a time: 8 MiB, which may stay in a cache
 FEWEST = 64  # rows or columns of a part, at least
+FEW = 4  # rows of x in x Wᵀ up to which widening W would take longer than torch's product
 
 
 def _slow_on_cpu() -> frozenset[torch.dtype]:
@@ -49,8 +50,8 @@ def widened(x: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Compute x Wᵀ + b; x (N, in), W (out, in), b (out)."""
-    if not are_slow(x):
+    """Compute x Wᵀ + b; x (N, in), W (out, in), b (out). Generation, with a row for each answer, stays torch's."""
+    if not are_slow(x) or len(x) <= FEW:
         return F.linear(x, weight, bias)
     out = x.new_empty(len(x), len(weight))
     if bias is None:
@@ -77,16 +78,33 @@ def scaled_mm(a: Tensor, b: Tensor, scale: float, out: Tensor) -> Tensor:
 
 def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0, added: Tensor | None = None) -> Tensor:
     """Write scale · a b, plus what is to be added, to `out`; return `out`."""
-    for rows in _parts(len(a), a.shape[1]):
+    depth, width = b.shape
+    if b.stride(1) == 1:  # parts of b are some of its rows, which lie together in memory
+        for rows in _parts(len(a), width):
+            sums = _wide(added, rows)
+            for some in _parts(depth, max(width, len(a[rows]))):
+                sums = _plus(sums, a[rows, some].float(), b[some].float(), scale)
+            out[rows] = sums
+        return out
+    for rows in _parts(len(a), depth):
         left = a[rows].float()
-        for columns in _parts(b.shape[1], max(len(b), len(left))):
-            right = b[:, columns].float()
-            if added is None:
-                sums = torch.mm(left, right)
-                out[rows, columns] = sums.mul_(scale) if scale != 1 else sums
-            else:
-                out[rows, columns] = added[rows, columns].float().addmm_(left, right, alpha=scale)
+        for columns in _parts(width, max(depth, len(left))):
+            sums = _wide(added, (rows, columns))
+            out[rows, columns] = _plus(sums, left, b[:, columns].float(), scale)
     return out
+
+
+def _wide(added: Tensor | None, part: slice | tuple[slice, slice]) -> Tensor | None:
+    """Return a copy of a part in fp32."""
+    return None if added is None else added[part].to(torch.float32, copy=True)
+
+
+def _plus(sums: Tensor | None, left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """Return sums + scale · left right; the sums may change."""
+    if sums is not None:
+        return sums.addmm_(left, right, alpha=scale)
+    sums = torch.mm(left, right)
+    return sums if scale == 1 else sums.mul_(scale)
 
 
 def _parts(count: int, width: int) -> Iterator[slice]:

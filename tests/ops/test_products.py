@@ -90,7 +90,7 @@ def test_each_product_is_that_in_float64_rounded_once(
     monkeypatch.setattr(products, "FEWEST", 1)
     a, b, c = (random(*shape, seed=i).to(dtype) for i, shape in enumerate([(13, 24), (24, 17), (13, 17)]))
     bias = random(17, seed=3).to(dtype)
-    if transposed:
+    if transposed:  # in the memory's order
         a, b, c = (t.T.contiguous().T for t in (a, b, c))
     exact = a.double() @ b.double()
     scaled = torch.empty_like(c)
@@ -127,8 +127,9 @@ def test_elsewhere_the_products_are_torchs(dtype: torch.dtype, monkeypatch: pyte
 
 def test_parts_of_a_factor_bound_the_memory_in_fp32(plain_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """An output layer of 262,144 tokens would be 600 MiB in fp32."""
-    monkeypatch.setattr(products, "PART", 1 << 16)
-    largest = []
+    monkeypatch.setattr(products, "PART", 1 << 14)
+    monkeypatch.setattr(products, "FEWEST", 16)
+    largest: list[int] = []
 
     class Sizes(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -136,24 +137,33 @@ def test_parts_of_a_factor_bound_the_memory_in_fp32(plain_cpu: None, monkeypatch
             largest.append(out.numel() if isinstance(out, Tensor) and out.dtype == torch.float32 else 0)
             return out
 
-    x, weight = random(80, 32).bfloat16(), random(20_000, 32, seed=1).bfloat16()
-    with Sizes():
-        products.linear(x, weight)
-        products.mm(random(80, 20_000, seed=2).bfloat16(), weight)
-    assert 1 << 15 < max(largest[1:]) <= 80 * 20_000  # the draw itself is larger than a part
-    with Sizes():
+    x, weight, dy = (random(*shape, seed=shape[1]).bfloat16() for shape in [(80, 32), (20_000, 32), (80, 20_000)])
+    for call in (lambda: products.linear(x, weight), lambda: products.mm(dy, weight), lambda: products.mm(dy.T, x)):
+        with Sizes():
+            call()
+        assert 1 << 11 < max(largest) <= 1 << 14
         largest.clear()
-        products.linear(x, weight)
-    assert max(largest) <= 1 << 16
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, True), (4, True), (5, False)])
+def test_few_rows_are_multiplied_by_torch(
+    rows: int, expected: bool, plain_cpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In generation, where W would be widened for each token."""
+    with HalfProducts() as seen:
+        found = products.linear(random(rows, 32).bfloat16(), weight := random(16, 32, seed=1).bfloat16())
+    assert bool(seen.found) is expected
+    exact = random(rows, 32).bfloat16().double() @ weight.double().T
+    torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=0.02)
 
 
 def loss_of(model: nn.Module, name: str) -> Tensor:
     """Return a loss that depends on all of the model's output."""
     if name == "vit":
-        out = model(pixel_values=random(3, 3, 16, 16).to(next(model.parameters()).dtype))
+        out = model(pixel_values=random(5, 3, 16, 16).to(next(model.parameters()).dtype))
     else:
-        ids = torch.randint(50, (3, 7), generator=torch.Generator().manual_seed(0))
-        mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2, [1] * 4 + [0] * 3])
+        ids = torch.randint(50, (5, 7), generator=torch.Generator().manual_seed(0))
+        mask = torch.tensor([[1] * n + [0] * (7 - n) for n in (7, 6, 5, 4, 1)])
         more = {"decoder_input_ids": ids} if name == "t5" else {}
         out = model(input_ids=ids, attention_mask=mask, **more)
     return out[0].float().square().mean()

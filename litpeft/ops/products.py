@@ -44,11 +44,6 @@ def are_slow(x: Tensor) -> bool:
     return x.dtype in SLOW and x.device.type == "cpu"
 
 
-def widened(x: Tensor) -> Tensor:
-    """Return x in fp32 if products with it are slow."""
-    return x.float() if are_slow(x) else x
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Compute x Wᵀ + b; x (N, in), W (out, in), b (out). Generation, with a row for each answer, stays torch's."""
     if not are_slow(x) or len(x) <= FEW:

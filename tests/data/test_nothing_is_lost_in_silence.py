@@ -41,7 +41,8 @@ def test_the_template_for_tools_of_a_tokenizer_renders_rows_with_tools(tmp_path:
     saved.chat_template = {"default": DEFAULT, "tool_use": WITH_TOOLS}
     saved.save_pretrained(tmp_path / "named")
     call = {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}  # fmt: skip
-    rows = [{"messages": TURNS}, {"messages": [TURNS[0], call], "tools": [TOOL]}]
+    offered = {"messages": TURNS, "tools": [TOOL]}  # and not called
+    rows = [{"messages": TURNS}, offered, {"messages": [TURNS[0], call], "tools": [TOOL]}]
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = {"tokenizer": str(tmp_path / "named"), "train_file": str(file), "val_file": str(file), "max_length": 2000}

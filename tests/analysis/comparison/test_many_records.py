@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,3 +139,8 @@ def test_what_is_known_of_other_effects_gives_the_same_seeds(asked: list[tuple[f
         else:
             assert way(effect, found, level) >= POWER
             assert found == 2 or way(effect, found - 1, level) < POWER
+
+
+@pytest.mark.parametrize("mean", [0.0, math.inf, -math.inf, math.nan])
+def test_no_number_of_seeds_shows_a_difference_that_is_none_or_no_number(mean: float) -> None:
+    assert pairs_needed(mean, 1.0) is None

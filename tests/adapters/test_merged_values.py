@@ -29,6 +29,15 @@ def test_a_merged_weight_is_the_exact_sum_rounded_once(magnitude: bool, dtype: t
     assert ((merged.double() - exact).abs() <= (0.5 + 1e-3) * torch.finfo(dtype).eps * exact.abs()).all()
 
 
+def test_a_row_of_zeros_stays_one_in_a_merged_weight() -> None:
+    """A pruned neuron has no direction, and the norm that DoRA divides by is 0."""
+    layer = DoRA(rank=2, targets=["0"]).apply(nn.Sequential(nn.Linear(4, 3)))[0]
+    with torch.no_grad():
+        layer.weight[1] = layer.magnitude[1] = 0
+    expected = layer.weight.clone()
+    torch.testing.assert_close(layer.merged().weight, expected)
+
+
 @both_strategies
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("name", ["lora_A", "lora_B"])

@@ -73,6 +73,19 @@ def test_short_documents_are_kept_to_be_shown_and_one_end_follows_each(tmp_path:
     assert data.stops == ([end], [])
 
 
+def test_a_document_of_one_token_is_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a tokenizer that has no token for the end: it predicts nothing."""
+    saved = tokenizer("bytes", tmp_path / "tokenizer")
+    saved.eos_token = None
+    saved.save_pretrained(tmp_path / "tokenizer")
+    rows = [{"text": text} for text in ("c", "the cat", "t")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    file = str(tmp_path / "a.jsonl")
+    data = make(Text, tokenizer=str(tmp_path / "tokenizer"), train_file=file, val_file=file, packing=False)
+    assert [len(ids) for ids in data.table("val")[0]["ids"]][::2] == [1, 1]
+    assert data.dropped["val"] == 2
+
+
 @pytest.mark.parametrize("max_length", [1, 2])
 def test_a_block_has_at_least_two_tokens(max_length: int, tmp_path: Path) -> None:
     if max_length == 1:

@@ -119,6 +119,12 @@ def test_a_finished_run_goes_on_only_with_a_higher_limit(option: str, value: Any
             check_resumable(CONFIG, now, Path("run"), finished)
 
 
+def test_a_run_that_its_steps_ended_goes_on_for_an_epoch() -> None:
+    before = {**CONFIG, "trainer": CONFIG["trainer"] | {"max_epochs": None, "max_steps": 2}}
+    now = {**CONFIG, "trainer": CONFIG["trainer"] | {"max_epochs": 1, "max_steps": 2}}
+    check_resumable(before, now, Path("run"), {"status": "ok", "steps": 2, "epochs": 0.1})
+
+
 def test_the_limit_that_was_reached() -> None:
     limits = {"trainer": {"max_epochs": 2, "max_steps": 30}}
     assert reached_limit(limits, 30, 1.5) == ("trainer.max_steps", 30)

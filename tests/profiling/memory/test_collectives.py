@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from litpeft.profiling.memory import collectives
 from litpeft.profiling.memory.collectives import filled_buffers, sent_bytes, whole_gradients
+from litpeft.profiling.memory.devices import buckets
 
 PROCESSES = 4
 c10d, functional = torch.ops.c10d, torch.ops._c10d_functional
@@ -64,3 +66,11 @@ def test_what_collectives_and_the_copies_of_fsdp2_fill() -> None:
         assert [id(tensor) for tensor in filled] == [id(tensor) for tensor in expected], operation
         whole = [id(tensor) for tensor in whole_gradients(operation, arguments)]
         assert whole == ([id(inside)] if operation is fsdp.chunk_cat.default else []), operation
+
+
+def test_buckets_are_filled_in_the_order_of_backward() -> None:
+    """The first one is small: 1 MiB or a parameter more (Li et al. 2020, section 4.2, arxiv.org/abs/2006.15704)."""
+    model = nn.Module()
+    for name, kilobytes, trains in (("a", 2048, True), ("b", 512, True), ("c", 4096, False), ("d", 768, True)):
+        setattr(model, name, nn.Parameter(torch.empty(kilobytes * 256), requires_grad=trains))
+    assert [bucket.nbytes // 1024 for bucket in buckets(model)] == [768 + 512, 2048]

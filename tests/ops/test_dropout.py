@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from litpeft.ops.dropout import Dropout, add_zeroed, input_mask, keep_mask, use_lean_dropout, zeroed
+from litpeft.ops.dropout import Dropout, add_zeroed, input_mask, keep_mask, new_seed, use_lean_dropout, zeroed
 from litpeft.ops.native import library
 from litpeft.ops.native.dropout import DropoutMask
 
@@ -75,6 +75,16 @@ def test_each_call_draws_a_new_mask_and_the_global_state_repeats_it() -> None:
 def test_dropout_of_zero_and_one_equal_torch(share: float) -> None:
     x = torch.randn(10)
     assert torch.equal(Dropout(share)(x), nn.Dropout(share)(x))
+
+
+def test_the_layer_draws_the_mask_of_a_seed() -> None:
+    x, layer = torch.ones(30, 8, requires_grad=True), Dropout(0.3).train()
+    torch.manual_seed(1)
+    out = layer(x)
+    torch.manual_seed(1)
+    kept = keep_mask(x, 0.3, new_seed())
+    assert torch.equal(out != 0, kept.bool())
+    assert torch.allclose(out[kept.bool()], torch.tensor(1 / 0.7))
 
 
 def test_nothing_is_dropped_in_evaluation() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 from litpeft.data import FineTuneData
 from litpeft.tasks import (
@@ -18,8 +19,10 @@ from litpeft.tasks import (
     SequenceRegression,
     image_classification,
     language_modelling,
+    pretrained,
 )
 from litpeft.tasks.data_of_task import PlainData
+from litpeft.tasks.pretrained import initialise_new_parameters
 from litpeft.training import processes
 
 
@@ -178,3 +181,38 @@ def test_each_step_of_a_language_model_has_the_mean_gradient_and_no_logits_of_po
         for parameter, gradient in zip(model.parameters(), expected, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-6)
     assert all(count <= 6 for count in rows)
+
+
+def test_a_new_head_is_drawn_from_the_seed_alone() -> None:
+    """The same for every dtype, and whatever was drawn before; the weights as transformers draws them."""
+    config = BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
+    heads = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(3)
+        model = BertForSequenceClassification(config).to(dtype)
+        initialise_new_parameters(model, ["classifier.weight", "classifier.bias"])
+        heads.append(model.classifier)
+    drawn = torch.empty(2, 8).normal_(0, config.initializer_range, generator=torch.Generator().manual_seed(3))
+    for head in heads:
+        assert torch.equal(head.weight, drawn)
+        assert not head.bias.any()
+
+
+def test_parameters_that_a_model_keeps_in_fp32_are_cast_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+    model = nn.Module()
+    for name, dtype in (
+        ("a", torch.bfloat16),
+        ("q_bias", torch.float32),
+        ("v_bias", torch.float32),
+        ("wo", torch.float32),
+    ):
+        setattr(model, name, nn.Parameter(torch.zeros(2, dtype=dtype)))
+    model._keep_in_fp32_modules = ["wo"]
+    pretrained._cast_stray_parameters(model, torch.bfloat16)
+    assert {name: p.dtype for name, p in model.named_parameters()} == {
+        "a": torch.bfloat16, "q_bias": torch.bfloat16, "v_bias": torch.bfloat16, "wo": torch.float32
+    }  # fmt: skip
+    said = "litpeft: Module keeps 2 parameters in fp32 (q_bias, ...), which it cannot run in bfloat16; they are cast.\n"
+    assert capsys.readouterr().err == said
+    pretrained._cast_stray_parameters(model, torch.bfloat16)
+    assert not capsys.readouterr().err

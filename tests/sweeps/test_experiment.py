@@ -173,6 +173,8 @@ AXES = {"adapter": ["lora", "dora"]}
         ({"axes": AXES, "exclude": [{"adapter": ["lora", "dora"]}]}, r"exclude leaves no trial; remove a rule"),
         ({"axes": AXES, "seeds": 0}, r"seeds must be a number of seeds, or a list of different seeds, got 0"),
         ({"axes": AXES, "seeds": [1, 1]}, r"seeds must be .* got \[1, 1\]"),
+        ({"axes": AXES, "seeds": [2**32]}, r"seeds must be .* got \[4294967296\]"),
+        ({"axes": AXES, "seeds": [-1]}, r"seeds must be .* got \[-1\]"),
         ({"axes": AXES, "baseline": "none"}, r"baseline 'none' is not a trial; there are lora, dora"),
     ],
 )
@@ -180,6 +182,11 @@ def test_errors_are_one_sentence(tmp_path: Path, change: dict[str, Any], sentenc
     with pytest.raises(UserError, match=sentence) as caught:
         read(tmp_path, BASE | change)
     assert "\n" not in str(caught.value)
+
+
+def test_seeds_are_those_of_numpy(tmp_path: Path) -> None:
+    """0 to 2^32 - 1."""
+    assert read(tmp_path, BASE | {"axes": AXES, "seeds": [0, 2**32 - 1]}).seeds == [0, 2**32 - 1]
 
 
 def test_the_configuration_of_a_run_is_not_an_experiment() -> None:

@@ -107,11 +107,12 @@ def test_without_a_terminal_each_event_is_a_line(
         "[3/4] c seed 0: ok",
         "[4/4] d seed 0: interrupted",
     ]
-    screen.say("a sentence")
-    assert screen.console.file.getvalue() == "a sentence\n"
+    sentence = "a sentence " * 40 + "in one line"  # so that it can be searched for
+    screen.say(sentence)
+    assert screen.console.file.getvalue() == f"{sentence}\n"
     with screen.live():
         pass
-    assert screen.console.file.getvalue() == "a sentence\n"  # no table
+    assert screen.console.file.getvalue() == f"{sentence}\n"  # no table
 
 
 def test_the_table_has_the_seconds_and_the_last_output_of_each_run(

@@ -96,3 +96,9 @@ def test_the_texts_of_a_check_differ_and_end_where_a_text_ends(pad: int | None, 
     assert len({tuple(row) for row in ids.tolist()}) == 4
     if isinstance(end, int):
         assert ids[:, -1].tolist() == [end] * 4
+
+
+def test_an_export_without_a_format_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), str(tmp_path / "out")]) == 2
+    sentence = "litpeft export: the following arguments are required: --format; see litpeft export --help."
+    assert sentence in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import peft
@@ -15,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, XLMRobertaConfig, 
 
 from litpeft.__main__ import main
 from litpeft.commands import export_check
-from litpeft.commands.export_check import Inputs, logits
+from litpeft.commands.export_check import Inputs, check_merged, logits
+from litpeft.errors import UserError
 from litpeft.runs.record import read_record
 
 QLORA = ["--model.adapter", "QLoRA", "--model.adapter.targets", "all-linear"]
@@ -181,3 +183,38 @@ def test_compared_are_the_logits_of_tokens_without_padding_and_virtual_tokens() 
     logits(model, Inputs({"pixel_values": torch.zeros(2, 3, 4, 4)}, ""))
     assert model.seen["pixel_values"].dtype == torch.bfloat16
     assert not model.training
+
+
+@pytest.mark.parametrize("quantises_inputs", [False, True])
+@pytest.mark.parametrize("same_base", [False, True])
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.3])
+def test_a_merged_model_may_differ_by_roundings(
+    share: float, same_base: bool, quantises_inputs: bool, tiny_llama: str
+) -> None:
+    """In fp32 by 5 % of the largest logit, beside a run that quantises the inputs of its layers by 20 %."""
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).float()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    inputs = Inputs({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, "rows")
+    trained = logits(model, inputs)
+    trained.view(-1)[trained.abs().argmin()] = share * trained.abs().max()
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        arguments = Path(folder), type(model), trained, inputs, same_base
+        more = [True] if quantises_inputs else []  # by default it does not
+        if same_base and share > (0.2 if quantises_inputs else 0.05):
+            with pytest.raises(UserError, match=r"^the logits of the merged model differ by .* nothing is written\.$"):
+                check_merged(*arguments, *more)
+        else:
+            check_merged(*arguments, *more)
+
+
+@pytest.mark.parametrize("error", [UserError("data.train_file: no such file"), FileNotFoundError()])
+def test_without_its_data_a_model_is_compared_on_random_tokens(error: Exception, tiny_llama: str) -> None:
+    def fail() -> None:
+        raise error
+
+    run = SimpleNamespace(datamodule=SimpleNamespace(prepare_data=fail), model=None)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    inputs = export_check.example_inputs(run, model)
+    assert inputs.source == "random token ids"
+    assert logits(model, inputs).isfinite().all()

@@ -80,13 +80,16 @@ def test_each_cuda_peak_is_recorded_in_its_phase(monkeypatch: pytest.MonkeyPatch
     recorder.on_validation_start(trainer, module)
     use(40)
     recorder.on_validation_end(trainer, module)
+    recorder.on_save_checkpoint(trainer, module, {})
+    use(50)
+    recorder.on_train_batch_start(trainer, module)
     use(65)
     peak["retries"] = 5
     recorder.on_train_end(trainer, module)
     phases = {name: peaks["peak_allocated_bytes"] for name, peaks in recorder.phases.items()}
-    assert phases == {"load": 100, "validate": 40, "first_step": 90, "train": 65}
+    assert phases == {"load": 100, "validate": 40, "first_step": 90, "train": 65, "save": 50}
     retries = {name: peaks["allocator_retries"] for name, peaks in recorder.phases.items()}
-    assert retries == {"load": 0, "validate": 0, "first_step": 0, "train": 2}
+    assert retries == {"load": 0, "validate": 0, "first_step": 0, "train": 2, "save": 0}
     total = recorder.measured()
     assert (total["peak_allocated_bytes"], total["peak_reserved_bytes"]) == (100, 200)
 

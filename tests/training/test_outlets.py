@@ -10,6 +10,7 @@ from unittest.mock import MagicMock, call
 
 import numpy as np
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 
 from litpeft.training import processes
 from litpeft.training.grouped_tensorboard import tag
@@ -203,6 +204,16 @@ def test_trackio_continues_a_run_of_the_same_name_and_begins_it_once(trackio: Ma
     again = TrackioLogger("project", "run", resume="never")
     again.log_metrics({"a": 1.0})
     assert trackio.init.mock_calls[-2] == call(project="project", name="run", resume="never", embed=False)
+
+
+def test_another_process_than_the_first_begins_no_run_of_trackio(
+    trackio: MagicMock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    logger = TrackioLogger("project", "run")
+    logger.log_metrics({"val_loss": 0.5}, 3)
+    logger.experiment.log({"val_loss": 0.5})  # of a callback that uses the run itself
+    assert not trackio.init.called
 
 
 def test_only_first_processes_are_first() -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
+from litpeft.adapters import LoRA
 from litpeft.data import FineTuneData
 from litpeft.tasks import (
     CausalLM,
@@ -24,6 +25,7 @@ from litpeft.tasks import (
 from litpeft.tasks.data_of_task import PlainData
 from litpeft.tasks.pretrained import initialise_new_parameters
 from litpeft.training import processes
+from litpeft.training.strategies import FSDP2
 
 
 def test_the_average_over_processes_is_the_mean_over_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,3 +218,23 @@ def test_parameters_that_a_model_keeps_in_fp32_are_cast_and_named(capsys: pytest
     assert capsys.readouterr().err == said
     pretrained._cast_stray_parameters(model, torch.bfloat16)
     assert not capsys.readouterr().err
+
+
+def test_a_model_is_sharded_once() -> None:
+    """Lightning configures the model again when a fit is followed by a test."""
+
+    class _Counting(FSDP2):
+        root_device = torch.device("cpu")
+
+        def __init__(self) -> None:
+            self.sharded: list[Any] = []
+
+        def shard(self, model: Any) -> None:
+            self.sharded.append(model)
+
+    task, strategy = SequenceClassification("some/model", LoRA()), _Counting()
+    task.backbone = nn.Linear(2, 2)
+    task._trainer = SimpleNamespace(strategy=strategy, state=SimpleNamespace(fn="fit"))
+    for _ in range(2):
+        task.configure_model()
+    assert strategy.sharded == [task.backbone]

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import optimize
 from scipy import stats as reference
@@ -73,6 +73,8 @@ def test_paired_t_refuses_unpaired_values(first: list[float], second: list[float
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
+@example([(1, 0)] * 5 + [(1, 1)] * 20)  # p is 0.06, and the score interval alone would exclude 0
+@example([(0, 1)] * 5 + [(0, 0)] * 20)
 def test_mcnemar_equals_statsmodels_and_its_interval_agrees(rows: list[tuple[int, int]]) -> None:
     first, second = np.array(rows).T
     table = [[int(((first == a) & (second == b)).sum()) for b in (1, 0)] for a in (1, 0)]

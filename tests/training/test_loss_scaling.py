@@ -17,7 +17,7 @@ from litpeft.callbacks.checkpoint_io import LOOP, TENSORS
 from litpeft.errors import UserError
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
-from litpeft.tasks import compute_dtype
+from litpeft.tasks import SequenceClassification, compute_dtype
 from litpeft.tasks.compute_dtype import check_dtype
 from litpeft.tasks.language_modelling import LanguageModelling
 from litpeft.training.loss_scaling import LossScaling
@@ -135,3 +135,7 @@ def test_a_gpu_without_bf16_is_told_of_fp16_and_a_cpu_without_fp16_refuses(
     monkeypatch.setattr(compute_dtype.torch, "ones", missing)
     with pytest.raises(UserError, match="model.dtype fp16: torch cannot compute it on this CPU; give bf16 or fp32"):
         check_dtype("fp16", torch.device("cpu"))
+
+
+def test_the_first_scale_is_torchs() -> None:
+    assert SequenceClassification("some/model").first_loss_scale == torch.amp.GradScaler("cpu").get_scale()

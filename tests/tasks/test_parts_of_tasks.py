@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
-from litpeft.adapters import LoRA
+from litpeft.adapters import Adapter, Full, LoRA
 from litpeft.data import FineTuneData
 from litpeft.tasks import (
     CausalLM,
@@ -238,3 +238,18 @@ def test_a_model_is_sharded_once() -> None:
     for _ in range(2):
         task.configure_model()
     assert strategy.sharded == [task.backbone]
+
+
+@pytest.mark.parametrize(("adapter", "expected"), [(LoRA(), torch.bfloat16), (Full(), torch.float32)])
+def test_images_have_the_dtype_of_the_first_layer(adapter: Adapter, expected: torch.dtype) -> None:
+    """Weights that train are fp32, and autocast rounds what they are multiplied with."""
+    seen: list[torch.dtype] = []
+
+    def model(pixel_values: torch.Tensor) -> SimpleNamespace:
+        seen.append(pixel_values.dtype)
+        return SimpleNamespace(logits=pixel_values.mean((-1, -2)))
+
+    task = ImageClassification("some/model", adapter, dtype="bf16")
+    task.backbone = model
+    assert task.forward({"pixel_values": torch.ones(2, 3, 4, 4)}).dtype == torch.float32
+    assert seen == [expected]

@@ -83,7 +83,7 @@ def _opened(run_dir: Path, accelerator: str) -> FinishedRun:
     """Return a run whose model is not built yet; it will compute in the dtype in which the device is quick."""
     run = FinishedRun(run_dir, None, accelerator, "used")
     task, device = run.model, run.trainer.strategy.root_device
-    # without instructions for bf16, products of bf16 matrices take seven times as long as those of fp32
+    # without instructions for bf16, products of bf16 matrices take longer than those of fp32
     slow = device.type == "cpu" and task.dtype_name == "bf16" and not multiplies_bf16()
     if slow and not task.adapter.quantises and (run.record["model_bytes"] or MOST_BYTES) < MOST_BYTES:
         task.dtype_name = "fp32"

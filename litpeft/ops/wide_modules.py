@@ -21,9 +21,12 @@ from litpeft.ops.overridable import overridable
 
 def use_wide_products(model: nn.Module) -> str:
     """Let the layers of a model compute products in fp32, and return the name of this for the run record."""
+    # without any, autocast rounds fp32 weights; beside some, fp32 weights are multiplied in fp32 anyway
+    halves = any(parameter.dtype in products.HALVES for parameter in model.parameters())
     for module in model.modules():
         module.native = True  # read by `attention` and by adapted and quantised layers
-        if kind := KINDS.get(type(module)):
+        kind = KINDS.get(type(module))
+        if kind and (not halves or module.weight.dtype in products.HALVES):
             module.__class__ = mixed(kind, type(module))
     return "products in fp32"
 

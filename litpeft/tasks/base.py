@@ -59,7 +59,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         gradient_checkpointing: store only each block's input and recompute the block in backward: less memory, about a
             third more time. `non_reentrant` is the variant that torch recommends, `reentrant` is the older variant.
         compile_blocks: compile each block with torch.compile: slow first steps (about a minute), faster later steps.
-        kernels: `liger` (fused; extra `gpu`; `estimate` counts without it), `native` (C functions for bf16 on a CPU), or
+        kernels: `liger` (extra `gpu`; `estimate` counts without it), `native` (C functions for bf16 on a CPU), or
             `none`. `auto`: one of them, or products in fp32 on a CPU that has no instructions for 16-bit numbers.
         resize_embeddings: add embeddings for tokens that the tokenizer has and the model lacks, and train these rows.
         base: how the frozen weights are held; by default in `dtype`. `nf4`, `fp4` (four bits), `int8` (LLM.int8), or

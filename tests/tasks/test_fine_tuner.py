@@ -86,7 +86,7 @@ def test_a_quantised_run_records_the_stored_bytes(
     indices = sum(b.nbytes for n, b in model.named_buffers() if n.endswith(("_ids", "squares")))
     assert record["model_bytes"] == held + rest + indices
     assert record["total_params"] == numbers + sum(p.numel() for p in model.parameters())
-    assert isinstance(model.classifier, torch.nn.Linear)
+    assert type(model.classifier) is torch.nn.Linear
 
 
 def test_the_default_folder_is_named_by_the_quantisation(
@@ -114,7 +114,7 @@ def test_a_newly_initialised_weight_is_trained_and_not_quantised(
     options = ["--model.adapter", "QLoRA", "--model.model_name", str(folder), "--model.dtype", "bf16"]
     assert main([*fit_arguments, *options, "--run_dir", str(tmp_path / "run")]) == 0
     pooler = built[0].backbone.bert.pooler.dense
-    assert isinstance(pooler, torch.nn.Linear)
+    assert type(pooler) is torch.nn.Linear
     assert pooler.weight.requires_grad
     assert read_record(tmp_path / "run")["adapter_summary"]["quantised"]["layers"] == 12
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from litpeft.adapters.functional import frozen_linear
 from litpeft.adapters.linear4bit import Linear4bit
+from litpeft.ops.row_chunks import equal_shares
 
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")  # names that transformers gives to stacked weights
 Compute = Callable[[Tensor, int], Tensor]  # (rows of an expert (N, in), number of the expert) -> (N, out)
@@ -158,5 +159,5 @@ def _rows_by_expert(top_k_index: Tensor, experts: int) -> list[int]:
     """Return the number of rows of each expert, and of rows without an expert; of meta tensors, equal shares."""
     pairs = top_k_index.numel()
     if top_k_index.is_meta or hasattr(top_k_index, "fake_mode"):
-        return [pairs // experts + (number < pairs % experts) for number in range(experts)]
+        return equal_shares(pairs, experts)
     return torch.bincount(top_k_index.flatten(), minlength=experts + 1).tolist()

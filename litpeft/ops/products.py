@@ -61,6 +61,16 @@ def mm(a: Tensor, b: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return _product(a, b, a.new_empty(len(a), b.shape[1], dtype=dtype))
 
 
+def bmm(a: Tensor, b: Tensor) -> Tensor:
+    """Compute the products of matrices; a (B, n, k), b (B, k, m)."""
+    if not are_slow(a):
+        return torch.bmm(a, b)
+    out = a.new_empty(len(a), a.shape[1], b.shape[2])
+    for some in _parts(len(a), max(a[0].numel(), b[0].numel(), out[0].numel()), fewest=1):
+        out[some] = torch.bmm(a[some].float(), b[some].float())
+    return out
+
+
 def addmm(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Add a b to `out` (N, n) in place."""
     return _product(a, b, out, added=out) if are_slow(a) else out.addmm_(a, b)
@@ -79,7 +89,7 @@ def _product(a: Tensor, b: Tensor, out: Tensor, scale: float = 1.0, added: Tenso
             sums = _wide(added, rows)
             for some in _parts(depth, max(width, len(a[rows]))):
                 sums = _plus(sums, a[rows, some].float(), b[some].float(), scale)
-            out[rows] = sums
+            out[rows] = 0 if sums is None else sums
         return out
     for rows in _parts(len(a), depth):
         left = a[rows].float()
@@ -102,8 +112,8 @@ def _plus(sums: Tensor | None, left: Tensor, right: Tensor, scale: float) -> Ten
     return sums if scale == 1 else sums.mul_(scale)
 
 
-def _parts(count: int, width: int) -> Iterator[slice]:
-    """Yield the slices of `count` rows, or columns, of `width` numbers each, that are computed at a time."""
-    size = max(FEWEST, PART // max(width, 1))
+def _parts(count: int, width: int, fewest: int | None = None) -> Iterator[slice]:
+    """Yield the slices of `count` rows, columns or matrices, of `width` numbers each, that are computed at a time."""
+    size = max(fewest or FEWEST, PART // max(width, 1))
     for first in range(0, count, size):
         yield slice(first, first + size)

@@ -1,4 +1,4 @@
-"""Split large tensors into chunks of rows, so that their fp32 copies stay in a core's cache."""
+"""Split large tensors into chunks of rows, so that their fp32 copies stay in a core's cache; rows into equal shares."""
 
 from __future__ import annotations
 
@@ -15,3 +15,8 @@ def split_rows(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     chunk = CHUNK if first.device.type == "cpu" else 64 * CHUNK
     rows = max(1, chunk * len(first) // max(1, first.numel()))
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def equal_shares(rows: int, groups: int) -> list[int]:
+    """Return the rows of each group if they differ by at most one; memory estimates assume it of experts."""
+    return [rows // groups + (number < rows % groups) for number in range(groups)]

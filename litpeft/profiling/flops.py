@@ -52,7 +52,10 @@ class FlopCounter(TorchFunctionMode):
         return result
 
 
-def _matrices(out: Tensor, left: Tensor, right: Tensor, *_: Any, **__: Any) -> Iterator[Product]:
+def _matrices(out: Tensor, *tensors: Any, **named: Any) -> Iterator[Product]:
+    """A product of the last two tensors of floating-point numbers; before them may be one that it is added to."""
+    given = (*tensors, *named.values())
+    left, right = [each for each in given if isinstance(each, Tensor) and each.is_floating_point()][-2:]
     yield out.numel() * left.shape[-1], left.requires_grad, right.requires_grad
 
 
@@ -60,20 +63,24 @@ def _linear(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> I
     return _matrices(out, input, weight)
 
 
-def _plus_matrices(out: Tensor, _: Tensor, left: Tensor, right: Tensor, *__: Any, **___: Any) -> Iterator[Product]:
-    return _matrices(out, left, right)
-
-
 def _convolution(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Iterator[Product]:
     yield out.numel() * math.prod(weight.shape[1:]), input.requires_grad, weight.requires_grad
 
 
-def _einsum(out: Tensor, equation: str, *factors: Tensor) -> Iterator[Product]:
-    """Two factors: one multiply-add per combination of all indices."""
-    names = equation.replace(" ", "").partition("->")[0].split(",")
-    if len(factors) == 2 and "." not in equation:
-        sizes = dict(zip("".join(names), [*factors[0].shape, *factors[1].shape], strict=True))
-        yield math.prod(sizes.values()), factors[0].requires_grad, factors[1].requires_grad
+def _einsum(out: Tensor, equation: str, *factors: Any) -> Iterator[Product]:
+    """Two factors: one multiply-add per combination of all indices, those of "..." included."""
+    given = factors[0] if isinstance(factors[0], (list, tuple)) else factors
+    if len(given) != 2:
+        return
+    sizes: dict[Any, int] = {}
+    for names, factor in zip(equation.replace(" ", "").partition("->")[0].split(","), given, strict=True):
+        before, dots, after = names.partition("...")
+        others = (
+            range(factor.ndim - len(before + after)) if dots else ()
+        )  # counted from the last one, as they broadcast
+        for name, size in zip([*before, *reversed(others), *after], factor.shape, strict=True):
+            sizes[name] = max(size, sizes.get(name, 1))
+    yield math.prod(sizes.values()), given[0].requires_grad, given[1].requires_grad
 
 
 def _scaled_dot_product(
@@ -112,7 +119,7 @@ PRODUCTS: dict[
     str, Callable[..., Iterator[Product]]
 ] = {  # function name -> its matrix products; add new functions here
     **dict.fromkeys(("matmul", "mm", "bmm", "_grouped_mm", "grouped_mm"), _matrices),
-    **dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_"), _plus_matrices),
+    **dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_"), _matrices),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
     "linear": _linear,
     "einsum": _einsum,
@@ -123,6 +130,7 @@ PRODUCTS: dict[
     "adapted_linear": _adapted_linear,
     "adapted_linears": _adapted_linears,
     "wide_linear": _linear,
+    **dict.fromkeys(("wide_matmul", "wide_grouped_mm"), _matrices),
 }
 
 LONG_ENOUGH = 0.01  # seconds; the launch overhead of a product is negligible from here

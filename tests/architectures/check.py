@@ -53,7 +53,7 @@ def write_model(kind: str, folder: Path, tokenizer: str) -> None:
     """Write a tiny random model without a classification head, and a tokenizer."""
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
     torch.manual_seed(0)
-    model = _auto(kind).from_config(AutoConfig.for_model(kind, **ARCHITECTURES[kind]))
+    model = auto_class(kind).from_config(AutoConfig.for_model(kind, **ARCHITECTURES[kind]))
     for parameter in model.parameters():  # some architectures start with zeros, which would hide differences
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.02)
@@ -62,7 +62,8 @@ def write_model(kind: str, folder: Path, tokenizer: str) -> None:
     model.save_pretrained(folder, state_dict=state)
 
 
-def _auto(kind: str) -> Any:
+def auto_class(kind: str) -> Any:
+    """Return the class of transformers that builds a model for this architecture's task."""
     if kind in ENCODERS:
         return AutoModelForSequenceClassification
     return AutoModelForSeq2SeqLM if kind in ENCODER_DECODERS else AutoModelForCausalLM

@@ -111,6 +111,15 @@ def test_each_product_is_that_in_float64_rounded_once(
     torch.testing.assert_close(wide.double(), exact, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_gradient_of_no_row_is_zero(transposed: bool, plain_cpu: None) -> None:
+    """An expert, or a trained head, may get no row of a batch."""
+    no_rows = torch.empty(5, 0) if transposed else torch.empty(0, 5).T
+    for dtype in HALVES:
+        found = products.mm(random(0, 7).to(dtype).T, no_rows.to(dtype).T)
+        assert torch.equal(found, torch.zeros(7, 5, dtype=dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_elsewhere_the_products_are_torchs(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SLOW", frozenset())

@@ -12,6 +12,7 @@ from typing import Any
 import bitsandbytes
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +30,7 @@ from litpeft.adapters.quantised_model import quantised_layers
 from litpeft.cli.finished_run import FinishedRun
 from litpeft.commands.estimate import Plan
 from litpeft.errors import UserError
+from litpeft.profiling.flops import FlopCounter
 from litpeft.runs.record import read_record
 from tests.architectures.models import (
     ADAPTERS,
@@ -147,7 +149,9 @@ def step_0(run_dir: Path, base: Path) -> dict[str, float]:
         task.build(data, CPU)
         task.eval()
         plain = plain_model(task, base, dtype)
-        ours = task.loss(batch)
+        with FlopCounter() as counter:  # as a sampled step does
+            ours = task.loss(batch)
+        assert counter.flops > 0
         if name == "bf16" and task.backbone.config.model_type in NO_BF16:
             continue
         losses[name] = ours.item(), plain_loss(plain, batch, task.backbone.config)
@@ -170,7 +174,8 @@ def step_0(run_dir: Path, base: Path) -> dict[str, float]:
 def plain_model(task: Any, base: Path, dtype: torch.dtype) -> nn.Module:
     """Return the model of plain transformers with the task's head and, for QLoRA, weights rounded by bitsandbytes."""
     ours = task.backbone
-    plain, report = type(ours).from_pretrained(base, config=ours.config, dtype=dtype, output_loading_info=True)
+    kind = getattr(transformers, type(ours).__name__)  # ours may be of a sub-class (`litpeft.ops.wide_modules`)
+    plain, report = kind.from_pretrained(base, config=ours.config, dtype=dtype, output_loading_info=True)
     names = dict(ours.named_parameters())
     with torch.no_grad():
         for name in report["missing_keys"]:

@@ -268,6 +268,48 @@ def test_a_resumed_run_shares_the_same_inputs_from_its_first_step() -> None:
     assert shared(resumed) == shared(model)
 
 
+class CalledBackwards(nn.Module):
+    """Layers that are called in another order than they are defined, as those of GPT-J and GPT-Neo."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.c, self.b, self.a = nn.Linear(6, 33), nn.Linear(33, 7), nn.Linear(33, 5), nn.Linear(33, 9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return self.a(x).sum() + (self.b(x) ** 2).sum() + (self.c(x) ** 3).sum()
+
+
+def test_layers_of_a_resumed_run_are_summed_in_the_order_of_their_calls() -> None:
+    def prepared(state: Any) -> tuple[LoRA, nn.Module]:
+        torch.manual_seed(0)
+        adapter = LoRA(rank=3, targets=["first", "a", "b", "c"])
+        model = adapter.apply(CalledBackwards()).train()
+        for layer in adapted_layers(model).values():
+            nn.init.normal_(layer.lora_B)
+        adapter.load_resume_state(model, state)
+        return adapter, model
+
+    def step(model: nn.Module, seed: int) -> list[Tensor]:
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
+        optimizer.zero_grad()
+        model(torch.randn(40, 6, generator=torch.Generator().manual_seed(seed))).backward()
+        optimizer.step()
+        return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    adapter, model = prepared(None)
+    step(model, 0)
+    state = adapter.resume_state(model)
+    assert [sorted(names) for names in state] == [["a", "b", "c"]]
+    assert state == [["a", "b", "c"]]
+    resumed_adapter, resumed = prepared(state)
+    for found, expected in zip(step(resumed, 1), step(model, 1), strict=True):
+        assert torch.equal(found, expected)
+    assert resumed_adapter.resume_state(resumed) == state
+    model.b.shared_input = None  # as if it were replaced: the others are computed alone, here and after a resume
+    assert adapter.resume_state(model) == []
+
+
 @pytest.mark.parametrize("magnitude", [False, True])
 def test_gradients_in_float64_equal_finite_differences(magnitude: bool) -> None:
     torch.manual_seed(0)

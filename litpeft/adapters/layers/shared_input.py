@@ -125,17 +125,19 @@ class InputObserver:
 def shared_inputs(layers: dict[str, nn.Module], steps: int) -> list[list[str]] | None:
     """Return the names of the layers that share their input, input by input; None before an optimizer step.
 
+    Those of an input are in the order of their calls, in which sums are made, and not in that of the model.
+
     Args:
         layers: adapted layers of one model, by name.
         steps: number of optimizer steps so far.
     """
     observer = next(iter(layers.values())).layer_group.observer
     observer.finish_after_step(steps)
-    names: dict[int, list[str]] = {}
-    for name, layer in layers.items():
-        if layer.shared_input is not None:
-            names.setdefault(id(layer.shared_input), []).append(name)
-    return list(names.values()) if observer.done else None
+    if not observer.done:
+        return None
+    names = {id(layer): name for name, layer in layers.items()}
+    shared = dict.fromkeys(layer.shared_input for layer in layers.values() if layer.shared_input is not None)
+    return [[names[id(each)] for each in members] for same in shared if (members := same.layers())]
 
 
 def share_inputs(layers: dict[str, nn.Module], names: list[list[str]] | None) -> None:

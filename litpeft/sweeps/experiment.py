@@ -85,7 +85,7 @@ class Trial:
 
     @cached_property
     def _is_full(self) -> bool:
-        return any(Path(each).name == "none.yaml" for each in self.arguments)
+        return any(each.endswith("none.yaml") and Path(each).name == "none.yaml" for each in self.arguments)
 
 
 @dataclass(frozen=True)

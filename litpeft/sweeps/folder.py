@@ -82,13 +82,14 @@ def tuning_jobs_of(root: Path, experiment: Experiment) -> list[Job]:
 
 
 def _jobs(root: Path, trials: Sequence[Trial], seeds: Sequence[int]) -> list[Job]:
+    logs, configs = root / LOGS, root / TRIALS  # made once: there may be many thousands of trials
     return [
         Job(
             trial,
             seed,
             root / trial.name / f"seed{seed}",
-            root / LOGS / f"{trial.name}-seed{seed}.log",
-            root / TRIALS / f"{trial.name}.yaml",
+            logs / f"{trial.name}-seed{seed}.log",
+            configs / f"{trial.name}.yaml",
             root.name,
         )
         for seed in seeds
@@ -126,13 +127,14 @@ def write_sweep(
             settled[trial.name] = trial, experiment.seeds, configs[source.name if source else trial.name]
         for each in trial.candidates:
             settled[each.name] = each, experiment.tune_seeds, _without_benchmarks(configs[each.name])
-    new, text = {}, YamlText()
+    new, text, folder = {}, YamlText(), root / TRIALS
     for name, (trial, seeds, config) in settled.items():
-        path, written = root / TRIALS / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{text(config)}"
+        path, written = folder / f"{name}.yaml", f"# litpeft fit --config {name}.yaml\n{text(config)}"
         if not _has_text(path, written):  # else the trial was started, if at all, with this file
             _check_unchanged(root, trial, seeds, config)
             new[path] = written
-    for folder in {(root / folder / name).parent for name in settled for folder in (TRIALS, LOGS)}:
+    inner = {name.rpartition("/")[0] for name in settled}
+    for folder in (root / kind / each for each in inner for kind in (TRIALS, LOGS)):
         folder.mkdir(parents=True, exist_ok=True)
     for path, written in new.items():
         write_atomically(path, written)

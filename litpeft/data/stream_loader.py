@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ class StreamLoader:
 
     Attributes:
         counts: rows read, used and trained on so far by all processes, and rows left out or truncated, by kind.
-        requested_at: `time.perf_counter()` when the last batch was requested, to time the wait for data.
+        on_request: called when a batch is requested, to time the wait for data.
     """
 
     sampler = batch_sampler = None  # Lightning reads these attributes
@@ -61,7 +60,7 @@ class StreamLoader:
         self.blocks, self.batches, self.seed = blocks, batches, seed
         self.size, self.rank, self.world_size, self.most = batch_size * world_size, rank, world_size, most
         self.num_workers, self.pin_memory = num_workers, pin_memory
-        self.requested_at = 0.0
+        self.on_request: Callable[[], None] = lambda: None
         self._data = reading_copy(blocks.data)  # only makes batches
         self._passed, self._number, self._served = 0, 0, 0  # the open block, and how many of its batches were given
         self._before: Counter[str] = Counter()  # counts before the open block
@@ -74,7 +73,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         batches = self._from_here()
         while True:
-            self.requested_at = time.perf_counter()
+            self.on_request()
             yield next(batches)
 
     def _from_here(self) -> Iterator[dict[str, Tensor]]:

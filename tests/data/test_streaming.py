@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -425,6 +426,29 @@ def fit_stream(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> lis
         *("--data", "SST2", "--data.train_file", file, "--data.val_samples", "40", "--data.batch_size", "8"),
         *("--data.streaming", "true", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
     ]
+
+
+def test_the_time_to_read_and_tokenise_a_stream_belongs_to_its_steps(
+    fit_stream: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each block takes a tenth of a second; with blocks of eight rows and batches of eight, so does each step."""
+    read, block = [], Blocks.block
+
+    def slowly(self: Blocks, following: int) -> Any:
+        read.append(following)
+        time.sleep(0.1)
+        return block(self, following)
+
+    monkeypatch.setattr(Blocks, "block", slowly)
+    limits = ["--data.shuffle_buffer", "8", "--trainer.max_steps", "8", "--memory.track_steps", "[]"]
+    assert main(["fit", *fit_stream, *limits, "--run_dir", str(tmp_path / "run")]) == 0
+    record = read_record(tmp_path / "run")
+    assert len(read) == 8
+    assert record["train_seconds"] > 8 * 0.1
+    assert record["step_seconds_p50"] > 0.1
+    assert record["train_samples_per_second"] < 8 / 0.1
+    assert record["sampled_steps"] == 1  # the seventh
+    assert record["step_split_seconds_p50"]["data_wait"] > 0.1
 
 
 def test_verbs_on_a_stream(fit_stream: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

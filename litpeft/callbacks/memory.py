@@ -81,10 +81,11 @@ class MemoryRecorder(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._saved(trainer)
-        if self._phase == "save":
-            self._enter("train", pl_module.device)
         step = trainer.global_step - self._steps_before
-        if step in self.track_steps and self._track(trainer, pl_module):
+        phase = "train" if step else "first_step"
+        if self._phase != phase:  # after a checkpoint, or a validation between the batches of the first step
+            self._enter(phase, pl_module.device)
+        if step in self.track_steps and self._track(trainer, pl_module) and step not in self.tracked_steps:
             self.tracked_steps.append(step)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -107,7 +108,8 @@ class MemoryRecorder(Callback):
                 pl_module.log(f"memory/{name}", float(count), batch_size=1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved(trainer)
+        if self.tracker is not None:  # of a checkpoint, or of a step of which batches follow the validation
+            self._tracked(trainer)
         if not trainer.sanity_checking:
             self._enter("validate", pl_module.device)
 

@@ -214,6 +214,26 @@ def test_memory_is_tracked_at_the_longest_batch_after_the_first_step(
     assert read_record(tmp_path / "run")["peak_tensor_bytes"] >= record["peak_tensor_bytes"]
 
 
+@pytest.mark.parametrize("interval", ["1", "2", "3"])
+def test_a_validation_between_the_batches_of_a_step_changes_no_peak_of_training(
+    tmp_path: Path, fit_arguments: list[str], interval: str
+) -> None:
+    """Three optimizer steps of four batches each, and for comparison with a validation after each of these steps."""
+    found = {}
+    for every in (interval, "4"):
+        run = tmp_path / every
+        options = ["--trainer.accumulate_grad_batches", "4", "--trainer.val_check_interval", every]
+        assert main([*fit_arguments, *options, "--trainer.max_epochs", "1", "--run_dir", str(run)]) == 0
+        record = read_record(run)
+        peaks = {name: phase.get("peak_tensor_bytes") for name, phase in record["memory_phases"].items()}
+        split = record["memory_phases"]["validate"]["tensor_bytes"]
+        found[every] = peaks["first_step"], peaks["train"], record["peak_tensor_bytes"]
+        assert record["tracked_steps"] == [0, 1]
+        assert peaks["validate"] < peaks["first_step"]
+        assert split["activations"] == 0  # a validation keeps nothing for a backward pass
+    assert found[interval] == pytest.approx(found["4"], rel=1e-3)  # numbers that a tracker has not seen being made
+
+
 def test_the_peak_of_several_epochs_is_at_the_start_of_the_second(
     tmp_path: Path, tiny_model: str, capsys: pytest.CaptureFixture
 ) -> None:

@@ -41,6 +41,7 @@ class Steps(_TrainingEpochLoop):
     """The batches of one epoch."""
 
     saver: StepSaver
+    _stops = False  # whether the run ends after the step whose batches are being accumulated
 
     def reset(self) -> None:
         if self._num_ready_batches_reached() and not self.saver.validation_due:
@@ -63,9 +64,17 @@ class Steps(_TrainingEpochLoop):
         super().advance(data_fetcher)
 
     def on_advance_end(self, data_fetcher: Any) -> None:
+        self._postpone_stop()  # asked for in the batch, for example by max_time
         super().on_advance_end(data_fetcher)
+        self._postpone_stop()  # in the validation, for example by early stopping
         if not self._num_ready_batches_reached() and not self._should_accumulate():
             self.saver.between_steps(self.trainer)
+
+    def _postpone_stop(self) -> None:
+        """End the run after an optimizer step, not between its batches: a checkpoint there lacks their gradients."""
+        self._stops |= self.trainer.should_stop
+        self.trainer.should_stop = self._stops and not self._should_accumulate()
+        self._stops &= self._should_accumulate()
 
 
 class Epochs(_FitLoop):

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -243,6 +244,45 @@ def test_a_finished_run_names_the_limit_that_it_has_reached(
     capsys.readouterr()
     assert main(["fit", "--run_dir", str(run_dir), "--resume"]) == 2
     assert f"to continue it, raise trainer.max_steps (now {steps + 4})." in capsys.readouterr().err
+
+
+class StopIn(L.Callback):
+    """Asks for the end of the run after a batch, as max_time does, or in a validation, as early stopping does."""
+
+    def __init__(self, batch: int = 0, validation: int = 0) -> None:
+        self.batch, self.validation, self.validations = batch, validation, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        trainer.should_stop |= trainer.fit_loop.total_batch_idx + 1 == self.batch
+
+    def on_validation_end(self, trainer: L.Trainer, *_: object) -> None:
+        if not trainer.sanity_checking:
+            self.validations += 1
+            trainer.should_stop |= self.validations == self.validation
+
+
+@pytest.mark.parametrize("stop", [("batch", "6"), ("batch", "15"), ("validation", "2")])
+def test_a_run_that_is_to_stop_between_the_batches_of_a_step_stops_after_the_step_and_resumes(
+    stop: tuple[str, str], tmp_path: Path, fit_arguments: list[str]
+) -> None:
+    """Of three epochs with twelve batches; four batches make an optimizer step, and validations follow each third."""
+    options = [*LORA, "--trainer.accumulate_grad_batches", "4", "--trainer.val_check_interval", "3"]
+    options += ["--trainer.callbacks", f"{__name__}.StopIn"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*fit_arguments, *options, "--trainer.max_epochs", "3", "--run_dir", str(whole)]) == 0
+    when = [f"--trainer.callbacks.{stop[0]}", stop[1]]
+    assert main([*fit_arguments, *options, *when, "--trainer.max_epochs", "2", "--run_dir", str(stopped)]) == 0
+    steps = {"6": 2, "15": 4, "2": 2}[stop[1]]
+    record = read_record(stopped)
+    assert (record["status"], record["steps"], record["epochs"]) == ("ok", steps, pytest.approx(steps / 3))
+    assert record["val_step"] == steps  # the last weights are validated
+    never = ["--trainer.callbacks", f"{__name__}.StopIn", "--trainer.callbacks.batch", "0"]
+    assert main(["fit", "--run_dir", str(stopped), "--resume", *never, "--trainer.max_epochs", "3"]) == 0
+    ends = [read_record(run) for run in (whole, stopped)]
+    for name in ("steps", "epochs", "train_loss", "val_loss"):
+        assert ends[0][name] == ends[1][name], name
+    assert ends[1]["epochs"] == 3
+    assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in weights(whole).items())
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:

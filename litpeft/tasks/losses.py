@@ -86,12 +86,15 @@ def non_finite_loss(losses: TrainLoss, trainer: Trainer, fp16: bool = False) -> 
         fp16: whether the compute dtype is fp16.
     """
     number, loss = losses.first_non_finite()
-    epoch, batch = divmod(number, trainer.num_training_batches)
     lr = trainer.optimizers[0].param_groups[0]["lr"]
-    accumulated = trainer.accumulate_grad_batches
-    step = epoch * math.ceil(trainer.num_training_batches / accumulated) + batch // accumulated
+    place = f"in batch {number} of the run (learning rate {lr})"
+    if math.isfinite(batches := trainer.num_training_batches):  # infinite: a dataloader without a length
+        epoch, batch = divmod(number, batches)
+        accumulated = trainer.accumulate_grad_batches
+        step = epoch * math.ceil(batches / accumulated) + batch // accumulated
+        place = f"at step {step} (batch {batch} of epoch {epoch}, learning rate {lr})"
     wider = "fp16 ends at 65,504: give --model.dtype bf16 or fp32, or " if fp16 else ""
     return UserError(
-        f"the training loss is {loss} at step {step} (batch {batch} of epoch {epoch}, learning rate {lr}); "
+        f"the training loss is {loss} {place}; "
         f"{wider}try a smaller model.optimizer.lr, a longer warm-up, or trainer.gradient_clip_val 1.0."
     )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset
 
+from litpeft.errors import UserError
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
+from tests.conftest import QUIET
 
 BATCHES = st.lists(st.tuples(st.floats(-100, 100, width=32), st.integers(1, 999)), min_size=1, max_size=9)
 
@@ -60,6 +65,35 @@ def test_the_message_names_step_and_batch_with_accumulation() -> None:
     assert message.startswith("the training loss is inf at step 6 (batch 7 of epoch 1, learning rate 0.5);")
     assert "fp16" not in message
     assert "fp16 ends at 65,504" in str(non_finite_loss(losses, trainer, fp16=True))
+
+
+def test_the_message_names_the_batch_of_the_run_where_a_dataloader_has_no_length() -> None:
+    """Lightning then has an infinite number of batches per epoch, so no step and no epoch can be computed."""
+
+    class Rows(IterableDataset):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            yield from torch.ones(5, 1)
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.losses = torch.nn.Linear(1, 1), TrainLoss()
+
+        def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+            number = self.trainer.fit_loop.total_batch_idx
+            loss = self.layer(batch).sum() * (math.nan if number == 7 else 1.0)
+            self.losses.update(loss, 1, number)
+            return loss
+
+        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+            if self.losses.first_non_finite() is not None:
+                raise non_finite_loss(self.losses, self.trainer)
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.5)
+
+    with pytest.raises(UserError, match=r"^the training loss is nan in batch 7 of the run \(learning rate 0\.5\); try"):
+        L.Trainer(**QUIET, max_epochs=3).fit(Module(), DataLoader(Rows(), batch_size=1))
 
 
 def test_one_process_has_its_own_mean() -> None:

@@ -12,6 +12,7 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.fabric.utilities.seed import _collect_rng_states, _set_rng_states
 from lightning.pytorch.callbacks import Checkpoint as LightningCheckpoint
+from lightning.pytorch.callbacks import Timer
 
 from litpeft.callbacks.stop_signals import StopSignals
 from litpeft.errors import UserError
@@ -164,11 +165,12 @@ class Checkpoint(LightningCheckpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Save the metrics: schedules, early stopping and the record read metrics of earlier validations."""
         checkpoint["metrics"] = {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()}
-        checkpoint["stopping"] = [trainer.max_epochs, trainer.max_steps] if trainer.should_stop else None
+        checkpoint["stopping"] = _limits(trainer) if trainer.should_stop else None
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self._metrics = checkpoint["metrics"]
-        if checkpoint["stopping"] == [trainer.max_epochs, trainer.max_steps]:  # the limits were not raised
+        stopping = checkpoint["stopping"]  # checkpoints of older versions lack max_time
+        if stopping and stopping == _limits(trainer)[: len(stopping)]:  # the limits were not raised
             trainer.should_stop = self.epoch_due = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,3 +194,9 @@ class Checkpoint(LightningCheckpoint):
 
 def _name(step: int) -> str:
     return f"{CHECKPOINTS}/step-{step:06d}"
+
+
+def _limits(trainer: Trainer) -> list[float | None]:
+    """Return the limits on the length of a run: epochs, steps and seconds."""
+    times = [timer._duration for timer in trainer.callbacks if isinstance(timer, Timer)]
+    return [trainer.max_epochs, trainer.max_steps, min((time for time in times if time is not None), default=None)]

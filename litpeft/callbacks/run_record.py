@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import yaml
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from litpeft.callbacks.across_processes import PEAKS, combine, most
@@ -103,7 +103,10 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
         if self._owns_folder:
             self._gather(trainer)
         elif not self._was_finished:
-            reached = reached_limit(self.record["config"] or {}, trainer.global_step, self.record["epochs"])
+            config = self.record["config"] or {}
+            reached = reached_limit(config, trainer.global_step, self.record["epochs"])
+            if reached is None and _time_is_over(trainer):
+                reached = "trainer.max_time", config.get("trainer", {}).get("max_time")
             limit = f", the limit of {reached[0]} {reached[1]}; give a higher one to train on" if reached else ""
             raise UserError(f"nothing to train: the run is already at step {trainer.global_step}{limit}.")
         else:  # the run was killed between its last checkpoint and here
@@ -245,6 +248,12 @@ def _limits(record: dict[str, Any]) -> list[Any]:
     """Return the limits on the length of a run."""
     trainer = (record["config"] or {}).get("trainer", {})
     return [trainer.get(name) for name in ("max_epochs", "max_steps", "max_time")]
+
+
+def _time_is_over(trainer: Trainer) -> bool:
+    """Return whether the run has trained for as long as `trainer.max_time` allows."""
+    left = [timer.time_remaining() for timer in trainer.callbacks if isinstance(timer, Timer)]
+    return any(seconds is not None and seconds <= 0 for seconds in left)
 
 
 def _metrics(trainer: Trainer, prefix: str) -> dict[str, Any]:

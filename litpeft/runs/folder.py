@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +170,13 @@ def check_resumable(before: dict[str, Any], now: dict[str, Any], run_dir: Path, 
             )
     limits = [changed.get(f"trainer.{name}", (0, 0)) for name in ("max_epochs", "max_steps")]
     raised = any((new or 0) > (old or 0) or new == -1 != old for old, new in limits)
-    if record["status"] == "ok" and not raised:
-        reached = reached_limit(before, record["steps"], record["epochs"])
-        limit = f"{reached[0]} (now {reached[1]})" if reached else "trainer.max_epochs or trainer.max_steps"
+    times = [_seconds(each["trainer"].get("max_time")) for each in (before, now)]
+    if record["status"] == "ok" and not raised and times[0] >= times[1]:
+        limit = "trainer.max_epochs or trainer.max_steps"
+        if reached := reached_limit(before, record["steps"], record["epochs"]):
+            limit = f"{reached[0]} (now {reached[1]})"
+        elif times[0] < math.inf:
+            limit = f"trainer.max_time (now {before['trainer']['max_time']}), {limit}"
         raise UserError(f"--resume: the run in {run_dir} is finished; to continue it, raise {limit}.")
     for name, (old, new) in changed.items():
         print(f"litpeft: resuming with a changed {name}: {old} -> {new}")
@@ -183,6 +189,13 @@ def reached_limit(config: dict[str, Any], steps: int | None, epochs: float | Non
         if 0 < limit <= (done or 0):
             return f"trainer.{name}", limit
     return None
+
+
+def _seconds(max_time: str | dict[str, int] | None) -> float:
+    """Return the seconds of `trainer.max_time`: DAYS:HOURS:MINUTES:SECONDS, or numbers by unit; infinite for null."""
+    if isinstance(max_time, str):
+        max_time = dict(zip(("days", "hours", "minutes", "seconds"), map(int, max_time.split(":")), strict=True))
+    return math.inf if max_time is None else timedelta(**max_time).total_seconds()
 
 
 def _global_batch_size(config: dict[str, Any]) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -283,6 +284,36 @@ def test_a_run_that_is_to_stop_between_the_batches_of_a_step_stops_after_the_ste
         assert ends[0][name] == ends[1][name], name
     assert ends[1]["epochs"] == 3
     assert all(torch.equal(tensor, weights(stopped)[name]) for name, tensor in weights(whole).items())
+
+
+class Slow(L.Callback):
+    """Makes each batch last a fifth of a second."""
+
+    def on_train_batch_start(self, *_: object) -> None:
+        time.sleep(0.2)
+
+
+def test_a_run_that_max_time_ended_goes_on_with_more_time_as_a_run_without_that_limit(
+    tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    run_dir, whole = tmp_path / "run", tmp_path / "whole"
+    slow = ["--trainer.callbacks", f"{__name__}.Slow"]
+    assert main([*fit_arguments, *LORA, *slow, "--trainer.max_time", "00:00:00:01", "--run_dir", str(run_dir)]) == 0
+    first = read_record(run_dir)["steps"]
+    assert 0 < first <= 5
+    resume = ["fit", "--run_dir", str(run_dir), "--resume"]
+    capsys.readouterr()
+    assert main(resume) == 2
+    assert "raise trainer.max_time (now 00:00:00:01), trainer.max_epochs or" in capsys.readouterr().err
+    assert main([*resume, "--trainer.max_epochs", "9"]) == 2
+    assert f"at step {first}, the limit of trainer.max_time 00:00:00:01; give a higher" in capsys.readouterr().err
+    assert main([*resume, "--trainer.max_time", "00:00:00:02"]) == 0
+    second = read_record(run_dir)["steps"]
+    assert first < second <= 10
+    assert main([*resume, "--trainer.max_time", "null", "--trainer.max_steps", "14"]) == 0
+    assert main([*fit_arguments, *LORA, *slow, "--trainer.max_steps", "14", "--run_dir", str(whole)]) == 0
+    assert [read_record(run)["steps"] for run in (run_dir, whole)] == [14, 14]
+    assert all(torch.equal(tensor, weights(run_dir)[name]) for name, tensor in weights(whole).items())
 
 
 def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path: Path) -> None:

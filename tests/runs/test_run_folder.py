@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,26 @@ def test_a_finished_run_goes_on_only_with_a_higher_limit(option: str, value: Any
     else:
         with pytest.raises(UserError, match=r"is finished; to continue it, raise trainer.max_epochs \(now 2\)"):
             check_resumable(CONFIG, now, Path("run"), finished)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "goes_on"),
+    [
+        ("00:00:10:00", "00:00:10:01", True), ("00:23:59:59", "01:00:00:00", True), ("00:00:10:00", None, True),
+        ("00:00:10:00", {"minutes": 11}, True), ({"hours": 1}, {"minutes": 61}, True),
+        ("00:00:10:00", "00:00:10:00", False), ("00:00:10:00", "00:00:09:59", False),
+        ("00:00:10:00", {"minutes": 10}, False), (None, "00:00:10:00", False), (None, None, False),
+    ],
+)  # fmt: skip
+def test_a_run_that_its_time_ended_goes_on_with_more_time(before: Any, now: Any, goes_on: bool) -> None:
+    stopped = {"status": "ok", "steps": 3, "epochs": 0.5}
+    configs = [changed("trainer.max_time", time) for time in (before, now)]
+    if goes_on:
+        check_resumable(*configs, Path("run"), stopped)
+        return
+    time = rf"trainer\.max_time \(now {re.escape(str(before))}\), " if before else ""
+    with pytest.raises(UserError, match=rf"raise {time}trainer\.max_epochs or trainer\.max_steps\.$"):
+        check_resumable(*configs, Path("run"), stopped)
 
 
 def test_a_run_that_its_steps_ended_goes_on_for_an_epoch() -> None:

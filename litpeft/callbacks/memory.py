@@ -252,10 +252,11 @@ def _longest_steps(trainer: Trainer, pl_module: LightningModule) -> list[int]:
     if not isinstance(sampler, LengthGroupedBatches):  # a data set with another sampler: lengths unknown
         return [0, 1]
     total = pl_module.total_steps()
-    left = trainer.num_training_batches - sampler.start  # batches of this epoch
+    start = getattr(trainer.train_dataloader, "served", 0)  # with workers the sampler is ahead of the run
+    left = trainer.num_training_batches - start  # batches of this epoch
     steps = math.inf if total is None else total - trainer.global_step
     chosen = [0]
-    if (longest := sampler.longest_later(left, steps, accumulated)) is not None:
+    if (longest := sampler.longest_later(left, steps, accumulated, start)) is not None:
         chosen.append(longest // accumulated)
     if (next_epoch := math.ceil(left / accumulated)) < steps:
         chosen.append(next_epoch)

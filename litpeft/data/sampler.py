@@ -74,18 +74,19 @@ class LengthGroupedBatches(Sampler[list[int]]):
         for batch in batches[start:]:
             yield batch[self.rank :: self.world_size]
 
-    def longest_later(self, batches: int, steps: float, accumulated: int) -> int | None:
+    def longest_later(self, batches: int, steps: float, accumulated: int, start: int = 0) -> int | None:
         """Return which of the batches left in this epoch has the longest row after the first optimizer step.
 
         Args:
             batches: batches left in this epoch, counted from `start`.
             steps: optimizer steps left in the run; may be infinite.
             accumulated: batches per optimizer step.
+            start: batches of this epoch that were trained on before a resume.
 
         Returns:
             Number of the batch, counted from `start`; None if the first step is the only one.
         """
-        end, all_batches = int(min(batches, steps * accumulated)), self._batches()[self.start :]
+        end, all_batches = int(min(batches, steps * accumulated)), self._batches()[start:]
         return max(range(accumulated, end), key=lambda i: self._cost(all_batches[i]), default=None)
 
     def _batches(self) -> list[list[int]]:
@@ -134,6 +135,7 @@ class ResumableLoader:
 
     Attributes:
         on_request: called when a batch is requested, to time the wait for data.
+        served: batches of this epoch that were given, before a resume too.
     """
 
     batch_sampler = None  # Lightning reads this attribute; `sampler` yields the batches
@@ -145,14 +147,14 @@ class ResumableLoader:
         options["worker_init_fn"] = ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.on_request: Callable[[], None] = lambda: None
-        self._served = 0
+        self.served = 0
         self._saved_length: int | None = None  # batches per epoch of the run that is resumed
 
     def __len__(self) -> int:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Any]:
-        self._served = self.sampler.start
+        self.served = self.sampler.start
         batches = iter(self._loader)
         if self._loader.num_workers:
             report_dead_worker_once()
@@ -167,17 +169,17 @@ class ResumableLoader:
                 batch = next(batches)
             except StopIteration:
                 return
-            self._served += 1
+            self.served += 1
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.sampler.epoch, "batches": self._served, "of": len(self)}
+        return {"epoch": self.sampler.epoch, "batches": self.served, "of": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         epoch, batches, self._saved_length = state["epoch"], state["batches"], state["of"]
         if batches >= len(self.sampler):  # saved after the last batch of an epoch: continue with the next epoch
             epoch, batches = epoch + 1, 0
-        self.sampler.epoch, self.sampler.start, self._served = epoch, batches, batches
+        self.sampler.epoch, self.sampler.start, self.served = epoch, batches, batches
 
 
 def ignore_ctrl_c(worker: int) -> None:

@@ -214,6 +214,22 @@ def test_memory_is_tracked_at_the_longest_batch_after_the_first_step(
     assert read_record(tmp_path / "run")["peak_tensor_bytes"] >= record["peak_tensor_bytes"]
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_resumed_run_tracks_the_rest_of_its_epoch_and_the_start_of_the_next_one_though_workers_are_ahead(
+    tmp_path: Path, fit_arguments: list[str], workers: str
+) -> None:
+    """An epoch has twelve batches; the run is resumed after nine, of which the workers have then asked for more."""
+    options = ["--trainer.callbacks", f"{__name__}.Widths", "--data.num_workers", workers]
+    options += ["--run_dir", str(tmp_path / "run")]
+    assert main([*fit_arguments, *options, "--trainer.max_steps", "9", "--memory.track_steps", "[]"]) == 0
+    Widths.seen = {}
+    assert main(["fit", *options, "--resume", "--trainer.max_steps", "14", "--memory.track_steps", "null"]) == 0
+    first, longest, next_epoch = read_record(tmp_path / "run")["tracked_steps"]
+    assert (first, next_epoch) == (0, 12 - 9)
+    widths = [Widths.seen[step] for step in range(9, 14)]
+    assert widths[longest] == max(widths[1:3])
+
+
 @pytest.mark.parametrize("interval", ["1", "2", "3"])
 def test_a_validation_between_the_batches_of_a_step_changes_no_peak_of_training(
     tmp_path: Path, fit_arguments: list[str], interval: str
@@ -292,10 +308,10 @@ def test_tracked_are_the_first_step_the_longest_batch_and_the_next_epoch(
 
     class Sampler(LengthGroupedBatches):
         def __init__(self) -> None:
-            self.start = start
+            pass
 
-        def longest_later(self, left: int, steps: float, accumulated: int) -> int | None:
-            asked.append((left, steps, accumulated))
+        def longest_later(self, left: int, steps: float, accumulated: int, start: int) -> int | None:
+            asked.append((left, steps, accumulated, start))
             return longest
 
     module = SimpleNamespace(
@@ -304,13 +320,13 @@ def test_tracked_are_the_first_step_the_longest_batch_and_the_next_epoch(
     )  # fmt: skip
     trainer = SimpleNamespace(
         global_step=done, sanity_checking=False, strategy=HOST_STRATEGY, num_training_batches=batches,
-        accumulate_grad_batches=accumulate, train_dataloader=SimpleNamespace(sampler=Sampler()),
+        accumulate_grad_batches=accumulate, train_dataloader=SimpleNamespace(sampler=Sampler(), served=start),
     )  # fmt: skip
     recorder = MemoryRecorder()
     recorder.setup(trainer, module, "fit")
     recorder.on_train_start(trainer, module)
     assert recorder.track_steps == expected
-    assert asked == [(batches - start, float("inf") if total is None else total - done, accumulate)]
+    assert asked == [(batches - start, float("inf") if total is None else total - done, accumulate, start)]
     trainer.train_dataloader.sampler = object()  # of another data set
     other = MemoryRecorder()
     other.setup(trainer, module, "fit")

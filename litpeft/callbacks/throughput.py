@@ -141,6 +141,7 @@ class ThroughputRecorder(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
+        self._stop_counting()  # a batch without a loss has no backward pass
         step, stepped = self._open, trainer.global_step > self._steps_before
         self._end_part("optimizer", pl_module)
         if step.parts is None:

@@ -264,6 +264,22 @@ def test_a_gpu_is_waited_for_only_where_a_rate_is_logged_and_around_sampled_step
     assert len(logged) == 2
 
 
+def test_a_sampled_batch_without_a_loss_leaves_no_flop_counter_active(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task of the user's own may skip a batch: Lightning then calls no hook around backward."""
+    train = Module.training_step
+
+    def skip_the_last(self: Module, batch: torch.Tensor, batch_idx: int) -> torch.Tensor | None:
+        return None if batch_idx == 7 else train(self, batch, batch_idx)
+
+    monkeypatch.setattr(Module, "training_step", skip_the_last)
+    measured = fit(tmp_path, ThroughputRecorder(warmup_steps=0, sample_every=2), 8)
+    assert torch._C._len_torch_function_stack() == 0
+    assert measured["sampled_steps"] == 4
+    assert measured["model_flops_per_step"] == 3 * FLOPS / 4  # the skipped batch needs none
+
+
 def test_a_failed_run_leaves_no_flop_counter_active(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Module, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         raise RuntimeError("out of luck")

@@ -105,9 +105,13 @@ class ThroughputRecorder(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._steps_before = trainer.global_step
         self._device_clock = device_clock(pl_module.device, self.clock)
+        self.on_train_epoch_start(trainer)  # Lightning does not call it in a run that is resumed within an epoch
+        settle(pl_module.device)
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Time the requests of this epoch's loader; with `reload_dataloaders_every_n_epochs` it is a new one."""
         if hasattr(trainer.train_dataloader, "on_request"):  # litpeft's loader
             trainer.train_dataloader.on_request = self._mark_request
-        settle(pl_module.device)
 
     def _mark_request(self) -> None:
         """Note when a batch is requested: the start of its step."""

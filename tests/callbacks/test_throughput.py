@@ -264,6 +264,23 @@ def test_a_gpu_is_waited_for_only_where_a_rate_is_logged_and_around_sampled_step
     assert len(logged) == 2
 
 
+def test_the_wait_for_data_counts_in_later_epochs_too_if_each_has_a_loader_of_its_own(tmp_path: Path) -> None:
+    recorder = ThroughputRecorder(warmup_steps=0, sample_every=0)
+    recorder.clock = clock = Clock()
+
+    class Loaders(L.LightningDataModule):
+        def train_dataloader(self) -> Loader:
+            return Loader(clock, 4)
+
+    trainer = L.Trainer(
+        **QUIET, max_epochs=3, callbacks=[recorder], default_root_dir=tmp_path, reload_dataloaders_every_n_epochs=1
+    )
+    trainer.fit(Module(clock), Loaders())
+    waits = 3 * (8 + 3) * WAIT  # the first batch of each epoch comes late
+    steps = 12 * (FORWARD + BACKWARD + OPTIMIZER) + SLOW
+    assert recorder.measured()["train_seconds"] == pytest.approx(steps + waits)
+
+
 def test_a_sampled_batch_without_a_loss_leaves_no_flop_counter_active(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors import SafetensorError
 
@@ -239,10 +240,17 @@ def test_metrics_and_an_early_end_are_in_the_checkpoint(tmp_path: Path) -> None:
     assert (state["metrics"]["val_loss"].item(), state["stopping"]) == (0.5, None)
     trainer.should_stop = True
     checkpoint.on_save_checkpoint(trainer, TASK, state)
-    assert state["stopping"] == [3, -1]
-    for limits, stops in (([3, -1], True), ([4, -1], False)):  # a higher limit
-        again = Checkpoint()
+    assert state["stopping"] == [3, -1, None]
+    hour = Timer({"hours": 1})
+    for saved, limits, timers, stops in (
+        ([3, -1, None], [3, -1], [], True), ([3, -1, None], [4, -1], [], False),  # a higher limit
+        ([3, -1, 3600.0], [3, -1], [hour], True), ([3, -1, 1800.0], [3, -1], [hour], False),  # more time
+        ([3, -1, 3600.0], [3, -1], [], False), ([3, -1, None], [3, -1], [Timer()], True),
+        ([3, -1], [3, -1], [], True), ([3, -1], [4, -1], [hour], False),  # of an older version
+    ):  # fmt: skip
+        again, state["stopping"] = Checkpoint(), saved
         resumed = Made(tmp_path, again, max_epochs=limits[0], max_steps=limits[1])
+        resumed.callbacks = [*resumed.callbacks, *timers]
         again.on_load_checkpoint(resumed, TASK, state)
         assert (resumed.should_stop, again.epoch_due) == (stops, stops)
         again.on_train_start(resumed, TASK)

@@ -53,6 +53,21 @@ def print_notices(trainer: Trainer, record: dict[str, Any]) -> None:
     tell_what_is_random(record)
 
 
+def tell_if_not_validated(trainer: Trainer, record: dict[str, Any]) -> None:
+    """Print after training that its last weights were not validated: the record's figures are of an earlier step."""
+    if not trainer.is_global_zero or not trainer.enable_validation:
+        return
+    steps = [each["step"] for each in record["validations"] or []]
+    if steps[-1:] != [trainer.global_step]:
+        figures = f"those of step {steps[-1]:,}" if steps else "unknown"
+        print(
+            f"litpeft: warning: the weights at the end (step {trainer.global_step:,}) were not validated; the "
+            f"validation figures are {figures}: give a smaller trainer.val_check_interval or "
+            "trainer.check_val_every_n_epoch.",
+            file=sys.stderr,
+        )
+
+
 def tell_what_is_random(record: dict[str, Any]) -> None:
     """Print that a model which is not trained has new tensors, such as a head."""
     if record["trainable_params"] == 0 and (new := record["new_tensors"]):

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from litpeft.callbacks.across_processes import PEAKS, combine, most
 from litpeft.callbacks.benchmark import BenchmarkEvaluation
 from litpeft.callbacks.event_files import curve_sizes, cut_curves, event_file, remove_event_file
-from litpeft.callbacks.run_description import describe_model, describe_setup, print_notices
+from litpeft.callbacks.run_description import describe_model, describe_setup, print_notices, tell_if_not_validated
 from litpeft.callbacks.sent_figures import send_figures, send_files, send_settings
 from litpeft.errors import UserError
 from litpeft.runs import curve_file
@@ -111,6 +111,7 @@ class RunRecorder(Checkpoint):  # Lightning calls callbacks of this class last, 
             raise UserError(f"nothing to train: the run is already at step {trainer.global_step}{limit}.")
         else:  # the run was killed between its last checkpoint and here
             self._cut_curves(trainer)
+        tell_if_not_validated(trainer, self.record)
         self._close(trainer, "ok", None)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

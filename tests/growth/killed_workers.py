@@ -61,9 +61,12 @@ def processes(text: str) -> list[int]:
 
 
 def kill_now_and_then(end: threading.Event, seconds: float, kind: str, killed: list[int]) -> None:
-    """Kill one of the processes whose command line has this text, now and then, until the end."""
-    draw = random.Random(0)
-    while not end.wait(seconds):
+    """Kill one of the processes whose command line has this text, now and then, until the end.
+
+    Times between two kills are random: a slow machine's last trial would else never end.
+    """
+    draw = random.Random()
+    while not end.wait(draw.uniform(0, 2 * seconds)):
         if candidates := processes(kind):
             with contextlib.suppress(OSError):
                 os.kill(chosen := draw.choice(candidates), signal.SIGKILL)
@@ -73,7 +76,7 @@ def kill_now_and_then(end: threading.Event, seconds: float, kind: str, killed: l
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=1000, help="a multiple of ten (default: 1000)")
-    parser.add_argument("--every", type=float, default=20.0, help="seconds between two kills (default: 20)")
+    parser.add_argument("--every", type=float, default=20.0, help="mean seconds between two kills (default: 20)")
     parser.add_argument("--launcher", choices=list(STARTERS), default="ray")
     parser.add_argument(
         "--select", choices=["optuna"], help="search all trials with Optuna; the sweep itself is killed"

@@ -21,6 +21,7 @@ from tests.conftest import write_sentences
 from tests.forking import litpeft
 from tests.resuming import differences, run
 from tests.torture import CASES, Torture
+from tests.watching import check_extension
 
 FULL = ["--model.adapter", "Full"]
 LORA = ["--model.adapter", "LoRA", "--model.adapter.rank", "4", "--model.adapter.dropout", "0.2"]
@@ -322,3 +323,12 @@ def test_a_kill_between_two_renames_loses_no_checkpoint(finished: Path, tmp_path
     newest.rename(newest.with_name(f".{newest.name}.old"))
     assert newest_checkpoint(run_dir) == newest
     assert (newest / TENSORS).is_file()
+
+
+@pytest.mark.parametrize("limit", ["3", "0.5"])  # of four batches
+def test_a_run_with_limited_epochs_is_continued_with_the_first_batch_of_the_next_epoch(
+    limit: str, tmp_path: Path, fit_arguments: list[str]
+) -> None:
+    check_extension(fit_arguments, tmp_path, ["--trainer.limit_train_batches", limit, *LORA])
+    steps = {"3": 6, "0.5": 4}[limit]
+    assert [read_record(tmp_path / name)["steps"] for name in ("whole", "parts")] == [steps, steps]

@@ -81,7 +81,8 @@ class EvaluationWeights(Callback):
         if trainer.state.fn != "fit" or not self.has_weights(trainer):
             return
         if self._kept is not None:  # within a validation, or after the last step
-            checkpoint[TRAINING_WEIGHTS] = full_tensors(self._kept)
+            # with what else the adapter saves, such as the importance of the ranks of AdaLoRA
+            checkpoint[TRAINING_WEIGHTS] = checkpoint["state_dict"] | full_tensors(self._kept)
             return
         checkpoint[TRAINING_WEIGHTS] = checkpoint["state_dict"]  # these are the parameters themselves, not copies
         self.enter(trainer, pl_module)

@@ -120,6 +120,15 @@ def test_a_run_with_averages_resumes_bit_identically(
     check_resume(fit_arguments, tmp_path, options, step, validation)
 
 
+def test_a_run_whose_adapter_saves_more_than_weights_resumes_in_the_middle_of_a_validation(
+    tmp_path: Path, fit_arguments: list[str]
+) -> None:
+    """AdaLoRA saves the importance of its ranks, which belongs to the weights that the training continues from."""
+    ranks = '{"init_r": 6, "target_r": 2, "tinit": 2, "tfinal": 2, "deltaT": 1}'
+    adapter = ["--model.adapter", "Peft", "--model.adapter.method", "ADALORA", "--model.adapter.options", ranks]
+    check_resume(fit_arguments, tmp_path, [*RULES["EMA"][0], *adapter, *ADAMW], None, 12)
+
+
 def test_a_finished_run_is_extended_as_if_it_had_been_longer(tmp_path: Path, fit_arguments: list[str]) -> None:
     check_extension(fit_arguments, tmp_path, [*RULES["EMA"][0], *ADAPTERS["LoRA"], *ADAMW])
 

@@ -69,9 +69,24 @@ def reallocate(tuner: nn.Module, step: int, total_steps: int | None) -> None:
             f"{total_steps} for reallocation; give smaller numbers."
         )
     config.total_step = total_steps
-    if step == total_steps - config.tfinal and not tuner.rankallocator.exp_avg_ipt:
-        tuner.rankallocator.update_ipt(tuner.model)  # a run of one step: PEFT would have no importance to compare
+    allocator, skipped = tuner.rankallocator, _is_skipped(tuner)
+    if skipped and allocator.exp_avg_ipt:
+        allocator.update_ipt = lambda _: None  # instead of the method
+    if step == total_steps - config.tfinal and not allocator.exp_avg_ipt:
+        allocator.update_ipt(tuner.model)  # a run of one step: PEFT would have no importance to compare
     tuner.update_and_allocate(step)
+    vars(allocator).pop("update_ipt", None)
+
+
+def _is_skipped(tuner: nn.Module) -> bool:
+    """Return whether the step was skipped because fp16 overflowed; set its gradients to 0, which have no importance."""
+    if all(parameter.dtype != torch.float16 for parameter in tuner.model.parameters()):
+        return False  # without waiting for a GPU
+    gradients = [p.grad for p in tuner.model.parameters() if p.requires_grad and p.grad is not None]
+    if all(bool(gradient.isfinite().all()) for gradient in gradients):
+        return False
+    torch._foreach_zero_(gradients)
+    return True
 
 
 def allocator_state(tuner: nn.Module) -> dict[str, Tensor]:

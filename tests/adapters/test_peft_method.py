@@ -174,6 +174,28 @@ def test_adalora_goes_on_after_a_resume_as_if_it_had_not_stopped(tiny_llama: str
     assert any(not torch.equal(tensor, saved[name]) for name, tensor in states[0].items() if "lora_E" in name)
 
 
+def test_a_step_that_fp16_has_skipped_says_nothing_about_the_ranks_of_adalora(tiny_llama: str) -> None:
+    """Its gradients are infinite or NaN, and an average that takes one of them up never forgets it."""
+    options = {"init_r": 6, "target_r": 2, "tinit": 1, "tfinal": 2, "deltaT": 1, "target_modules": ["q_proj"]}
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float16)
+    adapter, draw = Peft("ADALORA", options), torch.Generator().manual_seed(0)
+    adapter.apply(model)
+
+    def step(number: int, factor: float) -> dict[str, torch.Tensor]:
+        for parameter in trainable(model).values():
+            parameter.grad = factor * torch.rand(parameter.shape, generator=draw)
+        adapter.after_step(model, number, 8)
+        return {name: t.clone() for name, t in adapter.state_dict(model).items() if "exp_avg" in name}
+
+    assert all((tensor == 0).all() for tensor in step(1, torch.inf).values())
+    before = step(2, 1.0)
+    assert any((tensor > 0).any() for tensor in before.values())
+    for number, factor in ((3, torch.inf), (4, torch.nan)):
+        after = step(number, factor)
+        assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in step(5, 1.0).items())
+
+
 def test_adalora_asks_for_numbers_that_leave_steps_and_ranks(tmp_path: Path, tiny_llama: str) -> None:
     this = Case("ADALORA", "llama", tiny_llama, tmp_path, options={"init_r": 6, "target_r": 2, "tinit": 3, "tfinal": 1})
     assert "tinit 3 and tfinal 1 leave no step of the run's 4 for reallocation" in this.fit("run")

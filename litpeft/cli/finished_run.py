@@ -57,6 +57,7 @@ class FinishedRun(LitPeftCLI):
         """
         if like is not None and like.model.backbone is not None and shares_model(self, like):
             self.model = like.model
+            self.model.take_data(self.datamodule)
         else:
             self.model.build(self.datamodule, device)
         self.model.check_checkpoint(self._loaded)

@@ -113,6 +113,9 @@ class DataOfTask:
         self.build(data, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
         return self
 
+    def take_data(self, data: L.LightningDataModule) -> None:
+        """Use the built model for another data set with the same labels: take over what its outputs mean there."""
+
     def check_batch(self, batch: Any, *needed: str) -> None:
         """Raise a UserError if a batch is no mapping with these tensors."""
         if not isinstance(batch, dict) and not hasattr(batch, "keys"):

@@ -74,6 +74,10 @@ class SequenceRegression(SequenceTask):
         self.mean = getattr(labels, "mean", None) or [0.0] * targets
         self.deviation = getattr(labels, "deviation", None) or [1.0] * targets
 
+    def take_data(self, data: LightningDataModule) -> None:
+        """Standardise as a run on these data did; it may have had other training rows than the run before."""
+        self._standardise_as(data)
+
     def exported_settings(self, data: LightningDataModule) -> dict[str, Any]:
         """Return mean and deviation: value in the target's own unit = output x `target_deviation` + `target_mean`."""
         return {"target_mean": self.mean, "target_deviation": self.deviation}

@@ -121,6 +121,27 @@ def test_every_verb_takes_a_regression(finished: Path, tiny_model: str, capsys: 
     assert "-> «price 2" in capsys.readouterr().out
 
 
+def test_runs_that_are_evaluated_together_keep_the_mean_and_deviation_of_their_own_training_rows(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    """They share one base in memory, because only the trained weights differ."""
+    options = [*regression(tiny_model, tmp_path, "price"), "--model.adapter", "LoRA", "--trainer.max_steps", "2"]
+    runs = {rows: tmp_path / rows for rows in ("64", "6")}
+    for rows, run_dir in runs.items():
+        assert main(["fit", *options, "--data.train_samples", rows, "--run_dir", str(run_dir)]) == 0
+    assert main(["evaluate", *map(str, runs.values()), "--tasks", "held_out", "--accelerator", "cpu"]) == 0
+    val = str(tmp_path / "val.jsonl")
+    means = set()
+    for run_dir in runs.values():
+        record = read_record(run_dir)
+        means.add(tuple(record["data_summary"]["target_mean"]))
+        found = predicted(run_dir, val, tmp_path / "predicted.jsonl")
+        errors = [abs(row["values"]["price"] - own["price"]) for row, own in zip(found, rows_of(val), strict=True)]
+        scores = record["benchmarks"][-1]["results"]["held_out"]["scores"]
+        assert scores["mae"] == pytest.approx(np.mean(errors), rel=1e-4)
+    assert len(means) == 2
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_merged_model_gives_values_or_says_how_to_get_them(finished: Path, dtype: str, tmp_path: Path) -> None:
     rows = predicted(finished / "run", str(finished / "val.jsonl"), tmp_path / "p.jsonl")

@@ -150,8 +150,8 @@ class LabelSets(NamedLabels):
             warn_of_empty(self.counts("train"))
         if absent := [name for name, count in self.counts("val").items() if not count]:
             print(
-                f"litpeft: warning: no validation row has the label {', '.join(map(repr, absent))}; the metric map is "
-                "the mean of the other labels.",
+                f"litpeft: warning: no validation row has the label {', '.join(map(repr, absent))}; the metrics map "
+                "and auroc are means of the other labels.",
                 file=sys.stderr,
             )
 

@@ -88,16 +88,70 @@ class MeanAveragePrecision(classification.MultilabelAveragePrecision):
             return super().compute()[present].mean()
 
 
+class BalancedAccuracy(classification.MulticlassAccuracy):
+    """The mean of the classes' recall; classes that no row has are left out, because theirs is undefined.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="none")
+
+    def compute(self) -> Tensor:
+        found, _, _, missed = self._final_state()
+        rows = found + missed
+        return (found / rows)[rows > 0].mean()
+
+
+class ClassAUROC(classification.MulticlassAUROC):
+    """The mean of the classes' areas under the ROC curve, each against the others.
+
+    Classes that no row or every row has are left out, because theirs is undefined; NaN if no class is left.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(classes, average="none")
+
+    def compute(self) -> Tensor:
+        counts = dim_zero_cat(self.target).bincount(minlength=self.num_classes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the classes that are left out
+            return super().compute()[(counts > 0) & (counts < counts.sum())].mean()
+
+
+class LabelAUROC(classification.MultilabelAUROC):
+    """The mean of the labels' areas under the ROC curve.
+
+    Labels that no row or every row has are left out, because theirs is undefined; NaN if no label is left.
+
+    Args:
+        labels: number of labels.
+    """
+
+    def __init__(self, labels: int) -> None:
+        super().__init__(labels, average="none")
+
+    def compute(self) -> Tensor:
+        has = dim_zero_cat(self.target) == 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the labels that are left out
+            return super().compute()[has.any(dim=0) & ~has.all(dim=0)].mean()
+
+
 CLASSES = {
     "accuracy": Known(lambda n: classification.MulticlassAccuracy(n, average="micro"), "logits"),
     "f1": Known(lambda n: classification.MulticlassF1Score(n, average="macro"), "logits"),
     "binary_f1": Known(lambda n: classification.BinaryF1Score(), "second_class"),
-    "balanced_accuracy": Known(lambda n: classification.MulticlassAccuracy(n, average="macro"), "logits"),
+    "balanced_accuracy": Known(lambda n: BalancedAccuracy(n), "logits"),
     "precision": Known(lambda n: classification.MulticlassPrecision(n, average="macro"), "logits"),
     "recall": Known(lambda n: classification.MulticlassRecall(n, average="macro"), "logits"),
     "matthews": Known(lambda n: Matthews(n), "logits"),
     "kappa": Known(lambda n: classification.MulticlassCohenKappa(n), "logits"),
-    "auroc": Known(lambda n: classification.MulticlassAUROC(n), "probabilities"),
+    "auroc": Known(lambda n: ClassAUROC(n), "probabilities"),
     "ece": Known(lambda n: classification.MulticlassCalibrationError(n, n_bins=15), "probabilities", "lower"),
 }
 LABEL_SETS = {
@@ -105,7 +159,7 @@ LABEL_SETS = {
     "macro_f1": Known(lambda n: classification.MultilabelF1Score(n, average="macro"), "predicted"),
     "map": Known(lambda n: MeanAveragePrecision(n), "probabilities"),
     "exact_match": Known(lambda n: classification.MultilabelExactMatch(n), "predicted"),
-    "auroc": Known(lambda n: classification.MultilabelAUROC(n, average="macro"), "probabilities"),
+    "auroc": Known(lambda n: LabelAUROC(n), "probabilities"),
 }
 NUMBERS = {  # of one target
     "pearson": Known(lambda n: regression.PearsonCorrCoef(), "centred"),

@@ -21,7 +21,7 @@ class SequenceMultiLabel(SequenceTask):
 
     The loss is the binary cross-entropy, the mean over labels and rows. Metrics by default: micro F1 (of all decisions
     together), macro F1 (mean of the F1 of the labels) and `map`, the mean of the labels' average precision; labels that
-    no row has are left out of `map`. Others are `exact_match` and `auroc`.
+    no row has are left out of `map`. Others are `exact_match`, and `auroc`, which leaves them out too.
 
     Args:
         threshold: probability from which a text has a label: one for all, or one per label. It is used for the metrics

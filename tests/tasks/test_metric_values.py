@@ -75,6 +75,44 @@ def test_of_sets_of_labels(name: str) -> None:
     assert float(metric.compute()) == pytest.approx(EXPECTED_SETS[name], rel=1e-5)
 
 
+def area(scores: np.ndarray, truth: np.ndarray) -> float:
+    """Return the share of pairs of a row with the label and one without it that the scores order rightly."""
+    pairs = scores[truth][:, None] - scores[~truth][None]
+    return float(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+
+
+@pytest.mark.parametrize("wrongly", [0, 2])
+def test_a_class_without_rows_counts_in_no_mean_of_recalls_or_areas(wrongly: int) -> None:
+    """As in scikit-learn's balanced accuracy; of areas, scikit-learn refuses what is not defined."""
+    logits = np.concatenate([LOGITS, np.full((20, 1), -9.0)], axis=1)
+    logits[:wrongly, 3] = 9.0  # predicted, but no row has it
+    shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    metrics = {name: CLASSES[name].build(4) for name in ("balanced_accuracy", "auroc")}
+    for metric, given in zip(metrics.values(), (logits, shares), strict=True):
+        metric.update(torch.tensor(given), torch.tensor(TRUTH))
+    recalls = [np.mean(logits.argmax(1)[each == TRUTH] == each) for each in range(3)]
+    assert float(metrics["balanced_accuracy"].compute()) == pytest.approx(np.mean(recalls), rel=1e-5)
+    areas = [area(shares[:, each], each == TRUTH) for each in range(3)]
+    assert float(metrics["auroc"].compute()) == pytest.approx(np.mean(areas), rel=1e-5)
+
+
+def test_labels_that_no_row_or_every_row_has_have_no_area() -> None:
+    known = np.concatenate([KNOWN, np.ones((20, 1), dtype=bool)], axis=1)
+    scores = np.concatenate([SCORES, SCORES[:, :1]], axis=1)
+    metric = LABEL_SETS["auroc"].build(5)
+    metric.update(torch.tensor(scores), torch.tensor(known).int())
+    expected = np.mean([area(SCORES[:, each], KNOWN[:, each]) for each in range(3)])
+    assert float(metric.compute()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_an_area_of_rows_of_one_class_is_unknown() -> None:
+    classes, labels = CLASSES["auroc"].build(2), LABEL_SETS["auroc"].build(2)
+    classes.update(torch.tensor([[0.1, 0.9], [0.6, 0.4]]), torch.tensor([1, 1]))
+    labels.update(torch.tensor([[0.1, 0.9], [0.6, 0.4]]), torch.tensor([[1, 0], [1, 0]]))
+    assert classes.compute().isnan()
+    assert labels.compute().isnan()
+
+
 @pytest.mark.parametrize("name", EXPECTED_NUMBERS)
 def test_of_numbers(name: str) -> None:
     metric = NUMBERS[name].build(1)

@@ -24,13 +24,18 @@ def scores(evaluation: dict[str, Any]) -> dict[str, float]:
 
 
 def benchmark_rows(evaluation: dict[str, Any], before: dict[str, Any] | None = None) -> list[tuple[str, str]]:
-    """Return (benchmark metric, score ± standard error) rows, with scores before training, and skipped benchmarks."""
+    """Return (benchmark metric, score ± standard error) rows, and skipped benchmarks.
+
+    A score on the same items before training stands beside the score.
+    """
     rows = []
     for name, result in evaluation["results"].items():
+        first = (before or {"results": {}})["results"].get(name, {})
+        same = first.get("fingerprint") == result.get("fingerprint")
         for metric, score in result["scores"].items():
             error = result["standard_errors"].get(metric)
             text = "undefined" if score is None else f"{score:.4f}" + ("" if error is None else f" ± {error:.4f}")
-            earlier = (before or {"results": {}})["results"].get(name, {}).get("scores", {}).get(metric)
+            earlier = first.get("scores", {}).get(metric) if same else None
             text += "" if earlier is None else f" (before training {earlier:.4f})"
             rows.append((f"{name.removeprefix('litpeft_')} {metric}".replace("_", " "), text))
     skipped = evaluation["skipped"].items()

@@ -140,3 +140,11 @@ def test_a_strategy_without_an_adapter_is_full_for_people(stored: str, shown: st
 )  # fmt: skip
 def test_in_a_label_only_a_whole_name_is_shown_as_full(label: str, shown: str) -> None:
     assert shown_label(label) == shown
+
+
+def test_a_score_before_training_on_other_items_does_not_stand_beside_the_score() -> None:
+    """As after `litpeft evaluate --limit 100` on a run whose scores before training are of all items."""
+    first, last = (evaluation(step, mmlu=result(0.25 + step) | {"fingerprint": "all"}) for step in (0, 8))
+    assert benchmark_rows(last, first) == [("mmlu acc", "8.2500 (before training 0.2500)")]
+    last["results"]["mmlu"]["fingerprint"] = "the first hundred"
+    assert benchmark_rows(last, first) == [("mmlu acc", "8.2500")]

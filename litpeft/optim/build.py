@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from litpeft.errors import UserError
@@ -49,6 +49,7 @@ def build_optimizer(
             optimizer = MuonAndAdamW(factory, groups, default_lr) if is_muon else factory(groups)
         except (TypeError, ValueError, AssertionError) as error:  # torchao asserts that there is a GPU
             raise UserError(f"model.optimizer cannot be created: {error}.") from error
+    keep_state_dtypes(optimizer)
     if is_schedule_free(optimizer):
         optimizer.train()
     for group, scale in zip(optimizer.param_groups, scales, strict=True):
@@ -59,6 +60,33 @@ def build_optimizer(
             )
         group["lr"] = group["lr"] if scale == 1.0 else group["lr"] * scale
     return optimizer
+
+
+def keep_state_dtypes(optimizer: Optimizer) -> None:
+    """Let `load_state_dict` restore each tensor of the state in the dtype that it was saved in.
+
+    torch casts them to the dtype of the parameters, which would round the fp32 averages of some optimizers of bf16
+    parameters: a resumed run would not go on as it was.
+    """
+    loaded: list[dict[str, Any]] = []
+
+    def note(_: Optimizer, state: dict[str, Any]) -> None:
+        loaded[:] = [state]
+
+    def restore(optimizer: Optimizer) -> None:
+        saved = loaded.pop()
+        numbers = [number for group in saved["param_groups"] for number in group["params"]]
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for number, parameter in zip(numbers, parameters, strict=True):
+            held = optimizer.state.get(parameter, {})
+            for name, tensor in saved["state"].get(number, {}).items():
+                now = held.get(name)
+                if isinstance(tensor, Tensor) and isinstance(now, Tensor) and tensor.dtype != now.dtype:
+                    held[name] = tensor.to(now.device, copy=True)
+
+    if hasattr(optimizer, "_optimizer_load_state_dict_pre_hooks"):  # not where a class does without torch's constructor
+        optimizer.register_load_state_dict_pre_hook(note)
+        optimizer.register_load_state_dict_post_hook(restore)
 
 
 def _is_muon(factory: Any) -> bool:

@@ -89,7 +89,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     from litpeft.cli.console import quieten
     from litpeft.cli.finished_run import FinishedRun
     from litpeft.commands.export_check import check_adapter, check_merged, example_inputs, logits
-    from litpeft.commands.model_card import write_model_card
+    from litpeft.commands.model_card import at_checkpoint, write_model_card
     from litpeft.hub.hub import local_or_hub
     from litpeft.tasks.compute_dtype import DTYPES
     from litpeft.tasks.sequence_task import SequenceTask
@@ -102,6 +102,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
             f"--base applies to runs that quantise the base, and {options.run_dir} is a {shown_name(adapter.name)} "
             "run; leave it out."
         )
+    record = at_checkpoint(run.record, run.checkpoint.name)
     origin = {"run_dir": str(options.run_dir), "checkpoint": str(run.checkpoint), "format": options.format}
     model = run.build(torch.device("cpu"))
     settings = task.exported_settings(data) if isinstance(task, SequenceTask) else {}
@@ -110,7 +111,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     base = local_or_hub(task.model_name, "model.model_name")
     base = str(Path(base).resolve()) if os.path.isdir(base) else base
     if options.format == "adapter":
-        write_model_card(folder, run.record, base, settings, options.format, options.license)
+        write_model_card(folder, record, base, settings, options.format, options.license)
         adapter.export(folder, model, base)
         size = sum(tensor.nbytes for tensor in run.state.values())
         return f"PEFT adapter, {len(run.state)} tensors, {size:,} bytes; {check_adapter(folder, run, base)}"
@@ -137,7 +138,7 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
         trained, about = task.outputs_in_own_unit(model, dtype, trained)
         settings = task.exported_settings(data)
         model.config.update(settings)
-    write_model_card(folder, run.record, base, settings, options.format, options.license)
+    write_model_card(folder, record, base, settings, options.format, options.license)
     model.to(dtype).save_pretrained(folder)
     same_base = options.base != "original"
     checked = check_merged(folder, type(model), trained, inputs, same_base, quantises_inputs)

@@ -9,6 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from litpeft.runs.benchmark_results import final_evaluation, scores
+from litpeft.runs.folder import CHECKPOINTS, STEP, step_of
+from litpeft.runs.record import FIELDS, by_field
 from litpeft.runs.strategy_names import shown_name
 from litpeft.runs.summary import summary
 
@@ -28,6 +30,7 @@ LOADING = {  # format -> how the export is loaded
 LIBRARIES = {"adapter": "peft", "merged": "transformers", "gguf": "gguf"}
 NO_METRICS = "val_step", "_seconds", "_bytes"  # ends of the names of other fields
 SPLITS = {"val": "validation", "test": "test"}
+PREFIXES = ("val_", "test_")  # starts of the names of metrics
 
 
 def write_model_card(
@@ -68,6 +71,24 @@ def write_model_card(
         *("", f"Versions: {', '.join(versions)}.", ""),
     ]
     (folder / "README.md").write_text("\n".join(text), encoding="utf-8")
+
+
+def at_checkpoint(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a record with the figures of another checkpoint, as far as the run validated or evaluated its weights.
+
+    Args:
+        record: the run record, whose figures are those of the checkpoint that it names.
+        name: name of the checkpoint's folder.
+    """
+    if not record["checkpoint"] or Path(record["checkpoint"]).name == name:
+        return record
+    step = step_of(name) if STEP.fullmatch(name) else None
+    found = next((row for row in reversed(record["validations"] or []) if row["step"] == step), {})
+    of_weights = [field for field in FIELDS if field.startswith(PREFIXES)]
+    metrics = {metric: value for metric, value in found.items() if metric.startswith("val_")}
+    known = {"steps": step, "epochs": found.get("epochs"), "train_seconds": found.get("train_seconds")}
+    empty = dict.fromkeys((*of_weights, "train_loss", "other_metrics", "merged_evaluation"))
+    return record | empty | known | by_field(metrics) | {"checkpoint": f"{CHECKPOINTS}/{name}"}
 
 
 def _results(record: dict[str, Any]) -> list[EvalResult]:

@@ -72,7 +72,7 @@ class BenchmarkEvaluation(Checkpoint):  # Lightning calls callbacks of this clas
         self._logged: set[int] = set()  # steps whose scores are in the event files
 
     def resume_with(self, done: Sequence[dict[str, Any]] | None) -> None:
-        """Take over the evaluations in the record of a resumed run, which are not repeated."""
+        """Take over the evaluations in the record of a resumed run: not repeated if the run has the same length."""
         self.done = list(done or ())
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -80,6 +80,8 @@ class BenchmarkEvaluation(Checkpoint):  # Lightning calls callbacks of this clas
             self._suite = Suite(self.options, pl_module, trainer.datamodule)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if _has_other_length(pl_module):  # other weights at the steps after the checkpoint: the schedule has changed
+            self.done = [each for each in self.done if each["step"] <= trainer.global_step]
         self._logged = {each["step"] for each in self.done if each["step"] <= trainer.global_step}
         if trainer.global_step == 0 and self.before:
             self._evaluate(trainer, pl_module, 0)
@@ -149,6 +151,12 @@ class BenchmarkEvaluation(Checkpoint):  # Lightning calls callbacks of this clas
     def measured(self) -> dict[str, Any]:
         """Figures for the record."""
         return {"benchmarks": self.done or None}
+
+
+def _has_other_length(task: Any) -> bool:
+    """Return whether a run is resumed with another number of steps than the run that saved the checkpoint had."""
+    before = getattr(task, "_saved_total_steps", None)
+    return before is not None and before != task.total_steps()
 
 
 def curves(results: dict[str, dict[str, Any]]) -> dict[str, float]:

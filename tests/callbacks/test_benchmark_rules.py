@@ -117,6 +117,18 @@ def test_a_resumed_run_evaluates_what_is_missing_and_logs_what_was_cut(tmp_path:
     assert [step for _, step in trainer.logged] == [2]
 
 
+@pytest.mark.parametrize(("before", "now", "kept"), [(30, 30, [0, 4, 8]), (30, 60, [0, 4]), (None, 60, [0, 4, 8])])
+def test_of_a_run_with_another_length_no_evaluation_after_its_checkpoint_is_kept(
+    before: int | None, now: int, kept: list[int], tmp_path: Path
+) -> None:
+    """The learning rates of the steps in between are others, so the weights at the later step will be, too."""
+    callback = ready(before=False)
+    callback.resume_with([{"step": step, "results": RESULTS, "skipped": {}} for step in (0, 4, 8)])
+    task = SimpleNamespace(_saved_total_steps=before, total_steps=lambda: now)
+    callback.on_train_start(Made(tmp_path, callback, global_step=4), task)
+    assert [each["step"] for each in callback.measured()["benchmarks"]] == kept
+
+
 def test_a_final_evaluation_that_was_killed_is_repeated(tmp_path: Path) -> None:
     callback = ready(before=False)
     callback.resume_with(None)

@@ -55,7 +55,7 @@ SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share 
 AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
 EVALUATED = re.compile(r"(adapter|merged)_(?P<rest>(val_.+|rows_per_second))")  # from `litpeft evaluate --merged`
 PARTS = {"val_": "validation ", "test_": "test "}  # start of a metric's name -> of its title
-IN_STEPS = re.compile(r"(val|test)_accuracy")  # values are multiples of 1 / rows
+IN_STEPS = re.compile(r"(val|test)_(accuracy|exact_match)")  # values are multiples of 1 / rows
 
 
 def choose(
@@ -206,7 +206,7 @@ def coarsest(groups: Iterable[Group], name: str) -> float:
 
 
 def resolution(run: Run, name: str) -> float:
-    """Return the smallest difference between two values of a figure: 1 / rows for an accuracy; 0 if unknown."""
+    """Return the smallest difference between two values of a figure: 1 / rows for a share of rows; 0 if unknown."""
     if (step := (run.record.get("resolutions") or {}).get(name)) is not None:  # of a score over tasks
         return step
     if result := benchmarks.result_of(run.record, name):
@@ -214,6 +214,9 @@ def resolution(run: Run, name: str) -> float:
     if not (match := IN_STEPS.fullmatch(name.removeprefix("merged_"))):
         return 0.0
     rows = number(((run.record.get("data_summary") or {}).get("rows") or {}).get(match[1]))
+    asked = number(run.options.get("model.init_args.generate_samples"))  # rows that a language model answers
+    if asked and match[2] == "exact_match":
+        rows = min(rows or asked, asked)
     return 1 / rows if rows else 0.0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.benchmarks import BEFORE, CHANGE
@@ -59,6 +60,24 @@ def test_one_row_of_200_is_no_difference(tmp_path: Path, name: str, fields: Any)
 def test_a_score_that_is_no_share_of_the_items_has_no_steps(tmp_path: Path) -> None:
     write_pairs(tmp_path, of_benchmark)
     assert compare([tmp_path], figures=["task_bleu"]).groups[1].differences["task_bleu"].verdict == "better"
+
+
+@pytest.mark.parametrize(("asked", "rows"), [(20, 20), (None, 200), (0, 200), (500, 200)])
+def test_a_share_of_exact_answers_has_the_steps_of_the_rows_that_were_answered(
+    tmp_path: Path, asked: int | None, rows: int
+) -> None:
+    """A language model answers `model.generate_samples` of the validation rows; of label sets, all rows count."""
+    options = {} if asked is None else {"model.init_args.generate_samples": asked}
+    small = SUMMARY | {"rows": {"val": 200}}
+    for adapter, scores in (("none", (0.5, 0.6)), ("lora", (0.55, 0.65))):
+        for seed, score in enumerate(scores):
+            others = {"val_exact_match": score}
+            folder = tmp_path / f"{adapter}{seed}"
+            write_run(folder, adapter, seed, options=options, other_metrics=others, data_summary=small)
+    found = compare([tmp_path], figures=["val_exact_match"]).groups[1].differences["val_exact_match"]
+    error = 1 / rows / math.sqrt(6) / math.sqrt(2)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.05 / error, 1), rel=1e-6)
+    assert found.verdict == ("not enough seeds" if rows == 20 else "better")
 
 
 def test_two_equal_accuracies_have_an_interval_with_a_width(tmp_path: Path) -> None:

@@ -105,6 +105,31 @@ def check_data(groups: Sequence[Group], covered: Collection[str]) -> list[str]:
             f"The groups were {done} on {len(tables)} different tables (rows, tokens or maximum length differ): "
             "a difference in quality may come from the data."
         )
+    return warnings + _check_test_rows(groups, may_differ)
+
+
+def _check_test_rows(groups: Sequence[Group], may_differ: bool) -> list[str]:
+    """Check that runs tested on one table used as many of its rows: `litpeft test --data.test_samples` is in no config.
+
+    Returns warnings if they did not and data or model is an axis.
+
+    Raises:
+        UserError: they did not, and neither is an axis.
+    """
+    tested: dict[str, dict[int, Run]] = {}  # table -> number of rows -> a run
+    for run in (run for group in groups for run in group.different):
+        rows = ((run.record.get("data_summary") or {}).get("rows") or {}).get("test")
+        if rows and (table := fingerprint(run.record, "test")):
+            tested.setdefault(table, {}).setdefault(rows, run)
+    warnings = []
+    for (few, first), (many, second), *_ in (sorted(found.items()) for found in tested.values() if len(found) > 1):
+        told = (
+            f"{first.folder} was tested on {few:,} rows and {second.folder} on {many:,} of the same table: their test "
+            "figures are not comparable; test them again with the same --data.test_samples."
+        )
+        if not may_differ:
+            raise UserError(told)
+        warnings.append(told)
     return warnings
 
 

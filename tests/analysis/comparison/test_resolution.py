@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,26 @@ def test_figures_of_different_tables_are_not_compared(tmp_path: Path, split: str
     write_run(tmp_path / "b", "lora", data_summary=other)
     with pytest.raises(UserError, match=rf"different tables \({split} fingerprints\)"):
         compare([tmp_path])
+
+
+@pytest.mark.parametrize("axis", [None, "data.init_args.batch_size"])
+@pytest.mark.parametrize("place", ["group", "groups"])
+def test_figures_of_different_numbers_of_test_rows_are_not_compared(
+    tmp_path: Path, place: str, axis: str | None
+) -> None:
+    """`litpeft test --data.test_samples 50` takes the first rows of the table, and changes no option of the run."""
+    fewer = SUMMARY | {"rows": SUMMARY["rows"] | {"test": 50}}
+    whole, other = ("none", 0), ("none", 1) if place == "group" else ("lora", 0)
+    for number, (run, data) in enumerate(((whole, SUMMARY), (other, fewer))):
+        size = {axis: 16 * (number + 1)} if axis and place == "groups" else None
+        write_run(tmp_path / f"{number}", *run, options=size, data_summary=data, test_accuracy=0.5)
+    told = r"1 was tested on 50 rows and .*0 on 200 of the same table: their test figures are not comparable"
+    if axis:
+        by = ["adapter", "data.batch_size"]
+        assert [text for text in compare([tmp_path], by=by).warnings if re.search(told, text)]
+    else:
+        with pytest.raises(UserError, match=told):
+            compare([tmp_path])
 
 
 def test_the_seeds_needed_are_those_of_the_strictest_level_of_holm(tmp_path: Path) -> None:

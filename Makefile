@@ -1,8 +1,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# processes of pytest; many tests wait for processes of their own, so three keep two cores busy
-WORKERS ?= 3
+# processes of pytest
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz growth bench-peers bench-adapters bench-evaluation bench-gpu mutants clean lock audit

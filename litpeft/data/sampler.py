@@ -137,7 +137,7 @@ class ResumableLoader:
     Attributes:
         on_request: called when a batch is requested, to time the wait for data.
         served: batches of this epoch that were given, before a resume too.
-        most: batches of an epoch that a run takes (`trainer.limit_train_batches`), infinite without a limit.
+        epoch_limit: batches of an epoch that a run takes (`trainer.limit_train_batches`), infinite without a limit.
     """
 
     batch_sampler = None  # Lightning reads this attribute; `sampler` yields the batches
@@ -150,7 +150,7 @@ class ResumableLoader:
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
         self.on_request: Callable[[], None] = lambda: None
         self.served = 0
-        self.most = math.inf
+        self.epoch_limit = math.inf
         self._saved_length: int | None = None  # batches per epoch of the run that is resumed
 
     def __len__(self) -> int:
@@ -180,7 +180,7 @@ class ResumableLoader:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         epoch, batches, self._saved_length = state["epoch"], state["batches"], state["of"]
-        if batches >= min(len(self.sampler), self.most):  # saved after an epoch: continue with the next one
+        if batches >= min(len(self.sampler), self.epoch_limit):  # saved after an epoch: continue with the next one
             epoch, batches = epoch + 1, 0
         self.sampler.epoch, self.sampler.start, self.served = epoch, batches, batches
 

@@ -13,7 +13,6 @@ from lightning import Trainer
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-from litpeft.data.sampler import ResumableLoader
 from litpeft.training.host_memory import kept_from_step_to_step
 
 
@@ -107,8 +106,8 @@ class Epochs(_FitLoop):
         """Load the state also when a run was saved after an epoch: workers request batches before `set_epoch`."""
         if self._combined_loader is not None and self._combined_loader_states_to_load:
             for loader, limit in zip(self._combined_loader.flattened, self._combined_loader.limits, strict=True):
-                if isinstance(loader, ResumableLoader):
-                    loader.most = limit  # an epoch ends there
+                if hasattr(loader, "epoch_limit"):  # litpeft's loader
+                    loader.epoch_limit = limit
             self._combined_loader._load_state_dicts(self._combined_loader_states_to_load)
             self._combined_loader_states_to_load = []
 

@@ -209,6 +209,6 @@ def test_a_position_among_another_number_of_batches_is_refused() -> None:
 @pytest.mark.parametrize(("batches", "then"), [(6, (2, 6)), (7, (3, 0))])
 def test_an_epoch_with_a_limit_of_batches_ends_there(batches: int, then: tuple[int, int]) -> None:
     loader = ResumableLoader(_Same(list(range(40))), LengthGroupedBatches(np.ones(40, int), 4))
-    loader.most = 7
+    loader.epoch_limit = 7
     loader.load_state_dict({"epoch": 2, "batches": batches, "of": 10})
     assert loader.state_dict() == {"epoch": then[0], "batches": then[1], "of": 10}

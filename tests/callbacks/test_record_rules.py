@@ -32,6 +32,7 @@ class Made:
 
     def __init__(self, folder: Path, **more: Any) -> None:
         self.default_root_dir, self.is_global_zero, self.local_rank, self.global_step = str(folder), True, 0, 6
+        self.enable_validation = False
         self.state, self.sanity_checking = SimpleNamespace(fn="fit"), False
         self.callback_metrics = {"val_loss": torch.tensor(0.5), "train_loss_epoch": torch.tensor(0.25)}
         self.fit_loop = SimpleNamespace(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from litpeft.analysis.comparison.figures import value
 from litpeft.analysis.comparison.number_format import number
 from litpeft.analysis.comparison.recommendation import recommendation
+from litpeft.analysis.comparison.relative import ratio
 from litpeft.analysis.comparison.results import Comparison, Difference, Figure, Group
 from litpeft.analysis.comparison.sentences import (
     NAMED,
@@ -175,15 +176,12 @@ def verdict_text(figure: Figure, found: Difference) -> str:
 
 
 def _cost(base: Group, others: Sequence[Group], figure: Figure) -> str | None:
-    """Return a sentence with a cost relative to the baseline, which is 100 %."""
-    whole = base.estimates.get(figure.name)
-    if whole is None or not whole.mean:
-        return None
-    decided = [(g, g.differences[figure.name]) for g in others if figure.name in g.differences]
+    """Return a sentence with a cost relative to the baseline, which is 100 %: of the common seeds, as in the table."""
+    decided = [(group, group.differences[figure.name]) for group in others if figure.name in group.differences]
     shown = [
-        f"{group.label} {100 * group.estimates[figure.name].mean / whole.mean:.0f} %"
-        + (" (not enough seeds)" if found.verdict in UNDECIDED else "")
+        f"{group.label} {100 * relative.mean:.0f} %" + (" (not enough seeds)" if found.verdict in UNDECIDED else "")
         for group, found in decided
+        if (relative := ratio(group, base, figure))
     ]
     title = plain_title(figure.title)
     return f"{title[:1].upper()}{title[1:]}, {name_of(base)} = 100 %: {listed(shown)}." if shown else None

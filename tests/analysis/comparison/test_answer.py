@@ -59,6 +59,17 @@ def test_equivalent_and_cheaper_is_recommended(tmp_path: Path) -> None:
     assert "Peak tensor memory, full fine-tuning = 100 %: lora 67 % and qlora-nf4 33 %." in found.details
 
 
+def test_a_cost_is_relative_to_that_of_the_same_seeds(tmp_path: Path) -> None:
+    """A seed that only the baseline has, as while a sweep is running, says nothing about the ratio."""
+    for adapter, peaks in (("none", (200, 400, 1200)), ("lora", (100, 200))):
+        for seed, peak in enumerate(peaks):
+            write_run(tmp_path / f"{adapter}{seed}", adapter, seed, GOOD[seed], peak_tensor_bytes=peak * MIB)
+    assert any(
+        text.startswith("Peak tensor memory, full fine-tuning = 100 %: lora 50 %")
+        for text in answered(tmp_path).details
+    )
+
+
 def test_a_smaller_margin_makes_it_undecided_and_no_cost_decides_alone(tmp_path: Path) -> None:
     write(tmp_path, {"none": (GOOD, 300), "lora": (OPEN, 200)})
     found = answered(tmp_path)

@@ -147,8 +147,11 @@ class Screen:
 
 
 def score(record: dict[str, Any], metric: str | None) -> tuple[float, str, float] | None:
-    """Return (score, higher is better; name; value) of the metric of a record; None if the record does not have it."""
-    names = [metric] if metric else [*(record.get("main_metrics") or ())[:1], "val_accuracy", "val_loss"]
+    """Return (score, higher is better; name; value) of the metric of a record; None if the record does not have it.
+
+    Without `metric` it is the record's first main metric, undefined or not: another one would not compare with it.
+    """
+    names = [metric] if metric else (record.get("main_metrics") or ())[:1] or ("val_accuracy", "val_loss")
     for name in names:
         found = value(record, name)
         if found is not None:

@@ -157,7 +157,8 @@ def test_the_table_has_the_seconds_and_the_last_output_of_each_run(
     ("record", "metric", "expected"),
     [
         ({"main_metrics": ["val_f1", "val_x"], "val_f1": 0.5, "val_accuracy": 0.9}, None, (0.5, "val_f1", 0.5)),
-        ({"main_metrics": ["val_f1"], "val_accuracy": 0.9}, None, (0.9, "val_accuracy", 0.9)),
+        ({"main_metrics": ["val_f1"], "val_accuracy": 0.9}, None, None),  # f1 is undefined, and 0.9 of another metric
+        ({"val_accuracy": 0.9, "val_loss": 0.1}, None, (0.9, "val_accuracy", 0.9)),
         ({"main_metrics": []}, None, None),
         ({"val_accuracy": 0.9}, "val_loss", None),
         ({"peak_rss_bytes": 7}, "peak_rss_bytes", (-7, "peak_rss_bytes", 7)),

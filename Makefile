@@ -1,8 +1,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# processes of pytest
-WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo docs test test-fast test-whole test-gpu test-lowest architectures methods lint format screenshots torture fuzz growth bench-peers bench-adapters bench-evaluation bench-gpu mutants clean lock audit
@@ -31,13 +29,13 @@ docs: $(VENV)/docs-ready  ## build the documentation into site/, with the refere
 
 # --dist worksteal: tests that share a fixture stay in one process, and none waits for the other at the end
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not whole"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not whole"
 
 test-fast: setup  ## run the tests that need no real model and no network
-	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not whole"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"
 
 test-whole: setup  ## run the cross products whose samples run in the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m whole
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m whole
 
 test-gpu: setup  ## run the tests that need CUDA; without CUDA they are skipped with a reason
 	$(BIN)/python -m pytest tests/gpu -rs
@@ -112,7 +110,7 @@ test-lowest: setup  ## run the fast tests with the lowest versions that pyprojec
 		--output-file $(LOWEST)/requirements.txt pyproject.toml
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --requirement $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(LOWEST)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not whole"
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"
 
 audit: setup  ## check the packages in constraints.txt for known vulnerabilities
 	$(BIN)/python -m pip install --quiet pip-audit

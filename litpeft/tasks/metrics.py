@@ -71,6 +71,13 @@ class Matthews(classification.MulticlassConfusionMatrix):
         return torch.where(variances > 0, covariance / variances.clamp_min(1).sqrt(), 0.0).float()
 
 
+def _mean_of(compute: Callable[[], Tensor], defined: Tensor) -> Tensor:
+    """Return the mean of the computed values (n) that are defined (n bool); NaN if none is."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the values that are left out
+        return compute()[defined].mean()
+
+
 class MeanAveragePrecision(classification.MultilabelAveragePrecision):
     """The mean of the labels' average precision; labels that no row has are left out, because theirs is undefined.
 
@@ -83,9 +90,7 @@ class MeanAveragePrecision(classification.MultilabelAveragePrecision):
 
     def compute(self) -> Tensor:
         present = (dim_zero_cat(self.target) == 1).any(dim=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the labels that are left out
-            return super().compute()[present].mean()
+        return _mean_of(super().compute, present)
 
 
 class BalancedAccuracy(classification.MulticlassAccuracy):
@@ -118,9 +123,7 @@ class ClassAUROC(classification.MulticlassAUROC):
 
     def compute(self) -> Tensor:
         counts = dim_zero_cat(self.target).bincount(minlength=self.num_classes)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the classes that are left out
-            return super().compute()[(counts > 0) & (counts < counts.sum())].mean()
+        return _mean_of(super().compute, (counts > 0) & (counts < counts.sum()))
 
 
 class LabelAUROC(classification.MultilabelAUROC):
@@ -137,9 +140,7 @@ class LabelAUROC(classification.MultilabelAUROC):
 
     def compute(self) -> Tensor:
         has = dim_zero_cat(self.target) == 1
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the labels that are left out
-            return super().compute()[has.any(dim=0) & ~has.all(dim=0)].mean()
+        return _mean_of(super().compute, has.any(dim=0) & ~has.all(dim=0))
 
 
 CLASSES = {

@@ -20,7 +20,7 @@ from transformers.activations import GELUActivation
 from litpeft.ops.dropout import Dropout, new_seed
 from litpeft.ops.native import library
 from litpeft.ops.native.activations import gelu, swiglu
-from litpeft.ops.native.frozen_products import frozen_linear
+from litpeft.ops.native.frozen_products import frozen_linear, frozen_linear_gelu
 from litpeft.ops.native.norms import norm
 
 
@@ -67,10 +67,12 @@ def _frozen(*tensors: Tensor | None) -> bool:
 class NativeLinear:
     """nn.Linear while its weights are frozen, on processors with products of bf16 numbers."""
 
+    def can_use_product(self, x: Tensor) -> bool:
+        """Return whether this call can use `frozen_linear`."""
+        return _half_on_cpu(self, x, self.weight) and _frozen(self.weight, self.bias)
+
     def forward(self, x: Tensor) -> Tensor:
-        if _half_on_cpu(self, x, self.weight) and _frozen(self.weight, self.bias):
-            return frozen_linear(x, self.weight, self.bias)
-        return super().forward(x)
+        return frozen_linear(x, self.weight, self.bias) if self.can_use_product(x) else super().forward(x)
 
 
 class NativeNorm:
@@ -108,6 +110,17 @@ class NativeGelu:
         return gelu(x) if _half_on_cpu(self, x) else super().forward(x)
 
 
+class NativeIntermediate:
+    """The first half of BERT's MLP, gelu(dense(x)): GELU is computed beside the product."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        dense, act = self.dense, self.intermediate_act_fn
+        both = isinstance(dense, NativeLinear) and dense.can_use_product(hidden_states) and isinstance(act, NativeGelu)
+        if not both or dense.out_features % library.LANES:
+            return super().forward(hidden_states)
+        return frozen_linear_gelu(hidden_states, dense.weight, dense.bias)
+
+
 class NativeGatedMLP:
     """A gated MLP, down_proj(silu(gate_proj(x)) ⊙ up_proj(x))."""
 
@@ -135,6 +148,12 @@ def _is_exact_gelu(module: nn.Module) -> bool:
 def _is_gated_mlp(module: nn.Module) -> bool:
     activation = type(getattr(module, "act_fn", None)).__name__
     return activation in ("SiLU", "SiLUActivation") and _computes_swiglu(type(module))
+
+
+def _starts_an_mlp(module: nn.Module) -> bool:
+    parts = [getattr(module, name, None) for name in ("dense", "intermediate_act_fn")]
+    fits = isinstance(parts[0], nn.Module) and _is_frozen_linear(parts[0]) and isinstance(parts[1], nn.Module)
+    return fits and _is_exact_gelu(parts[1]) and _computes_intermediate(type(module))
 
 
 def _ends_a_block(module: nn.Module) -> bool:
@@ -165,6 +184,12 @@ def _computes_residual(kind: type) -> bool:
     return _gives(kind, (3 * x).sqrt() + residual - 7, x, residual, **parts)
 
 
+@cache
+def _computes_intermediate(kind: type) -> bool:
+    x = torch.arange(8.0)
+    return _gives(kind, (3 * x).sqrt(), x, dense=lambda t: 3 * t, intermediate_act_fn=torch.sqrt)
+
+
 def _gives(kind: type, expected: Tensor, *inputs: Tensor, **attributes: Any) -> bool:
     """Return whether forward of a class, on a stand-in with only these attributes, gives the expected numbers."""
     try:
@@ -178,6 +203,7 @@ def _gives(kind: type, expected: Tensor, *inputs: Tensor, **attributes: Any) -> 
 
 KINDS: dict[str, tuple[type, Callable[[nn.Module], bool]]] = {
     "linear": (NativeLinear, _is_frozen_linear),
+    "intermediate": (NativeIntermediate, _starts_an_mlp),  # a parent of a linear layer, which is seen after it
     "residual": (NativeResidual, _ends_a_block),  # a parent of a norm, which is seen after it
     "norm": (NativeNorm, _is_norm),
     "gelu": (NativeGelu, _is_exact_gelu),

@@ -126,7 +126,7 @@ PRODUCTS: dict[
     "scaled_dot_product_attention": _scaled_dot_product,
     # functions of litpeft.ops and litpeft.adapters
     "attention": _attention,
-    "frozen_linear": _frozen_linear,
+    **dict.fromkeys(("frozen_linear", "frozen_linear_gelu"), _frozen_linear),
     "adapted_linear": _adapted_linear,
     "adapted_linears": _adapted_linears,
     "wide_linear": _linear,

@@ -394,6 +394,32 @@ def test_products_with_frozen_matrices_equal_those_of_torch(rows: int, wide: int
 
 
 @needs_products
+@pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("rows", [1, 32, 95])
+@pytest.mark.parametrize(("wide", "deep"), [(32, 32), (96, 64), (64, 16416)])
+def test_gelu_beside_a_product_is_gelu_after_it_bit_for_bit(rows: int, wide: int, deep: int) -> None:
+    weight, bias, dy = random(wide, deep) / deep**0.5, random(wide, seed=1), random(rows, wide, seed=3)
+    for b in (bias, None):
+        x, same = (random(rows, deep + 32, seed=2)[:, :deep].requires_grad_() for _ in range(2))
+        out, expected = frozen_products.frozen_linear_gelu(x, weight, b), gelu(F.linear(same, weight, b))
+        hidden = frozen_products.frozen_linear(same, weight, b)
+        assert torch.equal(out, gelu(hidden))
+        torch.testing.assert_close(out, expected, rtol=0.02, atol=0.02)
+        out.backward(dy)
+        gelu(hidden).backward(dy)
+        assert torch.equal(x.grad, same.grad)
+
+
+@needs_products
+def test_gelu_of_products_with_other_shapes_is_left_to_torch() -> None:
+    x, weight = random(2, 3, 48).requires_grad_(), random(32, 48, seed=1)  # 48 is no multiple of 32
+    out = frozen_products.frozen_linear_gelu(x, weight, None)
+    torch.testing.assert_close(out, F.gelu(F.linear(x, weight)), rtol=0.02, atol=0.02)
+    out.sum().backward()
+    assert x.grad is not None
+
+
+@needs_products
 def test_products_with_other_shapes_are_left_to_torch() -> None:
     for x, weight in (
         (random(4, 40), random(64, 40)),
@@ -516,6 +542,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             native_dropout(x, 0.5, 3),
             norm(x, bias, bias, 1e-5),
             frozen_products.linear(x, weight, None),
+            frozen_products.frozen_linear_gelu(x, weight, None),
             gelu(x),
         ]
         others += [adapter_products.sum_of_few(x[:, :8], x, torch.float32), swiglu(x, x)]
@@ -611,7 +638,8 @@ def test_a_training_pass_calls_the_functions_that_the_model_has_a_use_for(
     x = random(2, 8, 64).requires_grad_()
     model.train()(inputs_embeds=x)[0].float().square().mean().backward()
     backward = {"attention_backward", "norm_backward"} | ({"multiply"} if "gelu" in functions else {"swiglu_backward"})
-    assert called - {"product_with_frozen"} == functions | backward
+    beside = {"gelu", "multiply"} if "intermediate" in used else set()  # GELU beside a product
+    assert called - {"product_with_frozen"} == (functions | backward) - beside
     called.clear()
     model.eval()(inputs_embeds=x)
     assert called == set()

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from litpeft.adapters import DoRA, LoRA
 from litpeft.ops.native import adapter_products, frozen_products, library
@@ -96,17 +97,34 @@ class StandIn:
         write(sums, (dy.double() * y.double()).sum(0))
 
     def product_with_frozen(
-        self, x: Tensor, x_stride: int, weight: Tensor, transposed: int, bias: Tensor | None, add: int, out: Tensor,
-        rows: int, n: int, k: int, scratch: Tensor,
+        self, x: Tensor, x_stride: int, factor: Tensor | None, weight: Tensor, transposed: int, bias: Tensor | None,
+        kind: int, out: Tensor, slope: Tensor | None, rows: int, n: int, k: int, scratch: Tensor,
     ) -> None:  # fmt: skip
         assert n % 32 == k % 32 == 0
         wide = (1 << 19) // k // 32 * 32
         assert scratch.dtype == HALF
         assert scratch.numel() >= k * (32 if wide < 32 else min(wide, n))  # as product_with_frozen counts
         matrix = weight.as_strided((n, k), (k, 1)).T if transposed else weight.as_strided((k, n), (n, 1))
-        exact = x.as_strided((rows, k), (x_stride, 1)).double() @ matrix.double()
+        left = x.as_strided((rows, k), (x_stride, 1))
+        if factor is not None:
+            left = left * factor.as_strided((rows, k), (k, 1))
+        exact = left.double() @ matrix.double() + (0 if bias is None else bias.double())
         target = out.as_strided((rows, n), (n, 1))
-        write(target, exact + (0 if bias is None else bias.double()) + (target.double() if add else 0))
+        if kind == frozen_products.GELU:
+            return self.gelu(exact.to(HALF), out, slope, rows * n)
+        write(target, exact + (target.double() if kind == frozen_products.ADD else 0))
+
+    def gelu(self, x: Tensor, out: Tensor, slope: Tensor, count: int) -> None:
+        assert x.numel() == out.numel() == slope.numel() == count
+        exact = x.double().requires_grad_()
+        with torch.enable_grad():
+            (derivative,) = torch.autograd.grad(F.gelu(exact).sum(), exact)
+        write(out, F.gelu(exact.detach()))
+        write(slope, derivative)
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor, count: int) -> None:
+        assert a.numel() == b.numel() == out.numel() == count
+        write(out, a.double() * b.double())
 
 
 @pytest.fixture
@@ -248,11 +266,27 @@ def test_a_frozen_layer_has_the_gradient_of_its_input_only(c: StandIn) -> None:
     assert c.called == ["product_with_frozen"] * 2
 
 
+@pytest.mark.parametrize("width", [64, 40])  # 40 is left to torch
+def test_gelu_of_a_frozen_layer_has_the_gradient_of_its_input_only(width: int, c: StandIn) -> None:
+    x, weight, bias = random(2, 3, width).requires_grad_(), random(32, width, seed=1) / 8, random(32, seed=2)
+    out = frozen_products.frozen_linear_gelu(x, weight, bias)
+    same = x.detach().double().requires_grad_()
+    exact = F.gelu(F.linear(same, weight.double(), bias.double()))
+    close(out, exact, 4)
+    grad = random(2, 3, 32, seed=3)
+    out.backward(grad)
+    exact.backward(grad.double())
+    close(x.grad, same.grad, 4)
+    assert c.called == (["product_with_frozen"] * 2 if width == 64 else ["gelu", "multiply"])
+
+
 def test_numbers_that_python_and_c_must_share_are_the_same() -> None:
     text = Path(library.__file__).with_name("frozen_products.c").read_text()
     deep, number, shift = re.search(r"DEEP = (\d+),.* PACKED = (\d+) << (\d+)", text).groups()
     assert int(number) << int(shift) == frozen_products.PACKED
     assert int(deep) == frozen_products.DEEP
+    assert [frozen_products.PLAIN, frozen_products.ADD, frozen_products.GELU] == [0, 1, 2]
+    assert "enum { PLAIN, ADD, GELU };" in text
 
 
 def test_a_function_gets_addresses_and_is_not_called_without_data(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,7 @@ static inline void product_in_software(int to, int left, int right) {
 
 #undef _tile_zero
 #undef _tile_loadd
+#undef _tile_stream_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
 #undef _tile_loadconfig
@@ -43,6 +44,7 @@ static inline void product_in_software(int to, int left, int right) {
 #undef _tile_release
 #define _tile_zero(tile) memset(tiles_in_software[tile], 0, sizeof tiles_in_software[tile])
 #define _tile_loadd(tile, memory, stride) copy_in_software(tile, (void *)(memory), stride, 1)
+#define _tile_stream_loadd _tile_loadd
 #define _tile_stored(tile, memory, stride) copy_in_software(tile, (void *)(memory), stride, 0)
 #define _tile_dpbf16ps(to, left, right) product_in_software(to, left, right)
 #define _tile_loadconfig(from) ((void)(from))

@@ -39,23 +39,13 @@ void swiglu_backward(const bf16 *dy, const bf16 *gate, const bf16 *up, bf16 *dga
     }
 }
 
-/* y = x Phi(x), and its derivative Phi(x) + x phi(x), which backward multiplies with: the two share their functions.
-   Phi(-z) = erfcx(z / sqrt(2)) e^(-z^2 / 2) / 2 for z >= 0, where erfcx is a polynomial of 1 / (1 + 0.51 z / sqrt(2)),
-   fitted to 1e-6 of its value. */
+/* y = x Phi(x), and its derivative, which backward multiplies with */
 void gelu(const bf16 *x, bf16 *y, bf16 *slope, int64_t count) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += LANES) {
-        floats v = read(x + i), z = choose(v < 0.0f, -v, v), e = exponential(z * z * -0.5f);
-        floats t = reciprocal(1.0f + z * 0.36062446f);
-        floats p = t * 0.0945284366607666f - 0.3592321276664734f;
-        p = p * t + 0.3585771322250366f;
-        p = p * t + 0.054963480681180954f;
-        p = p * t + 0.27909812331199646f;
-        p = p * t + 0.28414663672447205f;
-        p = p * t + 0.2879178822040558f;
-        floats tail = p * t * e * 0.5f, cdf = choose(v < 0.0f, tail, 1.0f - tail);
-        write(v * cdf, y + i);
-        write(cdf + v * e * 0.39894228f, slope + i);
+        floats derivative;
+        write(gelu_of(read(x + i), &derivative), y + i);
+        write(derivative, slope + i);
     }
 }
 

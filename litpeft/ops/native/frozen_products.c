@@ -8,29 +8,62 @@
    code for each number of rows, in a few milliseconds; here any number of rows runs the same code. */
 #ifdef __AVX512BF16__
 
-enum { TILE = 16, PAIRS = 16, DEEP = 32, TALL = 64, PACKED = 1 << 19 };  /* packed: numbers of the matrix at a time */
+enum { TILE = 16, PAIRS = 16, DEEP = 32, PACKED = 1 << 19 };  /* packed: numbers of the matrix at a time */
+enum { PLAIN, ADD, GELU };  /* what is done with the sums besides adding the bias; as in the Python file */
+
+/* A block of 32 by 32 sums that is still to be finished: a few rows at a time, between the products of the next block,
+   as the processor multiplies tiles beside its other work. */
+typedef struct {
+    const float *sums;
+    const bf16 *bias;
+    bf16 *y, *slope;
+    int64_t stride;
+    int kind, row, rows;
+} Rest;
+
+static inline void finish_rows(Rest *rest, int count) {
+    if (rest->row == rest->rows) return;
+    floats left = rest->bias ? read(rest->bias) : all(0), right = rest->bias ? read(rest->bias + TILE) : all(0);
+    int end = rest->rows - rest->row < count ? rest->rows : rest->row + count;
+    for (; rest->row < end; rest->row++) {
+        const float *from = rest->sums + rest->row / TILE * 2 * TILE * TILE + rest->row % TILE * TILE;
+        bf16 *y = rest->y + rest->row * rest->stride;
+        floats a = AT(from) + left, b = AT(from + TILE * TILE) + right;
+        if (rest->kind == ADD) {
+            a += read(y);
+            b += read(y + TILE);
+        } else if (rest->kind == GELU) {
+            floats a_slope, b_slope;
+            a = gelu_of(rounded(a), &a_slope);
+            b = gelu_of(rounded(b), &b_slope);
+            write_two(a_slope, b_slope, rest->slope + rest->row * rest->stride);
+        }
+        write_two(a, b, y);
+    }
+}
 
 #ifdef __AMX_BF16__
-/* 32 rows and columns of sums from 32 rows of x and a packed panel of 32 columns */
-static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth,
-        float sums[4][TILE * TILE]) {
+/* 32 rows and columns of sums from 32 rows of x and a packed panel of 32 columns. The panel is read once for these rows
+   and must not displace them from the innermost cache: it is loaded as a stream. */
+static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth, float *sums, Rest *rest) {
+    int count = (2 * TILE * DEEP + depth - 1) / depth;
     _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);
     for (int64_t k = 0; k < depth; k += DEEP, panel += 2 * TILE * PAIRS) {
         _tile_loadd(4, x + k, stride * 2);
-        _tile_loadd(6, panel, 64);
-        _tile_loadd(7, panel + TILE * PAIRS, 64);
+        _tile_stream_loadd(6, panel, 64);
+        _tile_stream_loadd(7, panel + TILE * PAIRS, 64);
+        _tile_loadd(5, x + k + TILE * stride, stride * 2);
         _tile_dpbf16ps(0, 4, 6);
         _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, x + k + TILE * stride, stride * 2);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
+        finish_rows(rest, count);
     }
-    _tile_stored(0, sums[0], 64); _tile_stored(1, sums[1], 64);
-    _tile_stored(2, sums[2], 64); _tile_stored(3, sums[3], 64);
+    _tile_stored(0, sums, 64); _tile_stored(1, sums + TILE * TILE, 64);
+    _tile_stored(2, sums + 2 * TILE * TILE, 64); _tile_stored(3, sums + 3 * TILE * TILE, 64);
 }
 #else
-static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth,
-        float sums[4][TILE * TILE]) {
+static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, int64_t depth, float *sums, Rest *rest) {
     enum { SOME = 8 };  /* rows whose sums are in registers */
     for (int first = 0; first < 2 * TILE; first += SOME, x += SOME * stride) {
         const uint32_t *pairs = panel;
@@ -46,70 +79,76 @@ static inline void block(const bf16 *x, int64_t stride, const uint32_t *panel, i
                 }
             }
         for (int i = 0; i < SOME; i++) {
-            float *to = sums[first / TILE * 2] + (first + i) % TILE * TILE;
+            float *to = sums + first / TILE * 2 * TILE * TILE + (first + i) % TILE * TILE;
             AT(to) = left[i];
             AT(to + TILE * TILE) = right[i];
         }
     }
+    finish_rows(rest, 2 * TILE);
 }
 #endif
 
 /* in how many parts the panels are computed so that there are two jobs for each thread, if there are several */
-static inline int64_t parts_of(int64_t panels, int64_t chunks) {
+static inline int64_t parts_of(int64_t panels, int64_t blocks) {
 #ifdef _OPENMP
-    int64_t threads = omp_get_num_threads(), parts = (2 * threads + chunks - 1) / chunks;
+    int64_t threads = omp_get_num_threads(), parts = (2 * threads + blocks - 1) / blocks;
     if (threads > 1) return parts < panels ? parts : panels;
 #endif
     return 1;
 }
 
-static inline void finish(float sums[4][TILE * TILE], const bf16 *bias, int add, bf16 *y, int64_t stride, int rows) {
-    floats left = bias ? read(bias) : all(0), right = bias ? read(bias + TILE) : all(0);
-    for (int i = 0; i < rows; i++, y += stride) {
-        const float *from = sums[i < TILE ? 0 : 2] + i % TILE * TILE;
-        write(AT(from) + (add ? read(y) : left), y);
-        write(AT(from + TILE * TILE) + (add ? read(y + TILE) : right), y + TILE);
-    }
+/* 32 rows, or fewer and zeros, times other rows */
+static void load_times(const bf16 *x, int64_t stride, const bf16 *factor, int rows, int64_t width, bf16 *to) {
+    for (int i = 0; i < rows; i++)
+        for (int64_t j = 0; j < width; j += LANES)
+            write(read(x + i * stride + j) * read(factor + i * width + j), to + i * width + j);
+    memset(to + rows * width, 0, sizeof(bf16) * (2 * TILE - rows) * width);
 }
 
-/* y (m, n) = x (m, k) w + bias, or y += x w; w is (k, n), or stored as (n, k) if `transposed`; k and n are multiples of
-   32, and rows of x start `x_stride` numbers apart */
-void product_with_frozen(const bf16 *x, int64_t x_stride, const bf16 *w, int64_t transposed, const bf16 *bias,
-        int64_t add, bf16 *y, int64_t m, int64_t n, int64_t k, uint32_t *scratch) {
+/* y (m, n) = x (m, k) w + bias; w is (k, n), or stored as (n, k) if `transposed`; k and n are multiples of 32, and rows
+   of x start `x_stride` numbers apart. With `factor` (m, k), x is multiplied by it first. If the kind is ADD, the sums
+   are added to y; if it is GELU, y is gelu(sums) and `slope` (m, n) its derivative. */
+void product_with_frozen(const bf16 *x, int64_t x_stride, const bf16 *factor, const bf16 *w, int64_t transposed,
+        const bf16 *bias, int64_t kind, bf16 *y, bf16 *slope, int64_t m, int64_t n, int64_t k, uint32_t *scratch) {
     int64_t wide = PACKED / k / DEEP * DEEP;
     wide = wide < DEEP ? DEEP : wide > n ? n : wide;
     for (int64_t first = 0; first < n; first += wide) {
-        int64_t panels = (n - first < wide ? n - first : wide) / 32;
+        int64_t panels = (n - first < wide ? n - first : wide) / 32, steps = k / DEEP;
 #pragma omp parallel
         {
             Tiles before;
             use_tiles(&before);
 #pragma omp for schedule(static)
-            for (int64_t job = 0; job < panels * (k / DEEP); job++) {
-                int64_t column = first + job / (k / DEEP) * 32, row = job % (k / DEEP) * DEEP;
-                uint32_t *to = scratch + job * 2 * TILE * PAIRS;
+            for (int64_t job = 0; job < panels * steps; job++) {  /* along the rows of w */
+                int64_t panel = transposed ? job / steps : job % panels, step = transposed ? job % steps : job / panels;
+                int64_t column = first + panel * 32, row = step * DEEP;
+                uint32_t *to = scratch + (panel * steps + step) * 2 * TILE * PAIRS;
                 if (transposed && column + 64 <= n)  /* the processor does not foresee 32 rows at a time */
                     for (int i = 0; i < 32; i++) __builtin_prefetch(w + (column + 32 + i) * k + row);
                 for (int half = 0; half < 2; half++, to += TILE * PAIRS)
                     if (transposed) pack_columns(w + (column + half * TILE) * k + row, k, to, TILE);
                     else pack_rows(w + row * n + column + half * TILE, n, to, TILE);
             }
-            int64_t chunks = (m + TALL - 1) / TALL, parts = parts_of(panels, chunks);
+            int64_t blocks = (m + 31) / 32, parts = parts_of(panels, blocks);
+            ALIGNED float sums[2][4 * TILE * TILE];
+            Rest rest = {.rows = 0};
+            int turn = 0;
 #pragma omp for schedule(static)
-            for (int64_t job = 0; job < chunks * parts; job++) {
-                int64_t top = job / parts * TALL, part = job % parts;  /* rows for which a panel stays in the cache */
-                int64_t bottom = m - top < TALL ? m : top + TALL, last = (bottom - 1) / 32 * 32;
-                ALIGNED bf16 edge[(bottom % 32 ? 32 : 0) * k + 1];
-                if (bottom % 32) load(x + last * x_stride, x_stride, bottom - last, k, edge);
-                for (int64_t p = part * panels / parts; p < (part + 1) * panels / parts; p++)
-                    for (int64_t i = top; i < bottom; i += 32) {
-                        ALIGNED float sums[4][TILE * TILE];
-                        int at_edge = bottom % 32 && i == last, rows = bottom - i < 32 ? bottom - i : 32;
-                        int64_t column = first + p * 32;
-                        block(at_edge ? edge : x + i * x_stride, at_edge ? k : x_stride, scratch + p * k * 16, k, sums);
-                        finish(sums, bias ? bias + column : 0, add, y + i * n + column, n, rows);
-                    }
+            for (int64_t job = 0; job < blocks * parts; job++) {
+                int64_t top = job / parts * 32, part = job % parts, stride = x_stride;
+                int rows = m - top < 32 ? m - top : 32;
+                const bf16 *left = x + top * x_stride;
+                ALIGNED bf16 copy[factor || rows < 32 ? 32 * k : 1];
+                if (factor) load_times(left, x_stride, factor + top * k, rows, k, copy);
+                else if (rows < 32) load(left, x_stride, rows, k, copy);
+                if (factor || rows < 32) left = copy, stride = k;
+                for (int64_t p = part * panels / parts; p < (part + 1) * panels / parts; p++, turn = !turn) {
+                    int64_t column = first + p * 32, at = top * n + column;
+                    block(left, stride, scratch + p * k * 16, k, sums[turn], &rest);
+                    rest = (Rest){sums[turn], bias ? bias + column : 0, y + at, slope ? slope + at : 0, n, kind, 0, rows};
+                }
             }
+            finish_rows(&rest, 2 * TILE);
             leave_tiles(&before);
         }
     }

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from litpeft.ops import products
 from litpeft.ops.native import library
+from litpeft.ops.native.activations import gelu
 from litpeft.ops.overridable import overridable
 
 PACKED = 1 << 19  # numbers of the matrix that are held in another layout at a time; as in the C file
@@ -23,6 +24,7 @@ LARGEST = (
 )  # numbers of the matrix: products with larger ones take so long that making code for them does not count
 DEEPEST = 1 << 15  # inputs of a layer: 32 rows of them are on the stack, in 2 MiB
 DEEP = 32  # the sides of the matrix are multiples of this
+PLAIN, ADD, GELU = range(3)  # what is done with the sums; as in the C file
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -30,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _can_compute(x, weight) or (bias is not None and bias.dtype != x.dtype):
         return products.linear(x, weight, bias)
     out = x.new_empty(len(x), len(weight))
-    _product(x, weight, True, bias, False, out)
+    _product(x, weight, True, out, bias)
     return out
 
 
@@ -39,7 +41,7 @@ def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None) -> Te
     if not _can_compute(dy, weight):
         return products.mm(dy, weight) if onto is None else products.addmm(onto, dy, weight)
     dx = dy.new_empty(len(dy), weight.shape[1]) if onto is None else onto
-    _product(dy, weight, False, None, onto is not None, dx)
+    _product(dy, weight, False, dx, kind=PLAIN if onto is None else ADD)
     return dx
 
 
@@ -50,11 +52,21 @@ def _can_compute(x: Tensor, weight: Tensor) -> bool:
     return half and fits and library.has_bf16_products()
 
 
-def _product(x: Tensor, weight: Tensor, transposed: bool, bias: Tensor | None, add: bool, out: Tensor) -> None:
-    depth, width = x.shape[1], out.shape[1]
+def _product(
+    x: Tensor,
+    weight: Tensor,
+    transposed: bool,
+    out: Tensor,
+    bias: Tensor | None = None,
+    kind: int = PLAIN,
+    slope: Tensor | None = None,
+    factor: Tensor | None = None,
+) -> None:
+    rows, depth, width = len(x), x.shape[1], out.shape[1]
     scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth))
-    sizes = len(x), width, depth
-    library.call("product_with_frozen", x, x.stride(0), weight, int(transposed), bias, int(add), out, *sizes, scratch)
+    left = x, x.stride(0), factor
+    right = weight, int(transposed), bias
+    library.call("product_with_frozen", *left, *right, kind, out, slope, rows, width, depth, scratch)
 
 
 @overridable
@@ -75,3 +87,33 @@ class _FrozenLinear(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         (weight,) = ctx.saved_tensors
         return input_gradient(dy, weight), None, None
+
+
+@overridable
+def frozen_linear_gelu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Compute GELU of a linear layer without gradients for weight and bias; x (..., in).
+
+    The result of the layer is rounded before GELU, as where it is a tensor of its own. Saved for backward: the
+    derivative of GELU.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if not _can_compute(rows, weight) or (bias is not None and bias.dtype != x.dtype):
+        return gelu(frozen_linear(x, weight, bias))
+    return _FrozenLinearGelu.apply(rows, weight, bias).view(*x.shape[:-1], len(weight))
+
+
+class _FrozenLinearGelu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out, slope = x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(weight))
+        _product(x, weight, True, out, bias, GELU, slope)
+        ctx.save_for_backward(weight, slope)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        weight, slope = ctx.saved_tensors
+        dx = dy.new_empty(len(dy), weight.shape[1])
+        _product(dy.contiguous(), weight, False, dx, factor=slope)
+        return dx, None, None

@@ -35,6 +35,15 @@ static inline void write(floats x, bf16 *to) {  /* ties to even; NaN stays NaN *
     *(halves *)to = __builtin_convertvector((nan & 0x7fc0) | (~nan & rounded), halves);
 }
 
+static inline void write_two(floats left, floats right, bf16 *to) {
+#ifdef __AVX512BF16__
+    _mm512_storeu_si512(to, (__m512i)_mm512_cvtne2ps_pbh((__m512)right, (__m512)left));
+#else
+    write(left, to);
+    write(right, to + LANES);
+#endif
+}
+
 static inline floats rounded(floats x) {
     bf16 half[LANES];
     write(x, half);
@@ -63,6 +72,23 @@ static inline floats exponential(floats x) {
 static inline floats reciprocal(floats x) {
     floats r = (floats)_mm512_rcp14_ps((__m512)x);
     return r * (2.0f - x * r);
+}
+
+/* x Phi(x), and its derivative Phi(x) + x phi(x): the two share their functions. Phi(-z) = erfcx(z / sqrt(2))
+   e^(-z^2 / 2) / 2 for z >= 0, where erfcx is a polynomial of 1 / (1 + 0.51 z / sqrt(2)), fitted to 1e-6 of its
+   value. */
+static inline floats gelu_of(floats x, floats *slope) {
+    floats z = choose(x < 0.0f, -x, x), e = exponential(z * z * -0.5f);
+    floats t = reciprocal(1.0f + z * 0.36062446f);
+    floats p = t * 0.0945284366607666f - 0.3592321276664734f;
+    p = p * t + 0.3585771322250366f;
+    p = p * t + 0.054963480681180954f;
+    p = p * t + 0.27909812331199646f;
+    p = p * t + 0.28414663672447205f;
+    p = p * t + 0.2879178822040558f;
+    floats tail = p * t * e * 0.5f, cdf = choose(x < 0.0f, tail, 1.0f - tail);
+    *slope = cdf + x * e * 0.39894228f;
+    return x * cdf;
 }
 
 /* Dropout. A number's position is hashed with two keys to 32 random bits; those below `share` are dropped. */

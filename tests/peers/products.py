@@ -26,9 +26,9 @@ class Products(TorchDispatchMode):
     def __enter__(self) -> Products:
         self.in_c = frozen_products._product  # products in C are not operations of torch
 
-        def counted(x: Tensor, weight: Tensor, transposed: bool, *others: Any) -> None:
+        def counted(x: Tensor, weight: Tensor, transposed: bool, *others: Any, **options: Any) -> None:
             self.count(x, weight.T if transposed else weight)
-            self.in_c(x, weight, transposed, *others)
+            self.in_c(x, weight, transposed, *others, **options)
 
         frozen_products._product = counted
         return super().__enter__()

@@ -115,17 +115,22 @@ void sum_of_few(const bf16 *low, int64_t low_stride, const bf16 *x, int64_t x_st
         }
 #pragma omp for schedule(static)
         for (int64_t j = 0; j < n; j += SIDE) {
+            enum { TALL = 256 };  /* rows whose pairs stay in the innermost cache; the sums stay in tiles as long */
             bf16 edge[SIDE * SIDE];
-            ALIGNED uint32_t pairs[SIDE / 2 * SIDE];
+            ALIGNED uint32_t pairs[TALL / 2 * SIDE];
             ALIGNED float sums[wide * SIDE];
-            memset(sums, 0, sizeof sums);
-            for (int64_t i = 0; i < m; i += SIDE) {
-                int rows = m - i < SIDE ? m - i : SIDE;
-                const bf16 *from = x + i * x_stride + j;
-                if (rows < SIDE) load(from, x_stride, rows, SIDE, edge);
-                for (int half = 0; half < SIDE; half += LANES)
-                    pack_rows((rows < SIDE ? edge : from) + half, rows < SIDE ? SIDE : x_stride, pairs + half, SIDE);
-                product(UP_TO(r, FEWEST), SIDE, SIDE, turned + i, tall, pairs, SIDE, sums, SIDE, 1);
+            for (int64_t top = 0; top < m; top += TALL) {
+                int64_t bottom = tall - top < TALL ? tall : top + TALL;
+                for (int64_t i = top; i < bottom; i += SIDE) {
+                    int rows = m - i < SIDE ? m - i : SIDE;
+                    const bf16 *from = x + i * x_stride + j;
+                    for (int64_t n = i + SIDE; n < m && n < i + 2 * SIDE; n++) __builtin_prefetch(x + n * x_stride + j);
+                    if (rows < SIDE) load(from, x_stride, rows, SIDE, edge);
+                    for (int half = 0; half < SIDE; half += LANES)
+                        pack_rows((rows < SIDE ? edge : from) + half, rows < SIDE ? SIDE : x_stride,
+                                  pairs + (i - top) / 2 * SIDE + half, SIDE);
+                }
+                product(UP_TO(r, FEWEST), SIDE, bottom - top, turned + top, tall, pairs, SIDE, sums, SIDE, top > 0);
             }
             for (int64_t i = 0; i < r; i++)
                 for (int64_t c = 0; c < SIDE; c++) out[i * row + (j + c) * column] = sums[i * SIDE + c];

@@ -11,20 +11,11 @@ typedef struct {
     Dropout dropout;
 } Shape;
 
-/* rows of a head from their transposed fp32 (width, 32) */
-static void store_transposed(const float *x, int rows, int width, bf16 *to, int64_t stride) {
-    for (int i = 0; i < rows; i += LANES)
-        for (int j = 0; j < width; j += LANES) {
-            words r[16];
-            for (int n = 0; n < LANES; n++) r[n] = *(const words *)(x + (j + n) * SIDE + i);
-            transpose(r);
-            for (int n = 0; n < LANES && i + n < rows; n++) write((floats)r[n], to + (i + n) * stride + j);
-        }
-}
-
-static void store(const float *x, int rows, int width, bf16 *to, int64_t stride) {
+/* rows of fp32, each times a factor if there are any */
+static void store(const float *x, const float *factors, int rows, int width, bf16 *to, int64_t stride) {
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < width; j += LANES) write(AT(x + i * width + j), to + i * stride + j);
+        for (int j = 0; j < width; j += LANES)
+            write(AT(x + i * width + j) * all(factors ? factors[i] : 1), to + i * stride + j);
 }
 
 /* the added mask of a key, for 16 queries */
@@ -39,24 +30,16 @@ static int attended(const Shape *s, const float *mask, int first) {
     int last = s->keys;
     if (!mask || !s->mask_by_query) return last;
     for (; last > 1; last--) {
-        ints open = (added(s, mask, last - 1, first) > -1e30f) | (added(s, mask, last - 1, first + LANES) > -1e30f);
-        int any = 0;
-        for (int i = 0; i < LANES; i++) any |= open[i];
-        if (any) break;
+        floats most = larger(added(s, mask, last - 1, first), added(s, mask, last - 1, first + LANES));
+        if (less(all(-1e30f), most)) break;
     }
     return last;
 }
 
-static inline ints dropped_scores(const Shape *s, int64_t b, int64_t h, int key, int query) {
-    if (!s->dropout.share) return (ints){0};
+static inline lanes kept_scores(const Shape *s, int64_t b, int64_t h, int key, int query) {
+    if (!s->dropout.share) return (lanes)-1;
     int64_t row = (b * s->heads + h) * s->keys + key;
-    return dropped((uint32_t)(row * WHOLE(s->queries) + query), &s->dropout);
-}
-
-/* logarithm of positive numbers: those of C's library, one by one */
-static inline floats logarithm(floats x) {
-    for (int i = 0; i < LANES; i++) x[i] = logf(x[i]);
-    return x;
+    return kept((uint32_t)(row * WHOLE(s->queries) + query), &s->dropout);
 }
 
 /* the part of a tensor that belongs to one head, from one of its rows on */
@@ -69,24 +52,42 @@ static void pack_queries(const bf16 *x, int width, uint32_t *to) {
             pack_columns(x + half * width + j, width, to + j / 2 * SIDE + half, SIDE);
 }
 
-/* From scores (keys, 32) of 16 queries: e^(scores - most) with dropout as the right factor of the product with values,
-   log of the sum of e^scores, and the factor that is left to apply. */
+/* whole blocks of rows as the right factor of a product: pairs of rows (rows / 2, width) */
+static void pack_all(const bf16 *x, int rows, int width, uint32_t *to) {
+    for (int i = 0; i < rows; i += SIDE)
+        for (int j = 0; j < width; j += LANES) pack_rows(x + i * width + j, width, to + i / 2 * width + j, width);
+}
+
+/* pairs of rows (keys / 2, 32) to their transposition (32, keys), a left factor */
+static void unpack_columns(const uint32_t *x, int keys, bf16 *to) {
+    for (int half = 0; half < SIDE; half += LANES)
+        for (int i = 0; i < keys; i += SIDE) {
+            words r[16];
+            for (int n = 0; n < LANES; n++) r[n] = *(const words *)(x + (i / 2 + n) * SIDE + half);
+            transpose(r);
+            for (int n = 0; n < LANES; n++) *(words *)(to + (half + n) * keys + i) = r[n];
+        }
+}
+
+/* From scores (keys, 32) of 16 queries: e^(scores - most) with dropout as pairs of keys, log of the sum of e^scores,
+   and the factor that is left to apply. */
 static inline floats softmax(const Shape *s, int64_t b, int64_t h, int used, const float *mask, int query, float *p,
         uint32_t *pairs, float *lse) {
     floats most = all(-3e38f), sum = {0};
     for (int i = 0; i < used; i++) {
         floats x = AT(p + i * SIDE) * s->scaling + added(s, mask, i, query);
         AT(p + i * SIDE) = x;
-        most = choose(x > most, x, most);
+        most = larger(x, most);
     }
-    for (int i = 0; i < used; i++) {
-        floats e = exponential(AT(p + i * SIDE) - most);
-        sum += e;
-        AT(p + i * SIDE) = (floats)((ints)e & ~dropped_scores(s, b, h, i, query));
+    for (int i = 0; i < WHOLE(used); i += 2) {
+        floats two[2] = {{0}, {0}};
+        for (int n = 0; n < 2 && i + n < used; n++) {
+            floats e = exponential(AT(p + (i + n) * SIDE) - most);
+            sum += e;
+            two[n] = only(kept_scores(s, b, h, i + n, query), e);
+        }
+        *(words *)(pairs + i / 2 * SIDE) = pair_of(two[0], two[1]);
     }
-    for (int i = used; i < WHOLE(used); i++) AT(p + i * SIDE) = all(0);
-    for (int i = 0; i < WHOLE(used); i += 2)
-        *(words *)(pairs + i / 2 * SIDE) = pair_of(AT(p + i * SIDE), AT(p + (i + 1) * SIDE));
     AT(lse) = most + logarithm(sum);
     return s->dropout.factor / sum;
 }
@@ -102,12 +103,12 @@ void attention(const Shape *s, const bf16 *query, const bf16 *key, const bf16 *v
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < s->batch * s->groups; job++) {
             int64_t b = job / s->groups, g = job % s->groups;
-            ALIGNED bf16 k[WHOLE(S) * D], v[WHOLE(S) * D], values[D * WHOLE(S)], q[SIDE * D];
-            ALIGNED uint32_t queries[D / 2 * SIDE], pairs[WHOLE(S) / 2 * SIDE];
-            ALIGNED float p[WHOLE(S) * SIDE], o[D * SIDE];
+            ALIGNED bf16 k[WHOLE(S) * D], v[WHOLE(S) * D], q[SIDE * D], shares[SIDE * WHOLE(S)];
+            ALIGNED uint32_t queries[D / 2 * SIDE], values[WHOLE(S) / 2 * D], pairs[WHOLE(S) / 2 * SIDE];
+            ALIGNED float p[WHOLE(S) * SIDE], o[SIDE * D], left[SIDE];
             load(PART(key, s->key, b, g, 0), s->key[2], S, D, k);
             load(PART(value, s->value, b, g, 0), s->value[2], S, D, v);
-            load_transposed(v, WHOLE(S), D, values);
+            pack_all(v, WHOLE(S), D, values);
             for (int64_t h = g * each; h < (g + 1) * each; h++)
                 for (int first = 0; first < T; first += SIDE) {
                     const float *bias = mask ? PART(mask, s->mask, b, h, 0) : 0;
@@ -116,14 +117,11 @@ void attention(const Shape *s, const bf16 *query, const bf16 *key, const bf16 *v
                     load(PART(query, s->query, b, h, first), s->query[2], rows, D, q);
                     pack_queries(q, D, queries);
                     product(WHOLE(used), SIDE, D, k, D, queries, SIDE, p, SIDE, 0);
-                    floats left = softmax(s, b, h, used, bias, first, p, pairs, sums);
-                    floats right = softmax(s, b, h, used, bias, first + LANES, p + LANES, pairs + LANES, sums + LANES);
-                    product(D, SIDE, WHOLE(used), values, WHOLE(S), pairs, SIDE, o, SIDE, 0);
-                    for (int j = 0; j < D * SIDE; j += SIDE) {
-                        AT(o + j) *= left;
-                        AT(o + j + LANES) *= right;
-                    }
-                    store_transposed(o, rows, D, PART(out, s->out, b, h, first), s->out[2]);
+                    for (int n = 0; n < SIDE; n += LANES)
+                        AT(left + n) = softmax(s, b, h, used, bias, first + n, p + n, pairs + n, sums + n);
+                    unpack_columns(pairs, WHOLE(used), shares);
+                    product(SIDE, D, WHOLE(used), shares, WHOLE(used), values, D, o, D, 0);
+                    store(o, left, rows, D, PART(out, s->out, b, h, first), s->out[2]);
                 }
         }
         leave_tiles(&before);
@@ -131,26 +129,28 @@ void attention(const Shape *s, const bf16 *query, const bf16 *key, const bf16 *v
 }
 
 /* From scores p and the gradients dp by the dropped P (keys, 32) of 16 queries: the dropped P and the gradients by the
-   scores, both as left factors (keys, 32), and the gradients as a right factor too. */
+   scores, both as left factors (keys, 32), and the gradients as pairs of keys too. */
 static inline void softmax_backward(const Shape *s, int64_t b, int64_t h, int used, const float *mask, int query,
-        float *p, float *dp, const float *lse, bf16 *kept, bf16 *dscores, uint32_t *pairs) {
+        float *p, float *dp, const float *lse, bf16 *dropped, bf16 *dscores, uint32_t *pairs) {
     floats total = AT(lse), delta = {0};
     for (int i = 0; i < used; i++) {
-        ints out = dropped_scores(s, b, h, i, query);
+        lanes stay = kept_scores(s, b, h, i, query);
         floats e = exponential(AT(p + i * SIDE) * s->scaling + added(s, mask, i, query) - total);
         AT(p + i * SIDE) = e;
-        AT(dp + i * SIDE) = (floats)((ints)(AT(dp + i * SIDE) * s->dropout.factor) & ~out);
+        AT(dp + i * SIDE) = only(stay, AT(dp + i * SIDE) * s->dropout.factor);
         delta += e * AT(dp + i * SIDE);
-        write((floats)((ints)(e * s->dropout.factor) & ~out), kept + i * SIDE);
+        write(only(stay, e * s->dropout.factor), dropped + i * SIDE);
     }
-    for (int i = 0; i < used; i++)
-        write(AT(p + i * SIDE) * (AT(dp + i * SIDE) - delta) * s->scaling, dscores + i * SIDE);
-    for (int i = used; i < WHOLE(used); i++) {
-        write(all(0), kept + i * SIDE);
-        write(all(0), dscores + i * SIDE);
+    for (int i = used; i < WHOLE(used); i++) write(all(0), dropped + i * SIDE);
+    for (int i = 0; i < WHOLE(used); i += 2) {
+        floats two[2] = {{0}, {0}};
+        for (int n = 0; n < 2; n++) {
+            int at = (i + n) * SIDE;
+            if (i + n < used) two[n] = AT(p + at) * (AT(dp + at) - delta) * s->scaling;
+            write(two[n], dscores + at);
+        }
+        *(words *)(pairs + i / 2 * SIDE) = pair_of(two[0], two[1]);
     }
-    for (int i = 0; i < WHOLE(used); i += 2)
-        *(words *)(pairs + i / 2 * SIDE) = pair(bits(dscores + i * SIDE), bits(dscores + (i + 1) * SIDE));
 }
 
 /* dout has the strides of `out`; dquery, dkey and dvalue are (batch, tokens, heads or groups, width) */
@@ -164,14 +164,14 @@ void attention_backward(const Shape *s, const bf16 *query, const bf16 *key, cons
 #pragma omp for schedule(static)
         for (int64_t job = 0; job < s->batch * s->groups; job++) {
             int64_t b = job / s->groups, g = job % s->groups;
-            ALIGNED bf16 k[WHOLE(S) * D], v[WHOLE(S) * D], keys[D * WHOLE(S)], q[SIDE * D], d[SIDE * D];
-            ALIGNED uint32_t q_columns[D / 2 * SIDE], d_columns[D / 2 * SIDE];
+            ALIGNED bf16 k[WHOLE(S) * D], v[WHOLE(S) * D], q[SIDE * D], d[SIDE * D];
+            ALIGNED uint32_t keys[WHOLE(S) / 2 * D], q_columns[D / 2 * SIDE], d_columns[D / 2 * SIDE];
             ALIGNED uint32_t q_rows[SIDE / 2 * D], d_rows[SIDE / 2 * D], pairs[WHOLE(S) / 2 * SIDE];
-            ALIGNED float p[WHOLE(S) * SIDE], dp[WHOLE(S) * SIDE], dq[D * SIDE], dk[WHOLE(S) * D], dv[WHOLE(S) * D];
-            ALIGNED bf16 kept[WHOLE(S) * SIDE], dscores[WHOLE(S) * SIDE];
+            ALIGNED float p[WHOLE(S) * SIDE], dp[WHOLE(S) * SIDE], dq[SIDE * D], dk[WHOLE(S) * D], dv[WHOLE(S) * D];
+            ALIGNED bf16 dropped[WHOLE(S) * SIDE], dscores[WHOLE(S) * SIDE], by_query[SIDE * WHOLE(S)];
             load(PART(key, s->key, b, g, 0), s->key[2], S, D, k);
             load(PART(value, s->value, b, g, 0), s->value[2], S, D, v);
-            load_transposed(k, WHOLE(S), D, keys);
+            pack_all(k, WHOLE(S), D, keys);
             memset(dk, 0, sizeof dk);
             memset(dv, 0, sizeof dv);
             for (int64_t h = g * each; h < (g + 1) * each; h++)
@@ -184,22 +184,21 @@ void attention_backward(const Shape *s, const bf16 *query, const bf16 *key, cons
                     load(PART(dout, s->out, b, h, first), s->out[2], rows, D, d);
                     pack_queries(q, D, q_columns);
                     pack_queries(d, D, d_columns);
-                    for (int j = 0; j < D; j += LANES) {
-                        pack_rows(q + j, D, q_rows + j, D);
-                        pack_rows(d + j, D, d_rows + j, D);
-                    }
+                    pack_all(q, SIDE, D, q_rows);
+                    pack_all(d, SIDE, D, d_rows);
                     product(whole, SIDE, D, k, D, q_columns, SIDE, p, SIDE, 0);
                     product(whole, SIDE, D, v, D, d_columns, SIDE, dp, SIDE, 0);
                     for (int half = 0; half < SIDE; half += LANES)
                         softmax_backward(s, b, h, used, bias, first + half, p + half, dp + half, sums + half,
-                                         kept + half, dscores + half, pairs + half);
-                    product(whole, D, SIDE, kept, SIDE, d_rows, D, dv, D, 1);
+                                         dropped + half, dscores + half, pairs + half);
+                    product(whole, D, SIDE, dropped, SIDE, d_rows, D, dv, D, 1);
                     product(whole, D, SIDE, dscores, SIDE, q_rows, D, dk, D, 1);
-                    product(D, SIDE, whole, keys, WHOLE(S), pairs, SIDE, dq, SIDE, 0);
-                    store_transposed(dq, rows, D, dquery + ((b * T + first) * s->heads + h) * D, s->heads * D);
+                    unpack_columns(pairs, whole, by_query);
+                    product(SIDE, D, whole, by_query, whole, keys, D, dq, D, 0);
+                    store(dq, 0, rows, D, dquery + ((b * T + first) * s->heads + h) * D, s->heads * D);
                 }
-            store(dk, S, D, dkey + (b * S * s->groups + g) * D, s->groups * D);
-            store(dv, S, D, dvalue + (b * S * s->groups + g) * D, s->groups * D);
+            store(dk, 0, S, D, dkey + (b * S * s->groups + g) * D, s->groups * D);
+            store(dv, 0, S, D, dvalue + (b * S * s->groups + g) * D, s->groups * D);
         }
         leave_tiles(&before);
     }

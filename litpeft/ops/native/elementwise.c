@@ -5,18 +5,18 @@
 void dropout(const bf16 *x, bf16 *y, int64_t count, const Dropout *d) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += LANES)
-        write((floats)((ints)(read(x + i) * d->factor) & ~dropped((uint32_t)i, d)), y + i);
+        write(only(kept((uint32_t)i, d), read(x + i) * d->factor), y + i);
 }
 
 /* y += x where x is kept, rounded once; the same mask, whose factor is not used */
 void add_kept(const bf16 *x, bf16 *y, int64_t count, const Dropout *d) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < count; i += LANES)
-        write(read(y + i) + (floats)((ints)read(x + i) & ~dropped((uint32_t)i, d)), y + i);
+        write(read(y + i) + only(kept((uint32_t)i, d), read(x + i)), y + i);
 }
 
 static inline floats sigmoid(floats x) {
-    ints negative = x < 0.0f;
+    lanes negative = less(x, all(0));
     floats e = exponential(choose(negative, x, -x));
     return choose(negative, e, all(1)) * reciprocal(e + 1.0f);
 }

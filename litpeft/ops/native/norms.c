@@ -13,9 +13,9 @@ void norm(const bf16 *x, const bf16 *residual, bf16 *sums, const bf16 *weight, c
         floats sum = {0}, squares = {0};
         if (residual) {
             for (int64_t i = first; i < first + width; i += LANES) {
-                floats kept = read(x + i);
-                if (d->share) kept = (floats)((ints)(kept * d->factor) & ~dropped((uint32_t)i, d));
-                write(kept + read(residual + i), sums + i);
+                floats part = read(x + i);
+                if (d->share) part = only(kept((uint32_t)i, d), part * d->factor);
+                write(part + read(residual + i), sums + i);
             }
             from = sums + first;
         }
@@ -34,9 +34,9 @@ void norm(const bf16 *x, const bf16 *residual, bf16 *sums, const bf16 *weight, c
 }
 
 /* dx = (h - mean(h) - n mean(h n)) / sqrt(var + eps), h = dy weight, n = the normalised x; mean(h) of LayerNorm only.
-   `kept`, if given, gets the gradient by the x that was dropped. */
+   `dropped`, if given, gets the gradient by the x that was dropped. */
 void norm_backward(const bf16 *dy, const bf16 *x, const bf16 *weight, const float *mean, const float *inverse, bf16 *dx,
-        bf16 *kept, int64_t rows, int64_t width, int64_t centred, const Dropout *d) {
+        bf16 *dropped, int64_t rows, int64_t width, int64_t centred, const Dropout *d) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         int64_t begin = row * width;
@@ -53,7 +53,7 @@ void norm_backward(const bf16 *dy, const bf16 *x, const bf16 *weight, const floa
             floats h = read(grad + i) * read(weight + i);
             floats out = (h - first - (read(from + i) - centre) * scale * second) * scale;
             write(out, dx + begin + i);
-            if (kept) write((floats)((ints)(out * d->factor) & ~dropped((uint32_t)(begin + i), d)), kept + begin + i);
+            if (dropped) write(only(kept((uint32_t)(begin + i), d), out * d->factor), dropped + begin + i);
         }
     }
 }

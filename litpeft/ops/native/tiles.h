@@ -37,10 +37,17 @@ enum { SIDE = 32 };  /* sides of blocks; of those without tiles, see FEW and FEW
 static inline words pair(words even, words odd) { return even | odd << 16; }
 
 static inline words pair_of(floats even, floats odd) {
+#ifdef __AVX512BF16__
+    const short order[] = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23,
+                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return (words)_mm512_permutexvar_epi16(_mm512_loadu_si512(order),
+                                           (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even));
+#else
     bf16 half[2 * LANES];
     write(even, half);
     write(odd, half + LANES);
     return pair((words)read(half) >> 16, (words)read(half + LANES) >> 16);
+#endif
 }
 
 static inline words bits(const bf16 *x) { return (words)read(x) >> 16; }
@@ -54,7 +61,7 @@ static inline void pack_rows(const bf16 *x, int64_t stride, uint32_t *to, int64_
 /* the same of a factor that is stored transposed: 16 rows of 32 columns */
 static inline void pack_columns(const bf16 *x, int64_t stride, uint32_t *to, int64_t to_stride) {
     words r[16];
-    for (int i = 0; i < 16; i++) memcpy(&r[i], x + i * stride, sizeof r[i]);
+    for (int i = 0; i < 16; i++) r[i] = (words)_mm512_loadu_si512(x + i * stride);  /* memcpy would be a call */
     transpose(r);
     for (int i = 0; i < 16; i++) *(words *)(to + i * to_stride) = r[i];
 }
@@ -148,10 +155,11 @@ static void product(int m, int n, int k, const bf16 *a, int64_t a_stride, const 
 #define UP_TO(n, side) (((n) + (side) - 1) / (side) * (side))
 #define WHOLE(n) UP_TO(n, SIDE)
 
-/* rows, followed by rows of zeros up to a multiple of 32 */
-static void load(const bf16 *x, int64_t stride, int rows, int width, bf16 *to) {
+/* rows, followed by rows of zeros up to a multiple of 32; their width is a multiple of 32 too */
+static inline void load(const bf16 *x, int64_t stride, int rows, int width, bf16 *to) {
     for (int i = 0; i < rows; i++)
-        for (int j = 0; j < width; j += LANES) *(halves *)(to + i * width + j) = *(const halves *)(x + i * stride + j);
+        for (int j = 0; j < width; j += SIDE)
+            _mm512_storeu_si512(to + i * width + j, _mm512_loadu_si512(x + i * stride + j));
     memset(to + rows * width, 0, sizeof(bf16) * (WHOLE(rows) - rows) * width);
 }
 

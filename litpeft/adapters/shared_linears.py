@@ -19,7 +19,6 @@ from litpeft.adapters.functional import (
     Prepared,
     Product,
     ToMatrix,
-    add_product,
     for_product,
     frozen_gradient,
     frozen_product,
@@ -28,6 +27,7 @@ from litpeft.adapters.functional import (
     scaled_product,
 )
 from litpeft.adapters.gain import times_backward, times_plus
+from litpeft.ops.native.frozen_products import Adapter
 from litpeft.ops.overridable import overridable
 
 
@@ -84,8 +84,8 @@ class _AdaptedLinears(torch.autograd.Function):
         outs, scaled, lows = [], [], _columns(low, [len(a) for a, _ in factors], native)
         for c, (_, b), part in zip(calls, factors, lows, strict=True):
             added = None if c.bias is None else c.bias.to(dtype)
-            out = frozen_product(rows, c.stored, c.to_matrix, added if c.magnitude is None else None, c.weight)
-            add_product(out, part, b.T, native)
+            plain, adapter = added if c.magnitude is None else None, Adapter(part, b.T)
+            out = frozen_product(rows, c.stored, c.to_matrix, plain, c.weight, adapter)
             kept = None
             if c.magnitude is not None:
                 gain = c.prepared.gain if c.gain is None else c.gain
@@ -120,16 +120,14 @@ class _AdaptedLinears(torch.autograd.Function):
                     dy, grads[first + 3] = times_backward(dy, kept, magnitude, gain, native)
                 if needs[first + 2]:
                     grads[first + 2] = gradient_of_B(dy, low, B.dtype, native)
-                layers.append((first + 1, b, dy))
-                if need_x:
-                    dx = frozen_gradient(dy, stored, to_matrix, dx)
+                layers.append((first + 1, b, dy, stored, to_matrix))
             first += count
         if not layers:
             return (None,) * (4 + len(tensors))
-        ranks = [b.shape[1] for _, b, _ in layers]
+        ranks = [b.shape[1] for _, b, *_ in layers]
         dlow = rows.new_empty(len(rows), sum(ranks))  # (N, r_1 + .. + r_n)
         parts = _columns(dlow, ranks, native)
-        for part, (_, b, dy) in zip(parts, layers, strict=True):
+        for part, (_, b, dy, *_) in zip(parts, layers, strict=True):
             scaled_product(dy, for_product(b), factor, native, part)
         if parts[0]._base is not dlow:
             torch.cat(parts, 1, out=dlow)
@@ -141,7 +139,9 @@ class _AdaptedLinears(torch.autograd.Function):
             if len(layers) < len(settings):  # the rows of A of these layers
                 every = stacked.split([low.shape[1] for low in lows])
                 stacked = torch.cat([a for a, dy in zip(every, upstream, strict=True) if dy is not None])
-            add_product(dx, dlow, stacked, native)
+            for layer in layers:
+                *_, dy, stored, to_matrix = layer
+                dx = frozen_gradient(dy, stored, to_matrix, dx, Adapter(dlow, stacked) if layer is layers[-1] else None)
         return (dx, None, None, None, *grads)
 
 

@@ -395,6 +395,39 @@ def test_products_with_frozen_matrices_equal_those_of_torch(rows: int, wide: int
 
 @needs_products
 @pytest.mark.usefixtures("build")
+@pytest.mark.parametrize("rank", [1, 8, 33])
+@pytest.mark.parametrize("rows", [1, 32, 95])
+@pytest.mark.parametrize(("wide", "deep"), [(32, 32), (96, 64), (64, 16416)])
+def test_what_an_adapter_adds_is_in_the_sums_before_they_are_rounded(
+    rows: int, wide: int, deep: int, rank: int
+) -> None:
+    weight, bias, x, dy = (
+        random(wide, deep),
+        random(wide, seed=1),
+        random(rows, deep, seed=2),
+        random(rows, wide, seed=3),
+    )
+    roundings = 1 if library.has_bf16_products() else 2  # torch rounds the product before the adapter is added
+    low = random(rows, rank + 5, seed=4)[:, :rank]
+    for factor in (random(rank, wide, seed=5), random(wide, rank, seed=5).T):  # in both orders of storage
+        expected = x.double() @ weight.double().T + low.double() @ factor.double()
+        for b in (None, bias):
+            exact = expected if b is None else expected + b.double()
+            out = frozen_products.linear(x, weight, b, frozen_products.Adapter(low, factor))
+            torch.testing.assert_close(out.double(), exact, **rounding(exact, roundings))
+    factor, onto = random(rank, deep, seed=6), random(rows, deep, seed=7)
+    adapter = frozen_products.Adapter(low, factor)
+    back = dy.double() @ weight.double() + low.double() @ factor.double()
+    torch.testing.assert_close(
+        frozen_products.input_gradient(dy, weight, None, adapter).double(), back, **rounding(back, roundings)
+    )
+    more = onto.double() + back
+    assert frozen_products.input_gradient(dy, weight, onto, adapter) is onto
+    torch.testing.assert_close(onto.double(), more, **rounding(more, roundings))
+
+
+@needs_products
+@pytest.mark.usefixtures("build")
 @pytest.mark.parametrize("rows", [1, 32, 95])
 @pytest.mark.parametrize(("wide", "deep"), [(32, 32), (96, 64), (64, 16416)])
 def test_gelu_beside_a_product_is_gelu_after_it_bit_for_bit(rows: int, wide: int, deep: int) -> None:
@@ -543,6 +576,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             norm(x, bias, bias, 1e-5),
             frozen_products.linear(x, weight, None),
             frozen_products.frozen_linear_gelu(x, weight, None),
+            frozen_products.linear(x, weight, None, frozen_products.Adapter(x[:, :8], weight[:, :8].T)),
             gelu(x),
         ]
         others += [adapter_products.sum_of_few(x[:, :8], x, torch.float32), swiglu(x, x)]

@@ -13,13 +13,6 @@ static void pack_few(const bf16 *x, int64_t row, int64_t column, int64_t k, int6
         }
 }
 
-/* rows of few columns, with zeros up to 32 rows and whole columns */
-static void load_few(const bf16 *x, int64_t stride, int rows, int64_t r, bf16 *to) {
-    memset(to, 0, sizeof(bf16) * SIDE * WIDE(r));
-    for (int i = 0; i < rows; i++)
-        for (int64_t j = 0; j < r; j++) to[i * WIDE(r) + j] = x[i * stride + j];
-}
-
 /* low (m, r) = factor x a; x (m, k), a (k, r); k is a multiple of 32 */
 void times_few(const bf16 *x, int64_t x_stride, const bf16 *a, int64_t row, int64_t column, float factor, bf16 *low,
         int64_t low_stride, int64_t m, int64_t k, int64_t r) {
@@ -90,7 +83,7 @@ void add_few(const bf16 *low, int64_t low_stride, const bf16 *b, int64_t row, in
         for (int64_t i = 0; i < m; i += SIDE) {
             int rows = m - i < SIDE ? m - i : SIDE;
             ALIGNED bf16 left[SIDE * wide];
-            load_few(low + i * low_stride, low_stride, rows, r, left);
+            load_few(low + i * low_stride, low_stride, rows, r, wide, left);
             add_rows(left, pairs, y + i * n, rows, n, r);
         }
         leave_tiles(&before);
@@ -109,7 +102,7 @@ void sum_of_few(const bf16 *low, int64_t low_stride, const bf16 *x, int64_t x_st
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < m; i += SIDE) {
             bf16 left[SIDE * wide], columns[wide * SIDE];
-            load_few(low + i * low_stride, low_stride, m - i < SIDE ? m - i : SIDE, r, left);
+            load_few(low + i * low_stride, low_stride, m - i < SIDE ? m - i : SIDE, r, wide, left);
             load_transposed(left, SIDE, wide, columns);
             for (int64_t j = 0; j < wide; j++) memcpy(turned + j * tall + i, columns + j * SIDE, sizeof(bf16) * SIDE);
         }

@@ -7,17 +7,18 @@ runs the same code for all numbers of rows, at the same speed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from litpeft.ops import products
-from litpeft.ops.native import library
+from litpeft.ops.native import adapter_products, library
 from litpeft.ops.native.activations import gelu
 from litpeft.ops.overridable import overridable
 
+LARGEST_RANK = adapter_products.LARGEST_RANK
 PACKED = 1 << 19  # numbers of the matrix that are held in another layout at a time; as in the C file
 LARGEST = (
     1 << 22
@@ -27,28 +28,45 @@ DEEP = 32  # the sides of the matrix are multiples of this
 PLAIN, ADD, GELU = range(3)  # what is done with the sums; as in the C file
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Compute x Wᵀ + b, as F.linear does; x (N, in), W (out, in), b (out)."""
-    if not _can_compute(x, weight) or (bias is not None and bias.dtype != x.dtype):
-        return products.linear(x, weight, bias)
+class Adapter(NamedTuple):
+    """What an adapter adds to a product with a frozen matrix, low factor.
+
+    Attributes:
+        low: (N, r).
+        factor: (r, n), in either order of storage.
+    """
+
+    low: Tensor
+    factor: Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None = None) -> Tensor:
+    """Compute x Wᵀ + b, as F.linear does, and what an adapter adds, rounded once; x (N, in), W (out, in), b (out)."""
+    if not _can_compute(x, weight, adapter) or (bias is not None and bias.dtype != x.dtype):
+        out = products.linear(x, weight, bias)
+        return out if adapter is None else adapter_products.add_few(out, *adapter)
     out = x.new_empty(len(x), len(weight))
-    _product(x, weight, True, out, bias)
+    _product(x, weight, True, out, adapter, bias)
     return out
 
 
-def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Compute dy W, or add it to a tensor in place; dy (N, out), W (out, in)."""
-    if not _can_compute(dy, weight):
-        return products.mm(dy, weight) if onto is None else products.addmm(onto, dy, weight)
+def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None, adapter: Adapter | None = None) -> Tensor:
+    """Compute dy W and what an adapter adds, or add both to a tensor in place; dy (N, out), W (out, in)."""
+    if not _can_compute(dy, weight, adapter):
+        dx = products.mm(dy, weight) if onto is None else products.addmm(onto, dy, weight)
+        return dx if adapter is None else adapter_products.add_few(dx, *adapter)
     dx = dy.new_empty(len(dy), weight.shape[1]) if onto is None else onto
-    _product(dy, weight, False, dx, kind=PLAIN if onto is None else ADD)
+    _product(dy, weight, False, dx, adapter, kind=PLAIN if onto is None else ADD)
     return dx
 
 
-def _can_compute(x: Tensor, weight: Tensor) -> bool:
+def _can_compute(x: Tensor, weight: Tensor, adapter: Adapter | None = None) -> bool:
     half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
     whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous() and weight.numel() <= LARGEST
     fits = whole and x.shape[1] <= DEEPEST and len(x) > 0 and x.stride(1) == 1
+    if adapter is not None:
+        low, factor = adapter
+        fits = fits and low.dtype == factor.dtype == x.dtype and low.stride(1) == 1 and len(factor) <= LARGEST_RANK
     return half and fits and library.has_bf16_products()
 
 
@@ -57,16 +75,21 @@ def _product(
     weight: Tensor,
     transposed: bool,
     out: Tensor,
+    adapter: Adapter | None = None,
     bias: Tensor | None = None,
     kind: int = PLAIN,
     slope: Tensor | None = None,
-    factor: Tensor | None = None,
+    multiplier: Tensor | None = None,
 ) -> None:
     rows, depth, width = len(x), x.shape[1], out.shape[1]
-    scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth))
-    left = x, x.stride(0), factor
-    right = weight, int(transposed), bias
-    library.call("product_with_frozen", *left, *right, kind, out, slope, rows, width, depth, scratch)
+    added, rank = (None, 0, None, 0, 0), 0
+    if adapter is not None:
+        (low, factor), rank = adapter, len(adapter.factor)
+        added = low, low.stride(0), factor, *factor.stride()
+    scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth) + -(-rank // DEEP) * DEEP * width)
+    left, right = (x, x.stride(0), multiplier), (weight, int(transposed))
+    ends = bias, kind, out, slope, rows, width, depth, scratch
+    library.call("product_with_frozen", *left, *right, *added, rank, *ends)
 
 
 @overridable
@@ -106,7 +129,7 @@ class _FrozenLinearGelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         out, slope = x.new_empty(len(x), len(weight)), x.new_empty(len(x), len(weight))
-        _product(x, weight, True, out, bias, GELU, slope)
+        _product(x, weight, True, out, bias=bias, kind=GELU, slope=slope)
         ctx.save_for_backward(weight, slope)
         return out
 
@@ -115,5 +138,5 @@ class _FrozenLinearGelu(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         weight, slope = ctx.saved_tensors
         dx = dy.new_empty(len(dy), weight.shape[1])
-        _product(dy.contiguous(), weight, False, dx, factor=slope)
+        _product(dy.contiguous(), weight, False, dx, multiplier=slope)
         return dx, None, None

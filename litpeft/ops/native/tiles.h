@@ -163,6 +163,13 @@ static inline void load(const bf16 *x, int64_t stride, int rows, int width, bf16
     memset(to + rows * width, 0, sizeof(bf16) * (WHOLE(rows) - rows) * width);
 }
 
+/* rows of few columns r, with zeros up to 32 rows and to the width */
+static inline void load_few(const bf16 *x, int64_t stride, int rows, int64_t r, int64_t width, bf16 *to) {
+    memset(to, 0, sizeof(bf16) * SIDE * width);
+    for (int i = 0; i < rows; i++)
+        for (int64_t j = 0; j < r; j++) to[i * width + j] = x[i * stride + j];
+}
+
 /* (rows, width) to (width, rows); both are multiples of 16 */
 static void load_transposed(const bf16 *x, int rows, int width, bf16 *to) {
     for (int i = 0; i < rows; i += LANES)

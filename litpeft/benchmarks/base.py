@@ -45,6 +45,7 @@ class Result:
         scores: score by metric.
         standard_errors: standard error over items by metric; unknown ones are absent.
         items: number of items.
+        items_of: number of items by metric, of metrics that are a mean over only some.
         num_fewshot: few-shot examples per item; None if not applicable.
         fingerprint: hash of all prompts and answers; results are comparable only if it is equal.
         tasks: names of the tasks in a group.
@@ -53,6 +54,7 @@ class Result:
 
     scores: dict[str, float]
     items: int
+    items_of: dict[str, int] = field(default_factory=dict)
     standard_errors: dict[str, float] = field(default_factory=dict)
     num_fewshot: int | None = None
     fingerprint: str | None = None

@@ -15,6 +15,7 @@ from torchmetrics.functional.classification import (
 )
 
 from litpeft.benchmarks.base import Benchmark, Live, Options, Result
+from litpeft.data.cache import rows_fingerprint
 from litpeft.errors import UserError
 from litpeft.tasks import FineTuner, SequenceMultiLabel, SequenceRegression
 from litpeft.tasks.sequence_task import SequenceTask
@@ -51,9 +52,9 @@ class HeldOut(Benchmark):
             outputs.append(task(batch).cpu())
             labels.append(batch["labels"].cpu())
             live.tick(done, len(loader))
-        order = torch.cat(rows).argsort()
+        numbers, order = torch.cat(rows).sort()
         result = _scores(task)(task, torch.cat(outputs)[order], torch.cat(labels)[order], data.label_names)
-        result.fingerprint = f"{data.table('val')[1]['fingerprint']}:{len(order)}"
+        result.fingerprint = f"{data.table('val')[1]['fingerprint']}:{rows_fingerprint(numbers.numpy())}"
         return result
 
 
@@ -104,6 +105,7 @@ def _of_shares(shares: dict[str, Tensor], by_row: str, others: dict[str, float])
             if len(shares[name]) > 1
         },
         items=len(shares[by_row]),
+        items_of={name: len(hits) for name, hits in shares.items() if len(hits) < len(shares[by_row])},
         per_item={by_row: shares[by_row].double().tolist()},
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from litpeft.data.cache import rows_fingerprint
 from litpeft.runs.atomic_write import write_atomically
 from litpeft.training import processes
 
@@ -69,8 +69,8 @@ class ExampleRecorder(Callback):
         order = columns["row"].argsort()
         columns = {name: column[order] for name, column in columns.items()}
         rows = columns.pop("row")
-        chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:16]
-        result = {"step": trainer.global_step, "table": f"{trainer.datamodule.table('val')[1]['fingerprint']}:{chosen}"}
+        table = f"{trainer.datamodule.table('val')[1]['fingerprint']}:{rows_fingerprint(rows.numpy())}"
+        result = {"step": trainer.global_step, "table": table}
         result |= {name: columns[name].tolist() for name in ("loss", "correct") if name in columns}
         if "probability" in columns:
             result["wrong"] = _wrong(trainer.datamodule, rows, columns)

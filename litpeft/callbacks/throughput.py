@@ -95,6 +95,7 @@ class ThroughputRecorder(Callback):
         self._steps_before = 0
         self._seconds_before = 0.0  # training time up to the checkpoint that was resumed
         self._tokens_before = 0  # training tokens up to there
+        self._rates_before: dict[str, Any] | None = None  # figures of the steps up to there, if there were any
         self._added = 0  # number of steps in `_progress`
         self._progress = (0, 0.0)  # tokens and seconds of these steps
 
@@ -225,23 +226,30 @@ class ThroughputRecorder(Callback):
         self._added, self._progress = len(self.steps), (tokens, seconds)
         return self._tokens_before + tokens, self._seconds_before + seconds
 
-    def state_dict(self) -> dict[str, float]:
-        return {"train_seconds": self._train_seconds(), "train_tokens": self.progress()[0]}
+    def state_dict(self) -> dict[str, Any]:
+        seconds, rates = self._train_seconds(), self._rates()
+        return {"train_seconds": seconds, "train_tokens": self.progress()[0], "rates": rates}
 
-    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._seconds_before = state_dict["train_seconds"]
-        self._tokens_before = state_dict.get("train_tokens", 0)  # absent in checkpoints of older versions
+        # absent in checkpoints of older versions
+        self._tokens_before = state_dict.get("train_tokens", 0)
+        self._rates_before = state_dict.get("rates")
 
     def measured(self) -> dict[str, Any]:
         """Return record fields; null if no step is left after the exclusions."""
+        return {"train_seconds": self._train_seconds() or None} | self._rates()
+
+    def _rates(self) -> dict[str, Any]:
         self._read()
         taken = [step for step in self.steps[self.warmup_steps :] if not step.slowed]
         plain = [step for step in taken if step.parts is None]
+        if not plain and self._rates_before:  # too few steps after a resume say nothing of those before
+            return self._rates_before
         seconds = [step.seconds for step in plain]
         # a task that counts no tokens has an unknown rate, not 0
         rates = {name: _ratio(sum(step.counts[name] for step in plain), sum(seconds)) or None for name in COUNTS}
         return {
-            "train_seconds": self._train_seconds() or None,
             "warmup_steps_left_out": self.warmup_steps,
             "step_seconds_p50": _percentile(seconds, 50),
             "step_seconds_p95": _percentile(seconds, 95),

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
@@ -33,6 +34,11 @@ def fingerprint(*parts: Any) -> str:
     """Return the cache key of a table: a hash of everything that it depends on."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def rows_fingerprint(rows: np.ndarray) -> str:
+    """Return a hash of the numbers of the rows that are used of a table, (rows,) int64, in rising order."""
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

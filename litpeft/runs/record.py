@@ -122,8 +122,8 @@ FIELDS = {
     "val_examples_bytes": "size of that file",
     "val_examples_seconds": "time to gather and write that file, all validations",
     "benchmarks": "every benchmark evaluation in order of its step: step, seconds, results of each benchmark (scores, "
-    "standard_errors over items, items, num_fewshot, fingerprint of the items, tasks of a group), and skipped "
-    "benchmarks with the reason",
+    "standard_errors over items, items, items_of (number for metrics over only some), num_fewshot, fingerprint of "
+    "the items, tasks of a group), and skipped benchmarks with the reason",
     "other_metrics": "validation and test metrics without a field of their own, by name; null if there are none",
     "main_metrics": "validation metrics, by name, whose mean is the score of the run: the first of model.metrics, the "
     "official ones of GLUE, or that of the task; null for language models and in old records",
@@ -214,7 +214,7 @@ def complete_evaluations(evaluations: list[dict[str, Any]] | None) -> list[dict[
         | {
             "skipped": evaluation.get("skipped") or {},
             "results": {
-                name: {"items": None, "num_fewshot": None, "fingerprint": None}
+                name: {"items": None, "num_fewshot": None, "fingerprint": None, "items_of": {}}
                 | result
                 | {"standard_errors": result.get("standard_errors") or {}, "tasks": result.get("tasks") or []}
                 for name, result in evaluation["results"].items()

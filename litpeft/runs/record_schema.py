@@ -19,7 +19,7 @@ EVALUATION = {
     "results!": {
         OTHERS: {
             **{"scores!": {OTHERS: NUMBER}, "standard_errors": {OTHERS: NUMBER}, "items": WHOLE, "num_fewshot": ANY},
-            **{"fingerprint": TEXT, "tasks": [TEXT]},
+            **{"fingerprint": TEXT, "tasks": [TEXT], "items_of": {OTHERS: WHOLE}},
         }
     },
 }

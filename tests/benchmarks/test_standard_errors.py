@@ -116,4 +116,10 @@ def test_the_errors_of_a_classifier_are_of_the_rows_of_each_class_and_items_are_
     assert found.standard_errors == pytest.approx(errors)
     confidence = math.exp(5) / (math.exp(5) + 2)
     assert found.scores["ece"] == pytest.approx(confidence - 3 / 5)
-    assert found.items == 5
+    assert (found.items, found.items_of) == (5, {"accuracy_a": 2, "accuracy_b": 3})
+    other = Batches()
+    other.rows = other.rows + 1  # as many rows of the same table, but others
+    predicted = {row + 1: label for row, label in predicted.items()}
+    second = HeldOut().run(Live(task, other, Options(["held_out"]), lambda *_: None))
+    assert second.fingerprint != found.fingerprint
+    assert second.scores == found.scores

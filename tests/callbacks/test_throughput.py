@@ -386,17 +386,40 @@ def test_the_progress_has_the_tokens_and_seconds_of_every_step_and_of_the_run_be
     recorder = ThroughputRecorder()
     assert recorder.progress() == (0, 0.0)
     recorder.steps += [
-        Step(seconds=2.0, counts={"samples": 1, "tokens": 10}),
-        Step(seconds=1.0, counts={"samples": 1, "tokens": 5}),
+        Step(seconds=2.0, counts=counts(tokens=10)),
+        Step(seconds=1.0, counts=counts(tokens=5)),
     ]
     assert recorder.progress() == (15, 3.0)
-    recorder.steps.append(Step(seconds=0.5, counts={"samples": 1, "tokens": 2}))
+    recorder.steps.append(Step(seconds=0.5, counts=counts(tokens=2)))
     assert recorder.progress() == recorder.progress() == (17, 3.5)
-    assert recorder.state_dict() == {"train_seconds": 3.5, "train_tokens": 17}
+    state = recorder.state_dict()
+    assert (state["train_seconds"], state["train_tokens"]) == (3.5, 17)
     resumed = ThroughputRecorder()
-    resumed.load_state_dict(recorder.state_dict())
-    resumed.steps.append(Step(seconds=1.0, counts={"samples": 1, "tokens": 3}))
+    resumed.load_state_dict(state)
+    resumed.steps.append(Step(seconds=1.0, counts=counts(tokens=3)))
     assert resumed.progress() == (20, 4.5)
+
+
+def counts(tokens: int) -> dict[str, int]:
+    return {"samples": 1, "tokens": tokens, "padded": 2 * tokens, "trained": tokens}
+
+
+def test_a_resumed_run_with_fewer_steps_than_the_warm_up_keeps_the_rates_of_the_steps_before() -> None:
+    first = ThroughputRecorder(warmup_steps=1, sample_every=0)
+    first.steps += [Step(seconds=9.0, counts=counts(tokens=10)), Step(seconds=2.0, counts=counts(tokens=10))]
+    resumed = ThroughputRecorder(warmup_steps=1, sample_every=0)
+    resumed.load_state_dict(first.state_dict())
+    resumed.steps.append(Step(seconds=7.0, counts=counts(tokens=10)))
+    assert resumed.measured() == first.measured() | {"train_seconds": 18.0}
+    assert resumed.measured()["train_tokens_per_second"] == 5.0
+    again = ThroughputRecorder(warmup_steps=1, sample_every=0)
+    again.load_state_dict(resumed.state_dict())  # a second resume without a step to measure
+    assert again.measured()["step_seconds_p50"] == 2.0
+    resumed.steps.append(Step(seconds=4.0, counts=counts(tokens=10)))
+    assert resumed.measured()["train_tokens_per_second"] == 2.5  # its own
+    older = ThroughputRecorder()
+    older.load_state_dict({"train_seconds": 1.0})  # of a version without rates
+    assert older.measured()["step_seconds_p50"] is None
 
 
 @pytest.mark.parametrize("count", [1, 4])

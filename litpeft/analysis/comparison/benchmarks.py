@@ -58,6 +58,13 @@ def result_of(record: dict[str, Any], figure: str) -> dict[str, Any] | None:
     return next((result for name, result in named if plain.removeprefix(f"{name}_") in result["scores"]), None)
 
 
+def items(result: dict[str, Any], figure: str) -> int | None:
+    """Return the number of items of a benchmark's result over which a figure is a mean; None if unknown."""
+    plain = figure.removesuffix(BEFORE).removesuffix(CHANGE)
+    some = (number for metric, number in (result.get("items_of") or {}).items() if plain.endswith(f"_{metric}"))
+    return next(some, result["items"])
+
+
 def comparable_figures(
     runs: Sequence[Run], figures: Sequence[Figure], requested: bool
 ) -> tuple[list[Figure], list[str]]:

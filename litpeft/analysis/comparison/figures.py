@@ -210,7 +210,8 @@ def resolution(run: Run, name: str) -> float:
     if (step := (run.record.get("resolutions") or {}).get(name)) is not None:  # of a score over tasks
         return step
     if result := benchmarks.result_of(run.record, name):
-        return 1 / result["items"] if SHARE.search(name) and result["items"] else 0.0
+        items = benchmarks.items(result, name)
+        return 1 / items if SHARE.search(name) and items else 0.0
     if not (match := IN_STEPS.fullmatch(name.removeprefix("merged_"))):
         return 0.0
     rows = number(((run.record.get("data_summary") or {}).get("rows") or {}).get(match[1]))

@@ -49,10 +49,13 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     if chosen is base and cheaper:
         return f"No recommendation yet: {_open(cheaper, base, main)}, and a lower cost alone decides nothing."
     amount = value_text(cost.name, chosen.estimates[cost.name].mean)
-    worse = [group for group in known if group not in fit and group not in unclear]
     if chosen is base:
-        dropped = [group for group in worse if _paid(group, cost) < _paid(base, cost)]
-        reason = f"what needs less is worse in {title}" if dropped else "no other group needs less"
+        less = [each for each in others if cost.name in each.estimates and _paid(each, cost) < _paid(base, cost)]
+        unknown = [group for group in less if group not in known]
+        reason = f"what needs less is worse in {title}" if less else "no other group needs less"
+        if unknown:
+            verb = "needs less, but has" if len(unknown) == 1 else "need less, but have"
+            reason = f"{names_of(unknown)} {verb} no {title} to compare"
         sentences = [f"Recommended: {name_of(base)} ({cost_title} {amount}); {reason}."]
     else:
         among = f"shown not worse than {name_of(base)} in {title}"

@@ -98,6 +98,15 @@ def test_the_baseline_is_recommended_where_all_cheaper_ones_are_worse(tmp_path: 
     )
 
 
+def test_a_group_that_needs_less_but_has_no_main_figure_is_named(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300), "lora": (BAD, 400)})
+    write(tmp_path, {"dora": ([None] * 3, 200)})
+    assert answered(tmp_path, figures=["val_accuracy", "peak_tensor_bytes"]).recommendation == (
+        "Recommended: full fine-tuning (peak tensor memory 300.0 MiB); dora needs less, but has no validation accuracy "
+        "to compare."
+    )
+
+
 def test_the_best_is_named_with_its_price_beside_the_cheapest(tmp_path: Path) -> None:
     write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "dora": (BEST, 240)})
     assert answered(tmp_path).recommendation.endswith(

@@ -106,6 +106,14 @@ def test_the_steps_of_an_accuracy_are_those_of_its_own_rows() -> None:
     assert [resolution(run, name) for name in names] == [1 / 872, 1 / 200, 1 / 872, 0.0, 0.0]
 
 
+def test_the_steps_of_a_benchmarks_share_are_those_of_its_own_items() -> None:
+    result = {"scores": {"accuracy": 0.5, "accuracy_a": 0.5, "ece": 0.1}, "items": 100, "items_of": {"accuracy_a": 20}}
+    evaluation = {"step": 1, "results": {"held_out": result | {"fingerprint": "f", "tasks": [], "standard_errors": {}}}}
+    run = Run(Path("x"), {"benchmarks": [evaluation], "val_step": 1, "seed": 0}, {})
+    names = ("held_out_accuracy", "held_out_accuracy_a", "held_out_accuracy_a_change", "held_out_ece")
+    assert [resolution(run, name) for name in names] == [1 / 100, 1 / 20, 1 / 20, 0.0]
+
+
 def reached(seconds: float, accuracy: float = 0.9) -> list[dict[str, Any]]:
     return [{"step": 1, "train_seconds": seconds, "val_accuracy": accuracy}]
 

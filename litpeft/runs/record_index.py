@@ -21,19 +21,16 @@ from typing import Any
 
 from litpeft.runs.indexed_record import IndexedRecord
 from litpeft.runs.record import FIELDS, FILE_NAME, read_record
+from litpeft.runs.record_reader import NEVER, UNREAD, Signature, is_old, read_all
 from litpeft.runs.record_schema import RECORD
 from litpeft.runs.record_table import RecordTable
 
 INDEX = ".record_index"
 FEWEST = 1000  # fewer records are read in a tenth of a second
-RECENT = 10 * 10**9  # nanoseconds; a file may change again within the resolution of its times, and clocks differ
 MAGIC = b"litpeft record index 1\n"
 CONTENT = zlib.crc32(repr((sys.byteorder, list(FIELDS), RECORD)).encode())  # an index of other fields is not used
-FOLDER, UNREAD = -1, -2  # instead of the row of a record: a folder without a record, and a record that is to be read
+FOLDER = -1  # instead of the row of a record: a folder without a record
 COLUMNS = "size", "modified", "changed", "inode"
-
-Signature = tuple[int, int, int, int]  # size, times of modification and of status change, inode
-NEVER: Signature = (-1, -1, -1, -1)  # of what is to be read again the next time
 
 
 class RecordFolder:
@@ -57,6 +54,8 @@ class RecordFolder:
         self.runs: list[str] = []
         self.changed = False
         self._find()
+        if len(self.runs) >= FEWEST:
+            self._read()
 
     def record(self, run: str, folder: Path) -> Mapping[str, Any]:
         """Return the record of a run folder.
@@ -71,9 +70,6 @@ class RecordFolder:
         if len(self.runs) < FEWEST:
             return read_record(folder)
         row = self.entries[run][0]
-        if row == UNREAD:
-            self.entries[run] = row, _ = self._read(self._path(run, FILE_NAME))
-            self.changed |= row != self.known.get(run, NEVER)[0]
         return read_record(folder) if row == UNREAD else IndexedRecord(self.table, row, folder)
 
     def save(self) -> None:
@@ -154,28 +150,18 @@ class RecordFolder:
         if self.skip[0] in files:
             folders.pop(self.skip[1], None)
         children = [f"{path}/{name}".lstrip("/") for name in sorted(folders) if folders[name]]
-        self.entries[path] = FOLDER, signature if self._is_old(signature) else NEVER
+        self.entries[path] = FOLDER, signature if is_old(signature, self.now) else NEVER
         if path:  # the index itself is in the folder, and changes it
             self.changed |= self.entries[path] != self.known.get(path)
         self.changed |= children != self.children.get(path, [])
         return children
 
-    def _read(self, path: str) -> tuple[int, Signature]:
-        """Add a record to the table; return its row, or UNREAD if it is not formed as runs write it, and signature."""
-        try:
-            with open(path, "rb", buffering=0) as file:
-                state = os.fstat(file.fileno())
-                content = file.read()
-            if not self.table.add(content.decode()):
-                return UNREAD, NEVER
-        except (OSError, ValueError):  # ValueError: not UTF-8
-            return UNREAD, NEVER
-        signature = state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino
-        return self.table.rows - 1, signature if self._is_old(signature) and len(content) == signature[0] else NEVER
-
-    def _is_old(self, signature: Signature) -> bool:
-        """Return whether a file would have other times if it changed from now on."""
-        return max(signature[1:3]) < self.now - RECENT
+    def _read(self) -> None:
+        """Read the records that the index does not have."""
+        runs = [run for run in self.runs if self.entries[run][0] == UNREAD]
+        found = read_all([self._path(run, FILE_NAME) for run in runs], self.table, self.now)
+        self.entries |= zip(runs, found, strict=True)
+        self.changed |= any(row != self.known.get(run, NEVER)[0] for run, (row, _) in zip(runs, found, strict=True))
 
     def _path(self, *parts: str) -> str:
         return "/".join(filter(None, (self.root, *parts)))

@@ -78,6 +78,18 @@ class RecordTable:
         self.values.clear()
         return True
 
+    def extend(self, other: RecordTable) -> None:
+        """Add the records of another table."""
+        if not self._known["config"] and self.rows:
+            self._know_loaded()
+        for name, column in self.numbers.items():
+            column.extend(other.numbers[name])
+        for name in SHARED:
+            numbers = [self._number(name, value) for value in other.shared[name]]
+            self.ids[name].extend(map(numbers.__getitem__, other.ids[name]))
+        self.rows += other.rows
+        self.values.clear()
+
     def _number(self, name: str, value: Any) -> int:
         """Return the number of a value of a column; a new value is added.
 

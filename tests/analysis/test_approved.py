@@ -28,7 +28,7 @@ from litpeft.analysis.report.mistakes import mistakes
 from litpeft.analysis.report.page import parts
 from litpeft.analysis.report.sections import sections
 from litpeft.analysis.report.table import definition, main_columns, rows
-from litpeft.runs import record_index
+from litpeft.runs import record_index, record_reader
 from tests.analysis.made_comparisons import CASES
 
 APPROVED = Path(__file__).parent.resolve() / "approved"
@@ -125,7 +125,7 @@ def outputs(case: str) -> dict[str, str]:
 def test_the_output_is_as_approved(case: str, fewest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(record_index, "FEWEST", fewest)  # records from which on there is an index
-    monkeypatch.setattr(record_index, "RECENT", 0)
+    monkeypatch.setattr(record_reader, "RECENT", 0)
     for name, text in outputs(case).items():
         assert text.splitlines() == (APPROVED / name).read_text(encoding="utf-8").splitlines(), name
     assert (tmp_path / "runs" / record_index.INDEX).is_file() == (fewest == 1)

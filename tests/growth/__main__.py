@@ -14,7 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from litpeft.runs.record_index import INDEX, RECENT
+from litpeft.runs.record_index import INDEX
+from litpeft.runs.record_reader import RECENT
 from tests.growth.grid import finish_grid, write_grid
 from tests.growth.made_sweep import write_sweep
 

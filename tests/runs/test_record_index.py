@@ -18,10 +18,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from litpeft.errors import UserError
-from litpeft.runs import indexed_record, record_index
+from litpeft.runs import indexed_record, record_index, record_reader
 from litpeft.runs.indexed_record import known_fields
 from litpeft.runs.record import FIELDS, FILE_NAME, VERSION, as_json, new_record, read_record
-from litpeft.runs.record_index import FEWEST, INDEX, RECENT, RecordFolder
+from litpeft.runs.record_index import FEWEST, INDEX, RecordFolder
+from litpeft.runs.record_reader import RECENT
 from litpeft.runs.record_schema import RECORD, acceptor, schema_error
 from litpeft.runs.record_table import LARGE, SHARED, RecordTable
 
@@ -33,7 +34,7 @@ NAMES = "a", "b", "tuning"
 def few_and_old(monkeypatch: pytest.MonkeyPatch) -> None:
     """Index any number of records, also those that have just been written."""
     monkeypatch.setattr(record_index, "FEWEST", 1)
-    monkeypatch.setattr(record_index, "RECENT", 0)
+    monkeypatch.setattr(record_reader, "RECENT", 0)
 
 
 def record_of(number: int, **more: Any) -> dict[str, Any]:
@@ -204,8 +205,8 @@ def test_any_change_in_a_folder_is_noticed(changes: list[tuple[str, str]]) -> No
 
 def test_only_what_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read, listed = list[str](), list[str]()
-    reading, listing = RecordFolder._read, RecordFolder._list
-    monkeypatch.setattr(RecordFolder, "_read", lambda self, path: (read.append(path), reading(self, path))[1])
+    reading, listing = record_reader.read, RecordFolder._list
+    monkeypatch.setattr(record_reader, "read", lambda path, *more: (read.append(path), reading(path, *more))[1])
     monkeypatch.setattr(RecordFolder, "_list", lambda self, path: (listed.append(path), listing(self, path))[1])
     for number in range(6):
         write(tmp_path / f"trial{number // 2}" / f"seed{number % 2}", number)
@@ -225,11 +226,53 @@ def test_only_what_changed_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (tmp_path / INDEX).stat().st_ino != written.st_ino
 
 
+def test_many_records_are_read_in_several_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(9):
+        write(tmp_path / f"{number}", number, val_loss=None if number == 4 else number / 7)
+    (tmp_path / "7" / FILE_NAME).write_text("{}")  # is refused when it is asked for
+    paths = [f"{tmp_path}/{number}/{FILE_NAME}" for number in range(9)]
+    monkeypatch.setattr(record_reader, "_cores", lambda: 4)
+    alone, together = RecordTable(), RecordTable()
+    now = time.time_ns() + 2 * RECENT
+    expected = record_reader.read_all(paths, alone, now)  # too few for several
+    started = list[Any]()
+    popen = record_reader.subprocess.Popen
+    monkeypatch.setattr(
+        record_reader.subprocess, "Popen", lambda *a, **o: (started.append(popen(*a, **o)), started[-1])[1]
+    )
+    monkeypatch.setattr(record_reader, "FEWEST", 3)
+    together.add(Path(paths[0]).read_text())  # as a table that an index already has
+    found = record_reader.read_all(paths, together, now)
+    assert [process.returncode for process in started] == [0, 0]
+    assert [signature for _, signature in found] == [signature for _, signature in expected]
+    assert [row - (row >= 0) for row, _ in found] == [row for row, _ in expected]
+    assert expected[7] == (record_reader.UNREAD, record_reader.NEVER)
+    assert (together.rows, alone.rows) == (9, 8)
+    for name in ("seed", "val_loss", "steps", "packages", "status", "config"):
+        ours, theirs = together.values[name], alone.values[name]
+        assert [ours[row + 1] for row in range(8)] == [theirs[row] for row in range(8)]
+    for table in (together, alone):  # both know their values: nothing is held twice
+        assert len(table.shared["config"]) == len(table.shared["packages"]) == 1
+
+
+def test_what_a_process_fails_to_read_is_read_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(6):
+        write(tmp_path / f"{number}", number)
+    monkeypatch.setattr(record_reader, "_cores", lambda: 2)
+    monkeypatch.setattr(record_reader, "FEWEST", 3)
+    monkeypatch.setattr(record_reader.sys, "executable", shutil.which("false"))
+    below = RecordFolder(tmp_path, SKIP)
+    assert [below.entries[run][0] for run in below.runs] == [0, 1, 2, *[record_reader.UNREAD] * 3]
+    assert [below.record(run, tmp_path / run)["seed"] for run in below.runs] == list(range(6))
+
+
 def test_what_may_change_within_the_resolution_of_times_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ten seconds: the clock of another machine may differ, and the times of some file systems have two seconds."""
-    monkeypatch.setattr(record_index, "RECENT", RECENT)
+    monkeypatch.setattr(record_reader, "RECENT", RECENT)
     write(tmp_path / "a", 1)
     changed = (tmp_path / "a" / FILE_NAME).stat().st_ctime_ns
     for seconds, again in ((0, True), (9.9, True), (11, False)):
@@ -237,7 +280,7 @@ def test_what_may_change_within_the_resolution_of_times_is_read_again(
         (tmp_path / INDEX).unlink(missing_ok=True)
         found(tmp_path)
         known = RecordFolder(tmp_path, SKIP).known
-        assert (known["a"][1] == record_index.NEVER) == again
+        assert (known["a"][1] == record_reader.NEVER) == again
 
 
 @pytest.mark.parametrize("modified", [-(10**9) * 3600, 20 * 10**9])
@@ -245,7 +288,7 @@ def test_a_file_whose_time_of_modification_was_set_is_read_again_too(
     modified: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Set back an hour, as some copying programs do: its status has changed now. Or in the future: clocks differ."""
-    monkeypatch.setattr(record_index, "RECENT", RECENT)
+    monkeypatch.setattr(record_reader, "RECENT", RECENT)
     write(tmp_path / "a", 1)
     changed = (tmp_path / "a" / FILE_NAME).stat().st_mtime_ns
     os.utime(tmp_path / "a" / FILE_NAME, ns=(changed + modified, changed + modified))
@@ -253,7 +296,7 @@ def test_a_file_whose_time_of_modification_was_set_is_read_again_too(
         monkeypatch.setattr(time, "time_ns", lambda seconds=seconds: changed + seconds * 10**9)
         (tmp_path / INDEX).unlink(missing_ok=True)
         found(tmp_path)
-        assert (RecordFolder(tmp_path, SKIP).known["a"][1] == record_index.NEVER) == again
+        assert (RecordFolder(tmp_path, SKIP).known["a"][1] == record_reader.NEVER) == again
 
 
 def test_below_a_thousand_records_there_is_no_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +329,7 @@ def indexed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
         write(folder / f"seed{number}", number)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record_index, "FEWEST", 1)
-        patch.setattr(record_index, "RECENT", 0)
+        patch.setattr(record_reader, "RECENT", 0)
         found(folder)
     return folder, (folder / INDEX).read_bytes()
 

@@ -103,7 +103,8 @@ def check_data(groups: Sequence[Group], covered: Collection[str]) -> list[str]:
             )
         warnings.append(
             f"The groups were {done} on {len(tables)} different tables (rows, tokens or maximum length differ): "
-            "a difference in quality may come from the data."
+            "a difference in quality may come from the data. Losses and perplexities per token mean the same only with "
+            "one tokenizer."
         )
     return warnings + _check_test_rows(groups, may_differ)
 

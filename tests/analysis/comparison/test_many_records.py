@@ -18,7 +18,7 @@ from litpeft.analysis.comparison.grouping import find_runs
 from litpeft.analysis.comparison.terminal import as_text
 from litpeft.analysis.power import MOST_PAIRS, POWER, pairs_needed, pairs_to_decide
 from litpeft.errors import UserError
-from litpeft.runs import record_index
+from litpeft.runs import record_index, record_reader
 from litpeft.runs.indexed_record import IndexedRecord
 from litpeft.runs.record import read_record, write_record
 from litpeft.runs.record_index import INDEX
@@ -50,7 +50,7 @@ def shown(folder: Path, **how: Any) -> dict[str, str] | str:
 def indexing(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Index any number of records; a context of it in which FEWEST is large has no index."""
     monkeypatch.setattr(record_index, "FEWEST", 1)
-    monkeypatch.setattr(record_index, "RECENT", 0)
+    monkeypatch.setattr(record_reader, "RECENT", 0)
     return monkeypatch
 
 

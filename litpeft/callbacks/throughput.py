@@ -198,7 +198,7 @@ class ThroughputRecorder(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, step: Step) -> None:
         """Log the step's rate when Lightning logs, and the figures of a sampled step."""
-        if not self._device_clock.waits or trainer._logger_connector.should_update_logs:
+        if trainer._logger_connector.should_update_logs:
             self._read()
             unit = "tokens" if step.counts["tokens"] else "samples"  # images have no tokens
             pl_module.log(f"train_{unit}_per_second", step.counts[unit] / step.seconds, batch_size=1)

@@ -16,8 +16,6 @@ class HostClock:
         now: function that returns the time in seconds.
     """
 
-    waits = False  # whether reading a time waits for the device
-
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.mark = now
 
@@ -28,8 +26,6 @@ class HostClock:
 
 class CudaClock:
     """Time of a GPU's queue. A mark takes the time at which the GPU reaches it, after all work queued before."""
-
-    waits = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

@@ -226,7 +226,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         self.scale_gradients()
         self.adapter.before_step(self.backbone)
         lr = optimizer.param_groups[0]["lr"]
-        if lr is not None:  # Adafactor may choose its own learning rate
+        if lr is not None and self.trainer._logger_connector.should_update_logs:  # Adafactor may choose its own rate
             self.log("lr", lr, batch_size=1)
         if self.trainer.global_step == 0:
             check_gradients(self.adapter.added(self.backbone), self.gradient_checkpointing)

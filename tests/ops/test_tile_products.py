@@ -315,7 +315,7 @@ def test_numbers_that_python_and_c_must_share_are_the_same() -> None:
 def test_a_function_gets_addresses_and_is_not_called_without_data(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[tuple[Any, ...]] = []
 
-    def function(name: str, *kinds: type) -> Any:
+    def function(name: str, kinds: tuple[type, ...]) -> Any:
         return lambda *values: called.append((name, kinds, values))
 
     monkeypatch.setattr(library, "_function", function)

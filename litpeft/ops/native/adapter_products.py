@@ -48,8 +48,9 @@ def sum_of_few(low: Tensor, x: Tensor, dtype: torch.dtype, transposed: bool = Fa
 
 
 def _can_compute(x: Tensor, factor: Tensor, k: int, rank: int) -> bool:
-    half = x.dtype == factor.dtype == torch.bfloat16 and x.device.type == "cpu"
-    fits = k % SIDE == 0 and rank <= LARGEST_RANK and k * _whole(rank) <= LARGEST and x.stride(1) == 1 and len(x) > 0
+    half = x.dtype == factor.dtype == torch.bfloat16 and x.is_cpu
+    fits = k % SIDE == 0 and rank <= LARGEST_RANK and k * _whole(rank) <= LARGEST and x.stride(1) == 1
+    fits = fits and x.shape[0] > 0
     return half and fits and library.has_bf16_products()
 
 

@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | No
     if not _can_compute(x, weight, adapter) or (bias is not None and bias.dtype != x.dtype):
         out = products.linear(x, weight, bias)
         return out if adapter is None else adapter_products.add_few(out, *adapter)
-    out = x.new_empty(len(x), len(weight))
+    out = x.new_empty(x.shape[0], weight.shape[0])
     _product(x, weight, True, out, adapter, bias)
     return out
 
@@ -55,18 +55,19 @@ def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None, adapt
     if not _can_compute(dy, weight, adapter):
         dx = products.mm(dy, weight) if onto is None else products.addmm(onto, dy, weight)
         return dx if adapter is None else adapter_products.add_few(dx, *adapter)
-    dx = dy.new_empty(len(dy), weight.shape[1]) if onto is None else onto
+    dx = dy.new_empty(dy.shape[0], weight.shape[1]) if onto is None else onto
     _product(dy, weight, False, dx, adapter, kind=PLAIN if onto is None else ADD)
     return dx
 
 
 def _can_compute(x: Tensor, weight: Tensor, adapter: Adapter | None = None) -> bool:
-    half = x.dtype == weight.dtype == torch.bfloat16 and x.device.type == weight.device.type == "cpu"
-    whole = all(side % DEEP == 0 for side in weight.shape) and weight.is_contiguous() and weight.numel() <= LARGEST
-    fits = whole and x.shape[1] <= DEEPEST and len(x) > 0 and x.stride(1) == 1
+    half = x.dtype == weight.dtype == torch.bfloat16 and x.is_cpu and weight.is_cpu
+    (rows, depth), (wide, deep) = x.shape, weight.shape
+    whole = wide % DEEP == deep % DEEP == 0 and weight.is_contiguous() and wide * deep <= LARGEST
+    fits = whole and depth <= DEEPEST and rows > 0 and x.stride(1) == 1
     if adapter is not None:
         low, factor = adapter
-        fits = fits and low.dtype == factor.dtype == x.dtype and low.stride(1) == 1 and len(factor) <= LARGEST_RANK
+        fits = fits and low.dtype == factor.dtype == x.dtype and low.stride(1) == 1 and factor.shape[0] <= LARGEST_RANK
     return half and fits and library.has_bf16_products()
 
 
@@ -81,10 +82,10 @@ def _product(
     slope: Tensor | None = None,
     multiplier: Tensor | None = None,
 ) -> None:
-    rows, depth, width = len(x), x.shape[1], out.shape[1]
+    (rows, depth), width = x.shape, out.shape[1]
     added, rank = (None, 0, None, 0, 0), 0
     if adapter is not None:
-        (low, factor), rank = adapter, len(adapter.factor)
+        (low, factor), rank = adapter, adapter.factor.shape[0]
         added = low, low.stride(0), factor, *factor.stride()
     scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth) + -(-rank // DEEP) * DEEP * width)
     left, right = (x, x.stride(0), multiplier), (weight, int(transposed))

@@ -99,19 +99,30 @@ def call(name: str, *arguments: Any) -> None:
 
     With fake and meta tensors, as in memory estimates, nothing is called.
     """
-    values = []
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            if argument.is_meta or isinstance(argument, FakeTensor):
-                return
-            values.append(argument.data_ptr())
-        else:
-            values.append(ctypes.byref(argument) if isinstance(argument, ctypes.Structure) else argument)
-    _function(name, *map(type, arguments))(*values)
+    kinds = tuple(map(type, arguments))
+    tensors, structures = _places(kinds)
+    if tensors is None:
+        return
+    values = list(arguments)
+    for place in tensors:
+        if values[place].is_meta:
+            return
+        values[place] = values[place].data_ptr()
+    for place in structures:
+        values[place] = ctypes.byref(values[place])
+    _function(name, kinds)(*values)
 
 
 @cache
-def _function(name: str, *kinds: type) -> Any:
+def _places(kinds: tuple[type, ...]) -> tuple[list[int] | None, list[int]]:
+    """Return the places of tensors, None if one is fake, and of structures among arguments of these types."""
+    tensors = [place for place, kind in enumerate(kinds) if issubclass(kind, Tensor)]
+    structures = [place for place, kind in enumerate(kinds) if issubclass(kind, ctypes.Structure)]
+    return None if any(issubclass(kind, FakeTensor) for kind in kinds) else tensors, structures
+
+
+@cache
+def _function(name: str, kinds: tuple[type, ...]) -> Any:
     """Return a function that takes arguments of these types, tensors as addresses."""
     function = compiled()[name]  # a new object, unlike an attribute: its types are its own
     numbers = {int: ctypes.c_int64, bool: ctypes.c_int64, float: ctypes.c_float}

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from litpeft.adapters.functional import frozen_linear
 from litpeft.adapters.linear4bit import Linear4bit
 from litpeft.ops.row_chunks import equal_shares
+from litpeft.ops.without_values import has_values
 
 PARAMETERS = ("gate_up_proj", "up_proj", "down_proj")  # names that transformers gives to stacked weights
 Compute = Callable[[Tensor, int], Tensor]  # (rows of an expert (N, in), number of the expert) -> (N, out)
@@ -158,6 +159,6 @@ def experts_forward(module: nn.Module, hidden_states: Tensor, top_k_index: Tenso
 def _rows_by_expert(top_k_index: Tensor, experts: int) -> list[int]:
     """Return the number of rows of each expert, and of rows without an expert; of meta tensors, equal shares."""
     pairs = top_k_index.numel()
-    if top_k_index.is_meta or hasattr(top_k_index, "fake_mode"):
+    if not has_values(top_k_index):
         return equal_shares(pairs, experts)
     return torch.bincount(top_k_index.flatten(), minlength=experts + 1).tolist()

@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from litpeft.adapters.linear4bit import bitsandbytes
 from litpeft.adapters.quantised_linear import QuantisedLinear, matrix_of, replaced_conv1d
+from litpeft.ops.without_values import has_values
 
 THRESHOLD = 6.0  # of the paper, section 3.2, and of transformers
 
@@ -121,7 +122,7 @@ class Int8Matrix:
         if not x.numel():
             return x.new_zeros(len(x), len(codes))
         # no outliers in estimates: meta and fake tensors have no values
-        threshold = 0.0 if x.is_meta or hasattr(x, "fake_mode") else self.threshold
+        threshold = self.threshold if has_values(x) else 0.0
         half = x.to(torch.float16, copy=threshold > 0)  # the kernel sets outliers to zero for a moment
         whole, row_absmax, outliers = kernels.int8_vectorwise_quant(half, threshold)
         # as int8_mixed_scaled_mm, in steps that memory tracker and estimate see: the sums take four bytes

@@ -19,9 +19,9 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from litpeft.ops.autocast import as_autocast
+from litpeft.ops.without_values import has_values
 
 try:
     from torch.nn.attention.varlen import varlen_attn
@@ -109,7 +109,7 @@ def _near(length: int, window: int, device: torch.device) -> Tensor:
 
 def _lengths(offsets: Tensor, longest: int, total: int) -> list[int]:
     """Return the tokens of each document; for tensors without values, documents as long as the longest."""
-    if isinstance(offsets, FakeTensor) or offsets.is_meta:
+    if not has_values(offsets):
         return [min(longest, total - first) for first in range(0, total, longest)]
     return [end - start for start, end in pairwise(offsets.tolist())]
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from litpeft.ops import products
 from litpeft.ops.overridable import overridable
 from litpeft.ops.row_chunks import equal_shares
+from litpeft.ops.without_values import has_values
 
 
 @overridable
@@ -94,8 +95,7 @@ class _GroupedMM(torch.autograd.Function):
 
 def _groups(ends: Tensor, rows: int) -> Iterator[slice]:
     """Yield the rows of each group; of tensors without values, as in estimates, equal shares."""
-    no_values = ends.is_meta or hasattr(ends, "fake_mode")
     first = 0
-    for end in accumulate(equal_shares(rows, len(ends))) if no_values else ends.tolist():
+    for end in ends.tolist() if has_values(ends) else accumulate(equal_shares(rows, len(ends))):
         yield slice(first, end)
         first = end

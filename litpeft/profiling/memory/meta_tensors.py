@@ -15,6 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from transformers import masking_utils
 
+from litpeft.ops.without_values import has_values
+
 aten = torch.ops.aten
 SELECTING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
 # comparisons of a random number with a rate -> the answer that keeps a layer: the most memory that a step can need
@@ -36,7 +38,7 @@ class MetaValues(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, DTensor) for kind in types):
             return NotImplemented  # a shard runs its operations on the tensor inside
-        if func is aten._local_scalar_dense.default and _has_no_data(args[0]):
+        if func is aten._local_scalar_dense.default and not has_values(args[0]):
             if hasattr(args[0], "keeps_layer"):
                 return args[0].keeps_layer
             return self.answer if args[0].dtype == torch.bool else 1  # for example a step count
@@ -51,13 +53,9 @@ class MetaValues(TorchDispatchMode):
 
     def _places(self, index: Tensor | None) -> list[Tensor | None]:
         """Return a boolean mask as index tensors, one per dimension, as the indexing kernel does."""
-        if index is None or index.dtype != torch.bool or not _has_no_data(index):
+        if index is None or index.dtype != torch.bool or has_values(index):
             return [index]
         return [torch.empty(self.selected, dtype=torch.int64, device=index.device) for _ in range(index.dim())]
-
-
-def _has_no_data(tensor: Tensor) -> bool:
-    return tensor.is_meta or hasattr(tensor, "fake_mode")
 
 
 @contextmanager

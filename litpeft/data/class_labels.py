@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Any, Literal
 
-import datasets
 import numpy as np
 import pyarrow as pa
 
@@ -58,16 +57,11 @@ class ClassLabels(NamedLabels):
         given = [label for (label,) in labels]
         if names is None and self.data.streaming:
             raise classes_needed(given)
-        ids, names = class_numbers(given, places, names, offset, bad)
+        ids, names = class_numbers(given, places, names, offset, bad, self.codes(split) is not None)
         return pa.array(ids, pa.int64()), {"label_names": names}
 
     def blank(self, rows: int) -> tuple[pa.Array, dict[str, Any]]:
         return pa.array([-1] * rows, pa.int64()), {"label_names": self.stated_names()}
-
-    def names_in_source(self) -> list[str] | None:
-        rows = self.data.hub_rows("train") if self.data.dataset else None
-        feature = rows.features.get(self.columns[0]) if rows is not None else None
-        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
 
     def shown(self, label: np.ndarray) -> str:
         return self.names[int(label)]

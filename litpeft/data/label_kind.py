@@ -5,11 +5,13 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, Literal
 
+import datasets
 import numpy as np
 import pyarrow as pa
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import Split
+from litpeft.data.labels import counted
 from litpeft.data.tabular import TabularData
 
 
@@ -90,12 +92,26 @@ class NamedLabels(Labels):
 
     def names_in_source(self) -> list[str] | None:
         """Return the names that the source of the training rows states, as some sets of the hub do; else None."""
-        raise NotImplementedError
+        codes = self.codes("train")
+        return list(codes.names) if codes else None
+
+    def feature(self, split: Split) -> Any:
+        """Return how the hub describes the first label column of a split; None for files, or if it does not."""
+        rows = self.data.hub_rows(split) if self.data.dataset else None
+        return (getattr(rows, "features", None) or {}).get(self.columns[0])
+
+    def codes(self, split: Split) -> datasets.ClassLabel | None:
+        """Return the names whose numbers the labels of a split are, as the hub says; None if it does not."""
+        feature = self.feature(split)
+        return feature if isinstance(feature, datasets.ClassLabel) else None
 
     def rules_with_names(self, split: Split, rules: dict[str, Any]) -> dict[str, Any]:
         """Return `rules` with the names that the labels of a split are checked against."""
         names = self.given if split == "train" else self.names
-        return rules | ({"names": names} if names else {})
+        known, first = names or self.names_in_source() or [], rules.get("label_offset", 0)
+        # where names are numbers, tables of earlier versions may have rows in the wrong class
+        other = not counted(known) and known != [str(first + place) for place in range(len(known))]
+        return rules | ({"names": names} if names else {}) | ({"numbers": "names"} if other else {})
 
 
 class LabelledData(TabularData):

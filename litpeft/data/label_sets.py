@@ -20,6 +20,7 @@ from litpeft.data.labels import (
     ALWAYS_CLASSES,
     MISSING,
     classes_needed,
+    counted,
     is_number,
     label_text,
     warn_of_similar,
@@ -78,11 +79,13 @@ class LabelSets(NamedLabels):
         if names is None and self.data.streaming:
             raise classes_needed([label for found in sets for label in found])
         names = names or _names_of(sets, places)
-        by_name = {name: number for number, name in enumerate(names)}
+        coded = self.codes(split) is not None
+        by_name = {} if coded else {name: number for number, name in enumerate(names)}
+        by_number = coded or counted(names)
         stored = np.zeros((len(sets), len(names)), dtype=np.int8)
         for row, (found, place) in enumerate(zip(sets, places, strict=True)):
             for label in found:
-                number = by_name.get(label, int(label) if is_number(label) else -1)
+                number = by_name.get(label, int(label) if by_number and is_number(label) else -1)
                 if 0 <= number < len(names):
                     stored[row, number] = 1
                 else:
@@ -96,10 +99,9 @@ class LabelSets(NamedLabels):
     def _stored(self, flags: np.ndarray) -> pa.Array:
         return pa.FixedSizeListArray.from_arrays(pa.array(flags.reshape(-1)), flags.shape[1])
 
-    def names_in_source(self) -> list[str] | None:
-        rows = self.data.hub_rows("train") if self.data.dataset else None
-        feature = getattr(rows.features.get(self.columns[0]), "feature", None) if rows is not None else None
-        return list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    def codes(self, split: Split) -> datasets.ClassLabel | None:
+        feature = getattr(self.feature(split), "feature", None)
+        return feature if isinstance(feature, datasets.ClassLabel) else None
 
     def _flags(self, values: tuple[Any, ...], place: str, bad: BadRows) -> list[str]:
         """Return the names of the columns that are 1."""

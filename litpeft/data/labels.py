@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from litpeft.data.bad_rows import BadRows
@@ -31,8 +32,18 @@ def is_number(label: str) -> bool:
     return label.removeprefix("-").isdecimal()
 
 
+def counted(names: Sequence[str]) -> bool:
+    """Return whether a number among the labels is the place of a class; not if some class has a number as its name."""
+    return not any(map(is_number, names))
+
+
 def class_numbers(
-    labels: list[Any], places: list[str], names: list[str] | None, offset: int, bad: BadRows
+    labels: list[Any],
+    places: list[str],
+    names: list[str] | None,
+    offset: int,
+    bad: BadRows,
+    coded: bool = False,
 ) -> tuple[list[int], list[str]]:
     """Return the class number of each row, from 0, and the class names.
 
@@ -42,26 +53,29 @@ def class_numbers(
         names: class names in the order of their numbers; None to take them from the labels.
         offset: number of the first class in the file.
         bad: collects the rows without a usable label; their number is -1.
+        coded: whether each label is the number of its class, also where a class has a number as its name.
     """
     texts = [_usable(label, place, names or (), bad) for label, place in zip(labels, places, strict=True)]
     usable = [(text, place) for text, place in zip(texts, places, strict=True) if text is not None]
     bad.check(len(places))  # before classes are taken from what is left
     if names is None:
         names = _names_from_labels([text for text, _ in usable], [place for _, place in usable], offset)
-    by_name = {name: i for i, name in enumerate(names)}
+    by_name = {} if coded else {name: i for i, name in enumerate(names)}
+    by_number = coded or offset or counted(names)
+    numbers = f" (numbers {offset} to {offset + len(names) - 1})" if by_number else ""
     ids = []
     for place, label in zip(places, texts, strict=True):
         if label is None:
             ids.append(-1)
             continue
         index = None if offset and is_number(label) else by_name.get(label)
-        if index is None and is_number(label):
+        if index is None and by_number and is_number(label):
             index = int(label) - offset
         if index is None or not 0 <= index < len(names):
             bad.add(
                 place,
-                f"label {label!r} is not one of {', '.join(names)} (numbers {offset} to {offset + len(names) - 1}); "
-                "see data.label_names, data.label_offset and data.label_column",
+                f"label {label!r} is not one of {', '.join(names)}{numbers}; see data.label_names, "
+                "data.label_offset and data.label_column",
             )
             index = -1
         ids.append(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import datasets
 import pytest
 
 from litpeft.data.bad_rows import BadRows
@@ -78,6 +79,10 @@ def test_a_label_is_a_name_or_a_number_that_counts_from_the_offset(
         ([0, 2], {"names": ["a", "b"]}, r"line 2: label '2' is not one of a, b \(numbers 0 to 1\); see data.label"),
         ([1, 0], {"names": ["a", "b"], "offset": 1}, r"line 2: label '0' is not one of a, b \(numbers 1 to 2\)"),
         ([1, 3], {"names": ["a", "b"], "offset": 1}, r"line 2: label '3' is not one of a, b \(numbers 1 to 2\)"),
+        # a number is no place where classes have numbers as names
+        ([1, 2, 0], {"names": ["1", "2", "3"]}, r"line 3: label '0' is not one of 1, 2, 3; see data.label_names"),
+        ([-1, 1, 0], {"names": ["-1", "1"]}, r"line 3: label '0' is not one of -1, 1; see data.label_names"),
+        (["10", "2"], {"names": ["10", "9", "a"]}, r"line 2: label '2' is not one of 10, 9, a; see data.label_names"),
         (["a", "nan"], {}, "line 2: 'nan': the label is missing; see data.label_column"),
         (["a", ["b"]], {}, r"line 2: \['b'\]: a list of labels is no class; see data.label_column"),
     ],
@@ -101,6 +106,38 @@ def test_sets_of_labels_are_numbered_in_the_order_of_their_numbers_or_names(
     labels: list[Any], names: list[str], flags: list[list[int]]
 ) -> None:
     assert stored(LabelSets, labels) == (names, flags)
+
+
+def test_a_number_in_a_set_is_no_place_where_labels_have_numbers_as_names() -> None:
+    assert stored(LabelSets, [[0], [2, 1]], names=["a", "b", "c"])[1] == [[1, 0, 0], [0, 1, 1]]
+    assert stored(LabelSets, [[1], [3, 2]], names=["1", "2", "3"])[1] == [[1, 0, 0], [0, 1, 1]]
+    with pytest.raises(UserError, match=r"^rows.jsonl line 2: label '0' is not one of 1, 2, 3; see data.label_names"):
+        stored(LabelSets, [[1], [0, 2]], names=["1", "2", "3"])
+
+
+@pytest.mark.parametrize("kind", [ClassLabels, LabelSets])
+def test_labels_from_the_hub_are_the_numbers_of_its_names_also_if_those_are_numbers(kind: type) -> None:
+    feature = datasets.ClassLabel(names=["1", "2", "3"])
+    labels, column = ([0, 1, 2], "label") if kind is ClassLabels else ([[0], [1, 2], []], ["label"])
+    feature = feature if kind is ClassLabels else datasets.Sequence(feature)
+    rows = datasets.Dataset.from_dict({"label": labels}, features=datasets.Features(label=feature))
+    data = SimpleNamespace(files={"train": None}, streaming=False, dataset="some/set", hub_rows=lambda split: rows)
+    places, bad = [f"some/set train row {number}" for number in range(1, 4)], BadRows(skip=False)
+    found, facts = kind(data, column, names=None).encode("train", [(label,) for label in labels], places, bad)
+    assert facts["label_names"] == ["1", "2", "3"]
+    assert found.to_pylist() == (labels if kind is ClassLabels else [[1, 0, 0], [0, 1, 1], [0, 0, 0]])
+    assert not bad.reasons
+
+
+@pytest.mark.parametrize(
+    ("names", "offset", "another"),
+    [(["a", "b"], 0, False), (["0", "1"], 0, False), (["1", "2"], 1, False), (["1", "2"], 0, True)],
+)
+def test_tables_that_may_have_rows_in_the_wrong_class_are_built_once_more(
+    names: list[str], offset: int, another: bool
+) -> None:
+    data = SimpleNamespace(files={"train": None}, streaming=False, dataset=None)
+    assert ("numbers" in ClassLabels(data, "label", names, offset).rules("train")) == another
 
 
 @pytest.mark.parametrize("value", [["a", "NaN"], ["a", ""], ["a", None], ["a", ["b"]], ["a", "n/a"]])

@@ -27,6 +27,7 @@ from litpeft.errors import first_sentence
 from litpeft.runs.atomic_write import damage, remove_folder, whole_folder
 
 _mapped: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()  # the files of tables that `stored` returned
+USUAL = {"truncation_side": "right", "split_special_tokens": False}  # options of tokenizers beside their rules
 FORMAT = 1  # increase when the columns of a cached table change: runs that were begun before cannot be resumed then
 
 
@@ -42,14 +43,17 @@ def rows_fingerprint(rows: np.ndarray) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a hash of a tokenizer's rules and vocabulary; its name and folder do not matter."""
+    """Return a hash of a tokenizer's rules, options and vocabulary; its name and folder do not matter."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        rules: Any = [tokenizer.get_vocab(), tokenizer.special_tokens_map, "specials around whole texts"]
+        options = getattr(tokenizer, "init_kwargs", {})
+        switches = {name: value for name, value in options.items() if isinstance(value, bool)}  # such as do_lower_case
+        rules: Any = [tokenizer.get_vocab(), tokenizer.special_tokens_map, "specials around whole texts", switches]
     else:
         rules = json.loads(backend.to_str())
         rules.pop("truncation"), rules.pop("padding")  # options of the last call, not of the tokenizer
-    return fingerprint(type(tokenizer).__name__, rules)
+    unusual = {name: given for name, value in USUAL.items() if (given := getattr(tokenizer, name, value)) != value}
+    return fingerprint(type(tokenizer).__name__, rules, *([unusual] if unusual else []))
 
 
 def cached_table(

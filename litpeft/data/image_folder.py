@@ -118,11 +118,30 @@ class ImageFolder(LabelledData):
         options = {"images": self.image_column, "labelled": labelled} | self.labels.rules(split)
         if folder := self.folder(split):
             skip = {"skip": True} if self.on_bad_row == "skip" else {}
-            return options | {"split": split, "folder": stamp(images_in(folder))} | skip
+            at = str(folder.resolve())  # the table has whole paths
+            moved = {"at": at} if at != str(folder) else {}
+            return options | {"split": split, "folder": stamp(images_in(folder))} | skip | moved
         rows = self.source_of_rows(split)
         if rows and self.files[split]:
             options |= {"folder": str(Path(self.files[split]).expanduser().resolve().parent)}
+            if self.on_bad_row == "skip":  # images that are mended are used
+                options["images_at"] = [stamp([path]) if path.is_file() else None for path in self._paths(split)]
         return rows and options | rows
+
+    def _paths(self, split: Split) -> Iterator[Path]:
+        """Yield the paths of images in the rows of a file."""
+        for _, row in self._rows(split, {self.image_column: "data.image_column"}):
+            path, held = _image(row[self.image_column])
+            if held is not None:  # a file of images is not read twice
+                return
+            if path is not None:
+                yield self._beside(split, path)
+
+    def _beside(self, split: Split, path: str) -> Path:
+        """Return the path of an image of a row, which is relative to the file of the rows."""
+        file = self.files[split]
+        parent = Path(file).expanduser().resolve().parent if file else Path()
+        return parent / Path(path).expanduser()
 
     def tokenise(self, split: Split) -> tuple[datasets.Dataset, dict[str, Any]]:
         """Return the table of a split: `text` (path as shown), `path`, perhaps `bytes`, `width`, `height`, `label`."""
@@ -165,11 +184,9 @@ class ImageFolder(LabelledData):
             return
         required = {self.image_column: "data.image_column"}
         required |= {self.label_column: "data.label_column"} if labelled else {}
-        file = self.files[split]
-        parent = Path(file).expanduser().resolve().parent if file else Path()
         for place, row in self.read(split, required):
             path, held = _image(row[self.image_column])
-            path = path if path is None or held is not None else str(parent / Path(path).expanduser())
+            path = path if path is None or held is not None else str(self._beside(split, path))
             yield place, path, held, row.get(self.label_column) if labelled else None
 
     def hub_rows(self, split: Split) -> datasets.Dataset | None:

@@ -113,7 +113,9 @@ class TabularData(StreamedData):
             except OSError as error:
                 raise UserError(f"data.{split}_file {path}: {error.strerror or error}.") from error
             content = digests[0] if len(digests) == 1 else digests
-            return self.layout(str(files[0])) | {"split": split, "file": content, "suffix": files[0].suffix} | skip
+            kinds = [kind_of(file) for file in files]
+            suffix = kinds[0] if len(set(kinds)) == 1 else kinds
+            return self.layout(str(files[0])) | {"split": split, "file": content, "suffix": suffix} | skip
         if self.dataset and split != "predict" and (rows := self.hub_rows(split)) is not None:
             return {"split": split, "hub": getattr(rows, "_fingerprint", self._hub_version)} | skip
         return None

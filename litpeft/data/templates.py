@@ -69,7 +69,7 @@ class TextTemplate:
     def _render(self, messages: Sequence[Message], tools: Any) -> Rendered:
         if tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in messages):
             raise CannotRender("the template has no tool turns; give a data.template that has them")
-        between = "\n\n" if self.source is not NONE else ""
+        between = "\n\n" if self.source != NONE else ""
         text, answers = "", []
         for turn in messages:
             if turn["role"] == "assistant":
@@ -85,7 +85,7 @@ class TextTemplate:
     def jinja_text(self) -> str:
         """Return the template as Jinja, to be exported with a tokenizer; an input is part of the question."""
         before, _, after = self.source["prompt_no_input"].partition("{instruction}")
-        between = "" if self.source is NONE else "\n\n"
+        between = "" if self.source == NONE else "\n\n"
         return (
             ("{{- bos_token -}}" if self._adds_begin else "")
             + "{%- for message in messages -%}"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +35,7 @@ from litpeft.data.base import Split
 from litpeft.data.cache import cached_table, dataset_of, fingerprint, highest_token, tokenizer_fingerprint
 from litpeft.data.number_labels import NumberLabels
 from litpeft.data.tabular import TabularData
+from litpeft.data.templates import NONE, find_template
 
 WORDS = ["[PAD]", "[UNK]", "[END]", "the", "cat", "sat", "one", "two", "say", "good", "bad"]
 ROWS = [
@@ -192,7 +195,9 @@ def key_of_images(split: Split = "train", **options: Any) -> str:
 
 
 @pytest.mark.parametrize(("kind", "changes"), [("folder", IMAGES_CHANGE), ("table", TABLES_CHANGE)])
-def test_what_changes_the_rows_of_images_changes_the_key(kind: str, changes: list[dict], tmp_path: Path) -> None:
+def test_what_changes_the_rows_of_images_changes_the_key(
+    kind: str, changes: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "images"
     for name in ("a", "b"):
         (folder / name).mkdir(parents=True)
@@ -206,9 +211,18 @@ def test_what_changes_the_rows_of_images_changes_the_key(kind: str, changes: lis
     keys += [key_of_images("test", **files), key_of_images("predict", **files)]  # of the same images, without labels
     assert len(set(keys)) == len(keys)
     if kind == "table":
+        (folder / "a" / "0.png").write_bytes(b"another")
+        assert key_of_images(**files) == first
+        assert key_of_images(**files, on_bad_row="skip") not in keys  # an image that was left out may be mended
         (folder / "table.csv").write_text("image,label,other\na/0.png,b,b\nb/0.png,a,a\n")
         assert key_of_images(**files) != first
         return
+    monkeypatch.chdir(tmp_path)
+    here = dict.fromkeys(files, "images")
+    keys.append(key_of_images(**here))
+    shutil.copytree(folder, tmp_path / "copy" / "images", copy_function=shutil.copy2)
+    monkeypatch.chdir(tmp_path / "copy")  # the same relative paths of other images
+    keys.append(key_of_images(**here))
     before = (folder / "a" / "0.png").stat()
     (folder / "a" / "0.png").write_bytes(b"an image")  # another size
     os.utime(folder / "a" / "0.png", ns=(before.st_atime_ns, before.st_mtime_ns))
@@ -229,6 +243,39 @@ def test_two_tokenizers_of_one_class_share_no_table(kind: str, common: dict[str,
     other = save_tokenizer(tmp_path / "swapped", swapped)
     same = save_tokenizer(tmp_path / "same")
     assert key(kind, common, tokenizer=other) != key(kind, common) == key(kind, common, tokenizer=same)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"truncation_side": "left"}, {"split_special_tokens": True}],
+)
+def test_options_of_a_tokenizer_that_are_not_in_its_rules_count(
+    option: dict[str, Any], common: dict[str, Any], tmp_path: Path
+) -> None:
+    PreTrainedTokenizerFast.from_pretrained(common["tokenizer"], **option).save_pretrained(tmp_path / "other")
+    assert key("classes", common, tokenizer=str(tmp_path / "other")) != key("classes", common)
+
+
+def test_how_a_compressed_file_is_read_counts(common: dict[str, Any], tmp_path: Path) -> None:
+    rows = gzip.compress(b"text,label\na,1\nb,2\n")
+    keys = []
+    for names in (["a.csv.gz"], ["a.tsv.gz"], ["a.csv.gz", "b.csv.gz"], ["a.csv.gz", "b.tsv.gz"]):
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(rows)
+        keys.append(key("text", common, train_file=str(folder / "*.gz")))
+    assert len(set(keys)) == 4
+
+
+def test_a_template_like_none_is_none(common: dict[str, Any], tmp_path: Path) -> None:
+    """Both have one key, so conversations of several turns must be the same."""
+    (tmp_path / "own.yaml").write_text(json.dumps(NONE))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(common["tokenizer"])
+    turns = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", "b"), ("user", "c"))]
+    none, own = (find_template(name, tokenizer)[0] for name in ("none", str(tmp_path / "own.yaml")))
+    assert none.prompt(turns) == own.prompt(turns)
+    assert none.jinja_text() == own.jinja_text()
 
 
 @pytest.mark.parametrize("kind", ["conversations", "text"])
@@ -284,6 +331,12 @@ def test_the_vocabulary_of_a_slow_tokenizer_counts() -> None:
 
     assert tokenizer_fingerprint(slow(a=0, b=1)) != tokenizer_fingerprint(slow(a=1, b=0))
     assert tokenizer_fingerprint(slow(a=0, b=1)) == tokenizer_fingerprint(slow(a=0, b=1))
+    lower, upper = (slow(a=0, b=1) for _ in range(2))
+    lower.init_kwargs = {"do_lower_case": True, "vocab_file": "x"}
+    upper.init_kwargs = {"do_lower_case": False, "vocab_file": "x"}
+    assert tokenizer_fingerprint(lower) != tokenizer_fingerprint(upper)
+    upper.init_kwargs = {"do_lower_case": True, "vocab_file": "y"}
+    assert tokenizer_fingerprint(lower) == tokenizer_fingerprint(upper)
 
 
 def test_the_largest_token_may_be_in_any_chunk_and_a_damaged_table_is_made_again(tmp_path: Path) -> None:

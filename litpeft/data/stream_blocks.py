@@ -119,7 +119,8 @@ class Blocks(IterableDataset):
             try:
                 return self._block(self.passed + passed, number)
             except _EndOfRows:
-                self.per_pass = -(-max(0, self._at - self.first_row) // self.size)
+                end = self._at if self.last_row is None else min(self._at, self.last_row)  # more rows may be skipped
+                self.per_pass = -(-max(0, end - self.first_row) // self.size)
                 if not self.per_pass:
                     raise self._no_rows() from None
 

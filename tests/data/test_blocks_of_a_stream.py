@@ -92,9 +92,9 @@ def test_the_blocks_of_each_pass_have_each_row_once_in_order(
 
 
 @settings(max_examples=50, deadline=None)
-@given(places=st.lists(st.integers(0, 9), min_size=1, max_size=6))
-def test_a_worker_may_read_any_block_next(places: list[int]) -> None:
-    blocks = Blocks(Numbers(11), 3)
+@given(places=st.lists(st.integers(0, 9), min_size=1, max_size=6), rows=st.sampled_from([11, 40]))
+def test_a_worker_may_read_any_block_next(places: list[int], rows: int) -> None:
+    blocks = Blocks(Numbers(rows), 3, rows=11)  # of 40 rows the first 11 are used
     for place in places:
         block = blocks.block(place)
         assert (block.passed, block.number) == divmod(place, 4)

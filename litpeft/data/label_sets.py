@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -28,6 +29,10 @@ from litpeft.data.labels import (
 from litpeft.data.tabular import TabularData
 from litpeft.errors import UserError
 
+RULES = 2  # increase when lists are read otherwise, so that cached tables are not used
+# NumPy writes arrays without commas: ['a' 'b'] and [1 2]
+NUMBERS, ARRAY = re.compile(r"\[[\d\s.+-]+\]"), re.compile(r"(?<=[\d.])\s+(?=[\d+-])")
+QUOTES = re.compile(r"""(['"])\s+(['"])""")
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")  # in columns of 0 and 1, in any case
 
 
@@ -67,7 +72,8 @@ class LabelSets(NamedLabels):
         self.separator = separator
 
     def rules(self, split: Split) -> dict[str, Any]:
-        return self.rules_with_names(split, {"label_sets": self.columns, "separator": self.separator})
+        lists = {} if self.in_columns else {"lists": RULES}
+        return self.rules_with_names(split, {"label_sets": self.columns, "separator": self.separator} | lists)
 
     def encode(
         self, split: Split, labels: list[tuple[Any, ...]], places: list[str], bad: BadRows
@@ -76,10 +82,13 @@ class LabelSets(NamedLabels):
         sets = [read(row, place, bad) for row, place in zip(labels, places, strict=True)]
         bad.check(len(places))  # before labels are taken from what is left
         names = self.names if split != "train" else self.stated_names()
+        coded = self.codes(split) is not None
+        if not self.in_columns and not coded and (width := _flags_per_row(sets)):
+            names = names or [str(number) for number in range(width)]
+            sets = _of_flags(sets, names, width, places)
         if names is None and self.data.streaming:
             raise classes_needed([label for found in sets for label in found])
         names = names or _names_of(sets, places)
-        coded = self.codes(split) is not None
         by_name = {} if coded else {name: number for number, name in enumerate(names)}
         by_number = coded or counted(names)
         stored = np.zeros((len(sets), len(names)), dtype=np.int8)
@@ -164,15 +173,46 @@ def _parsed(text: str, separator: str) -> list[Any] | None:
     if stripped.lower() in MISSING:
         return None if stripped else []
     if stripped.startswith("[") and stripped.endswith("]"):
-        for read in (json.loads, ast.literal_eval):
+        with_commas = ARRAY.sub(", ", stripped) if NUMBERS.fullmatch(stripped) else QUOTES.sub(r"\1, \2", stripped)
+        for read, written in ((json.loads, stripped), (ast.literal_eval, with_commas)):
             try:
-                found = read(stripped)
+                found = read(written)
             except (ValueError, SyntaxError, RecursionError, MemoryError):
                 continue
             if isinstance(found, list):
                 return found
+        if not {"[", "]"} & set(stripped[1:-1]):  # names without quotes
+            stripped = stripped[1:-1]
     parts = [part.strip() for part in stripped.split(separator)]
     return [part for part in parts if part]
+
+
+def _flags_per_row(sets: Sequence[Sequence[str]]) -> int | None:
+    """Return how many labels there are if the lists have 0 or 1 for each label; None if they list labels.
+
+    Such lists have one length, and a list of labels does not name one twice.
+    """
+    given = [found for found in sets if found]
+    lengths = {len(found) for found in given}
+    if len(lengths) != 1 or not {label for found in given for label in found} <= {"0", "1"}:
+        return None
+    return lengths.pop() if any(list(found) != sorted(set(found)) for found in given) else None
+
+
+def _of_flags(
+    sets: Sequence[Sequence[str]], names: Sequence[str], width: int, places: Sequence[str]
+) -> list[list[str]]:
+    """Return the names of the labels whose flag is 1, of each row.
+
+    Raises:
+        UserError: there is not one flag for each label.
+    """
+    if width != len(names):
+        raise UserError(
+            f"{places[0]}: the labels are lists of {width} numbers 0 and 1, one for each label, and there are "
+            f"{len(names)} labels ({', '.join(names)}); see data.label_names."
+        )
+    return [[name for name, flag in zip(names, found, strict=False) if flag == "1"] for found in sets]
 
 
 def _names_of(sets: Sequence[Sequence[str]], places: Sequence[str]) -> list[str]:

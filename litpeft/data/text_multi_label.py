@@ -11,9 +11,10 @@ from litpeft.data.labelled_texts import LabelledTexts
 class TextMultiLabel(LabelledTexts):
     """Texts, or pairs of texts, with any number of labels each, from local files or the hub.
 
-    Labels are names or numbers (from 0): a list (`["joy", "love"]`), text with a separator (`joy, love`), or one column
-    of 0 and 1 for each label. The names come from `label_names`, else from the columns or the data set's description
-    on the hub, else from the training rows. An empty list or text is a row without labels; these rows are counted.
+    Labels are names or numbers (from 0): a list (`["joy", "love"]`), text with a separator (`joy, love`), a list with 0
+    or 1 for each label (`[0, 1, 1]`), or one column of 0 and 1 for each label. The names come from `label_names`, else
+    from the columns or the data set's description on the hub, else from the training rows. An empty list or text is a
+    row without labels; these rows are counted.
 
     Args:
         text_column: name of the column with the text. Two columns are a pair, which the tokenizer joins with its

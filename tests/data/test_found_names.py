@@ -210,6 +210,28 @@ def test_a_column_of_flags_is_named_once(names: list[str] | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "options", "names", "flags"),
+    [
+        ([[0, 0, 1], [1, 1, 0], [0, 0, 0]], {}, ["0", "1", "2"], [[0, 0, 1], [1, 1, 0], [0, 0, 0]]),
+        ([[0.0, 1.0], [1.0, 0.0]], {"names": ["a", "b"]}, ["a", "b"], [[0, 1], [1, 0]]),
+        (["0,1,1", "[1 0 0]"], {"names": ["a", "b", "c"]}, ["a", "b", "c"], [[0, 1, 1], [1, 0, 0]]),
+        ([[0, 1], [0, 1]], {}, ["0", "1"], [[1, 1], [1, 1]]),  # lists of labels
+        ([[0], [1]], {}, ["0", "1"], [[1, 0], [0, 1]]),
+        ([[0, 0], [1]], {}, ["0", "1"], [[1, 0], [0, 1]]),
+    ],
+)
+def test_a_list_may_have_0_or_1_for_each_label(
+    labels: list[Any], options: dict[str, Any], names: list[str], flags: list[list[int]]
+) -> None:
+    assert stored(LabelSets, labels, **options) == (names, flags)
+
+
+def test_a_list_of_flags_has_one_for_each_label() -> None:
+    with pytest.raises(UserError, match=r"^rows.jsonl line 1: the labels are lists of 3 numbers 0 and 1, .* 2 labels"):
+        stored(LabelSets, [[0, 0, 1], [1, 1, 0]], names=["a", "b"])
+
+
+@pytest.mark.parametrize(
     ("cell", "labels"),
     [
         ("a, b", ["a", "b"]),
@@ -219,7 +241,12 @@ def test_a_column_of_flags_is_named_once(names: list[str] | None) -> None:
         ("[]", []),
         ('["a", "b"]', ["a", "b"]),
         ("['a', 'b']", ["a", "b"]),
-        ("[a, b]", ["[a", "b]"]),
+        ("[a, b]", ["a", "b"]),
+        ("[a], [b]", ["[a]", "[b]"]),
+        ("['a' 'b']", ["a", "b"]),  # as NumPy writes an array
+        ("[1 2\n 3]", ["1", "2", "3"]),
+        ("[1. 0.]", ["1", "0"]),
+        ("['a 1 2', 'b']", ["a 1 2", "b"]),
         ("[a", ["[a"]),
         ("b]", ["b]"]),
         (3, ["3"]),

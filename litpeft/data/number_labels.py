@@ -77,9 +77,10 @@ class NumberLabels(Labels):
         """
         if self._deviation is not None:
             return self._deviation
-        found = self.data.stored_labels("train").std(axis=0).tolist()
-        for column, deviation in zip(self.columns, found, strict=True):
-            if not deviation > 0:
+        rows = self.data.stored_labels("train")
+        found, ranges = rows.std(axis=0).tolist(), np.ptp(rows, axis=0).tolist()
+        for column, deviation, width in zip(self.columns, found, ranges, strict=True):
+            if not (deviation > 0 and width > 0):  # the mean of equal numbers is rounded, so they seem to deviate
                 raise UserError(
                     f"data.label_column: all training rows have the same {column}; there is nothing to learn."
                 )
@@ -112,7 +113,7 @@ class NumberLabels(Labels):
         """Return a target as a number; NaN for one that cannot be used, which is added to `bad`."""
         try:
             found = math.nan if isinstance(value, (list, dict)) or value is None else float(value)
-        except ValueError:
+        except (ValueError, TypeError, OverflowError):  # a date, or digits without end
             found = math.nan
         if not math.isfinite(found):
             empty = value is None or str(value).strip().lower() in MISSING

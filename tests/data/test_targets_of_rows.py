@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import date
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,8 @@ def labels_of(values: list[list[float]] | None = None, streaming: bool = False, 
         ("-inf", -math.inf, "target 'x' is '-inf', no number"),
         ([1], math.nan, "target 'x' is [1], no number"),
         ({"a": 1}, math.nan, "target 'x' is {'a': 1}, no number"),
+        (date(2024, 1, 2), math.nan, "target 'x' is datetime.date(2024, 1, 2), no number"),
+        (10**400, math.nan, f"target 'x' is {10**400}, no number"),
     ],
 )
 def test_a_target_is_a_finite_number(value: Any, number: float, reason: str | None) -> None:
@@ -109,6 +112,8 @@ def test_a_target_is_named_once(columns: list[str]) -> None:
 def test_equal_targets_teach_nothing() -> None:
     with pytest.raises(UserError, match="^data.label_column: all training rows have the same y; there is nothing to"):
         _ = labels_of([[1.0, 2.0], [3.0, 2.0]]).deviation
+    with pytest.raises(UserError, match="^data.label_column: all training rows have the same y; there is nothing to"):
+        _ = labels_of([[1.0, 0.1], [3.0, 0.1], [2.0, 0.1]]).deviation  # whose mean is not 0.1
 
 
 @pytest.mark.parametrize("options", [{}, {"mean": 0.0}, {"deviation": 1.0}, {"mean": 0.0, "deviation": 1.0}])

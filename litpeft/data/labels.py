@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import yaml
 
 from litpeft.data.bad_rows import BadRows
 from litpeft.errors import UserError
@@ -103,11 +107,21 @@ def warn_of_similar(names: list[str]) -> None:
             print(f"litpeft: warning: data.label_column: {listed} count as {len(group)} classes.", file=sys.stderr)
 
 
+def as_option(names: Sequence[str]) -> str:
+    """Return names as they are typed after an option; with quotes where YAML reads other than text, such as 1 or no."""
+    plain = f"[{', '.join(names)}]"
+    try:
+        read = yaml.safe_load(plain)
+    except yaml.YAMLError:
+        read = None
+    return shlex.quote(plain if read == list(names) else json.dumps(list(names), ensure_ascii=False))
+
+
 def classes_needed(labels: list[Any]) -> UserError:
     """Return the error of a stream without class names, with the classes among the first labels as a suggestion."""
     found = {label_text(label) for label in labels if not isinstance(label, (list, dict))} - {None}
     names = sorted(found, key=int if all(map(is_number, found)) else str)  # as without streaming
-    listed = f"'[{', '.join(names)}]'" if len(names) <= ALWAYS_CLASSES else "'[...]'"
+    listed = as_option(names) if len(names) <= ALWAYS_CLASSES else "'[...]'"
     return UserError(
         f"data.label_names is needed with data.streaming, because the labels are not read before training; the first "
         f"{len(labels)} rows have {len(names)} different ones: give all as --data.label_names {listed}."

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from litpeft.data.labels import as_option
 from litpeft.errors import UserError
 from litpeft.hub.hub import explaining_hub_errors, local_or_hub
 
@@ -63,9 +64,10 @@ def match_head_labels(
         return {"matched_by": "number", "names": dict(zip(names, in_file, strict=True))}
     found = output_layer(model, head, len(names))
     if found is None:
+        listed = as_option([names[ours.index(name)] for name in theirs])
         raise UserError(
             f"model.model_name {model_name}: its labels are in the order {', '.join(in_file)}, and litpeft cannot "
-            f"reorder this head; give --data.label_names '[{', '.join(names[ours.index(name)] for name in theirs)}]'."
+            f"reorder this head; give --data.label_names {listed}."
         )
     name, layer = found
     if f"{name}.weight" in new:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import math
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,7 +25,7 @@ from litpeft.data.bad_rows import BadRows
 from litpeft.data.base import MAX_VAL_ROWS
 from litpeft.data.image_files import decode, images_in
 from litpeft.data.image_rows import ASPECTS, _crop
-from litpeft.data.labels import classes_needed, warn_of_similar
+from litpeft.data.labels import as_option, classes_needed, warn_of_similar
 from litpeft.data.sampler import LengthGroupedBatches
 from litpeft.data.token_batches import TokenBatches
 from litpeft.errors import UserError
@@ -177,15 +179,23 @@ def test_the_first_five_bad_rows_are_told_and_only_good_rows_are_left(
     ("labels", "listed"),
     [
         (["b", "a", "b", None, ["x"], {"y": 1}], "2 different ones: give all as --data.label_names '[a, b]'."),
-        ([10, 9, "-1"], "3 different ones: give all as --data.label_names '[-1, 9, 10]'."),
-        ([1, "a", 0], "3 different ones: give all as --data.label_names '[0, 1, a]'."),
-        (["9", "a", "10"], "3 different ones: give all as --data.label_names '[10, 9, a]'."),
-        ([*range(20)], f"20 different ones: give all as --data.label_names '[{', '.join(map(str, range(20)))}]'."),
+        ([10, 9, "-1"], '3 different ones: give all as --data.label_names \'["-1", "9", "10"]\'.'),
+        ([1, "a", 0], '3 different ones: give all as --data.label_names \'["0", "1", "a"]\'.'),
+        (["9", "a", "10"], '3 different ones: give all as --data.label_names \'["10", "9", "a"]\'.'),
+        ([*range(20)], f"20 different ones: give all as --data.label_names '{json.dumps([*map(str, range(20))])}'."),
         ([*range(21)], "21 different ones: give all as --data.label_names '[...]'."),
     ],
 )
 def test_a_stream_names_the_classes_that_it_found(labels: list[Any], listed: str) -> None:
     assert str(classes_needed(labels)).endswith(f"the first {len(labels)} rows have {listed}")
+
+
+@pytest.mark.parametrize(
+    "names", [["no", "yes"], ["1.10", "1.2"], ["a, b", "c"], ["it's", "b: c"], ["[", "]"], ["ä", "b"]]
+)
+def test_names_that_are_suggested_can_be_typed_as_they_are_shown(names: list[str]) -> None:
+    (typed,) = shlex.split(as_option(names))
+    assert yaml.safe_load(typed) == names
 
 
 @pytest.mark.parametrize(

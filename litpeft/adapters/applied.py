@@ -56,6 +56,30 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
         module.training = modes[name]
 
 
+def call_layers(model: nn.Module) -> None:
+    """Make torch's `nn.TransformerEncoderLayer` call the layers that an adapter has replaced, also in evaluation.
+
+    In evaluation torch computes such a block in one fused function, which reads only the weights of its linear layers.
+    A hook in the block turns the function off; an `nn.TransformerEncoder` must then not nest padded rows for it.
+    """
+    changed = {
+        block: layers
+        for block in model.modules()
+        if isinstance(block, nn.TransformerEncoderLayer)
+        if (layers := [layer for layer in (block.linear1, block.linear2) if type(layer) is not nn.Linear])
+    }
+    for layers in changed.values():
+        for layer in layers:
+            layer.register_forward_pre_hook(_do_nothing)
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder) and not changed.keys().isdisjoint(encoder.layers):
+            encoder.use_nested_tensor = False
+
+
+def _do_nothing(*_: Any) -> None:
+    """Do nothing: a hook that can be copied and pickled."""
+
+
 def check_unadapted(model: nn.Module, kind: str) -> None:
     """Raise a UserError if the model has an adapter already, of litpeft or of PEFT.
 

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from litpeft.adapters.applied import check_unadapted, forget, modes_kept, remember
+from litpeft.adapters.applied import call_layers, check_unadapted, forget, modes_kept, remember
 from litpeft.adapters.bases import Base
 from litpeft.adapters.new_tokens import count_new_tokens, train_new_tokens
 from litpeft.adapters.quantised_model import adopt_quantised_layers, dequantise_layers, quantised_layers
@@ -144,6 +144,7 @@ class Adapter(Saveable):
         base = [parameter for parameter in model.parameters() if not parameter.requires_grad]
         with modes_kept(model):
             self.adapt(model)
+        call_layers(model)
         if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in base):
             raise UserError(
                 f"{type(self).__name__} trains parameters of the base: set `trains_base = True` in the class."

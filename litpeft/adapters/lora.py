@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from litpeft.adapters.base import Adapter
 from litpeft.adapters.experts import restore_experts, separate_experts
@@ -26,6 +27,20 @@ from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
 from litpeft.adapters.trained_in_full import CastTo
 from litpeft.errors import UserError
+
+
+class Ratio(float):
+    """The learning rate of B divided by that of A, as `lr_scale` of a parameter group."""
+
+
+@register_optimizer_step_pre_hook
+def _check_ratio(optimizer: Optimizer, *_: object) -> None:
+    """Raise a UserError in a step with a ratio that nobody has multiplied with the learning rate."""
+    if any(isinstance(group.get("lr_scale"), Ratio) for group in optimizer.param_groups):
+        raise UserError(
+            f"model.adapter.lora_plus_ratio: {type(optimizer).__name__} does not use lr_scale; give it the groups of "
+            "param_groups(model, lr=...), which have the learning rates of A and B."
+        )
 
 
 class LoRA(Adapter):
@@ -149,15 +164,23 @@ class LoRA(Adapter):
             if leaf in ("lora_A", "lora_B", "magnitude")
         }
 
-    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+    def param_groups(self, model: nn.Module, lr: float | None = None) -> list[dict[str, Any]]:
+        """Return the trainable parameters as parameter groups; with LoRA+, those of B are groups of their own.
+
+        Args:
+            model: the model with the adapter.
+            lr: learning rate that the groups get, for LoRA+ in an optimizer that is not made by `build_optimizer`.
+        """
         groups = super().param_groups(model)
         if self.lora_plus_ratio == 1.0:
-            return groups
+            return [group | ({} if lr is None else {"lr": lr}) for group in groups]
         B_ids = {id(layer.lora_B) for layer in adapted_layers(model).values()}
+        ratio = Ratio(self.lora_plus_ratio)
+        scales = ({}, {"lr_scale": ratio}) if lr is None else ({"lr": lr}, {"lr": lr * ratio})
         split = [
-            group | {"params": [p for p in group["params"] if (id(p) in B_ids) == is_B]} | scale
+            group | {"params": [p for p in group["params"] if (id(p) in B_ids) == is_B]} | scales[is_B]
             for group in groups
-            for is_B, scale in ((False, {}), (True, {"lr_scale": self.lora_plus_ratio}))
+            for is_B in (False, True)
         ]
         return [group for group in split if group["params"]]
 

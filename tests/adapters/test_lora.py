@@ -203,6 +203,22 @@ def test_groups_have_a_scale_only_with_lora_plus(ratio: float) -> None:
     assert [group.get("weight_decay") for group in groups] == ([None, 0.0] if ratio == 1 else [None, None, 0.0])
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_lora_plus_in_an_optimizer_of_the_users_own(kind: type[torch.optim.Optimizer]) -> None:
+    adapter = LoRA(rank=2, lora_plus_ratio=16.0)
+    model = applied("bert", adapter)
+    with pytest.raises(UserError, match=r"lora_plus_ratio: .* does not use lr_scale; give .* param_groups\(model, lr="):
+        kind(adapter.param_groups(model), lr=1e-3).step()
+    optimizer = kind(adapter.param_groups(model, lr=1e-3), lr=5.0)
+    optimizer.step()
+    B_ids = {id(layer.lora_B) for layer in adapted_layers(model).values()}
+    for group in optimizer.param_groups:
+        assert group["lr"] == (16e-3 if id(group["params"][0]) in B_ids else 1e-3)
+    plain = LoRA(rank=2)
+    groups = plain.param_groups(applied("bert", plain), lr=0.25)
+    assert [(group["lr"], group.get("weight_decay")) for group in groups] == [(0.25, None), (0.25, 0.0)]
+
+
 def test_lora_plus_scales_the_learning_rate_of_b() -> None:
     adapter = DoRA(rank=2, lora_plus_ratio=16.0)
     model = applied("bert", adapter)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 import errno
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EACCES, errno.EPERM}
 # options in messages, with or without dashes, and endings of files that only look like options
@@ -59,6 +61,22 @@ def naming_options() -> Iterator[None]:
         yield
     finally:
         _blocks -= 1
+
+
+def check_choices(option: str, constructor: Callable[..., None], given: Mapping[str, Any]) -> None:
+    """Raise a UserError if an argument whose type is a `Literal` has another value: Python itself does not check types.
+
+    Args:
+        option: option of the object, such as `model.adapter`.
+        constructor: the `__init__` whose annotations have the choices.
+        given: its arguments by name, as `locals()` in its first line.
+    """
+    for name, hint in get_type_hints(constructor).items():
+        parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        others = tuple(get_origin(part) or part for part in parts if get_origin(part) is not Literal)
+        if choices and given[name] not in choices and not isinstance(given[name], others):
+            raise UserError(f"{option}.{name} must be one of {', '.join(choices)}, got {given[name]!r}.")
 
 
 def one_line(message: str, max_length: int = 900) -> str:

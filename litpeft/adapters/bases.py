@@ -22,7 +22,7 @@ from litpeft.adapters.quantised_linear import QuantisedLinear, matrix_of
 from litpeft.adapters.quantised_loading import QuantisingConfig, quantisable_layers
 from litpeft.adapters.quantised_model import quantised_layers
 from litpeft.adapters.targets import PRESETS, suffix_pattern
-from litpeft.errors import UserError, first_sentence
+from litpeft.errors import UserError, check_choices, first_sentence
 
 HEADS = ("lm_head", "score", "classifier", "pre_classifier", "classification_head")  # names in transformers
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, None: None}
@@ -147,6 +147,7 @@ class FourBit(Base):
         on_unavailable: Literal["error", "full_precision"] = "error",
         option: str = "model.base",
     ) -> None:
+        check_choices(option, FourBit.__init__, locals())
         super().__init__(skip, option)
         self.name = self.quant_type = quant_type
         self.double_quant, self.compute_dtype, self.on_unavailable = double_quant, compute_dtype, on_unavailable

@@ -26,7 +26,7 @@ from litpeft.adapters.peft_config import lora_options, read_config
 from litpeft.adapters.peft_format import load_adapter, write_adapter
 from litpeft.adapters.targets import in_blocks, layer_type, match_targets, suffix_regex, value_for_name
 from litpeft.adapters.trained_in_full import CastTo
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 
 
 class Ratio(float):
@@ -93,6 +93,7 @@ class LoRA(Adapter):
         exclude: list[str] | str | None = None,
         dtype: Literal["bf16", "fp32"] | None = None,
     ) -> None:
+        check_choices("model.adapter", LoRA.__init__, locals())
         for name, value in {"rank": rank, **{f"rank_pattern {k}": v for k, v in (rank_pattern or {}).items()}}.items():
             if value < 1:
                 raise UserError(f"model.adapter.{name} must be at least 1, got {value}.")

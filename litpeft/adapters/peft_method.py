@@ -41,7 +41,7 @@ from litpeft.adapters.peft_prompts import VirtualTokens, check_model
 from litpeft.adapters.quantised_model import dequantise_layers, quantised_layers, to_conv1d
 from litpeft.adapters.targets import in_blocks
 from litpeft.adapters.trained_in_full import base_dtype, cast_inputs, cast_output_to
-from litpeft.errors import UserError, first_sentence
+from litpeft.errors import UserError, check_choices, first_sentence
 
 CONSTANTS = "peft_constants"  # name in checkpoints of the hash of the tensors that are not trained
 
@@ -76,6 +76,7 @@ class Peft(Adapter):
         modules_to_save: list[str] | None = None,
         dtype: Literal["bf16", "fp32"] | None = None,
     ) -> None:
+        check_choices("model.adapter", Peft.__init__, locals())
         self.dtype = None if dtype == "fp32" else dtype
         self.method, self.options = check_method(method), dict(options or {})
         check_options(self.method, self.options)

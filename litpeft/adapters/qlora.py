@@ -7,6 +7,7 @@ from typing import Any, Literal
 from litpeft.adapters.bases import FourBit
 from litpeft.adapters.dora import DoRA
 from litpeft.adapters.lora import LoRA
+from litpeft.errors import check_choices
 
 
 class Quantised:
@@ -33,6 +34,7 @@ class Quantised:
         on_unavailable: Literal["error", "full_precision"] = "error",
         **options: Any,
     ) -> None:
+        check_choices("model.adapter", Quantised.__init__, locals())
         super().__init__(**options)
         self.quant_type, self.double_quant, self.compute_dtype = quant_type, double_quant, compute_dtype
         self.skip, self.on_unavailable = skip, on_unavailable

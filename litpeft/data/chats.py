@@ -21,7 +21,7 @@ from litpeft.data.rendered import CannotRender, Message, Rendered
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.templates import Template, TextTemplate, find_template
 from litpeft.data.token_rows import PairRows, TokenRows
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 
 RULES = 4  # increase when conversations are rendered otherwise, so that cached tables are not used
 THOUGHT = re.compile(r"<think>(.*?)</think>", re.DOTALL)
@@ -60,6 +60,7 @@ class Chats(Sequences):
         train_on: Literal["assistant", "last", "all", "response", "prompt"] = "assistant",
         **options: Any,
     ) -> None:
+        check_choices("data", Chats.__init__, locals())
         super().__init__(**options)
         self.template_name = template
         self.train_on = TRAIN_ON.get(train_on, train_on)

@@ -13,7 +13,7 @@ from litpeft.data.base import Split
 from litpeft.data.label_kind import NamedLabels
 from litpeft.data.labels import class_numbers, classes_needed, warn_of_similar
 from litpeft.data.tabular import TabularData
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 
 
 class ClassLabels(NamedLabels):
@@ -40,6 +40,7 @@ class ClassLabels(NamedLabels):
         offset: int = 0,
         val_cut: Literal["stratified", "random"] = "stratified",
     ) -> None:
+        check_choices("data", ClassLabels.__init__, locals())
         super().__init__(data, [column])
         self.given, self.offset, self.val_cut = names, offset, val_cut
         if names is not None and len(set(names)) < max(2, len(names)):

@@ -9,6 +9,7 @@ from litpeft.data.class_labels import ClassLabels
 from litpeft.data.files import has_header
 from litpeft.data.labelled_texts import LabelledTexts
 from litpeft.data.number_labels import NumberLabels
+from litpeft.errors import check_choices
 
 STSB_LIMITS = (0.0, 5.0)  # similarity from unrelated to equivalent; -1 in the test split, which has no labels
 
@@ -80,6 +81,7 @@ class GLUE(LabelledTexts):
         target_deviation: float | list[float] | None = None,
         **options: Any,
     ) -> None:
+        check_choices("data", GLUE.__init__, locals())
         self.task, spec = task, TASKS[task]
         if task.startswith("mnli"):
             half = "mismatched" if task == "mnli_mismatched" else "matched"

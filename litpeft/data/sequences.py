@@ -14,7 +14,7 @@ from torch import Tensor
 from litpeft.data.base import FineTuneData, Split
 from litpeft.data.packing import pack
 from litpeft.data.token_rows import ANSWER, LAST_ANSWER, NO_LOSS, PairRows, TokenRows, TrainOn
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 
 BATCH = 1000  # texts per call of the tokenizer
 IDS = pa.list_(pa.int32())
@@ -36,6 +36,7 @@ class Sequences(FineTuneData):
     adds_specials = True  # whether the tokenizer adds its special tokens to a rendered text
 
     def __init__(self, packing: bool = False, long_rows: Literal["cut", "drop"] = "cut", **options: Any) -> None:
+        check_choices("data", Sequences.__init__, locals())
         super().__init__(**options)
         if packing and self.batch_tokens is not None:
             raise UserError("data.batch_tokens: packed rows all have data.max_length tokens; give data.batch_size.")

@@ -16,7 +16,7 @@ from litpeft.data.base import Split
 from litpeft.data.files import add_field, is_json_lines, read_rows
 from litpeft.data.raw_files import expand, kind_of, sampled_hash
 from litpeft.data.streaming import StreamedData
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 from litpeft.hub.demo_assets import PREFIX, asset
 from litpeft.hub.hub import explaining_hub_errors
 from litpeft.runs.atomic_write import file_hash
@@ -67,6 +67,7 @@ class TabularData(StreamedData):
         on_bad_row: Literal["error", "skip"] = "error",
         **options: Any,
     ) -> None:
+        check_choices("data", TabularData.__init__, locals())
         super().__init__(**options)
         files = {"train": train_file, "val": val_file, "test": test_file, "predict": predict_file}
         self.files = {

@@ -14,7 +14,7 @@ from litpeft.data.cache import dataset_of
 from litpeft.data.sequences import BATCH, IDS, Sequences, batched
 from litpeft.data.tabular import TabularData
 from litpeft.data.token_rows import ANSWER
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 
 
 class Text(Sequences, TabularData):
@@ -42,6 +42,7 @@ class Text(Sequences, TabularData):
         packing: bool = True,
         **options: Any,
     ) -> None:
+        check_choices("data", Text.__init__, locals())
         super().__init__(packing=packing, **options)
         self.text_column, self.documents = text_column, documents
 

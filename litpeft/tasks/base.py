@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from litpeft.adapters import Adapter, Full
 from litpeft.adapters.base import trainable
 from litpeft.adapters.base_options import put_on_base
+from litpeft.errors import check_choices
 from litpeft.hub.base_weights import base_fingerprint
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.compiled_blocks import compile_blocks
@@ -85,6 +86,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         base: str | dict[str, Any] | None = None,
         tf32: bool = False,
     ) -> None:
+        check_choices("model", FineTuner.__init__, locals())
         super().__init__()
         self.model_name, self.adapter, self.dtype_name = model_name, adapter or Full(), dtype
         self.optimizer, self.scheduler, self.resize_embeddings = optimizer, scheduler, resize_embeddings
@@ -179,10 +181,8 @@ class FineTuner(DataOfTask, L.LightningModule):
     def log_train_loss(self, loss: Tensor, weight: int) -> Tensor | int:
         """Log a batch's loss and add it to the epoch's mean, averaged over all ranks; return the sum of their weights.
 
-        So a NaN on one rank stops all.
-
         Args:
-            loss: mean loss of this rank's batch, a scalar.
+            loss: mean loss of this rank's batch, a scalar; a NaN on one rank stops all.
             weight: number of rows (or tokens) that the loss is the mean of.
         """
         loss, total_weight = mean_over_ranks(loss.detach(), weight)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 from litpeft.tasks.base import Batch
 from litpeft.tasks.data_of_task import PlainData, with_rows
 from litpeft.tasks.metrics import CLASSES, Chosen, MetricInputs
@@ -46,6 +46,7 @@ class SequenceClassification(SequenceTask):
         label_smoothing: float = 0.0,
         **options: Any,
     ) -> None:
+        check_choices("model", SequenceClassification.__init__, locals())
         super().__init__(*common, **options)
         if not 0 <= label_smoothing < 1:
             raise UserError(f"model.label_smoothing must be at least 0 and below 1, got {label_smoothing}.")

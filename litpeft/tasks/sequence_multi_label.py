@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, check_choices
 from litpeft.tasks.base import Batch
 from litpeft.tasks.data_of_task import PlainData, with_rows
 from litpeft.tasks.metrics import LABEL_SETS, MetricInputs
@@ -43,6 +43,7 @@ class SequenceMultiLabel(SequenceTask):
         positive_weights: Literal["balanced"] | list[float] | None = None,
         **options: Any,
     ) -> None:
+        check_choices("model", SequenceMultiLabel.__init__, locals())
         super().__init__(*common, **options)
         thresholds = threshold if isinstance(threshold, list) else [threshold]
         if not thresholds or not all(0 < each < 1 for each in thresholds):

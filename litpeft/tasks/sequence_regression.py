@@ -12,6 +12,7 @@ from lightning import LightningDataModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from litpeft.errors import check_choices
 from litpeft.tasks.base import Batch
 from litpeft.tasks.data_of_task import with_rows
 from litpeft.tasks.head_labels import output_layer
@@ -44,6 +45,7 @@ class SequenceRegression(SequenceTask):
     metrics_from_path_use = "values"
 
     def __init__(self, *common: Any, loss: Literal["mse", "l1"] = "mse", **options: Any) -> None:
+        check_choices("model", SequenceRegression.__init__, locals())
         super().__init__(*common, **options)
         self.loss_name = loss
         self.mean, self.deviation = [0.0], [1.0]  # of each target, in its unit

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from litpeft.adapters.applied import call_layers, check_unadapted, forget, modes_kept, remember
 from litpeft.adapters.bases import Base
-from litpeft.adapters.new_tokens import count_new_tokens, train_new_tokens
+from litpeft.adapters.new_tokens import count_new_tokens, merge_new_tokens, train_new_tokens
 from litpeft.adapters.quantised_model import adopt_quantised_layers, dequantise_layers, quantised_layers
 from litpeft.adapters.saving import Saveable
 from litpeft.adapters.trained_in_full import (
@@ -231,11 +231,12 @@ class Adapter(Saveable):
         """
 
     def merge(self, model: nn.Module) -> None:
-        """Merge the added parameters into plain layers, in place. The default dequantises the base.
+        """Merge the added parameters and rows of new tokens into plain layers, in place, and dequantise the base.
 
         A sub-class that overrides this method calls it at the end.
         """
         dequantise_layers(model)
+        merge_new_tokens(model)
         forget(model)
 
     def export(self, folder: Path, model: nn.Module, base_name: str) -> None:

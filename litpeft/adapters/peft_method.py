@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from litpeft.adapters import peft_adalora
 from litpeft.adapters.applied import forget
 from litpeft.adapters.base import Adapter, trainable
+from litpeft.adapters.new_tokens import merge_new_tokens
 from litpeft.adapters.not_adapted import not_adapted
 from litpeft.adapters.peft_export import changes_base, write_peft_adapter
 from litpeft.adapters.peft_injected import (
@@ -223,6 +224,7 @@ class Peft(Adapter):
             plain = name.removesuffix(".base_layer")
             model.set_submodule(plain, to_conv1d(model.get_submodule(plain)))
         del model.__dict__[KEY]
+        merge_new_tokens(model)
         forget(model)
 
     def switched_off(self, model: nn.Module) -> AbstractContextManager[None]:

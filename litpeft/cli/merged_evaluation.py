@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
-from litpeft.adapters.new_tokens import merge_new_tokens
 from litpeft.cli.lightning_cli import LitPeftCLI
 from litpeft.runs.record import read_record, write_record
 
@@ -35,7 +34,6 @@ class ValidatedBothWays(LitPeftCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         found = {"adapter": self._validate(str(self.checkpoint))}
         self.model.adapter.merge(self.model.backbone)
-        merge_new_tokens(self.model.backbone)
         self.found = found | {"merged": self._validate(None)}
         record = read_record(self.run_dir, to_write=True)
         write_record(self.run_dir, record | {"merged_evaluation": self.found})

@@ -84,7 +84,6 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
     """Write the export into an empty folder and return a description of it."""
     import torch
 
-    from litpeft.adapters.new_tokens import merge_new_tokens
     from litpeft.adapters.quantised_model import quantised_layers
     from litpeft.cli.console import quieten
     from litpeft.cli.finished_run import FinishedRun
@@ -127,7 +126,6 @@ def _export(options: argparse.Namespace, folder: Path) -> str:
             layer.dtype = dtype
         model.float()
     adapter.merge(model)
-    merge_new_tokens(model)
     head = model.get_output_embeddings()
     if head is not None and head.weight is not model.get_input_embeddings().weight:
         model.config.tie_word_embeddings = False  # the adapter changed one of the two tied weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.bart.modeling_bart import BartScaledWordEmbedding
 from transformers.models.gemma3.modeling_gemma3 import Gemma3TextScaledWordEmbedding
 
-from litpeft.adapters import Full, LoRA
+from litpeft.adapters import Adapter, DoRA, Frozen, Full, LoRA, Peft
 from litpeft.adapters.base import trainable
 from litpeft.adapters.new_tokens import (
     add_new_tokens,
@@ -23,6 +24,7 @@ from litpeft.adapters.new_tokens import (
     train_new_tokens,
 )
 from litpeft.errors import UserError
+from tests.adapters.small_models import disturb
 
 ROWS, OLD, DIM, PAD = 12, 9, 4, 0
 
@@ -171,6 +173,22 @@ def test_only_the_new_rows_are_trained_and_a_merge_puts_them_into_the_matrices(t
         rtol=0.01 if dtype != torch.float32 else 1e-5,
         atol=1e-2 if dtype != torch.float32 else 1e-6,
     )
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("adapter", [LoRA(), DoRA(), Frozen(), Full(), Peft("IA3")], ids=lambda each: each.name)
+def test_a_merged_model_is_saved_with_the_rows(adapter: Adapter, tied: bool, tmp_path: Path) -> None:
+    model = llama(tied)
+    add_new_tokens(model, ROWS)
+    adapter.apply(model)
+    disturb(model)
+    ids = torch.tensor([[1, OLD, 5, ROWS - 1]])
+    trained = model.eval()(ids).logits
+    adapter.merge(model)
+    model.save_pretrained(tmp_path)
+    loaded, report = LlamaForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    torch.testing.assert_close(loaded(ids).logits, trained, rtol=1e-4, atol=1e-5)
 
 
 def test_the_logits_of_new_tokens_are_those_of_their_rows_with_the_bias() -> None:

@@ -212,7 +212,10 @@ class Peft(Adapter):
             raise UserError(f"{self.method} adds virtual tokens, which no weight can hold; give --format adapter.")
         wrapper = injected_in(model).wrapper
         conv1d = dequantise_layers(model, as_linear=True)
-        untie([module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)], model)
+        adapted = {
+            name: layer.get_base_layer() for name, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)
+        }
+        untie(list(adapted.values()), model)
         try:
             wrapper.merge_and_unload()
         except (NotImplementedError, ValueError, AttributeError, TypeError) as error:
@@ -223,6 +226,8 @@ class Peft(Adapter):
         for name in conv1d:
             plain = name.removesuffix(".base_layer")
             model.set_submodule(plain, to_conv1d(model.get_submodule(plain)))
+        for name, base in adapted.items() if self.method == "LN_TUNING" else ():
+            model.get_submodule(name).to(base.weight.dtype)  # PEFT leaves the fp32 norms that were trained
         del model.__dict__[KEY]
         merge_new_tokens(model)
         forget(model)

@@ -13,6 +13,7 @@ from litpeft.adapters import Peft
 from litpeft.adapters.base import trainable
 from litpeft.adapters.peft_options import find_targets
 from litpeft.errors import UserError
+from tests.adapters.small_models import IDS, disturb, small
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
 
@@ -142,3 +143,16 @@ NORMS = {f"model.layers.{n}.{leaf}" for n in range(3) for leaf in ("input_layern
 )  # fmt: skip
 def test_the_layers_of_a_method(method: str, targets: Any, exclude: Any, expected: set[str]) -> None:
     assert set(find_targets(llama().requires_grad_(False), method, targets, exclude)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "bert"])
+def test_merged_norms_have_the_dtype_of_the_base(name: str, dtype: torch.dtype) -> None:
+    adapter = Peft("LN_TUNING")
+    model = adapter.apply(small(name).to(dtype)).eval()
+    disturb(model)
+    trained = model(IDS).logits
+    adapter.merge(model)
+    assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+    rounding = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(model(IDS).logits, trained, rtol=rounding, atol=rounding)

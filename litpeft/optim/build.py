@@ -123,10 +123,9 @@ def build_scheduler(
     """
     if factory is None:
         return None
-    given = getattr(factory, "keywords", None)  # the command line injects a partial that holds every argument
-    if given is None:
-        parameters = inspect.signature(factory).parameters
-        given = {"total_steps": None} if "total_steps" in parameters else {}
+    given = dict(getattr(factory, "keywords", None) or {})  # a partial: that of the command line holds every argument
+    if not given.get("steps_per_epoch") and "total_steps" in inspect.signature(factory).parameters:
+        given.setdefault("total_steps", None)
     open_ended = {"total_steps": None, "T_max": -1}
     fill = {name: total_steps for name, unset in open_ended.items() if name in given and given[name] == unset}
     before = [group["lr"] for group in optimizer.param_groups]

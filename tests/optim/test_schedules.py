@@ -59,7 +59,12 @@ def test_options_out_of_range_are_refused(options: dict) -> None:
         (WarmupCosine, 30),
         (partial(WarmupCosine, total_steps=None), 30),
         (partial(WarmupCosine, total_steps=12), 12),
+        (partial(WarmupCosine, warmup=2), 30),  # as users of Python write it
+        (partial(WarmupCosine, floor=0.1, total_steps=12), 12),
+        (lambda optimizer, total_steps: WarmupCosine(optimizer, 0.5, total_steps=total_steps), 30),
         (partial(OneCycleLR, max_lr=0.1, total_steps=None), 30),
+        (partial(OneCycleLR, max_lr=0.1), 30),
+        (partial(OneCycleLR, max_lr=0.1, epochs=3, steps_per_epoch=7), 21),
         (partial(CosineAnnealingLR, T_max=7), None),
     ],
 )

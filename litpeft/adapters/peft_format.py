@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -91,8 +92,8 @@ def write_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter, base_
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "rank_pattern": {re.escape(name): value for name, value in ranks.items() if value != rank},
-        "alpha_pattern": {re.escape(name): value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {_only(name, layers): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {_only(name, layers): value for name, value in alphas.items() if value != alpha},
         "use_rslora": adapter.rslora,
         "use_dora": adapter.magnitude,
         "lora_dropout": 0.0 if experts else adapter.dropout,  # PEFT refuses dropout for experts
@@ -257,6 +258,12 @@ def _modules_trained_in_full(model: nn.Module) -> list[str]:
         if name and not only_biases and all(p.requires_grad for p in parameters.values()) and not inside:
             found.append(name)
     return found
+
+
+def _only(name: str, names: Iterable[str]) -> str:
+    """Return an expression for PEFT's patterns, which match the end of a name, that matches this one of the names."""
+    is_end = any(other.endswith(f".{name}") for other in names)
+    return f"{'^' if is_end else ''}{re.escape(name)}"
 
 
 def _alpha(layer: AdaptedLayer, rslora: bool) -> float:

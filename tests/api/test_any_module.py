@@ -156,6 +156,24 @@ def test_a_folder_that_peft_cannot_describe_is_saved_in_litpefts_format(tmp_path
     assert torch.equal(outputs(again), outputs(model))
 
 
+@pytest.mark.parametrize("kind", [LoRA, DoRA])
+def test_patterns_of_layers_whose_names_end_alike_are_saved(kind: type[LoRA], tmp_path: Path) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6)), nn.Linear(6, 3)).eval()
+
+    own = {"rank_pattern": {r"1\.0": 4, "0": 2}, "alpha_pattern": {r"1\.0": 8, "0": 5}}  # 1.0 is as most layers are
+    adapter = kind(rank=4, alpha=8, targets="all-linear", **own)
+    model = adapter.apply(network())
+    disturb(model)
+    assert (model[0].rank, model[1][0].rank) == (2, 4)
+    adapter.save(tmp_path / "adapter")
+    kind.load(tmp_path / "adapter", again := network())
+    assert torch.equal(outputs(again), outputs(model))
+    theirs = peft.PeftModel.from_pretrained(network(), str(tmp_path / "adapter")).eval()
+    torch.testing.assert_close(theirs(X), outputs(model), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gradient_passes_the_disabled_adapter_and_not_into_it(dtype: torch.dtype) -> None:
     """As in losses that compare with the base: both graphs live at the same time."""

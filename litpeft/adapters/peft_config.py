@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from litpeft.errors import UserError
 from litpeft.runs.safe_read import read_json_file
 
 CONFIG = "adapter_config.json"
+PREFIX = "base_model.model."  # before the names of tensors
 TASKS = {  # suffix of a model's class name -> task type of PEFT
     "ForSequenceClassification": "SEQ_CLS",
     "ForCausalLM": "CAUSAL_LM",
@@ -42,6 +44,22 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def without_base_weights(found: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a file without frozen weights of this base: PEFT saves the embeddings that it adapts too.
+
+    Args:
+        found: the tensors by their names in the file.
+        model: the model with the adapter.
+    """
+    base = {name: p for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+
+    def is_of_base(key: str, tensor: Tensor) -> bool:
+        weight = base.get(key.removeprefix(PREFIX).replace(".base_layer.", "."))
+        return weight is not None and torch.equal(tensor.to(weight), weight)
+
+    return {key: tensor for key, tensor in found.items() if not is_of_base(key, tensor)}
+
+
 def lora_options(config: Mapping[str, Any], model: nn.Module, folder: Path) -> dict[str, Any]:
     """Return the constructor arguments of litpeft's LoRA or DoRA.
 
@@ -59,6 +77,7 @@ def lora_options(config: Mapping[str, Any], model: nn.Module, folder: Path) -> d
     trained = [each for each in config.get("modules_to_save") or () if any(f".{n}".endswith(f".{each}") for n in names)]
     options = {key: config[key] for key in SAME if config.get(key)}
     targets = [*_listed(config.get("target_modules")), *_listed(config.get("target_parameters"))]
+    blocks = config.get("layers_to_transform")
     whole = isinstance(config.get("target_modules"), str) and not config.get("target_parameters")
     return options | {
         "rank": config.get("r", 8),
@@ -68,7 +87,7 @@ def lora_options(config: Mapping[str, Any], model: nn.Module, folder: Path) -> d
         "targets": config["target_modules"] if whole else _ending_in(targets),
         "exclude": _excluded(config.get("exclude_modules")),
         "modules_to_save": trained,
-        "layers": config.get("layers_to_transform"),
+        "layers": [blocks] if isinstance(blocks, int) else blocks,
     }
 
 

@@ -29,13 +29,12 @@ from litpeft.adapters.layers import (
     adapted_layers,
 )
 from litpeft.adapters.new_tokens import PEFT_NAME, new_token_indices, same_tokens
-from litpeft.adapters.peft_config import CONFIG, task_type
+from litpeft.adapters.peft_config import CONFIG, PREFIX, task_type, without_base_weights
 from litpeft.adapters.quantised_linear import QuantisedLinear
 from litpeft.adapters.targets import value_for_name
 from litpeft.errors import UserError
 
 TENSORS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
 UNSUPPORTED = (  # options of PEFT that change what a layer computes, and that litpeft does not implement
     *("lora_bias", "layer_replication", "alora_invocation_tokens"),
     *("use_qalora", "use_bdlora", "velora_config", "monteclora_config", "kasa_config", "arrow_config"),
@@ -118,7 +117,7 @@ def load_adapter(folder: Path, model: nn.Module, adapter: LowRankAdapter) -> Non
     """
     config, found = _read(folder)
     try:
-        _copy(folder, config, found, model, adapter)
+        _copy(folder, config, without_base_weights(found, model), model, adapter)
     except (TypeError, ValueError, AttributeError, re.error) as error:
         raise _mismatch(folder, f"its {CONFIG} has a value that PEFT does not write ({error})") from error
 

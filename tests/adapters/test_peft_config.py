@@ -27,6 +27,7 @@ MODEL = nn.ModuleDict({"block": nn.ModuleDict({"q_proj": nn.Linear(2, 2), "score
             {"r": 4, "lora_alpha": 2.5, "lora_dropout": 0.25, "use_rslora": True, "layers_to_transform": [0, 2]},
             {"rank": 4, "alpha": 2.5, "dropout": 0.25, "rslora": True, "layers": [0, 2]},
         ),
+        ({"layers_to_transform": 0}, {"layers": [0]}),
         ({"target_modules": ["q_proj", "self.key"]}, {"targets": r"(.*\.)?(q_proj|self\.key)"}),
         ({"target_modules": r".*\.q_proj"}, {"targets": r".*\.q_proj"}),
         ({"target_modules": "q_proj", "target_parameters": []}, {"targets": "q_proj"}),

@@ -12,6 +12,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from litpeft.adapters import Adapter, DoRA, Frozen, Full, LoRA, NormalisedUpdate, Peft, QDoRA, QLoRA
 from litpeft.adapters.base import trainable
@@ -140,6 +141,35 @@ def test_an_adapter_that_peft_saved_is_loaded(use_dora: bool, tmp_path: Path) ->
     torch.testing.assert_close(outputs(model), outputs(theirs), rtol=1e-5, atol=1e-6)
     with pytest.raises(UserError, match="a DoRA adapter"):
         (LoRA if use_dora else DoRA).load(tmp_path, small("llama"))
+
+
+def _lm() -> nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=60, tie_word_embeddings=True, **sizes)).eval()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"target_modules": ["lm_head", "q_proj"]},
+        {"target_modules": ["embed_tokens"], "use_dora": True},
+        {"target_modules": ["q_proj"], "layers_to_transform": 1},
+    ],
+)
+def test_an_adapter_of_peft_on_embeddings_or_in_one_block_is_loaded(options: dict[str, Any], tmp_path: Path) -> None:
+    theirs = peft.get_peft_model(_lm(), peft.LoraConfig(r=2, **options)).eval()
+    disturb(theirs)
+    theirs.save_pretrained(tmp_path)  # with the embeddings of the base, if they are adapted
+    kind = DoRA if options.get("use_dora") else LoRA
+    kind.load(tmp_path, model := _lm())
+    torch.testing.assert_close(outputs(model), outputs(theirs), rtol=1e-5, atol=1e-6)
+    if "layers_to_transform" not in options:
+        other = _lm()
+        other.model.embed_tokens.weight.data += 1
+        with pytest.raises(UserError, match="unexpected tensors"):
+            kind.load(tmp_path, other)
 
 
 def test_a_folder_that_peft_cannot_describe_is_saved_in_litpefts_format(tmp_path: Path) -> None:

@@ -23,11 +23,13 @@ class Applied:
         adapter: the adapter.
         head: names of the modules that the adapter trains in full.
         new: names of the newly initialised parameters that it trains.
+        trained: names of all parameters that it trains.
     """
 
     adapter: Any
     head: tuple[str, ...]
     new: tuple[str, ...]
+    trained: tuple[str, ...]
 
 
 def applied_to(model: nn.Module) -> Applied | None:
@@ -37,7 +39,8 @@ def applied_to(model: nn.Module) -> Applied | None:
 
 def remember(model: nn.Module, adapter: Any, head: Iterable[str], new: Iterable[str]) -> None:
     """Note that an adapter was applied to a model."""
-    model.__dict__[KEY] = Applied(adapter, tuple(head), tuple(new))
+    trained = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    model.__dict__[KEY] = Applied(adapter, tuple(head), tuple(new), trained)
 
 
 def forget(model: nn.Module) -> None:

@@ -68,9 +68,15 @@ class Saveable:
             base_name: hub id or folder of the base model, for PEFT; by default that of the model's configuration.
 
         Raises:
-            UserError: the folder holds something else, or the model does not have this adapter.
+            UserError: the folder holds something else, or the model does not have this adapter, or it was frozen.
         """
         model = self.model_of(model)
+        trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if frozen := [name for name in applied_to(model).trained if name not in trained]:
+            raise UserError(
+                f"{frozen[0]} is frozen, so it would not be saved; set requires_grad of what the adapter trains, or "
+                "save outside of the with block of disable()."
+            )
         folder = Path(folder).absolute()
         used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
         if used and not any((folder / name).is_file() for name in OURS):

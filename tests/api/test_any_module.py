@@ -186,6 +186,18 @@ def test_a_folder_that_peft_cannot_describe_is_saved_in_litpefts_format(tmp_path
     assert torch.equal(outputs(again), outputs(model))
 
 
+@pytest.mark.parametrize("name", ["lora", "qdora", "normalised", "loha"])
+def test_an_adapter_that_is_frozen_or_disabled_is_not_saved_without_its_tensors(name: str, tmp_path: Path) -> None:
+    adapter = ADAPTERS[name]()
+    model = adapter.apply(_sequential())
+    with adapter.disable(), pytest.raises(UserError, match="is frozen, so it would not be saved; .* disable"):
+        adapter.save(tmp_path / "adapter")
+    model.requires_grad_(False)
+    with pytest.raises(UserError, match="is frozen, so it would not be saved; set requires_grad"):
+        adapter.save(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+
+
 @pytest.mark.parametrize("kind", [LoRA, DoRA])
 def test_patterns_of_layers_whose_names_end_alike_are_saved(kind: type[LoRA], tmp_path: Path) -> None:
     def network() -> nn.Module:

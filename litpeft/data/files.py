@@ -122,7 +122,8 @@ def _separated(
             if names is None:
                 header = columns is None or set(required or columns) <= set(fields)
                 names = fields if header else columns
-                if duplicates := [name for name in required if list(names).count(name) > 1]:
+                used = list(required) or [name for name in names if name]  # without options any column may be used
+                if duplicates := [name for name in used if list(names).count(name) > 1]:
                     raise UserError(f"{place}: two columns are called {duplicates[0]!r}; rename one of them.")
                 if header:
                     continue

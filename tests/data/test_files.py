@@ -142,6 +142,13 @@ def test_a_missing_column_is_refused_with_its_option(tmp_path: Path, tiny_model:
         data.table("train")
 
 
+def test_a_column_that_is_found_by_its_name_stands_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.csv", "question,answer,answer,,\nq,one,two,,\n")
+    with pytest.raises(UserError, match=r"a.csv line 1: two columns are called 'answer'; rename one of them\.$"):
+        list(read_rows(file, {}))
+    assert [row["answer"] for _, row in read_rows(file, {"question": "data.prompt_column"})] == ["two"]
+
+
 def test_an_error_about_a_file_has_its_option(tmp_path: Path, tiny_model: str) -> None:
     data = Alpaca(train_file=str(write(tmp_path / "a.json", "{}")), tokenizer=tiny_model)
     with pytest.raises(UserError, match=r"^data.train_file \S+a.json: a .json file must contain a list of objects"):

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from litpeft.adapters.frozen_statistics import unfreeze_statistics
 from litpeft.adapters.layers import adapted_layers
 from litpeft.errors import UserError
 
@@ -44,8 +45,9 @@ def remember(model: nn.Module, adapter: Any, head: Iterable[str], new: Iterable[
 
 
 def forget(model: nn.Module) -> None:
-    """Note that the adapter of a model was merged."""
+    """Note that the adapter of a model was merged; its batch norms are trained again."""
     model.__dict__.pop(KEY, None)
+    unfreeze_statistics(model)
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from litpeft.adapters.applied import call_layers, check_unadapted, forget, modes_kept, remember
 from litpeft.adapters.bases import Base
+from litpeft.adapters.frozen_statistics import freeze_statistics
 from litpeft.adapters.new_tokens import count_new_tokens, merge_new_tokens, train_new_tokens
 from litpeft.adapters.quantised_model import adopt_quantised_layers, dequantise_layers, quantised_layers
 from litpeft.adapters.saving import Saveable
@@ -113,7 +114,7 @@ class Adapter(Saveable):
     def apply(self, model: nn.Module, head: Iterable[str] = (), new: Iterable[str] = ()) -> nn.Module:
         """Prepare a model for training, in place: freeze the base and add the adapter. Return the model.
 
-        Afterwards only the parameters to train have `requires_grad`, and they are fp32 whatever the base's dtype.
+        Afterwards only the parameters to train have `requires_grad`, in fp32; running statistics of norms are frozen.
 
         Args:
             model: the base model.
@@ -125,8 +126,7 @@ class Adapter(Saveable):
             UserError: the model already has an adapter, or the adapter matches no layer of the model.
         """
         check_unadapted(model, type(self).__name__)
-        head, new = tuple(head), tuple(new)
-        dtype = base_dtype(model, head)
+        head, new, dtype = tuple(head), tuple(new), base_dtype(model, tuple(head))
         model.requires_grad_(False)
         adopt_quantised_layers(model, dtype)
         if self.trains_base and quantised_layers(model):
@@ -145,6 +145,7 @@ class Adapter(Saveable):
         with modes_kept(model):
             self.adapt(model)
         call_layers(model)
+        freeze_statistics(model)
         if not self.trains_base and any(p.requires_grad and p.dtype in (torch.bfloat16, torch.float16) for p in base):
             raise UserError(
                 f"{type(self).__name__} trains parameters of the base: set `trains_base = True` in the class."
@@ -254,11 +255,10 @@ class Adapter(Saveable):
 
     def roles(self, model: nn.Module) -> dict[str, list[Tensor]]:
         """Return the model's tensors by role, for memory reports; a tensor in two lists counts for the last one."""
-        adapter_weights = [] if self.trains_base else list(trainable(model).values())
         layers = quantised_layers(model)
         base = [*model.parameters(), *model.buffers(), *(tensor for layer in layers for tensor in layer.held())]
         constants = [tensor for layer in layers for tensor in layer.constants()]
-        roles = {"base_weights": base, "adapter_weights": adapter_weights}
+        roles = {"base_weights": base, "adapter_weights": [] if self.trains_base else [*trainable(model).values()]}
         return roles | ({"quantisation_constants": constants} if layers or self.quantises else {})
 
     def describe(self, model: nn.Module) -> dict[str, Any]:

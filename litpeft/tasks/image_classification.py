@@ -18,33 +18,12 @@ SHOWN = 16  # images of a validation
 USUAL_SIZE = 224  # pixels; of models without a size of their own, such as ResNet
 
 
-class _Frozen:
-    """Keeps a batch norm in evaluation mode."""
-
-    def train(self, mode: bool = True) -> nn.Module:
-        return super().train(False)
-
-
-class FrozenBatchNorm1d(_Frozen, nn.BatchNorm1d):
-    """BatchNorm1d with frozen running statistics."""
-
-
-class FrozenBatchNorm2d(_Frozen, nn.BatchNorm2d):
-    """BatchNorm2d with frozen running statistics."""
-
-
-FROZEN: dict[type[nn.Module], type[nn.Module]] = {
-    nn.BatchNorm1d: FrozenBatchNorm1d,
-    nn.BatchNorm2d: FrozenBatchNorm2d,
-}
-
-
 class ImageClassification(SequenceClassification):
     """Fine-tunes a vision model with a classification head: ViT, DeiT, Swin, ConvNeXt, DINOv2, ResNet and others.
 
     The head is new, or kept if it has as many labels, as in `SequenceClassification`, whose metrics, class weights,
-    label smoothing and confusion matrix it has too. The running statistics of batch norms (ResNet) are frozen: a batch
-    would change them without a gradient, so that an adapter would not be all that was trained.
+    label smoothing and confusion matrix it has too. The running statistics of batch norms (ResNet) are frozen, by the
+    adapter: a batch would change them without a gradient, so that an adapter would not be all that was trained.
     """
 
     auto_class = AutoModelForImageClassification
@@ -57,10 +36,7 @@ class ImageClassification(SequenceClassification):
         self.shown_images: list[tuple[int, int, int, float]] = []  # see `evaluate`
 
     def finish_loading(self, model: nn.Module, data: LightningDataModule) -> None:
-        """Freeze the running statistics of batch norms; they use them in training too."""
-        for module in model.modules():
-            if type(module) in FROZEN:
-                module.__class__ = FROZEN[type(module)]
+        """Do nothing: images have no padding and no token types."""
 
     def example(self, rows: int, tokens: int) -> Batch:
         """Return a made-up batch of images in the size of the model; `tokens` has no meaning."""

@@ -75,7 +75,7 @@ class Run:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self._finished: tuple[str, FinishedRun] | None = None
+        self._finished: tuple[object, FinishedRun] | None = None  # what `_built` returned, and for which record
 
     def __fspath__(self) -> str:
         return str(self.folder)
@@ -149,8 +149,10 @@ class Run:
         return Path(folder)
 
     def _built(self, accelerator: str) -> FinishedRun:
-        """Return the run's task and data, with the trained weights on the device."""
-        if self._finished is None or self._finished[0] != accelerator:
+        """Return the run's task and data, with the trained weights on the device; anew if the run was trained on."""
+        record = self.folder / FILE_NAME
+        key = accelerator, record.stat().st_mtime_ns if record.is_file() else None
+        if self._finished is None or self._finished[0] != key:
             from litpeft.cli.console import quieten
             from litpeft.cli.finished_run import FinishedRun
 
@@ -158,5 +160,5 @@ class Run:
             with naming_arguments():
                 run = FinishedRun(self.folder, None, accelerator, "loaded")
                 run.build(run.trainer.strategy.root_device)
-            self._finished = accelerator, run
+            self._finished = key, run
         return self._finished[1]

@@ -111,6 +111,16 @@ def test_the_model_and_the_exports(run: Run, tiny_model: str, tmp_path: Path) ->
     run.export(tmp_path / "adapter", overwrite=True)
 
 
+def test_a_run_that_is_trained_on_answers_with_its_new_weights(options: dict[str, Any], tmp_path: Path) -> None:
+    run = fit("sst2", "lora", **options, run_dir=tmp_path / "run", trainer__max_steps=2)
+    before = run.predict(["a lovely story"], "cpu")
+    assert run.predict(["a lovely story"], "cpu") == before
+    again = fit(run_dir=tmp_path / "run", resume=True, trainer__max_steps=6)
+    after = run.predict(["a lovely story"], "cpu")
+    assert after == again.predict(["a lovely story"], "cpu") != before
+    assert run.metrics == again.metrics
+
+
 def test_a_dict_and_a_file_are_configurations(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _global_forward_hooks, _global_forward_pre_hooks
 from transformers.activations import GELUActivation
 
 from litpeft.ops.dropout import Dropout, new_seed
@@ -64,6 +65,16 @@ def _frozen(*tensors: Tensor | None) -> bool:
     return not any(t is not None and t.requires_grad for t in tensors)
 
 
+def _hooked(*modules: nn.Module) -> bool:
+    """Return whether anybody waits for the calls of modules, which a function that computes several does not make."""
+    if _global_forward_hooks or _global_forward_pre_hooks:
+        return True
+    return any(
+        each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks
+        for each in modules
+    )
+
+
 class NativeLinear:
     """nn.Linear while its weights are frozen, on processors with products of bf16 numbers."""
 
@@ -95,9 +106,8 @@ class NativeResidual:
 
     def forward(self, hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
         x, layer = self.dense(hidden_states), self.LayerNorm
-        if not (
-            isinstance(layer, NativeNorm) and layer.can_use_norm(x) and input_tensor.dtype == x.dtype and self.training
-        ):
+        fits = isinstance(layer, NativeNorm) and layer.can_use_norm(x) and input_tensor.dtype == x.dtype
+        if not fits or not self.training or _hooked(layer, self.dropout):
             return layer(self.dropout(x) + input_tensor)
         seed = new_seed() if self.dropout.p else 0
         return norm(x, layer.weight, layer.bias, layer.eps, input_tensor, self.dropout.p, seed)
@@ -116,7 +126,7 @@ class NativeIntermediate:
     def forward(self, hidden_states: Tensor) -> Tensor:
         dense, act = self.dense, self.intermediate_act_fn
         both = isinstance(dense, NativeLinear) and dense.can_use_product(hidden_states) and isinstance(act, NativeGelu)
-        if not both or dense.out_features % library.LANES:
+        if not both or dense.out_features % library.LANES or _hooked(dense, act):
             return super().forward(hidden_states)
         return frozen_linear_gelu(hidden_states, dense.weight, dense.bias)
 
@@ -126,7 +136,8 @@ class NativeGatedMLP:
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_proj(x), self.up_proj(x)
-        return self.down_proj(swiglu(gate, up) if _half_on_cpu(self, gate, up) else self.act_fn(gate) * up)
+        fits = _half_on_cpu(self, gate, up) and not _hooked(self.act_fn)
+        return self.down_proj(swiglu(gate, up) if fits else self.act_fn(gate) * up)
 
 
 def _is_frozen_linear(module: nn.Module) -> bool:

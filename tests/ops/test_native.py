@@ -686,6 +686,36 @@ def test_a_training_pass_calls_the_functions_that_the_model_has_a_use_for(
     assert called <= {"dropout"}
 
 
+@needs_compiler
+@pytest.mark.parametrize("architecture", ["bert", "llama"])
+def test_hooks_of_each_module_are_called(architecture: str) -> None:
+    """As of a user who looks at activations: a function that computes several modules calls none of them."""
+    torch.manual_seed(0)
+    model = BertModel(BERT) if architecture == "bert" else LlamaForCausalLM(LlamaConfig(**LLAMA))
+    model = model.to(HALF).requires_grad_(False).train()
+    use_lean_attention(model)
+    use_lean_dropout(model)
+    x, seen = random(2, 8, 64), list[str]()
+
+    def names() -> set[str]:
+        seen.clear()
+        model(inputs_embeds=x)
+        return set(seen)
+
+    handles = [
+        module.register_forward_hook(lambda *_, name=name: seen.append(name)) for name, module in model.named_modules()
+    ]
+    expected = names()
+    use_native_kernels(model)
+    assert names() == expected
+    for handle in handles:
+        handle.remove()
+    everywhere = nn.modules.module.register_module_forward_hook(lambda module, *_: seen.append(type(module).__name__))
+    with_all = names()
+    everywhere.remove()
+    assert {"BertIntermediate", "Linear", "GELUActivation"} <= with_all or architecture == "llama"
+
+
 def test_without_a_compiler_everything_is_torchs_and_asking_for_c_is_refused(
     no_compiler: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

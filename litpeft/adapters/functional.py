@@ -26,7 +26,7 @@ from litpeft.adapters.gain import times_backward, times_plus
 from litpeft.ops import products
 from litpeft.ops.dropout import add_zeroed, functional_mask, input_mask, new_seed, zeroed
 from litpeft.ops.native import adapter_products, frozen_products, library
-from litpeft.ops.native.frozen_products import Adapter
+from litpeft.ops.native.frozen_products import LowRankUpdate
 from litpeft.ops.overridable import overridable
 
 WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()  # torch.mm with `out_dtype`: torch 2.8 and newer
@@ -159,7 +159,8 @@ class _AdaptedLinear(torch.autograd.Function):
         drawn = input_mask(rows, dropout, seed, native) if mask is None else mask
         low = scaled_product(zeroed(rows, drawn), a.T, factor, native)  # (N, r)
         added = bias.to(dtype) if bias is not None else None
-        out = frozen_product(rows, stored, to_matrix, added if magnitude is None else None, weight, Adapter(low, b.T))
+        plain = added if magnitude is None else None
+        out = frozen_product(rows, stored, to_matrix, plain, weight, LowRankUpdate(low, b.T))
         scaled = None
         if magnitude is not None:
             m_over_n = prepared.gain if gain is None else gain
@@ -195,7 +196,7 @@ class _AdaptedLinear(torch.autograd.Function):
         if need_B:
             dB = gradient_of_B(dy, low, B.dtype, native)
         if need_x:
-            dx = frozen_gradient(dy, stored, to_matrix, adapter=Adapter(dlow, a) if mask is None else None)
+            dx = frozen_gradient(dy, stored, to_matrix, update=LowRankUpdate(dlow, a) if mask is None else None)
             if mask is not None:
                 add_zeroed(dx, products.mm(dlow, a) if native else dlow @ a, mask)
         return (dx, dbias, dA, dB, dm, *[None] * (8 + len(stored)))
@@ -207,19 +208,19 @@ def frozen_product(
     to_matrix: ToMatrix,
     bias: Tensor | None,
     weight: Tensor | Product | None = None,
-    adapter: Adapter | None = None,
+    update: LowRankUpdate | None = None,
 ) -> Tensor:
     """Return x Wᵀ + b and what an adapter adds; with eight-bit weights, the product of LLM.int8() without W itself."""
-    native = isinstance(to_matrix, Native)
     if hasattr(to_matrix, "product"):
-        return _plus(to_matrix.product(rows, *stored, bias), adapter, native)
+        return _plus(to_matrix.product(rows, *stored, bias), update)
     if weight is None:
         weight = to_matrix(*stored, dtype=rows.dtype)
+    native = isinstance(to_matrix, Native)
     if not isinstance(weight, Tensor):
-        return _plus(weight(rows, bias), adapter, native)
+        return _plus(weight(rows, bias), update, native)
     if native:
-        return frozen_products.linear(rows, weight, bias, adapter)
-    return _plus(F.linear(rows, weight, bias), adapter, native)
+        return frozen_products.linear(rows, weight, bias, update)
+    return _plus(F.linear(rows, weight, bias), update)
 
 
 def frozen_gradient(
@@ -227,20 +228,20 @@ def frozen_gradient(
     stored: Sequence[Tensor],
     to_matrix: ToMatrix,
     onto: Tensor | None = None,
-    adapter: Adapter | None = None,
+    update: LowRankUpdate | None = None,
 ) -> Tensor:
     """Return dy W (N, in) and what an adapter adds, or add both to a tensor in place."""
     weight = to_matrix(*stored, dtype=dy.dtype)
     if isinstance(to_matrix, Native):
-        return frozen_products.input_gradient(dy, weight, onto, adapter)
-    return _plus(dy @ weight if onto is None else onto.addmm_(dy, weight), adapter, False)
+        return frozen_products.input_gradient(dy, weight, onto, update)
+    return _plus(dy @ weight if onto is None else onto.addmm_(dy, weight), update)
 
 
-def _plus(out: Tensor, adapter: Adapter | None, native: bool) -> Tensor:
+def _plus(out: Tensor, update: LowRankUpdate | None, native: bool = False) -> Tensor:
     """Add what an adapter adds in place: no second tensor of the output's size."""
-    if adapter is None:
+    if update is None:
         return out
-    return adapter_products.add_few(out, *adapter) if native else out.addmm_(*adapter)
+    return adapter_products.add_few(out, *update) if native else out.addmm_(*update)
 
 
 def scaled_product(left: Tensor, right: Tensor, factor: float, native: bool, out: Tensor | None = None) -> Tensor:

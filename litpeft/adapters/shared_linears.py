@@ -27,7 +27,7 @@ from litpeft.adapters.functional import (
     scaled_product,
 )
 from litpeft.adapters.gain import times_backward, times_plus
-from litpeft.ops.native.frozen_products import Adapter
+from litpeft.ops.native.frozen_products import LowRankUpdate
 from litpeft.ops.overridable import overridable
 
 
@@ -84,8 +84,8 @@ class _AdaptedLinears(torch.autograd.Function):
         outs, scaled, lows = [], [], _columns(low, [len(a) for a, _ in factors], native)
         for c, (_, b), part in zip(calls, factors, lows, strict=True):
             added = None if c.bias is None else c.bias.to(dtype)
-            plain, adapter = added if c.magnitude is None else None, Adapter(part, b.T)
-            out = frozen_product(rows, c.stored, c.to_matrix, plain, c.weight, adapter)
+            plain, update = added if c.magnitude is None else None, LowRankUpdate(part, b.T)
+            out = frozen_product(rows, c.stored, c.to_matrix, plain, c.weight, update)
             kept = None
             if c.magnitude is not None:
                 gain = c.prepared.gain if c.gain is None else c.gain
@@ -141,7 +141,8 @@ class _AdaptedLinears(torch.autograd.Function):
                 stacked = torch.cat([a for a, dy in zip(every, upstream, strict=True) if dy is not None])
             for layer in layers:
                 *_, dy, stored, to_matrix = layer
-                dx = frozen_gradient(dy, stored, to_matrix, dx, Adapter(dlow, stacked) if layer is layers[-1] else None)
+                update = LowRankUpdate(dlow, stacked) if layer is layers[-1] else None  # of all layers at once
+                dx = frozen_gradient(dy, stored, to_matrix, dx, update)
         return (dx, None, None, None, *grads)
 
 

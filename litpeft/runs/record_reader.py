@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from litpeft.runs.cores import available_cores
 from litpeft.runs.record_table import RecordTable
 
 UNREAD = -2  # instead of the row of a record that is not formed as runs write it
@@ -46,17 +47,13 @@ def is_old(signature: Signature, now: int) -> bool:
 
 def read_all(paths: Sequence[str], table: RecordTable, now: int) -> Found:
     """Add records to a table, in as many processes as there are cores if there are many records."""
-    count = max(min(_cores(), len(paths) // FEWEST), 1) if sys.executable else 1
+    count = max(min(available_cores(), len(paths) // FEWEST), 1) if sys.executable else 1
     parts = [paths[len(paths) * n // count : len(paths) * (n + 1) // count] for n in range(count)]
     started = [_start(part, now) for part in parts[1:]]
     found = [read(path, table, now) for path in parts[0]]
     for part, process in zip(parts[1:], started, strict=True):
         found += _result(process, len(part), table)
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(paths: Sequence[str], now: int) -> subprocess.Popen[bytes]:

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 
 from litpeft.errors import UserError
+from litpeft.runs.cores import available_cores
 from litpeft.sweeps.trial_server import LISTEN, PARENT, ForkedTrial, TrialServer
 
 Launch = Callable[[Sequence[str], Path], int]
@@ -34,8 +35,7 @@ class Local:
     """
 
     def __init__(self, jobs: int, **options: object) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs))} | os.environ
+        self.environment = {"OMP_NUM_THREADS": str(max(1, available_cores() // jobs))} | os.environ
         self.server: TrialServer | None = None
         self.forks = hasattr(os, "pidfd_open")  # Linux
         self.running: set[ForkedTrial | subprocess.Popen[bytes]] = set()

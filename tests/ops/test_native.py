@@ -413,10 +413,10 @@ def test_what_an_adapter_adds_is_in_the_sums_before_they_are_rounded(
         expected = x.double() @ weight.double().T + low.double() @ factor.double()
         for b in (None, bias):
             exact = expected if b is None else expected + b.double()
-            out = frozen_products.linear(x, weight, b, frozen_products.Adapter(low, factor))
+            out = frozen_products.linear(x, weight, b, frozen_products.LowRankUpdate(low, factor))
             torch.testing.assert_close(out.double(), exact, **rounding(exact, roundings))
     factor, onto = random(rank, deep, seed=6), random(rows, deep, seed=7)
-    adapter = frozen_products.Adapter(low, factor)
+    adapter = frozen_products.LowRankUpdate(low, factor)
     back = dy.double() @ weight.double() + low.double() @ factor.double()
     torch.testing.assert_close(
         frozen_products.input_gradient(dy, weight, None, adapter).double(), back, **rounding(back, roundings)
@@ -576,7 +576,7 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             norm(x, bias, bias, 1e-5),
             frozen_products.linear(x, weight, None),
             frozen_products.frozen_linear_gelu(x, weight, None),
-            frozen_products.linear(x, weight, None, frozen_products.Adapter(x[:, :8], weight[:, :8].T)),
+            frozen_products.linear(x, weight, None, frozen_products.LowRankUpdate(x[:, :8], weight[:, :8].T)),
             gelu(x),
         ]
         others += [adapter_products.sum_of_few(x[:, :8], x, torch.float32), swiglu(x, x)]

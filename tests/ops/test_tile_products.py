@@ -277,10 +277,10 @@ def test_products_with_frozen_matrices_and_what_an_adapter_adds(width: int, rank
     x, weight, bias = random(33, width), random(96, width, seed=1), random(96, seed=2)
     low, b, a = random(33, rank, seed=3) / 4, random(96, rank, seed=4) / 4, random(rank, width, seed=5) / 4
     exact = x.double() @ weight.double().T + bias.double() + low.double() @ b.double().T
-    close(frozen_products.linear(x, weight, bias, frozen_products.Adapter(low, b.T)), exact, 3)
+    close(frozen_products.linear(x, weight, bias, frozen_products.LowRankUpdate(low, b.T)), exact, 3)
     dy, onto = random(33, 96, seed=6), random(33, width, seed=7)
     back = dy.double() @ weight.double() + low.double() @ a.double()
-    adapter = frozen_products.Adapter(low, a)
+    adapter = frozen_products.LowRankUpdate(low, a)
     close(frozen_products.input_gradient(dy, weight, None, adapter), back, 3)
     more = onto.double() + back
     assert frozen_products.input_gradient(dy, weight, onto, adapter) is onto

@@ -231,7 +231,7 @@ def test_many_records_are_read_in_several_processes(tmp_path: Path, monkeypatch:
         write(tmp_path / f"{number}", number, val_loss=None if number == 4 else number / 7)
     (tmp_path / "7" / FILE_NAME).write_text("{}")  # is refused when it is asked for
     paths = [f"{tmp_path}/{number}/{FILE_NAME}" for number in range(9)]
-    monkeypatch.setattr(record_reader, "_cores", lambda: 4)
+    monkeypatch.setattr(record_reader, "available_cores", lambda: 4)
     alone, together = RecordTable(), RecordTable()
     now = time.time_ns() + 2 * RECENT
     expected = record_reader.read_all(paths, alone, now)  # too few for several
@@ -260,7 +260,7 @@ def test_what_a_process_fails_to_read_is_read_when_it_is_asked_for(
 ) -> None:
     for number in range(6):
         write(tmp_path / f"{number}", number)
-    monkeypatch.setattr(record_reader, "_cores", lambda: 2)
+    monkeypatch.setattr(record_reader, "available_cores", lambda: 2)
     monkeypatch.setattr(record_reader, "FEWEST", 3)
     monkeypatch.setattr(record_reader.sys, "executable", shutil.which("false"))
     below = RecordFolder(tmp_path, SKIP)

@@ -27,8 +27,8 @@ DEEP = 32  # the sides of the matrix are multiples of this
 PLAIN, ADD, GELU = range(3)  # what is done with the sums; as in the C file
 
 
-class Adapter(NamedTuple):
-    """What an adapter adds to a product with a frozen matrix, low factor.
+class LowRankUpdate(NamedTuple):
+    """What an adapter adds to a product with a frozen matrix: low factor.
 
     Attributes:
         low: (N, r).
@@ -39,33 +39,35 @@ class Adapter(NamedTuple):
     factor: Tensor
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, adapter: Adapter | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, update: LowRankUpdate | None = None) -> Tensor:
     """Compute x Wᵀ + b, as F.linear does, and what an adapter adds, rounded once; x (N, in), W (out, in), b (out)."""
-    if not _can_compute(x, weight, adapter) or (bias is not None and bias.dtype != x.dtype):
+    if not _can_compute(x, weight, update) or (bias is not None and bias.dtype != x.dtype):
         out = products.linear(x, weight, bias)
-        return out if adapter is None else adapter_products.add_few(out, *adapter)
+        return out if update is None else adapter_products.add_few(out, *update)
     out = x.new_empty(x.shape[0], weight.shape[0])
-    _product(x, weight, True, out, adapter, bias)
+    _product(x, weight, True, out, update, bias)
     return out
 
 
-def input_gradient(dy: Tensor, weight: Tensor, onto: Tensor | None = None, adapter: Adapter | None = None) -> Tensor:
+def input_gradient(
+    dy: Tensor, weight: Tensor, onto: Tensor | None = None, update: LowRankUpdate | None = None
+) -> Tensor:
     """Compute dy W and what an adapter adds, or add both to a tensor in place; dy (N, out), W (out, in)."""
-    if not _can_compute(dy, weight, adapter):
+    if not _can_compute(dy, weight, update):
         dx = products.mm(dy, weight) if onto is None else products.addmm(onto, dy, weight)
-        return dx if adapter is None else adapter_products.add_few(dx, *adapter)
+        return dx if update is None else adapter_products.add_few(dx, *update)
     dx = dy.new_empty(dy.shape[0], weight.shape[1]) if onto is None else onto
-    _product(dy, weight, False, dx, adapter, kind=PLAIN if onto is None else ADD)
+    _product(dy, weight, False, dx, update, kind=PLAIN if onto is None else ADD)
     return dx
 
 
-def _can_compute(x: Tensor, weight: Tensor, adapter: Adapter | None = None) -> bool:
+def _can_compute(x: Tensor, weight: Tensor, update: LowRankUpdate | None = None) -> bool:
     half = x.dtype == weight.dtype == torch.bfloat16 and x.is_cpu and weight.is_cpu
     (rows, depth), (wide, deep) = x.shape, weight.shape
     whole = wide % DEEP == deep % DEEP == 0 and weight.is_contiguous() and wide * deep <= LARGEST
     fits = whole and depth <= DEEPEST and rows > 0 and x.stride(1) == 1
-    if adapter is not None:
-        low, factor = adapter
+    if update is not None:
+        low, factor = update
         fits = fits and low.dtype == factor.dtype == x.dtype and low.stride(1) == 1 and factor.shape[0] <= LARGEST_RANK
     return half and fits and library.has_bf16_products()
 
@@ -75,7 +77,7 @@ def _product(
     weight: Tensor,
     transposed: bool,
     out: Tensor,
-    adapter: Adapter | None = None,
+    update: LowRankUpdate | None = None,
     bias: Tensor | None = None,
     kind: int = PLAIN,
     slope: Tensor | None = None,
@@ -83,8 +85,8 @@ def _product(
 ) -> None:
     (rows, depth), width = x.shape, out.shape[1]
     added, rank = (None, 0, None, 0, 0), 0
-    if adapter is not None:
-        (low, factor), rank = adapter, adapter.factor.shape[0]
+    if update is not None:
+        (low, factor), rank = update, update.factor.shape[0]
         added = low, low.stride(0), factor, *factor.stride()
     scratch = x.new_empty(max(min(PACKED, weight.numel()), DEEP * depth) + -(-rank // DEEP) * DEEP * width)
     left, right = (x, x.stride(0), multiplier), (weight, int(transposed))

@@ -41,7 +41,7 @@ def test_a_merged_model_with_other_logits_is_refused(
 
     run = tmp_path / "run"
     assert main([*fit_arguments, "--model.adapter", "LoRA", *FAST, "--run_dir", str(run)]) == 0
-    monkeypatch.setattr("litpeft.adapters.new_tokens.merge_new_tokens", damage)
+    monkeypatch.setattr("litpeft.adapters.base.merge_new_tokens", damage)
     capsys.readouterr()
     assert main(["export", str(run), str(tmp_path / "out"), "--format", "merged"]) == 2
     assert "the logits of the merged model differ by" in capsys.readouterr().err

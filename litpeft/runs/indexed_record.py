@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,14 @@ class IndexedRecord(Mapping[str, Any]):
                 complete.clear()
             complete[self._row] = record
         return complete[self._row]
+
+
+def column(records: Sequence[Mapping[str, Any]], name: str) -> list[Any]:
+    """Return the value of a field in each record; None where it is missing."""
+    try:  # without a call for each record, of which there may be 100,000
+        return [record._values[name][record._row] for record in records]
+    except (AttributeError, KeyError):
+        return [record.get(name) for record in records]
 
 
 def known_fields(records: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -48,7 +48,7 @@ def add_differences(
         tests = {}
         margin = margin_from(baseline, figure, margins)
         for group in groups:
-            values = [] if group is baseline else _values(group, baseline, figure)
+            values = [] if group is baseline else paired_values(group, baseline, figure)
             if len(values) == 1 or (values and _target_missed([group, baseline], figure)):
                 mean = sum(ours - other for ours, other in values) / len(values)
                 untested = Difference(
@@ -104,7 +104,7 @@ def pairs(group: Group, baseline: Group) -> list[tuple[Run, Run]]:
     return [(run, others[run.seed]) for run in group.runs if run.seed in others]
 
 
-def _values(group: Group, baseline: Group, figure: Figure) -> list[tuple[float, float]]:
+def paired_values(group: Group, baseline: Group, figure: Figure) -> list[tuple[float, float]]:
     """Return (value, baseline value) pairs of the common seeds, if both runs have the figure."""
     others = dict(zip(baseline.seeds, values_in(baseline, figure.name), strict=True))
     found = zip(group.seeds, values_in(group, figure.name), strict=True)

@@ -12,7 +12,7 @@ from litpeft.analysis.comparison import benchmarks
 from litpeft.analysis.comparison.number_format import number, unit
 from litpeft.analysis.comparison.results import Figure, Group, Run
 from litpeft.errors import UserError, did_you_mean
-from litpeft.runs.indexed_record import known_fields
+from litpeft.runs.indexed_record import column, known_fields
 
 KNOWN = {  # name -> (title, better direction, kind); the unit is added to the title
     "val_accuracy": ("validation accuracy", "higher", "quality"),
@@ -174,7 +174,7 @@ def values(runs: Sequence[Run], name: str) -> list[float | None]:
     """Return the value of a figure in each run."""
     if TARGET.fullmatch(name) or EVALUATED.fullmatch(name):
         return [value(run.record, name) for run in runs]
-    found = [run.record.get(name) for run in runs]
+    found = column([run.record for run in runs], name)
     return [
         each if type(each) is int or (type(each) is float and isfinite(each)) else _elsewhere(run.record, name, each)
         for run, each in zip(runs, found, strict=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from litpeft.analysis.comparison.differences import pairs
-from litpeft.analysis.comparison.figures import value
+from litpeft.analysis.comparison.differences import paired_values
 from litpeft.analysis.comparison.results import Comparison, Estimate, Figure, Group
 from litpeft.analysis.stats import mean_interval
 
@@ -18,10 +17,8 @@ def ratio(group: Group, baseline: Group, figure: Figure) -> Estimate | None:
     The interval is Student's t of the logarithms, because ratios of positive figures are skewed. None if no common seed
     has positive values of both.
     """
-    values = [
-        (value(run.record, figure.name), value(other.record, figure.name)) for run, other in pairs(group, baseline)
-    ]
-    logs = [math.log(ours / other) for ours, other in values if ours and other and ours > 0 < other]
+    values = paired_values(group, baseline, figure)
+    logs = [math.log(ours / other) for ours, other in values if ours > 0 < other]
     if not logs:
         return None
     mean, low, high = mean_interval(logs)

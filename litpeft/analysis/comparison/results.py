@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from litpeft.analysis.comparison.options import Options, options_of
+from litpeft.runs.indexed_record import column
 
 Verdict = Literal["better", "worse", "equivalent", "not enough seeds", "not enough rows"]
 
@@ -61,12 +62,11 @@ class Run:
 
 def distinct_by(runs: Iterable[Run], *fields: str) -> list[Run]:
     """Return the first run with each object in these fields of its record; records of an index share equal objects."""
-    first: dict[Any, Run] = {}
-    for run in runs:
-        get = run.record.get
-        key = id(get(fields[0])) if len(fields) == 1 else tuple([id(get(field)) for field in fields])
-        if key not in first:
-            first[key] = run
+    runs, first = list(runs), dict[Any, Run]()
+    records = [run.record for run in runs]
+    ids = [map(id, column(records, name)) for name in fields]
+    for run, key in zip(runs, zip(*ids, strict=True), strict=True):
+        first.setdefault(key, run)
     return list(first.values())
 
 
@@ -206,7 +206,7 @@ class Group:
     @cached_property
     def seeds(self) -> list[int | None]:
         """The seeds of the runs, which must not change any more."""
-        return [run.seed for run in self.runs]
+        return column([run.record for run in self.runs], "seed")
 
     @cached_property
     def different(self) -> list[Run]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -148,6 +149,7 @@ class ResumableLoader:
         options["generator"] = torch.Generator().manual_seed(0)
         options["worker_init_fn"] = ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
+        weakref.finalize(self, end_workers, self._loader)
         self.on_request: Callable[[], None] = lambda: None
         self.served = 0
         self.epoch_limit = math.inf
@@ -188,6 +190,16 @@ class ResumableLoader:
 def ignore_ctrl_c(worker: int) -> None:
     """Ignore SIGINT in workers: Ctrl-C reaches them too, but their batches are needed to finish and save the step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def end_workers(loader: DataLoader) -> None:
+    """End the workers of a loader that nothing uses any more.
+
+    The garbage collector, which finds the loader of a run with its trainer, would close their queues before it asks
+    them to end, and torch then waits five seconds for each of them.
+    """
+    if loader._iterator is not None:  # kept between epochs
+        loader._iterator._shutdown_workers()
 
 
 def report_dead_worker_once() -> None:

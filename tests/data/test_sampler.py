@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from itertools import chain
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -186,6 +188,26 @@ def test_a_loader_with_workers_reports_a_dead_one_once(workers: int) -> None:
         assert getattr(signal.getsignal(signal.SIGCHLD), "raises_once", False) == (workers > 0)
     finally:
         signal.signal(signal.SIGCHLD, before)
+
+
+def test_workers_end_when_they_are_asked_to_if_the_garbage_collector_finds_their_loader(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise torch waits five seconds for each."""
+    waited, join = [], BaseProcess.join
+
+    def noted(process: BaseProcess, timeout: float | None = None) -> None:
+        join(process, timeout)
+        waited.append(process.exitcode)
+
+    rows = LengthGroupedBatches(np.ones(8, int), 4)
+    loader = ResumableLoader(_Same(list(range(8))), rows, num_workers=2, persistent_workers=True)
+    next(iter(loader))
+    loader.cycle = loader  # as a trainer, a task and the data of a run
+    monkeypatch.setattr(BaseProcess, "join", noted)
+    del loader
+    gc.collect()
+    assert waited == [0, 0]
 
 
 @pytest.mark.parametrize(("epoch", "batches", "then"), [(0, 0, (0, 0)), (2, 7, (2, 7)), (2, 10, (3, 0))])

@@ -20,6 +20,7 @@ from litpeft.callbacks.weight_averaging import AveragedWeights
 from litpeft.runs.folder import checkpoints
 from litpeft.runs.record import read_record
 from tests.conftest import write_tiny_bert
+from tests.sampling import quick
 from tests.training.launching import output_file, run_processes
 from tests.watching import (
     EPOCH,
@@ -66,11 +67,6 @@ RULES = {  # name -> options, and the average of the weights after each step
 }
 PAIRS = [(rule, adapter) for rule in RULES for adapter in ADAPTERS]
 QUICK = [("WeightAveraging", "Full"), ("EMA", "DoRA"), ("EMA of epochs", "LoRA"), ("SWA", "QLoRA"), ("SWA", "DoRA")]
-
-
-def quick(cases: list[tuple], chosen: list[tuple]) -> list:
-    """Leave the cases that are not chosen to `make test-whole`."""
-    return [pytest.param(*case, marks=() if case in chosen else pytest.mark.whole) for case in cases]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +148,7 @@ def test_averaging_and_validation_do_not_change_training(tmp_path: Path, fit_arg
 
 
 SEVERAL = [(average, strategy) for average in ("EMA", "schedule-free", "SWA") for strategy in ("ddp", "fsdp2")]
-QUICK_SEVERAL = [("EMA", "fsdp2"), ("schedule-free", "ddp"), ("SWA", "ddp"), ("SWA", "fsdp2")]
+QUICK_SEVERAL = [("EMA", "fsdp2"), ("schedule-free", "ddp"), ("SWA", "ddp")]
 
 
 @pytest.mark.slow

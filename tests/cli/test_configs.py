@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def test_names_are_unique_and_every_file_is_found() -> None:
     assert all(find_config(name) == str(path) for name, path in FILES.items())
 
 
+NUMBER = re.compile(r"\d+(\.\d+)?(e-?\d+)?")
 LARGE = {"peft_methods", "peft_methods_small", "glue_average"}
 EXPERIMENTS = {name for name, path in FILES.items() if "experiments" in path.parts}
 
@@ -59,11 +61,12 @@ def check_trials(name: str, trials: list[Trial], monkeypatch: pytest.MonkeyPatch
 
 
 def with_each_value_once(trials: list[Trial]) -> list[Trial]:
-    """Return trials that together have each value of each axis and each value of `tune`."""
+    """Return trials that together have each value of each axis and of `tune`, but one number for all numbers."""
     seen: set[tuple[str, str]] = set()
     chosen = []
     for trial in trials:
-        if new := {*trial.axes.items(), *((option, str(value)) for option, value in trial.values.items())} - seen:
+        values = {*trial.axes.items(), *((option, str(value)) for option, value in trial.values.items())}
+        if new := {(axis, "a number" if NUMBER.fullmatch(value) else value) for axis, value in values} - seen:
             seen |= new
             chosen.append(trial)
     return chosen

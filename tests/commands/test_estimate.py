@@ -90,11 +90,11 @@ def write_base(kind: str, folder: Path, tiny_model: str, tiny_llama: str) -> Non
     ("kind", "adapter"),
     [
         ("bert without pooler", "LoRA"),
-        ("bert without pooler", "QLoRA"),
+        pytest.param("bert without pooler", "QLoRA", marks=pytest.mark.whole),
         ("roberta as .bin", "DoRA"),
-        ("llama in shards", "LoRA"),
+        pytest.param("llama in shards", "LoRA", marks=pytest.mark.whole),
         ("llama in shards", "QLoRA"),
-        ("t5", "DoRA"),
+        pytest.param("t5", "DoRA", marks=pytest.mark.whole),
         ("t5", "QLoRA"),
     ],
 )

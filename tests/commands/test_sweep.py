@@ -263,7 +263,7 @@ def test_trials_run_on_ray_stop_with_the_sweep_and_continue(tmp_path: Path, writ
     pytest.importorskip("ray")
     write({"adapter": ["lora", "dora"]}, **{"trainer.callbacks": "mine.Slow", "checkpoint.every_n_steps": 3})
     command = [sys.executable, "-m", "litpeft", "sweep", "tiny.yaml", "--launcher", "ray", "--jobs", "2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "PAUSE": "4"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_AUTH_MODE": "disabled", "PAUSE": "2"}
     background = partial(signal.signal, signal.SIGINT, signal.SIG_IGN)  # as a shell starts `litpeft sweep ... &`
     running = subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=background

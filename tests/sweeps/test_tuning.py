@@ -329,7 +329,7 @@ def test_a_trial_without_any_result_of_its_tuning_is_reported(
 EIGHT = {"tune": {LR: [1e-2, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 3e-2]}}  # in no order
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_a_search_tries_a_part_of_the_values_of_each_trial(
     sweep: Any, capsys: pytest.CaptureFixture, jobs: int
 ) -> None:

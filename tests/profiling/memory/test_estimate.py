@@ -225,11 +225,11 @@ def test_the_peak_of_a_small_model_in_bf16(adapter: str, tiny_llama: str) -> Non
 
 
 REAL = [  # model, adapter, optimizer, rows, tokens, checkpointing
-    ("minilm", "full", "fused", 16, 64, "none"),
+    pytest.param("minilm", "full", "fused", 16, 64, "none", marks=pytest.mark.whole),
     pytest.param("minilm", "full", "8-bit", 16, 64, "none", marks=pytest.mark.whole),
-    ("minilm", "lora", "fused", 8, 64, "none"),
+    ("minilm", "lora", "8-bit", 8, 64, "none"),
     pytest.param("minilm", "dora", "adamw", 16, 128, "none", marks=pytest.mark.whole),
-    ("minilm", "qlora", "8-bit", 16, 128, "none"),
+    pytest.param("minilm", "qlora", "8-bit", 16, 128, "none", marks=pytest.mark.whole),
     pytest.param("smollm2", "lora", "8-bit", 4, 64, "non_reentrant", marks=pytest.mark.whole),
     ("smollm2", "qlora", "fused", 2, 64, "none"),
     pytest.param("smollm2", "qlora", "fused", 4, 128, "none", marks=pytest.mark.whole),

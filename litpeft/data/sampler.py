@@ -149,7 +149,7 @@ class ResumableLoader:
         options["generator"] = torch.Generator().manual_seed(0)
         options["worker_init_fn"] = ignore_ctrl_c
         self._loader = DataLoader(dataset, batch_size=None, sampler=sampler, **options)
-        weakref.finalize(self, end_workers, self._loader)
+        weakref.finalize(self, end_workers, self._loader).atexit = False  # at the exit of Python torch does it
         self.on_request: Callable[[], None] = lambda: None
         self.served = 0
         self.epoch_limit = math.inf

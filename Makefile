@@ -29,7 +29,7 @@ docs: $(VENV)/docs-ready  ## build the documentation into site/, with the refere
 
 # --dist worksteal: tests that share a fixture stay in one process, and none waits for the other at the end
 test: setup  ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not whole"
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not whole"
 
 test-fast: setup  ## run the tests that need no real model and no network
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not whole"

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
-from torchmetrics.aggregation import MeanMetric
 
 from litpeft.adapters.base import trainable
 from litpeft.data.token_rows import IGNORED
@@ -18,6 +17,7 @@ from litpeft.errors import UserError
 from litpeft.ops.head_loss import head_loss
 from litpeft.tasks.base import Batch, FineTuner
 from litpeft.tasks.data_of_task import with_rows
+from litpeft.tasks.losses import new_mean_loss
 from litpeft.tasks.packed_rows import not_packed
 from litpeft.tasks.pretrained import check_base, load_pretrained
 from litpeft.tasks.row_weights import mean_rows, share_of_mean_batch
@@ -54,7 +54,7 @@ class LanguageModelling(FineTuner):
         self._needs_full_logits = False  # the model changes the output of its head, so the head cannot run in chunks
 
     def setup(self, stage: str) -> None:
-        self.means = nn.ModuleDict({kind: MeanMetric() for kind in ("val", "test")})
+        self.means = nn.ModuleDict({kind: new_mean_loss() for kind in ("val", "test")})
 
     def load(
         self, data: LightningDataModule, dtype: torch.dtype, **options: Any

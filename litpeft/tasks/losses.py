@@ -1,4 +1,4 @@
-"""Mean training loss of the epoch so far, and the first batch with a NaN or infinite loss."""
+"""Mean losses of training and of evaluations, and the first training batch with a NaN or infinite loss."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 from torch import Tensor
+from torchmetrics.aggregation import MeanMetric
 
 from litpeft.errors import UserError
 from litpeft.training import processes
@@ -25,6 +26,11 @@ def mean_over_ranks(loss: Tensor, weight: int) -> tuple[Tensor, Tensor | int]:
     rank_weight = torch.full_like(loss, weight, dtype=torch.float64)
     loss_sum, total_weight = processes.sum_over_ranks(torch.stack([loss * rank_weight, rank_weight]))
     return (loss_sum / total_weight.clamp(min=1)).float(), total_weight
+
+
+def new_mean_loss() -> MeanMetric:
+    """Return the weighted mean of an evaluation's losses; NaN if the loss of a batch is NaN."""
+    return MeanMetric(nan_strategy=math.nan)  # by default, torchmetrics would leave such batches out
 
 
 class TrainLoss:

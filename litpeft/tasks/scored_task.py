@@ -9,10 +9,10 @@ from typing import Any, Literal
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
-from torchmetrics.aggregation import MeanMetric
 
 from litpeft.errors import UserError
 from litpeft.tasks.base import Batch, FineTuner
+from litpeft.tasks.losses import new_mean_loss
 from litpeft.tasks.metrics import Chosen, Known, MetricInputs, check_metrics, choose_metrics
 
 MADE_UP_ROWS = 8  # rows of the batch on which the metrics are tried before training
@@ -99,7 +99,7 @@ class ScoredTask(FineTuner):
         self.metric_directions = {each.name: each.better for each in chosen if each.better}
         self.monitor = (self.main_metrics[0], "min" if chosen[0].better == "lower" else "max")
         # not Lightning's own mean, which rounds the number of rows
-        self.losses = nn.ModuleDict({kind: MeanMetric() for kind in ("val", "test")})
+        self.losses = nn.ModuleDict({kind: new_mean_loss() for kind in ("val", "test")})
         self.scores = nn.ModuleDict(
             {kind: nn.ModuleDict({each.name: each.metric.clone() for each in chosen}) for kind in ("val", "test")}
         )

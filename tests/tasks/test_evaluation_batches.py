@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import lightning as L
 import pytest
 import torch
 from torch.nn import functional as F
 
 from litpeft.adapters import LoRA
-from litpeft.data import SST2, TextRegression
-from litpeft.tasks import SequenceClassification, SequenceRegression
+from litpeft.data import SST2, Alpaca, TextRegression
+from litpeft.tasks import CausalLM, SequenceClassification, SequenceRegression
 from tests.conftest import QUIET, write_sentences
 
 
@@ -65,3 +68,26 @@ def test_padding_is_no_token_and_no_part_of_a_row(kind: type, rows: str, tiny_mo
     lengths = [int(data.rows["val"][[row]]["input_ids"].shape[1]) for row in range(23)]
     counts = {name: int(count) for name, count in task.token_counts(whole).items()}
     assert counts == {"samples": 23, "tokens": sum(lengths), "padded": 23 * max(lengths), "trained": 23}
+
+
+def test_a_loss_that_is_nan_in_one_batch_is_no_mean_of_the_others(
+    rows: str, tiny_model: str, tiny_llama: str, tmp_path: Path
+) -> None:
+    """torchmetrics leaves NaN out of a mean, so that `val_loss` would look well."""
+
+    class Classifier(SequenceClassification):
+        def mean_loss(self, outputs: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+            return super().mean_loss(outputs, batch) * (math.nan if 3 in batch["row"] else 1.0)
+
+    class Language(CausalLM):
+        def token_loss(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+            total, tokens = super().token_loss(batch)
+            return total * (math.nan if 3 in batch["row"] else 1.0), tokens
+
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"instruction": "the film", "output": "was fine"}\n' * 9)
+    sentences = SST2(tokenizer=tiny_model, train_file=rows, val_file=rows, batch_size=4)
+    asked = Alpaca(tokenizer=tiny_llama, train_file=str(answers), val_file=str(answers), batch_size=4)
+    for task, data in ((Classifier(tiny_model), sentences), (Language(tiny_llama), asked)):
+        (found,) = L.Trainer(**QUIET).validate(task, datamodule=data, verbose=False)
+        assert math.isnan(found["val_loss"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -143,6 +144,13 @@ class LabelAUROC(classification.MultilabelAUROC):
         return _mean_of(super().compute, has.any(dim=0) & ~has.all(dim=0))
 
 
+class R2(regression.R2Score):
+    """The coefficient of determination; NaN for one row, where it is undefined."""
+
+    def compute(self) -> Tensor:
+        return super().compute() if self.total > 1 else torch.tensor(math.nan, device=self.device)
+
+
 CLASSES = {
     "accuracy": Known(lambda n: classification.MulticlassAccuracy(n, average="micro"), "logits"),
     "f1": Known(lambda n: classification.MulticlassF1Score(n, average="macro"), "logits"),
@@ -167,7 +175,7 @@ NUMBERS = {  # of one target
     "spearman": Known(lambda n: regression.SpearmanCorrCoef(), "centred"),
     "rmse": Known(lambda n: regression.MeanSquaredError(squared=False), "centred", "lower"),
     "mae": Known(lambda n: regression.MeanAbsoluteError(), "centred", "lower"),
-    "r2": Known(lambda n: regression.R2Score(), "centred"),
+    "r2": Known(lambda n: R2(), "centred"),
 }
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
 from torch import Tensor, nn
 
-from litpeft.errors import UserError
+from litpeft.errors import UserError, first_sentence
 from litpeft.tasks.base import Batch, FineTuner
 from litpeft.tasks.losses import new_mean_loss
 from litpeft.tasks.metrics import Chosen, Known, MetricInputs, check_metrics, choose_metrics
@@ -103,6 +104,9 @@ class ScoredTask(FineTuner):
         self.scores = nn.ModuleDict(
             {kind: nn.ModuleDict({each.name: each.metric.clone() for each in chosen}) for kind in ("val", "test")}
         )
+        for kind, metrics in self.scores.items():
+            for name, metric in metrics.items():
+                metric.compute = _naming(metric.compute, f"model.metrics {name}: {kind}_{name}")
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         outputs = self.evaluate(batch, "val")
@@ -122,3 +126,16 @@ class ScoredTask(FineTuner):
             metric.update(*inputs[self._uses[name]])
             self.log(f"{stage}_{name}", metric, batch_size=rows, prog_bar=True)
         return outputs
+
+
+def _naming(compute: Callable[[], Tensor], name: str) -> Callable[[], Tensor]:
+    """Return a metric's `compute` whose error is a UserError that starts with `name`; few rows are the usual reason."""
+
+    @functools.wraps(compute)
+    def computed() -> Tensor:
+        try:
+            return compute()
+        except (ValueError, TypeError, ArithmeticError) as error:  # a RuntimeError may be that of another process
+            raise UserError(f"{name} cannot be computed on these rows: {first_sentence(error)}") from error
+
+    return computed

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from litpeft.adapters import LoRA
 from litpeft.data import SST2, Alpaca, TextRegression
+from litpeft.errors import UserError
 from litpeft.tasks import CausalLM, SequenceClassification, SequenceRegression
 from tests.conftest import QUIET, write_sentences
 
@@ -91,3 +92,23 @@ def test_a_loss_that_is_nan_in_one_batch_is_no_mean_of_the_others(
     for task, data in ((Classifier(tiny_model), sentences), (Language(tiny_llama), asked)):
         (found,) = L.Trainer(**QUIET).validate(task, datamodule=data, verbose=False)
         assert math.isnan(found["val_loss"])
+
+
+@pytest.mark.parametrize("columns", ["label", ["label", "again"]])
+def test_r2_of_one_row_is_nan_and_another_metric_that_needs_more_rows_is_named(
+    columns: str | list[str], tiny_model: str, tmp_path: Path
+) -> None:
+    train, val = tmp_path / "train.csv", tmp_path / "val.csv"
+    lines = [f"the film was {word},{number},{number}" for number, word in enumerate(("fine", "good", "great"))]
+    train.write_text("\n".join(["sentence,label,again", *lines]) + "\n")
+    val.write_text("\n".join(["sentence,label,again", lines[0]]) + "\n")
+    options = {"text_column": "sentence", "label_column": columns}
+    data = TextRegression(tokenizer=tiny_model, train_file=str(train), val_file=str(val), **options)
+    task = SequenceRegression(tiny_model, metrics=["r2", "rmse"])
+    (found,) = L.Trainer(**QUIET).validate(task, datamodule=data, verbose=False)
+    assert math.isnan(found["val_r2"])
+    assert all(value > 0 for name, value in found.items() if name.startswith("val_rmse"))
+    data = TextRegression(tokenizer=tiny_model, train_file=str(train), val_file=str(val), **options)
+    path = {"class_path": "torchmetrics.regression.R2Score", "name": "determination"}
+    with pytest.raises(UserError, match=r"^model\.metrics determination: val_determination cannot be computed on "):
+        L.Trainer(**QUIET).validate(SequenceRegression(tiny_model, metrics=[path]), datamodule=data, verbose=False)

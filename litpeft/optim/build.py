@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from litpeft.errors import UserError
 from litpeft.optim.muon import MuonAndAdamW, by_rule
+from litpeft.optim.schedules import run_of
 
 SCHEDULED = ("lr", "momentum", "betas")  # hyper-parameters of optimizers that torch's schedulers change
 
@@ -130,7 +131,8 @@ def build_scheduler(
     fill = {name: total_steps for name, unset in open_ended.items() if name in given and given[name] == unset}
     before = [group["lr"] for group in optimizer.param_groups]
     try:
-        scheduler = factory(optimizer, **fill)
+        with run_of(total_steps):
+            scheduler = factory(optimizer, **fill)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.scheduler cannot be created: {error}.") from error
     if len(set(before)) > 1 and len({group["lr"] for group in optimizer.param_groups}) == 1:

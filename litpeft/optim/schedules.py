@@ -7,12 +7,31 @@ the learning rate, not at zero, so that the first step has an effect.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from litpeft.errors import UserError
+
+_run_steps: ContextVar[int | None] = ContextVar("_run_steps", default=None)
+
+
+@contextmanager
+def run_of(total_steps: int | None) -> Iterator[None]:
+    """Context manager: schedules created inside the with block, also by a lambda, have this length by default.
+
+    Args:
+        total_steps: optimizer steps of the whole run; None if the run has no end.
+    """
+    token = _run_steps.set(total_steps)
+    try:
+        yield
+    finally:
+        _run_steps.reset(token)
 
 
 class Warmup(LambdaLR):
@@ -29,6 +48,7 @@ class Warmup(LambdaLR):
         self, optimizer: Optimizer, warmup: float = 0.06, floor: float = 0.0, total_steps: int | None = None
     ) -> None:
         name = f"model.scheduler {type(self).__name__}"
+        total_steps = _run_steps.get() if total_steps is None else total_steps
         if total_steps is None:
             raise UserError(f"{name}: the run has no end; give model.scheduler.total_steps, or trainer.max_epochs.")
         if warmup < 0 or not 0 <= floor <= 1:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.optim import SGD, AdamW
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, OneCycleLR, SequentialLR
 from transformers.optimization import Adafactor
 
 from litpeft.errors import UserError
@@ -64,6 +64,8 @@ def test_options_out_of_range_are_refused(options: dict) -> None:
         (lambda optimizer, total_steps: WarmupCosine(optimizer, 0.5, total_steps=total_steps), 30),
         (partial(OneCycleLR, max_lr=0.1, total_steps=None), 30),
         (partial(OneCycleLR, max_lr=0.1), 30),
+        (lambda optimizer: WarmupCosine(optimizer, warmup=0.1), 30),
+        (lambda optimizer: WarmupCosine(optimizer, warmup=0.1, total_steps=12), 12),
         (partial(OneCycleLR, max_lr=0.1, epochs=3, steps_per_epoch=7), 21),
         (partial(CosineAnnealingLR, T_max=7), None),
     ],
@@ -72,6 +74,19 @@ def test_total_steps_is_set_if_it_is_not_given(factory, total: int | None) -> No
     scheduler = build_scheduler(factory, optimizer(), 30)
     assert scheduler["interval"] == "step"
     assert getattr(scheduler["scheduler"], "total_steps", None) == total
+
+
+def test_schedules_inside_a_schedule_of_a_lambda_end_with_the_run() -> None:
+    def two_parts(optimizer: SGD) -> SequentialLR:
+        parts = [ConstantLR(optimizer, 0.5, total_iters=5), WarmupLinear(optimizer, warmup=0)]
+        return SequentialLR(optimizer, parts, milestones=[5])
+
+    found = rates(build_scheduler(two_parts, optimizer(), 20)["scheduler"], 10)
+    assert found == pytest.approx([0.5] * 5 + [1 - step / 20 for step in range(5)])
+    with pytest.raises(UserError, match="the run has no end"):
+        build_scheduler(two_parts, optimizer(), None)
+    with pytest.raises(UserError, match="the run has no end"):  # the length of an earlier run is not kept
+        WarmupLinear(optimizer())
 
 
 def test_lr_scale_multiplies_the_learning_rate_through_the_schedule() -> None:

@@ -120,14 +120,17 @@ def build_scheduler(
         monitor: main metric of the task and its mode, for ReduceLROnPlateau.
 
     Raises:
-        UserError: the scheduler does not accept its arguments, or needs a number of steps that is not known.
+        UserError: the scheduler does not accept its arguments, needs a number of steps that is not known, or ends
+            before the run.
     """
     if factory is None:
         return None
     given = dict(getattr(factory, "keywords", None) or {})  # a partial: that of the command line holds every argument
-    if not given.get("steps_per_epoch") and "total_steps" in inspect.signature(factory).parameters:
-        given.setdefault("total_steps", None)
-    open_ended = {"total_steps": None, "T_max": -1}
+    open_ended: dict[str, int | None] = {"T_max": -1}
+    if not given.get("steps_per_epoch"):  # OneCycleLR would ignore them beside total_steps
+        open_ended["total_steps"] = None
+        if "total_steps" in inspect.signature(factory).parameters:
+            given.setdefault("total_steps", None)
     fill = {name: total_steps for name, unset in open_ended.items() if name in given and given[name] == unset}
     before = [group["lr"] for group in optimizer.param_groups]
     try:
@@ -135,6 +138,12 @@ def build_scheduler(
             scheduler = factory(optimizer, **fill)
     except (TypeError, ValueError) as error:
         raise UserError(f"model.scheduler cannot be created: {error}.") from error
+    ends = scheduler.total_steps if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR) else None
+    if ends is not None and total_steps is not None and ends < total_steps:
+        raise UserError(
+            f"model.scheduler OneCycleLR ends after {ends} steps, and the run has {total_steps}; leave out "
+            "total_steps, epochs and steps_per_epoch."
+        )
     if len(set(before)) > 1 and len({group["lr"] for group in optimizer.param_groups}) == 1:
         raise UserError(
             "model.scheduler sets one learning rate for all parameters, which would undo model.adapter.lora_plus_ratio "

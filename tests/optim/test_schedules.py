@@ -66,7 +66,8 @@ def test_options_out_of_range_are_refused(options: dict) -> None:
         (partial(OneCycleLR, max_lr=0.1), 30),
         (lambda optimizer: WarmupCosine(optimizer, warmup=0.1), 30),
         (lambda optimizer: WarmupCosine(optimizer, warmup=0.1, total_steps=12), 12),
-        (partial(OneCycleLR, max_lr=0.1, epochs=3, steps_per_epoch=7), 21),
+        (partial(OneCycleLR, max_lr=0.1, epochs=5, steps_per_epoch=7), 35),
+        (partial(OneCycleLR, max_lr=0.1, epochs=5, steps_per_epoch=7, total_steps=None), 35),  # of the command line
         (partial(CosineAnnealingLR, T_max=7), None),
     ],
 )
@@ -74,6 +75,16 @@ def test_total_steps_is_set_if_it_is_not_given(factory, total: int | None) -> No
     scheduler = build_scheduler(factory, optimizer(), 30)
     assert scheduler["interval"] == "step"
     assert getattr(scheduler["scheduler"], "total_steps", None) == total
+
+
+def test_a_schedule_that_would_end_in_the_middle_of_the_run_is_refused_before_it() -> None:
+    for lengths in ({"epochs": 3, "steps_per_epoch": 7, "total_steps": None}, {"total_steps": 29}):
+        with pytest.raises(
+            UserError, match=r"^model\.scheduler OneCycleLR ends after 2[19] steps, and the run has 30; "
+        ):
+            build_scheduler(partial(OneCycleLR, max_lr=0.1, **lengths), optimizer(), 30)
+    made = build_scheduler(partial(OneCycleLR, max_lr=0.1, total_steps=30), optimizer(), 30)["scheduler"]
+    assert len(rates(made, 30)) == 30
 
 
 def test_schedules_inside_a_schedule_of_a_lambda_end_with_the_run() -> None:

@@ -105,11 +105,12 @@ class StreamedData(FineTuneData):
                 raise UserError("data.streaming trains by steps, because rows are not counted; give trainer.max_steps.")
             if (epochs or 0) > 0:
                 raise UserError("data.streaming trains by steps (trainer.max_steps); leave out trainer.max_epochs.")
-        if getattr(getattr(trainer, "lightning_module", None), "class_weights", None) == "balanced":
-            raise UserError(
-                "model.class_weights balanced needs the number of rows of each class, which a stream does not know; "
-                "give the weights as a list."
-            )
+        for name, kind in (("class_weights", "class"), ("positive_weights", "label")):
+            if getattr(getattr(trainer, "lightning_module", None), name, None) == "balanced":
+                raise UserError(
+                    f"model.{name} balanced needs the number of rows of each {kind}, which a stream does not know; "
+                    "give the weights as a list."
+                )
         if self.batch_tokens is not None:
             raise UserError("data.batch_tokens does not work with data.streaming; give data.batch_size.")
         self.check_stream()

@@ -78,17 +78,17 @@ class SequenceMultiLabel(SequenceTask):
 
     def _positive_weights(self, data: LightningDataModule) -> Tensor | None:
         """Return the weights of the labels, (labels); None without weights, or for data without training rows."""
-        if isinstance(self.positive_weights, list) and isinstance(data, PlainData):
-            return torch.tensor(self.positive_weights, dtype=torch.float32)
-        has_rows = "train" in getattr(data, "rows", ()) or isinstance(data, PlainData)
+        has_rows = (
+            "train" in getattr(data, "rows", ()) or getattr(data, "streaming", False) or isinstance(data, PlainData)
+        )
         if self.positive_weights is None or not has_rows:
             return None
-        counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
         if self.positive_weights == "balanced":
+            counts = torch.tensor(list(data.class_counts("train").values()), dtype=torch.float32)
             return (len(data.rows["train"]) - counts).clamp_min(1) / counts.clamp_min(1)
-        if len(self.positive_weights) != len(counts):
+        if len(self.positive_weights) != len(data.label_names):
             raise UserError(
-                f"model.positive_weights has {len(self.positive_weights)} weights for {len(counts)} labels."
+                f"model.positive_weights has {len(self.positive_weights)} weights for {len(data.label_names)} labels."
             )
         return torch.tensor(self.positive_weights, dtype=torch.float32)
 

@@ -17,6 +17,7 @@ from litpeft.tasks import SequenceMultiLabel
 from tests.tasks.label_files import multi_label, rows_of
 
 NAMES = ["bad", "film", "good"]
+STREAM = ["--data.streaming", "true", "--data.label_names", "[bad,film,good]", "--trainer.max_steps", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +147,28 @@ def test_positive_weights_are_those_of_torch(tiny_model: str, tmp_path: Path) ->
     assert task.mean_loss(logits, {"labels": labels}) == F.binary_cross_entropy_with_logits(logits, labels.float())
 
 
+def test_positive_weights_count_in_a_stream_too(tiny_model: str, tmp_path: Path) -> None:
+    """A task whose weights are all 1 is one without weights, and other weights give another first loss."""
+    losses = []
+    for weights in ([], ["--model.positive_weights", "[1,1,1]"], ["--model.positive_weights", "[1,9,9]"]):
+        options = [*weights, *STREAM, "--seed_everything", "1", "--run_dir", str(tmp_path / f"run{len(losses)}")]
+        assert main(["fit", *multi_label(tiny_model, tmp_path), *options]) == 0
+        losses.append(read_record(tmp_path / f"run{len(losses)}")["train_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    assert losses[2] > 1.5 * losses[0]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--model.threshold", "1.5"], "model.threshold must be between 0 and 1, got 1.5."),
         (["--model.threshold", "[0.5,0.5]"], "model.threshold has 2 numbers for 3 labels."),
         (["--model.positive_weights", "[1,2]"], "model.positive_weights has 2 weights for 3 labels."),
+        (["--model.positive_weights", "[1,2]", *STREAM], "model.positive_weights has 2 weights for 3 labels."),
+        (
+            ["--model.positive_weights", "balanced", *STREAM],
+            "model.positive_weights balanced needs the number of rows of ",
+        ),
     ],
 )
 def test_wrong_options_are_one_sentence(

@@ -52,6 +52,8 @@ class SequenceClassification(SequenceTask):
             raise UserError(f"model.label_smoothing must be at least 0 and below 1, got {label_smoothing}.")
         if isinstance(class_weights, list) and not all(weight >= 0 for weight in class_weights):
             raise UserError(f"model.class_weights must not be negative, got {class_weights}.")
+        if isinstance(class_weights, list) and not any(class_weights):
+            raise UserError("model.class_weights must have a weight above 0, or nothing is learned.")
         self.class_weights, self.label_smoothing = class_weights, label_smoothing
         self._weights: Tensor | None = None  # (classes), fp32
         self.confusion: MulticlassConfusionMatrix | None = None  # of the validation rows
@@ -94,8 +96,12 @@ class SequenceClassification(SequenceTask):
 
     def loss(self, batch: Batch) -> Tensor:
         logits = self(batch)
-        weights = None if self._weights is None else self._weights.to(logits.device)
-        return F.cross_entropy(logits, batch["labels"], weights, label_smoothing=self.label_smoothing)
+        weights, labels = None if self._weights is None else self._weights.to(logits.device), batch["labels"]
+        if self._weights is None or self._weights.all():
+            return F.cross_entropy(logits, labels, weights, label_smoothing=self.label_smoothing)
+        total = F.cross_entropy(logits, labels, weights, reduction="sum", label_smoothing=self.label_smoothing)
+        row_weights = weights[labels].sum()
+        return total / torch.where(row_weights > 0, row_weights, 1.0)  # 0 / 0 if all rows have weight 0
 
     def mean_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         return F.cross_entropy(outputs, batch["labels"])

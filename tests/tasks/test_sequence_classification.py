@@ -291,3 +291,20 @@ def test_negative_weights_of_classes_are_refused(weights: list[float]) -> None:
     with pytest.raises(UserError, match=r"^model.class_weights must not be negative, got \["):
         SequenceClassification("any", class_weights=weights)
     SequenceClassification("any", class_weights=[0.0, 1.0])  # a class that is not learned
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_batch_of_rows_without_weight_teaches_nothing_and_is_no_nan(smoothing: float, tiny_model: str) -> None:
+    """A class may have weight 0; torch divides by the sum of the rows' weights."""
+    task = SequenceClassification(tiny_model, class_weights=[0.0, 2.0, 1.0], label_smoothing=smoothing)
+    task._weights = torch.tensor([0.0, 2.0, 1.0])
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    task.forward = lambda batch: logits
+    (gradient,) = torch.autograd.grad(task.loss({"labels": torch.zeros(4, dtype=torch.int64)}), logits)
+    assert gradient.isfinite().all()
+    assert smoothing or not gradient.any()
+    labels = torch.tensor([0, 1, 2, 1])
+    expected = torch.nn.functional.cross_entropy(logits, labels, task._weights, label_smoothing=smoothing)
+    torch.testing.assert_close(task.loss({"labels": labels}), expected)
+    with pytest.raises(UserError, match=r"^model\.class_weights must have a weight above 0, or nothing is learned\.$"):
+        SequenceClassification(tiny_model, class_weights=[0.0, 0.0])

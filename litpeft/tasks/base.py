@@ -29,14 +29,14 @@ from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.compiled_blocks import compile_blocks
 from litpeft.ops.dropout import use_lean_dropout
 from litpeft.ops.kernels import Kernels, use_kernels, warn_of_other_kernels
-from litpeft.optim import build_optimizer, build_scheduler
+from litpeft.optim import build_optimizer
 from litpeft.tasks.checkpoint_origin import check_complete, check_origin, origin
 from litpeft.tasks.compute_dtype import DTYPES, check_dtype, use_tf32
 from litpeft.tasks.data_of_task import DataOfTask
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
 from litpeft.tasks.row_weights import row_weighted
-from litpeft.tasks.run_length import continue_schedule, total_steps
+from litpeft.tasks.run_length import continue_schedule, new_schedule, total_steps
 from litpeft.training import processes
 from litpeft.training.loss_scaling import LossScaling
 from litpeft.training.sharding import full_tensors, is_sharded, reshard, shard_like
@@ -211,7 +211,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         if not self.adapter.trains:
             return None
         optimizer = self.new_optimizer()
-        scheduler = build_scheduler(self.scheduler, optimizer, self.total_steps(), self.monitor)
+        scheduler = new_schedule(self, optimizer)
         return {"optimizer": optimizer} | ({"lr_scheduler": scheduler} if scheduler else {})
 
     def total_steps(self) -> int | None:

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 from lightning import Trainer
+from torch.optim import Optimizer
 
-from litpeft.optim import fast_forward
+from litpeft.errors import UserError
+from litpeft.optim import build_scheduler, fast_forward
 
 
 def total_steps(trainer: Trainer) -> int | None:
@@ -26,6 +28,23 @@ def total_steps(trainer: Trainer) -> int | None:
     if steps < 0:
         return None
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+
+
+def new_schedule(task: Any, optimizer: Optimizer) -> dict[str, Any] | None:
+    """Return Lightning's `lr_scheduler` dict of a task's scheduler; None without one.
+
+    Raises:
+        UserError: the scheduler does not suit the run.
+    """
+    schedule, trainer = build_scheduler(task.scheduler, optimizer, task.total_steps(), task.monitor), task.trainer
+    if schedule and schedule.get("monitor", "").startswith("val_"):
+        if not trainer.enable_validation:
+            raise UserError(
+                f"model.scheduler {type(schedule['scheduler']).__name__} needs {schedule['monitor']}, and the run is "
+                "not validated; leave out trainer.limit_val_batches 0, or give another scheduler."
+            )
+        schedule["frequency"] = trainer.check_val_every_n_epoch or 1  # the same value must not count in other epochs
+    return schedule
 
 
 def continue_schedule(task: Any, saved_total_steps: int | None) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from lightning import Callback, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from litpeft.__main__ import main
+from litpeft.adapters import LoRA
+from litpeft.data import SST2
+from litpeft.errors import UserError
+from litpeft.tasks import SequenceClassification
+from tests.conftest import QUIET
 
 SCHEDULES = {
     "OneCycleLR": ["OneCycleLR", "--model.scheduler.max_lr", "0.01"],
@@ -79,3 +89,28 @@ def test_a_shorter_one_cycle_is_refused_in_a_sentence(
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "total_steps" in error or "total steps" in error
+
+
+class Rates(Callback):
+    """Keeps the learning rate of each epoch."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        self.found.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_reduce_on_plateau_counts_validations_and_not_epochs(tiny_model: str, sentences: dict[str, str]) -> None:
+    """With a validation every second epoch and patience 1, the third validation without progress lowers the rate."""
+    plateau = partial(ReduceLROnPlateau, patience=1, factor=0.5, threshold=10.0, threshold_mode="abs")
+    options = {"optimizer": partial(torch.optim.SGD, lr=0.125), "scheduler": plateau, "dtype": "fp32"}
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"])
+    rates = Rates()
+    limits = {"max_epochs": 8, "check_val_every_n_epoch": 2, "limit_train_batches": 1, "callbacks": [rates]}
+    Trainer(**QUIET | limits).fit(SequenceClassification(tiny_model, LoRA(rank=2), **options), datamodule=data)
+    assert rates.found == [0.125] * 6 + [0.0625] * 2
+    trainer = Trainer(**QUIET | {"max_epochs": 1, "limit_val_batches": 0})
+    task = SequenceClassification(tiny_model, LoRA(rank=2), **options)
+    with pytest.raises(UserError, match="ReduceLROnPlateau needs val_loss, and the run is not validated; leave out "):
+        trainer.fit(task, datamodule=data)

@@ -35,7 +35,7 @@ from litpeft.tasks.compute_dtype import DTYPES, check_dtype, use_tf32
 from litpeft.tasks.data_of_task import DataOfTask
 from litpeft.tasks.gradients import check_gradients, enable_gradient_checkpointing
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
-from litpeft.tasks.row_weights import row_weighted
+from litpeft.tasks.row_weights import EffectiveBatch
 from litpeft.tasks.run_length import continue_schedule, new_schedule, total_steps
 from litpeft.training import processes
 from litpeft.training.loss_scaling import LossScaling
@@ -98,7 +98,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         self.head, self.new_tensors = list[str](), list[str]()  # names of head modules and newly initialised parameters
         self.base, self.tf32 = put_on_base(self.adapter, base), tf32
         self.fingerprint: str | None = None  # of the base weights
-        self.train_loss, self._is_sharded = TrainLoss(), False
+        self.train_loss, self._effective_batch, self._is_sharded = TrainLoss(), EffectiveBatch(), False
         self._saved_total_steps: int | None = None  # length of the run in the checkpoint that is resumed
 
     def load(
@@ -174,9 +174,9 @@ class FineTuner(DataOfTask, L.LightningModule):
         self.load_seconds = time.perf_counter() - start
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the batch's mean loss, scaled so that each row has the same weight; see `row_weighted`."""
+        """Return the batch's mean loss, scaled so that each row has the same weight; see `row_weights`."""
         loss, rows = self.loss(batch), len(batch["labels"])
-        return row_weighted(loss, rows, self.log_train_loss(loss, rows), self._trainer)
+        return self._effective_batch.weighted(loss, rows, self.log_train_loss(loss, rows), batch_idx, self._trainer)
 
     def log_train_loss(self, loss: Tensor, weight: int) -> Tensor | int:
         """Log a batch's loss and add it to the epoch's mean, averaged over all ranks; return the sum of their weights.
@@ -219,15 +219,15 @@ class FineTuner(DataOfTask, L.LightningModule):
         return total_steps(self.trainer)
 
     def scale_gradients(self) -> None:
-        """Rescale the accumulated gradients before clipping. The default does nothing."""
+        """Rescale the accumulated gradients before clipping, to those of the effective batch."""
+        self._effective_batch.scale(trainable(self.backbone).values(), self.trainer)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Scale gradients, log the learning rate, and check for a NaN loss (on a GPU only at logging steps)."""
         self.scale_gradients()
         self.adapter.before_step(self.backbone)
-        lr = optimizer.param_groups[0]["lr"]
-        if lr is not None and self.trainer._logger_connector.should_update_logs:  # Adafactor may choose its own rate
-            self.log("lr", lr, batch_size=1)
+        if (lr := optimizer.param_groups[0]["lr"]) is not None and self.trainer._logger_connector.should_update_logs:
+            self.log("lr", lr, batch_size=1)  # Adafactor may choose its own rate, and has None
         if self.trainer.global_step == 0:
             check_gradients(self.adapter.added(self.backbone), self.gradient_checkpointing)
         if self.device.type == "cpu" or self.trainer.global_step % self.trainer.log_every_n_steps == 0:

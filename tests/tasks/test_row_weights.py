@@ -89,6 +89,26 @@ def check(task: Any, data: Any, accumulate: int) -> None:
         torch.testing.assert_close(summed[name], steps * gradient, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("size", "accumulate"), [(4, 2), (3, 3), (2, 5), (8, 2), (16, 4)])
+def test_accumulated_batches_are_one_batch_also_at_the_end_of_an_epoch(
+    tiny_model: str, sentences: dict[str, str], size: int, accumulate: int
+) -> None:
+    """5 rows are one step: of a full and a short batch, of too few batches, or of one batch alone."""
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"], train_samples=5)
+    data.batch_size = size
+    task = SequenceClassification(tiny_model, LoRA(rank=2), dtype="fp32", optimizer=Sums)
+    no_dropout(task)
+    keep, found = summed_gradients(task, data, accumulate)
+    task.zero_grad()
+    losses = torch.cat([task.row_losses(task(batch), batch)["loss"] for batch in keep.batches])
+    assert len(losses) == 5
+    losses.mean().backward()
+    expected = {name: p.grad for name, p in task.backbone.named_parameters() if p.grad is not None}
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_an_epoch_of_a_classifier_sums_to_the_mean_over_rows(
     tiny_model: str, sentences: dict[str, str], accumulate: int

@@ -54,6 +54,8 @@ class LanguageModelling(FineTuner):
         self._needs_full_logits = False  # the model changes the output of its head, so the head cannot run in chunks
 
     def setup(self, stage: str) -> None:
+        if stage == "fit" and self.generate_samples and not hasattr(self.data, "prompts"):
+            raise UserError("model.generate_samples needs a data module of litpeft; leave it out with dataloaders.")
         self.means = nn.ModuleDict({kind: new_mean_loss() for kind in ("val", "test")})
 
     def load(

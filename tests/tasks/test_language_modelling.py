@@ -518,3 +518,11 @@ def test_merged_language_models_are_loaded_by_transformers(folders: dict[str, st
         model = auto.from_pretrained(out)
         tied = model.get_output_embeddings().weight is model.get_input_embeddings().weight
         assert tied == (name == "t5")  # an adapter on the embeddings unties them from the head
+
+
+def test_answers_without_a_data_module_are_refused_before_training(tiny_llama: str) -> None:
+    batch = {name: torch.ones(1, 4, dtype=torch.int64) for name in ("input_ids", "attention_mask", "labels")}
+    rows = torch.utils.data.DataLoader([batch], batch_size=None)
+    task = CausalLM(tiny_llama, generate_samples=2)
+    with pytest.raises(UserError, match=r"^model\.generate_samples needs a data module of litpeft; leave it out "):
+        L.Trainer(max_steps=1, **QUIET).fit(task, rows, rows)

@@ -131,7 +131,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         """Build the backbone; Lightning calls this when data and device are known."""
         strategy = self.trainer.strategy
         check_dtype(self.dtype_name, device := strategy.root_device, self.kernels != "none" and not self.compile_blocks)
-        fits = self.trainer.state.fn == "fit"
+        self.train_loss, fits = (TrainLoss(), True) if self.trainer.state.fn == "fit" else (self.train_loss, False)
         if self.dtype_name == "fp16" and fits and not isinstance(strategy.precision_plugin, LossScaling):
             strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
         if self.backbone is None:

@@ -134,6 +134,8 @@ class LanguageModelling(FineTuner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum over tokens; `scale_gradients` divides by the effective batch's number of tokens."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # an interrupted run may have left some
+            self._tokens, self._batches = 0, 0.0
         total, tokens = self.token_loss(batch)
         self._tokens = self._tokens + self.log_train_loss(total.detach() / max(1, tokens), tokens)
         if (share := share_of_mean_batch(len(batch["labels"]), self.trainer, self.device)) is not None:

@@ -120,11 +120,13 @@ class ScoredTask(FineTuner):
         outputs = self(batch)
         rows = len(batch["labels"])
         self.losses[stage].update(self.mean_loss(outputs, batch), rows)
-        self.log(f"{stage}_loss", self.losses[stage], batch_size=rows)
+        # with their places: Lightning keeps those of a run that failed, and `setup` makes other metrics
+        self.log(f"{stage}_loss", self.losses[stage], batch_size=rows, metric_attribute=f"losses.{stage}")
         inputs = self.metric_inputs(outputs, batch["labels"])
         for name, metric in self.scores[stage].items():
             metric.update(*inputs[self._uses[name]])
-            self.log(f"{stage}_{name}", metric, batch_size=rows, prog_bar=True)
+            place = f"scores.{stage}.{name}"
+            self.log(f"{stage}_{name}", metric, batch_size=rows, prog_bar=True, metric_attribute=place)
         return outputs
 
 

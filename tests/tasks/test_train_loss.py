@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 import pytest
@@ -13,7 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
+from litpeft.adapters import LoRA
+from litpeft.data import SST2, Alpaca
 from litpeft.errors import UserError
+from litpeft.tasks import CausalLM, SequenceClassification
 from litpeft.tasks.losses import TrainLoss, mean_over_ranks, non_finite_loss
 from tests.conftest import QUIET
 
@@ -99,3 +105,48 @@ def test_the_message_names_the_batch_of_the_run_where_a_dataloader_has_no_length
 def test_one_process_has_its_own_mean() -> None:
     loss = torch.tensor(0.25)
     assert mean_over_ranks(loss, 7) == (loss, 7)
+
+
+@pytest.mark.parametrize("kind", [SequenceClassification, CausalLM])
+def test_a_task_trains_again_after_a_run_that_failed_in_the_middle_of_a_step(
+    kind: type, tiny_model: str, tiny_llama: str, sentences: dict[str, str], tmp_path: Path
+) -> None:
+    """In a notebook, a task is given to a second Trainer: it trains as a new one does."""
+
+    class Task(kind):
+        fails = False
+
+        def on_train_start(self) -> None:
+            super().on_train_start()
+            torch.manual_seed(1)  # the first of two runs has drawn initial values
+
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.fails and batch_idx == 1:
+                self.train_loss.update(torch.tensor(float("nan")), 1, 1)
+                raise RuntimeError("stopped")
+
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"instruction": "the film", "output": "was fine"}\n' * 8)
+    if kind is CausalLM:
+        data = Alpaca(tokenizer=tiny_llama, train_file=str(answers), val_file=str(answers), batch_size=4)
+    else:
+        data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"], batch_size=4)
+
+    def trained(task: Any) -> dict[str, torch.Tensor]:
+        L.seed_everything(0, verbose=False)
+        data.seed = 0
+        L.Trainer(**QUIET, max_steps=1, accumulate_grad_batches=2).fit(task, datamodule=data)
+        assert task.trainer.callback_metrics["train_loss_epoch"].isfinite()
+        return {name: p.detach().clone() for name, p in task.backbone.named_parameters() if p.requires_grad}
+
+    tasks = []
+    for _ in range(2):
+        L.seed_everything(0, verbose=False)
+        sgd = partial(torch.optim.SGD, lr=1.0)
+        tasks.append(Task(tiny_llama if kind is CausalLM else tiny_model, LoRA(rank=2), dtype="fp32", optimizer=sgd))
+    tasks[1].fails = True
+    with pytest.raises(RuntimeError, match="stopped"):
+        trained(tasks[1])
+    tasks[1].fails = False
+    for one, two in zip(*(trained(task).values() for task in tasks), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-2, atol=1e-9)  # a task adds in another order from its second step

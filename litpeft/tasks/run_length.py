@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from lightning import Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.optim import Optimizer
 
 from litpeft.errors import UserError
@@ -24,9 +25,13 @@ def total_steps(trainer: Trainer) -> int | None:
     limit = trainer.limit_train_batches
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-    steps = math.ceil(batches / trainer.accumulate_grad_batches) * (trainer.max_epochs or -1)
-    if steps < 0:
+    if (epochs := trainer.max_epochs or -1) < 0:
         return None
+    changes = [each for each in getattr(trainer, "callbacks", ()) if isinstance(each, GradientAccumulationScheduler)]
+    if changes:  # its numbers of batches per step, by epoch
+        steps = sum(math.ceil(batches / changes[0].get_accumulate_grad_batches(epoch)) for epoch in range(epochs))
+    else:
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * epochs
     return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning import Callback, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -16,6 +17,7 @@ from litpeft.__main__ import main
 from litpeft.adapters import LoRA
 from litpeft.data import SST2
 from litpeft.errors import UserError
+from litpeft.optim import WarmupLinear
 from litpeft.tasks import SequenceClassification
 from tests.conftest import QUIET
 
@@ -114,3 +116,16 @@ def test_reduce_on_plateau_counts_validations_and_not_epochs(tiny_model: str, se
     task = SequenceClassification(tiny_model, LoRA(rank=2), **options)
     with pytest.raises(UserError, match="ReduceLROnPlateau needs val_loss, and the run is not validated; leave out "):
         trainer.fit(task, datamodule=data)
+
+
+def test_a_schedule_ends_with_a_run_whose_accumulation_changes(tiny_model: str, sentences: dict[str, str]) -> None:
+    """6 batches are 6 steps in the first epoch and 2 in the others: 10 steps, of which the last is above zero."""
+    options = {"optimizer": partial(torch.optim.SGD, lr=1.0), "scheduler": partial(WarmupLinear, warmup=0)}
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"], batch_size=16)
+    rates = Rates()
+    callbacks = [GradientAccumulationScheduler({0: 1, 1: 3}), rates]
+    limits = {"max_epochs": 3, "limit_train_batches": 6, "limit_val_batches": 0, "callbacks": callbacks}
+    trainer = Trainer(**QUIET | limits)
+    trainer.fit(SequenceClassification(tiny_model, LoRA(rank=2), dtype="fp32", **options), datamodule=data)
+    assert trainer.global_step == 10
+    assert [*rates.found, trainer.optimizers[0].param_groups[0]["lr"]] == pytest.approx([1.0, 0.4, 0.2, 0.0])

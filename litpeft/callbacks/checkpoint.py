@@ -105,7 +105,8 @@ class Checkpoint(LightningCheckpoint):
         """Save if a checkpoint is due and stop on a signal; litpeft.training.loop calls this after each step."""
         self.stop.agree(trainer.strategy.root_device)
         requested = self.every_n_steps and trainer.global_step % self.every_n_steps == 0
-        if self._due or requested or self._minutes_passed(trainer) or trainer.should_stop or self.stop.received:
+        stops = trainer.should_stop and trainer.fit_loop._can_stop_early  # not before min_epochs and min_steps
+        if self._due or requested or self._minutes_passed(trainer) or stops or self.stop.received:
             self._save(trainer)
         if self.stop.received:
             raise self.stop.exception()

@@ -10,14 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import Timer
+from lightning import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from safetensors import SafetensorError
 
+from litpeft.adapters import LoRA
 from litpeft.callbacks import checkpoint_io
 from litpeft.callbacks.checkpoint import Checkpoint
+from litpeft.data import SST2
 from litpeft.errors import UserError
+from litpeft.runs.folder import checkpoints
+from litpeft.tasks import SequenceClassification
 from litpeft.training import processes
+from litpeft.training.loop import save_between_steps
+from tests.conftest import QUIET
 
 
 class Made:
@@ -358,3 +365,16 @@ def test_only_the_first_process_removes_old_checkpoints(tmp_path: Path) -> None:
     trainer = started(tmp_path, checkpoint, is_global_zero=False)
     step_to(trainer, checkpoint, 5)
     assert trainer.kept() == [1, 2, 3, 4, 5]
+
+
+def test_a_run_that_may_not_stop_yet_saves_after_validations_only(
+    tiny_model: str, sentences: dict[str, str], tmp_path: Path
+) -> None:
+    """Early stopping asks for the end after the second of four epochs, and min_epochs asks for all."""
+    checkpoint, stopping = Checkpoint(keep="all"), EarlyStopping("val_loss", patience=1, min_delta=10.0)
+    limits = {"max_epochs": 4, "min_epochs": 4, "limit_train_batches": 3, "callbacks": [checkpoint, stopping]}
+    trainer = Trainer(**QUIET | limits | {"enable_checkpointing": True, "default_root_dir": tmp_path})
+    save_between_steps(trainer, checkpoint)
+    data = SST2(tokenizer=tiny_model, train_file=sentences["train"], val_file=sentences["val"])
+    trainer.fit(SequenceClassification(tiny_model, LoRA(rank=2), dtype="fp32"), datamodule=data)
+    assert [path.name for path in checkpoints(tmp_path)] == [f"step-{step:06d}" for step in (3, 6, 9, 12)]

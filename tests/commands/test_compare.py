@@ -106,6 +106,17 @@ def test_json_is_read_back_with_null_for_unknown_values(grid: Path, capsys: pyte
     assert content["groups"][3]["estimates"] == {"val_accuracy": None}
 
 
+def test_json_has_the_choices_of_tuning_as_the_file_of_the_sweep(grid: Path, capsys: pytest.CaptureFixture) -> None:
+    tried = [{"values": {"model.optimizer.lr": rate}, "mean": 0.8, "runs": 1} for rate in (0.001, 0.003)]
+    tuned = {"metric": "val_accuracy", "seeds": [1000], "tried": tried, "chosen": tried[0]["values"]}
+    tuned["edges"] = {"model.optimizer.lr": "lowest"}
+    trials = [{"name": name, "label": name, "axes": {"adapter": name}} for name in ACCURACIES]
+    trials[1]["tuned"] = tuned
+    content = {"experiment": "e", "axes": ["adapter"], "seeds": [0, 1, 2, 3], "trials": trials}
+    (grid / "sweep.yaml").write_text(yaml.safe_dump(content))
+    assert json.loads(run_compare(grid, "--format", "json", capsys=capsys))["tuned"] == {"lora": tuned}
+
+
 def test_markdown_is_read_back(odd: Path, grid: Path) -> None:
     rows = [
         cells(line, "|")[1:-1]

@@ -71,6 +71,7 @@ def json(comparison: Comparison) -> str:
     """Return JSON with all results in raw units, and the folder and figures of each run; unknown values are null."""
     whole = {key: item for key, item in vars(comparison).items() if key not in ("figures", "groups")}
     whole["answer"] = asdict(answer(comparison))
+    whole["tuned"] = {label: tuned.as_dict() for label, tuned in comparison.tuned.items()}
     whole["figures"] = [asdict(figure) for figure in comparison.figures]
     whole["groups"] = [_group(group, comparison) for group in comparison.groups]
     return json_module.dumps(whole, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"

@@ -13,7 +13,7 @@ from litpeft.errors import UserError, did_you_mean
 
 POINTS = 0.01  # default margin of scores between 0 and 1, such as an accuracy: one percentage point
 QUALITY, COST = 0.01, 0.05  # default margins of other qualities and of costs: shares of the mean of the baseline
-CORRELATION = re.compile(r"matthews|pearson|spearman|mcc|cohen_?kappa|score_.*")  # a score may be one of a task
+CORRELATION = re.compile(r"matthews|pearson|spearman|mcc|cohen_?kappa|^score_")  # a score of a task may be one
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,8 @@ def _undecided(base: Group, groups: Sequence[Group], figure: Figure) -> list[str
     most = "more than 1,000" if None in needed else f"about {max(needed):,}"
     within = margin_text(figure, groups[0].differences[figure.name])
     what, they_are = ("a difference", "it is") if len(groups) == 1 else ("differences", "they are")
-    return [f"{start}; {most} would show {what} of this size, or that {they_are} within {within}."]
+    or_small = f", or that {they_are} within {within}" if within else ""  # no margin: a share of a baseline of 0
+    return [f"{start}; {most} would show {what} of this size{or_small}."]
 
 
 def _detail(base: Group, group: Group, figure: Figure) -> str | None:

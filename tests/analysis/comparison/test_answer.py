@@ -11,6 +11,7 @@ import pytest
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.answer import Answer, answer, verdict_text
 from litpeft.analysis.comparison.figures import figure
+from litpeft.analysis.comparison.margins import Margin
 from litpeft.analysis.comparison.number_format import MINUS
 from litpeft.analysis.comparison.results import Difference
 from litpeft.runs.record import read_record, write_record
@@ -80,6 +81,13 @@ def test_a_smaller_margin_makes_it_undecided_and_no_cost_decides_alone(tmp_path:
     )
     assert "Recommended" not in found.recommendation
     assert not any(word in found.headline for word in ("better", "equivalent", "worse"))
+
+
+def test_without_a_margin_nothing_is_said_to_be_within_it(tmp_path: Path) -> None:
+    """Two per cent of a baseline of 0 are no margin."""
+    write(tmp_path, {"none": ([0.0, 0.0, 0.0], 300), "lora": ([0.0, 0.02, 0.01], 200)})
+    found = answered(tmp_path, margins={"val_accuracy": Margin(2, True)})
+    assert found.headline.endswith("in validation accuracy; about 10 would show a difference of this size.")
 
 
 def test_an_undecided_group_that_costs_more_does_not_hold_back_the_recommendation(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ HIGHER = re.compile(
     r"(?<![a-z])acc(uracy)?(?![a-z])|f1|exact_match|bleu|rouge|chrf|recall|precision|auroc|mcc|matthews"
 )
 LOWER = re.compile(r"loss|perplexity|ppl|bits_per_byte|_ece|error|(?<![a-z])([wc]er|r?mse|mae)(?![a-z])")
-TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+.\de]+)")
+TARGET = re.compile(r"seconds_to_(?P<metric>.+)_(?P<value>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?)")
 SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share of the items
 AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
 EVALUATED = re.compile(r"(adapter|merged)_(?P<rest>(val_.+|rows_per_second))")  # from `litpeft evaluate --merged`
@@ -156,8 +156,10 @@ def target_name(metric: str, goal: float, directions: Mapping[str, str] | None =
     """Return the name of the figure: seconds of training until `metric` first reached `goal`.
 
     Raises:
-        UserError: it is unknown whether higher or lower values of the metric are better.
+        UserError: it is unknown whether higher or lower values of the metric are better, or the goal is not finite.
     """
+    if not isfinite(goal):
+        raise UserError(f"--target {metric}={goal:g}: give a finite number, such as 0.85.")
     if direction(metric, directions) is None:
         raise UserError(f"--target {metric}={goal:g}: it is unknown whether higher or lower {metric} is better.")
     return f"seconds_to_{metric}_{goal!r}"

@@ -267,6 +267,10 @@ def test_a_single_group_with_other_seeds_is_named_in_the_singular(tmp_path: Path
             {"targets": [("val_speed", 3.0)]},
             "--target val_speed=3: it is unknown whether higher or lower val_speed is better",
         ),
+        ({"targets": [("val_loss", float("nan"))]}, "--target val_loss=nan: give a finite number"),
+        ({"targets": [("val_loss", float("-inf"))]}, "--target val_loss=-inf: give a finite number"),
+        ({"figures": ["seconds_to_val_loss_e"]}, "--figures seconds_to_val_loss_e: no run has it"),
+        ({"figures": ["seconds_to_val_loss_1e"]}, "--figures seconds_to_val_loss_1e: no run has it"),
         ({"examples": True}, "--examples: no run saved row results"),
     ],
 )

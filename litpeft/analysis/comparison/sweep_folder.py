@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -181,7 +182,9 @@ def _published(content: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _number(item: Any) -> Any:
+    """Return a text that is a number as one, NaN and infinity as None, and anything else unchanged."""
     try:
-        return float(item) if isinstance(item, str) else item
+        found = float(item) if isinstance(item, str) else item
     except ValueError:
         return item
+    return None if isinstance(found, float) and not math.isfinite(found) else found

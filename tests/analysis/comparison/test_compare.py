@@ -336,6 +336,16 @@ def test_every_format_has_the_published_rows(tmp_path: Path) -> None:
             assert value in line
 
 
+@pytest.mark.parametrize("unknown", [float("nan"), "nan", float("inf"), "-inf"])
+def test_a_published_figure_that_is_not_finite_is_unknown(tmp_path: Path, unknown: Any) -> None:
+    rows = [{"label": "a paper", "val_accuracy": unknown, "val_loss": 0.25}]
+    comparison = compare([write_sweep(tmp_path, published={"rows": rows})])
+    known = [{"label": "a paper", "val_accuracy": None, "val_loss": 0.25}]
+    assert json.loads(FORMATS["json"](comparison))["published"]["rows"] == known
+    *_, row = csv.DictReader(io.StringIO(FORMATS["csv"](comparison)))
+    assert (row["val_accuracy_mean"], row["val_loss_mean"]) == ("", "0.25")
+
+
 def test_full_fine_tuning_is_shown_as_full_and_both_names_select_it(tmp_path: Path) -> None:
     write_grid(tmp_path / "runs", THREE)
     for name in ("none", "full"):

@@ -118,6 +118,34 @@ def config_names(place: str, names: Any) -> list[str]:
     return names
 
 
+def choice_name(path: Path, key: str, axis: str, value: Any, choices: dict[str, list[Choice]]) -> str:
+    """Return the name of the value of an axis that `exclude` or `baseline` gives, by its name or as in `axes`.
+
+    Args:
+        path: the experiment file, for error messages.
+        key: `exclude` or `baseline`.
+        axis: name of an axis.
+        value: the value that is given.
+        choices: {axis: its values}.
+
+    Raises:
+        UserError: there is no such axis, or it has no such value.
+    """
+    if axis not in choices:
+        raise UserError(f"{path}: {key} names {axis!r}, but the axes are {', '.join(choices)}.")
+    names = [choice.name for choice in choices[axis]]
+    for name in names:
+        spellings = str(value), stored_name(str(value)), shown_value(axis, value)
+        if name in spellings or name.partition("=")[2] == str(value):
+            return name
+    raise UserError(f"{path}: {key}: {axis} has no value {value!r}; it has {', '.join(names)}.")
+
+
+def without_option(axis: str, name: str) -> str:
+    """Return the name of a value of an axis without that of its option: `8` for `rank=8`."""
+    return name.removeprefix(f"{axis.rpartition('.')[2]}=")
+
+
 def shown_value(option: str, value: Any) -> str:
     """Return the name of an option value: `rank=8`; classes and files are shortened to their last name."""
     text = value if isinstance(value, str) else typed(value).replace('"', "").replace(" ", "")

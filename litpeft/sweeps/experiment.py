@@ -45,6 +45,7 @@ from litpeft.runs.folder import folder_name
 from litpeft.runs.strategy_names import shown_label, stored_name
 from litpeft.sweeps.axes import (
     Choice,
+    choice_name,
     config_names,
     mapping_of,
     options_of,
@@ -52,6 +53,7 @@ from litpeft.sweeps.axes import (
     read_tune,
     shown_value,
     typed,
+    without_option,
 )
 
 DESCRIPTION = ("question", "baseline", "metric", "target", "average_over", "published")  # for `litpeft compare`
@@ -154,7 +156,7 @@ def read_experiment(name: str, settings: dict[str, Any] | None = None) -> Experi
     description = {key: content.get(key) for key in DESCRIPTION}
     if (over := description["average_over"]) is not None and over not in choices:
         raise UserError(f"{path}: average_over {over!r} is none of the axes {', '.join(choices)}.")
-    description["baseline"] = _baseline(path, description["baseline"], trials)
+    description["baseline"] = _baseline(path, description["baseline"], trials, choices)
     seeds = _seeds(path, "seeds", content.get("seeds", 1))
     tune_seeds = []
     if any(trial.candidates for trial in trials):
@@ -196,22 +198,10 @@ def _exclusions(path: Path, content: dict[str, Any], choices: dict[str, list[Cho
     for mapping in excluded:
         rule: dict[str, list[str]] = {}
         for axis, values in mapping_of(path, "exclude", mapping).items():
-            if axis not in choices:
-                raise UserError(f"{path}: exclude names {axis!r}, but the axes are {', '.join(choices)}.")
-            rule[axis] = [
-                _choice_name(path, axis, value, choices) for value in (values if isinstance(values, list) else [values])
-            ]
+            some = values if isinstance(values, list) else [values]
+            rule[axis] = [choice_name(path, "exclude", axis, value, choices) for value in some]
         rules.append(rule)
     return rules
-
-
-def _choice_name(path: Path, axis: str, value: Any, choices: dict[str, list[Choice]]) -> str:
-    names = [choice.name for choice in choices[axis]]
-    for name in names:
-        spellings = str(value), stored_name(str(value)), shown_value(axis, value)
-        if name in spellings or name.partition("=")[2] == str(value):
-            return name
-    raise UserError(f"{path}: {axis} has no value {value!r}; it has {', '.join(names)}.")
 
 
 def _trial(
@@ -230,7 +220,7 @@ def _trial(
     specific: dict[str, Any] = {}
     for more in [*(choice.options for choice in point.values()), settings]:
         specific |= more
-    axes = {axis: choice.name.removeprefix(f"{axis.rpartition('.')[2]}=") for axis, choice in point.items()}
+    axes = {axis: without_option(axis, choice.name) for axis, choice in point.items()}
     name = folder_name(label)
     tuned = dict(tune)
     for choice in point.values():
@@ -284,13 +274,16 @@ def _tune_seeds(path: Path, value: Any, seeds: list[int]) -> list[int]:
     return found
 
 
-def _baseline(path: Path, value: Any, trials: list[Trial]) -> str | None:
+def _baseline(path: Path, value: Any, trials: list[Trial], choices: dict[str, list[Choice]]) -> str | None:
     """Return the label of the baseline trial; the first trial if `baseline` is not set."""
     if value is None:
         return trials[0].label
+    if isinstance(value, dict):
+        names = {axis: choice_name(path, "baseline", axis, each, choices) for axis, each in value.items()}
+        value = {axis: without_option(axis, name) for axis, name in names.items()}
     for trial in trials:
         if isinstance(value, dict):
-            found = all(trial.axes.get(axis) in (str(each), stored_name(str(each))) for axis, each in value.items())
+            found = value.items() <= trial.axes.items()
         else:
             found = value in (trial.label, trial.shown(trial.label))
         if found:

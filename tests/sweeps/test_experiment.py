@@ -143,6 +143,38 @@ def test_like_may_be_chained(tmp_path: Path) -> None:
         read(tmp_path, {"like": str(first)})
 
 
+@pytest.mark.parametrize(
+    ("axis", "values", "label"),
+    [
+        ("model.adapter.rslora", [True, False], "rslora=false"),
+        ("model.scheduler", ["litpeft.optim.WarmupCosine", None], "scheduler=null"),
+        ("model.optimizer", ["torch.optim.SGD", "torch.optim.AdamW"], "optimizer=AdamW"),
+        ("model.adapter.targets", [["query", "value"], ["mlp"]], "targets=[mlp]"),
+        ("model.optimizer.lr", [3.0e-5, 1.0e-5], "lr=1e-05"),
+        ("data.train_file", ["a/one.csv", "a/two.csv"], "train_file=two.csv"),
+        ("model.adapter.rank", [4, 8], "rank=8"),
+    ],
+)
+def test_a_baseline_and_an_exclusion_may_give_a_value_as_the_axis_has_it(
+    tmp_path: Path, axis: str, values: list[Any], label: str
+) -> None:
+    given = {"axes": {axis: values}, "baseline": {axis: values[1]}}
+    assert read(tmp_path, BASE | given).description["baseline"] == label
+    excluded = {"axes": {axis: values}, "exclude": [{axis: [values[0]]}]}
+    assert [trial.label for trial in read(tmp_path, BASE | excluded).trials] == [label]
+
+
+def test_a_baseline_may_give_some_of_the_axes(tmp_path: Path) -> None:
+    size = {"model.adapter.rank": [4, 8], "model.adapter.alpha": [8, 16]}
+    grid = {"axes": {"adapter": ["lora", "full"], "size": size}}
+    for given, label in (
+        ({"adapter": "full"}, "none,rank=4"),
+        ({"adapter": "none", "size": 8}, "none,rank=8"),
+        ({"size": "rank=8"}, "lora,rank=8"),
+    ):
+        assert read(tmp_path, BASE | grid | {"baseline": given}).description["baseline"] == label
+
+
 AXES = {"adapter": ["lora", "dora"]}
 
 
@@ -176,6 +208,8 @@ AXES = {"adapter": ["lora", "dora"]}
         ({"axes": AXES, "seeds": [2**32]}, r"seeds must be .* got \[4294967296\]"),
         ({"axes": AXES, "seeds": [-1]}, r"seeds must be .* got \[-1\]"),
         ({"axes": AXES, "baseline": "none"}, r"baseline 'none' is not a trial; there are lora, dora"),
+        ({"axes": AXES, "baseline": {"adaptor": "lora"}}, r"baseline names 'adaptor', but the axes are adapter"),
+        ({"axes": AXES, "baseline": {"adapter": "none"}}, r"baseline: adapter has no value 'none'; it has lora, dora"),
     ],
 )
 def test_errors_are_one_sentence(tmp_path: Path, change: dict[str, Any], sentence: str) -> None:

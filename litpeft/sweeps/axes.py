@@ -57,9 +57,7 @@ def read_choices(place: str, axis: str, values: Any) -> list[Choice]:
         found = [Choice(Path(stored_name(name)).stem, (name,)) for name in config_names(place, values)]
     else:
         raise UserError(f"{place} must be a list of values, or a mapping of named variants, got {values!r}.")
-    names = [choice.name for choice in found]
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{place} must be a list of different values, got {', '.join(names) or 'no value'}.")
+    _check_different(place, [choice.name for choice in found], values if isinstance(values, list) else [])
     return found
 
 
@@ -78,14 +76,21 @@ def read_tune(place: str, content: Any) -> dict[str, list[Any]]:
     for option, values in options_of(place, content or {}).items():
         if not isinstance(values, list):
             raise UserError(f"{place}.{option} must be a list of values to try, got {values!r}.")
-        tried = [float(each) if isinstance(each, str) and EXPONENT.fullmatch(each) else each for each in values]
-        names = [shown_value(option, each) for each in tried]
-        if not names or len(set(names)) < len(names):
-            raise UserError(
-                f"{place}.{option} must be a list of different values, got {', '.join(names) or 'no value'}."
-            )
-        found[option] = tried
+        found[option] = tried = [_as_number(each) for each in values]
+        _check_different(f"{place}.{option}", [shown_value(option, each) for each in tried], tried)
     return found
+
+
+def _as_number(value: Any) -> Any:
+    """Return text such as `1e-4` as a number, and any other value unchanged."""
+    return float(value) if isinstance(value, str) and EXPONENT.fullmatch(value) else value
+
+
+def _check_different(place: str, names: list[str], values: list[Any]) -> None:
+    """Raise a UserError if there is no value, or one comes twice, also as a number in two spellings: 1e-4, 0.0001."""
+    numbers = [each for each in map(_as_number, values) if type(each) in (int, float)]
+    if not names or len(set(names)) < len(names) or len(set(numbers)) < len(numbers):
+        raise UserError(f"{place} must be a list of different values, got {', '.join(names) or 'no value'}.")
 
 
 def mapping_of(place: str | Path, what: str, value: Any) -> dict[str, Any]:

@@ -51,6 +51,10 @@ def test_the_values_of_an_axis(axis: str, values: Any, expected: list[Choice]) -
     [
         ("size", {"model.a": [1, 2], "model.b": [1]}, "file: lists that change together must have the same length."),
         (LR, [0.1, 0.1], "file must be a list of different values, got lr=0.1, lr=0.1."),
+        (LR, ["1e-4", 0.0001], "file must be a list of different values, got lr=1e-4, lr=0.0001."),
+        (LR, ["1e-4", "3e-4", "1E-04"], "file must be a list of different values, got lr=1e-4, lr=3e-4, lr=1E-04."),
+        ("model.adapter.rank", [8, 8.0], "file must be a list of different values, got rank=8, rank=8.0."),
+        ("model", {"a": {"tune": {LR: [1, 1.0]}}}, f"file.a.tune.{LR} must be a list of different values, got lr=1, lr=1.0."),
         (LR, [], "file must be a list of different values, got no value."),
         ("size", {"model.a": []}, "file must be a list of different values, got no value."),
         ("adapter", {}, "file must be a list of different values, got no value."),

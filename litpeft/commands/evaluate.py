@@ -101,7 +101,8 @@ def _evaluate_as_it_is(options: Any, others: list[str]) -> int:
         raise UserError("--model.adapter: a model is evaluated as it is; leave it out, or train it with litpeft fit.")
     words = [*others, "--model.adapter", "Untrained", "--trainer.accelerator", options.accelerator]
     for name in ("tasks", "limit", "num_fewshot", "batch_size", "data_dir", "text_file", "max_seconds", "keep_items"):
-        if value := getattr(options, name):
+        value = getattr(options, name)
+        if value is not None and value is not False and value != "":  # 0 is a value: of num_fewshot, or to be refused
             words += [f"--benchmarks.{name}", str(value)]
     return importlib.import_module("litpeft.commands.training").main(["fit", *words])
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from litpeft import compare
 from litpeft.__main__ import main
 from litpeft.cli.finished_run import FinishedRun
+from litpeft.commands import training
 from litpeft.runs.folder import newest_checkpoint
 from litpeft.runs.record import read_record
 from tests.conftest import GOOD, REST
@@ -111,3 +112,30 @@ def test_a_random_head_is_told(
 def test_what_needs_training_is_refused(words: list[str], reason: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["evaluate", "--model", "CausalLM", *words]) == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--limit", "0"], "benchmarks.limit must be at least 1, got 0"),
+        (["--batch_size", "0"], "benchmarks.batch_size must be at least 1, got 0"),
+        (["--max_seconds", "0"], "benchmarks.max_seconds must be above 0, got 0"),
+    ],
+)
+def test_a_zero_is_a_value_of_an_option(
+    words: list[str], reason: str, tmp_path: Path, fit_arguments: list[str], capsys: pytest.CaptureFixture
+) -> None:
+    given = [word for word in fit_arguments[1:] if word not in ("--trainer.accelerator", "cpu")]
+    folder = ["--run_dir", str(tmp_path / "run")]
+    assert main(["evaluate", *given, *folder, "--tasks", "held_out", *words, *QUIET[:2]]) == 2
+    assert reason in capsys.readouterr().err
+
+
+def test_no_examples_are_asked_for_with_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the option a task takes its own number of examples."""
+    asked: list[str] = []
+    monkeypatch.setattr(training, "main", lambda words: asked.extend(words) or 0)
+    assert main(["evaluate", "--model", "CausalLM", "--tasks", "gsm8k", "--num_fewshot", "0"]) == 0
+    assert asked[asked.index("--benchmarks.num_fewshot") + 1] == "0"
+    assert "--benchmarks.limit" not in asked
+    assert "--benchmarks.keep_items" not in asked

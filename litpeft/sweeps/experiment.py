@@ -42,7 +42,7 @@ from litpeft.analysis.comparison.sweep_folder import TUNING
 from litpeft.cli.config_files import find_config, read_yaml
 from litpeft.errors import UserError
 from litpeft.runs.folder import folder_name
-from litpeft.runs.strategy_names import shown_label, stored_name
+from litpeft.runs.strategy_names import shown_label
 from litpeft.sweeps.axes import (
     Choice,
     choice_name,

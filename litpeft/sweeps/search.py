@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -36,7 +37,7 @@ def search(root: Path, experiment: Experiment, jobs: list[Job], budget: int, run
     names = {each.name: tuple(each.axes.values()) for each in experiment.trials}
     values = {axis: list(dict.fromkeys(each.axes[axis] for each in experiment.trials)) for axis in experiment.axes}
     points, metric = _by_point(names, jobs), experiment.description["metric"]
-    _search(root, experiment.name, values, points, metric, budget, run, at_once)
+    _search(root, _study_name(experiment.name, values), values, points, metric, budget, run, at_once)
 
 
 def search_values(root: Path, experiment: Experiment, trial: Trial, jobs: list[Job], budget: int, run: Run) -> None:
@@ -67,8 +68,13 @@ def search_values(root: Path, experiment: Experiment, trial: Trial, jobs: list[J
     places = {
         option: range(len(each)) if _are_numbers(each) else list(range(len(each))) for option, each in values.items()
     }
-    name = f"{experiment.name}: {trial.label}"
+    name = _study_name(f"{experiment.name}: {trial.label}", values)
     _search(root, name, places, _by_point(names, jobs), experiment.description["metric"], budget, run)
+
+
+def _study_name(name: str, values: Mapping[str, Sequence[Any]]) -> str:
+    """Return the name of the study of these values; the results of others are in a study of their own."""
+    return f"{name} {hashlib.sha256(repr(values).encode()).hexdigest()[:8]}"
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:
@@ -126,9 +132,22 @@ def _search(
         study.tell(stale.number, state=failed)
     states = {point: [job.state() for job in jobs] for point, jobs in points.items()}
     tried = {point for point, each in states.items() if not {"waiting", "interrupted"} & set(each)}
-    for point, each in states.items():  # finish started points first, since the sampler may not suggest them again
-        if point not in tried and set(each) != {"waiting"}:
-            study.enqueue_trial(dict(zip(values, point, strict=True)))
+    distributions = {
+        dimension: optuna.distributions.IntDistribution(0, len(each) - 1)
+        if isinstance(each, range)
+        else optuna.distributions.CategoricalDistribution(each)
+        for dimension, each in values.items()
+    }
+    complete = study.get_trials(states=[optuna.trial.TrialState.COMPLETE])
+    known = {tuple(each.params[dimension] for dimension in values) for each in complete}
+    for point, each in states.items():
+        params = dict(zip(values, point, strict=True))
+        if point not in tried and set(each) != {"waiting"}:  # started: the sampler may not suggest it again
+            study.enqueue_trial(params)
+        elif point in tried - known:  # by a search of fewer values, or without a search
+            mean, _ = _mean(metric, points[point], lambda _, ended=each: ended)
+            if mean is not None:
+                study.add_trial(optuna.trial.create_trial(params=params, distributions=distributions, value=mean))
     most, repeats, stopped = min(budget, len(points)), 0, False
     running: dict[Future[tuple[float | None, list[str]]], tuple[Any, tuple[Any, ...]]] = {}  # -> suggestion, point
     with ThreadPoolExecutor(at_once) as pool:
@@ -137,7 +156,8 @@ def _search(
                 if repeats > REPEATS:
                     untried = next(each for each in points if each not in tried)
                     study.enqueue_trial(dict(zip(values, untried, strict=True)))
-                suggestion, point = _suggested(study, values)
+                suggestion = study.ask(distributions)
+                point = tuple(suggestion.params[dimension] for dimension in values)
                 repeats = repeats + 1 if point in tried or point not in points else 0
                 if point not in points or any(point == each for _, each in running.values()):  # excluded, or running
                     study.tell(suggestion, state=optuna.trial.TrialState.PRUNED)
@@ -151,17 +171,6 @@ def _search(
                 mean, ended = future.result()
                 study.tell(suggestion, mean, state=failed if mean is None else None)
                 stopped |= not {"interrupted", "waiting"}.isdisjoint(ended)  # waiting: stopped before it began
-
-
-def _suggested(study: Any, values: Mapping[str, Sequence[Any]]) -> tuple[Any, tuple[Any, ...]]:
-    """Return the study's next suggestion and its point; `values` as for `_search`."""
-    suggestion = study.ask()
-    return suggestion, tuple(
-        suggestion.suggest_int(dimension, 0, len(each) - 1)
-        if isinstance(each, range)
-        else suggestion.suggest_categorical(dimension, each)
-        for dimension, each in values.items()
-    )
 
 
 def _mean(metric: str | None, jobs: list[Job], run: Run) -> tuple[float | None, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,66 @@ def test_a_search_that_is_stopped_between_two_trials_asks_for_no_more(tmp_path: 
     experiment = Experiment("mine", {"rank": []}, trials, [0], {"metric": None})
     search(tmp_path, experiment, jobs_of(tmp_path, experiment), 12, lambda jobs: ["waiting"])
     storage = JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
-    assert len(optuna.load_study(study_name="mine", storage=storage).trials) == 1
+    assert len(optuna.load_study(study_name=None, storage=storage).trials) == 1
+
+
+@pytest.mark.parametrize("ranks", [range(6), range(5, -1, -1), [0, 10, 2, 4]])
+def test_a_search_goes_on_with_other_values_from_the_results_that_it_has(tmp_path: Path, ranks: Sequence[int]) -> None:
+    """The sampler is told the result of each point under the name that the point has now."""
+    optuna = pytest.importorskip("optuna")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    done: list[str] = []
+
+    def run(jobs: list[Job]) -> list[str]:
+        for job in jobs:
+            if job.state() == "waiting":
+                job.run_dir.mkdir(parents=True)
+                loss = 0.1 + abs(int(job.trial.axes["rank"]) - 2)
+                write_record(job.run_dir, new_record() | {"status": "ok", "val_loss": loss})
+                done.append(job.trial.axes["rank"])
+        return ["ok"] * len(jobs)
+
+    def go_on(numbers: Sequence[int], budget: int) -> None:
+        trials = [Trial(f"rank={i}", f"rank={i}", {"rank": str(i)}, ()) for i in numbers]
+        experiment = Experiment("mine", {"rank": []}, trials, [0], {"metric": None})
+        search(tmp_path, experiment, jobs_of(tmp_path, experiment), budget, run)
+
+    go_on(range(4), 4)
+    go_on(ranks, len(ranks))
+    assert sorted(done) == sorted({*"0123", *map(str, ranks)})  # each once
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
+    *_, newest = optuna.get_all_study_summaries(storage)
+    told = {
+        each.params["rank"]: each.value
+        for each in optuna.load_study(study_name=newest.study_name, storage=storage).trials
+    }
+    assert told == {str(rank): -0.1 - abs(rank - 2) for rank in ranks}
+
+
+@pytest.mark.parametrize("rates", [[1e-4, 3e-4, 1e-3], [1e-5, 1e-3, 1e-2, 1e-4]])
+def test_a_search_of_values_tells_the_results_of_the_same_values(tmp_path: Path, rates: list[float]) -> None:
+    """Numbers are searched by their place, which another number in their list changes."""
+    optuna = pytest.importorskip("optuna")
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    def run(jobs: list[Job]) -> list[str]:
+        for job in jobs:
+            job.run_dir.mkdir(parents=True, exist_ok=True)
+            write_record(job.run_dir, new_record() | {"status": "ok", "val_loss": job.trial.values["lr"]})
+        return ["ok"] * len(jobs)
+
+    for some in ([1e-4, 1e-3, 1e-2], rates):
+        candidates = [Trial(f"lr={each}", f"lr={each}", {}, (), values={"lr": each}) for each in some]
+        trial = Trial("lora", "lora", {"adapter": "lora"}, (), candidates=candidates)
+        experiment = Experiment("mine", {"adapter": []}, [trial], [0], {"metric": None}, tune_seeds=[0])
+        search_values(tmp_path, experiment, trial, tuning_jobs_of(tmp_path, experiment), len(some), run)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
+    *_, newest = optuna.get_all_study_summaries(storage)
+    study = optuna.load_study(study_name=newest.study_name, storage=storage)
+    assert {each.params["lr"]: -each.value for each in study.trials} == dict(enumerate(sorted(rates)))
 
 
 @pytest.mark.parametrize(
@@ -117,8 +177,7 @@ def test_values_of_any_kind_are_searched_and_only_numbers_have_an_order(
 
     search_values(tmp_path, experiment, trial, tuning_jobs_of(tmp_path, experiment), len(values), run)
     assert set(done) == {each.name for each in candidates}
-    study = optuna.load_study(
-        study_name="mine: lora", storage=JournalStorage(JournalFileBackend(str(tmp_path / STORAGE)))
-    )
+    study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(tmp_path / STORAGE))))
+    assert study.study_name.startswith("mine: lora ")
     kinds = {type(each.distributions["x"]).__name__ for each in study.trials}
     assert kinds == {"IntDistribution" if ordered else "CategoricalDistribution"}

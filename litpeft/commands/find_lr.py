@@ -133,7 +133,12 @@ def _losses(cli: FindCLI, options: Any, adapter: Adapter, rates: list[float]) ->
         except UserError as error:
             if not str(error).startswith("the training loss is"):  # NaN or infinite loss: the end of the range
                 raise
-    return [loss for loss in found.losses if math.isfinite(loss)]
+    if not (losses := [loss for loss in found.losses if math.isfinite(loss)]):
+        raise UserError(
+            f"find_lr: the training loss of {shown_name(adapter.name)} is NaN or infinite in the first step, at the "
+            "lowest learning rate: try another model.dtype, and check the weights and the data."
+        )
+    return losses
 
 
 def _summary(rates: list[float], losses: list[float]) -> list[str]:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import AutoModel, AutoTokenizer
 
 from litpeft.__main__ import main
 from litpeft.commands.find_lr import SMOOTHING, RateRange, _summary
@@ -79,3 +80,18 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     assert main(["find_lr", *fit_arguments[1:], *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_in_the_first_step_is_one_sentence(
+    fit_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = list(fit_arguments[1:])
+    place = words.index("--model.model_name") + 1
+    model = AutoModel.from_pretrained(words[place])
+    torch.nn.init.constant_(next(model.parameters()), float("nan"))
+    model.save_pretrained(tmp_path / "model")
+    AutoTokenizer.from_pretrained(words[place]).save_pretrained(tmp_path / "model")
+    words[place] = str(tmp_path / "model")
+    assert main(["find_lr", *words, "--model.adapter", "LoRA", "--steps", "10"]) == 2
+    error = capsys.readouterr().err
+    assert "find_lr: the training loss of lora is NaN or infinite in the first step" in error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -69,6 +70,8 @@ def _check(options: argparse.Namespace) -> None:
         options.weights = [float(w) for w in options.weights.split(",")] if options.weights else [1 / count] * count
     except ValueError:
         raise UserError(f"--weights must be numbers such as 0.7,0.3, got {options.weights}.") from None
+    if not all(map(math.isfinite, options.weights)):
+        raise UserError(f"--weights must be finite numbers, got {', '.join(map(str, options.weights))}.")
     if len(options.weights) != count:
         raise UserError(f"--weights has {len(options.weights)} numbers for {count} runs; give one per run.")
     if options.density is not None and options.how not in PRUNING:

@@ -113,6 +113,8 @@ def test_cat_is_the_weighted_sum_of_the_updates_and_the_folder_is_a_run(
         (["key"], [], "has model.adapter.targets ['key'], but"),
         (["b"], ["--weights", "1"], "--weights has 1 numbers for 2 runs"),
         (["b"], ["--weights", "a,b"], "--weights must be numbers such as 0.7,0.3"),
+        (["b"], ["--weights", "nan,1"], "--weights must be finite numbers, got nan, 1.0"),
+        (["b"], ["--weights", "1,-inf"], "--weights must be finite numbers, got 1.0, -inf"),
         (["b"], ["--density", "0.5"], "--density applies to --how ties and dare_ties"),
         (["b"], ["--how", "ties", "--density", "2"], "--density must be above 0 and at most 1"),
         ([], [], "give at least two runs and the folder OUT"),

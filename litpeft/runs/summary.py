@@ -64,8 +64,10 @@ def other_metrics(record: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def metric_text(name: str, value: float) -> str:
-    """Return a metric as text: accuracies and F1 scores as percentages, others with four decimal places."""
-    return f"{value:.2%}" if name.endswith(("accuracy", "f1")) else f"{value:.4f}"
+    """Return a metric as text: accuracies and F1 scores as percentages, others with four decimal places or digits."""
+    if name.endswith(("accuracy", "f1")):
+        return f"{value:.2%}"
+    return f"{value:.4g}" if 0 < abs(value) < 0.001 else f"{value:.4f}"
 
 
 def _largest_split(record: dict[str, Any]) -> list[tuple[str, int]]:

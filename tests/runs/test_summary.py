@@ -81,6 +81,13 @@ def test_accuracies_and_f1_are_percentages(name: str, text: str) -> None:
     assert metric_text(name, 0.12345) == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.14159e-9, "3.142e-09"), (-0.00012, "-0.00012"), (0.0, "0.0000"), (0.25, "0.2500")]
+)
+def test_a_small_metric_is_not_shown_as_zero(value: float, text: str) -> None:
+    assert metric_text("val_mse", value) == text
+
+
 def result(acc: float | None, error: float | None = None) -> dict[str, Any]:
     return {"scores": {"acc": acc}, "standard_errors": {} if error is None else {"acc": error}}
 

@@ -10,6 +10,7 @@ from litpeft.analysis.comparison.results import Estimate
 
 UNKNOWN = "—"
 MINUS = "\N{MINUS SIGN}"
+MOST_PLACES, SMALL = 6, 1e-5  # decimal places, and the least value of which they show two digits
 UNITS = (  # (pattern of names, factor, unit); CSV and JSON keep raw bytes and shares
     (re.compile(r"score_.*"), 100.0, "points"),
     (re.compile(r".*_bytes"), 1 / 2**20, "MiB"),
@@ -42,13 +43,16 @@ def unit(name: str) -> tuple[float, str]:
 def format_value(name: str, mean: float, half: float | None = None, signed: bool = False) -> str:
     """Format a value in its unit, rounded to the second digit of the half-width of its interval, else to four digits.
 
-    Counts (parameters, steps) are not rounded.
+    Counts (parameters, steps) are not rounded. Values that six decimal places do not show are written as `3.1e-08`.
     """
     factor, _ = unit(name)
     mean, half = mean * factor, None if half is None else half * factor
-    places = _places(name, mean, half)
-    rounded = round(mean, places)
-    return f"{rounded:{'+' if signed else ''},.{max(places, 0)}f}".replace("-", MINUS)
+    places, sign = _places(name, mean, half), "+" if signed else ""
+    if places > MOST_PLACES and 0 < abs(mean) < SMALL:
+        text = f"{mean:{sign}.{max(0, places + math.floor(math.log10(abs(mean))))}e}"
+        return text.replace("-", MINUS, 1) if mean < 0 else text
+    places = min(places, MOST_PLACES)
+    return f"{round(mean, places):{sign},.{max(places, 0)}f}".replace("-", MINUS)
 
 
 def format_estimate(name: str, estimate: Estimate | None) -> str:
@@ -86,7 +90,7 @@ def format_p(p: float | None) -> str:
 def _places(name: str, mean: float, half: float | None) -> int:
     """Return the number of decimal places; negative numbers round to tens, hundreds, ..."""
     if half:
-        return min(6, 1 - math.floor(math.log10(half)))
+        return 1 - math.floor(math.log10(half))
     if name.endswith(("_params", "steps")) or not mean:
         return 0
-    return min(6, max(0, 3 - math.floor(math.log10(abs(mean)))))
+    return max(0, 3 - math.floor(math.log10(abs(mean))))

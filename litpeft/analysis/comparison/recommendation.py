@@ -24,7 +24,7 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
 
     A group is shown not to be worse if it is better, or if a one-sided test shows that it is worse by less than the
     margin. Of groups that cost the same (within 5 %), the best one is taken. A cheaper group whose quality is undecided
-    is never recommended, and keeps the baseline from being so.
+    is never recommended, and keeps the baseline from being so. A group whose cost is unknown is named.
 
     Args:
         comparison: the comparison.
@@ -48,11 +48,13 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
     cheaper = [group for group in unclear if _paid(group, cost) < _paid(chosen, cost)]
     if chosen is base and cheaper:
         return f"No recommendation yet: {_open(cheaper, base, main)}, and a lower cost alone decides nothing."
+    uncosted = [group for group in others if cost.name not in group.estimates]
     amount = value_text(cost.name, chosen.estimates[cost.name].mean)
     if chosen is base:
         less = [each for each in others if cost.name in each.estimates and _paid(each, cost) < _paid(base, cost)]
         unknown = [group for group in less if group not in known]
-        reason = f"what needs less is worse in {title}" if less else "no other group needs less"
+        none = "no other group is known to need less" if uncosted else "no other group needs less"
+        reason = f"what needs less is worse in {title}" if less else none
         if unknown:
             verb = "needs less, but has" if len(unknown) == 1 else "need less, but have"
             reason = f"{names_of(unknown)} {verb} no {title} to compare"
@@ -80,6 +82,8 @@ def recommendation(comparison: Comparison, base: Group, others: Sequence[Group],
         sentences.append(f"Best in {title}: {name_of(best)} ({gained}), at {times:.2g} times the {cost_title}.")
     if cheaper:
         sentences.append(f"{_open(cheaper, base, main)}.")
+    if uncosted:
+        sentences.append(f"The {cost_title} of {names_of(uncosted)} is unknown.")
     return " ".join(sentences)
 
 

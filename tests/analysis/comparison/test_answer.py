@@ -115,6 +115,24 @@ def test_a_group_that_needs_less_but_has_no_main_figure_is_named(tmp_path: Path)
     )
 
 
+def test_a_group_whose_cost_is_unknown_is_not_said_to_need_more(tmp_path: Path) -> None:
+    write(tmp_path, {"none": (GOOD, 300)})
+    write(tmp_path, {"lora": (SAME, 0)}, peak_tensor_bytes=None)
+    assert answered(tmp_path).recommendation == (
+        "Recommended: full fine-tuning (peak tensor memory 300.0 MiB); no other group is known to need less. "
+        "The peak tensor memory of lora is unknown."
+    )
+    write(tmp_path, {"qlora-nf4": (BAD, 100)})
+    assert answered(tmp_path).recommendation == (
+        "Recommended: full fine-tuning (peak tensor memory 300.0 MiB); what needs less is worse in validation accuracy. "
+        "The peak tensor memory of lora is unknown."
+    )
+    write(tmp_path, {"dora": (SAME, 200)})
+    found = answered(tmp_path).recommendation
+    assert found.startswith("Recommended: dora, the lowest peak tensor memory (200.0 MiB)")
+    assert found.endswith("The peak tensor memory of lora is unknown.")
+
+
 def test_the_best_is_named_with_its_price_beside_the_cheapest(tmp_path: Path) -> None:
     write(tmp_path, {"none": (GOOD, 300), "lora": (SAME, 200), "dora": (BEST, 240)})
     assert answered(tmp_path).recommendation.endswith(

@@ -55,7 +55,10 @@ SHARE = re.compile(r"_(acc|exact_match)")  # benchmark metrics that are a share 
 AVERAGE, SCORE = "score_average", "score_"  # figures of an average over tasks; the rest of the name is the task
 EVALUATED = re.compile(r"(adapter|merged)_(?P<rest>(val_.+|rows_per_second))")  # from `litpeft evaluate --merged`
 PARTS = {"val_": "validation ", "test_": "test "}  # start of a metric's name -> of its title
-IN_STEPS = re.compile(r"(val|test)_(accuracy|exact_match)")  # values are multiples of 1 / rows
+# values are multiples of 1 / rows, or have steps of about that size: one row more that is right
+IN_STEPS = re.compile(
+    r"(val|test)_((balanced_)?accuracy|exact_match|((binary|micro|macro)_)?f1|precision|recall|matthews|kappa)"
+)
 
 
 def choose(
@@ -208,7 +211,7 @@ def coarsest(groups: Iterable[Group], name: str) -> float:
 
 
 def resolution(run: Run, name: str) -> float:
-    """Return the smallest difference between two values of a figure: 1 / rows for a share of rows; 0 if unknown."""
+    """Return the step between values of a figure: 1 / rows for a share of rows, about that for F1; 0 if unknown."""
     if (step := (run.record.get("resolutions") or {}).get(name)) is not None:  # of a score over tasks
         return step
     if result := benchmarks.result_of(run.record, name):

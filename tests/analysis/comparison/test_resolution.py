@@ -8,15 +8,17 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from scipy import stats
+from sklearn.metrics import f1_score
 
 from litpeft.analysis.comparison import compare
 from litpeft.analysis.comparison.benchmarks import BEFORE, CHANGE
 from litpeft.analysis.comparison.figures import direction, resolution, value
 from litpeft.analysis.comparison.results import Estimate, Run
 from litpeft.analysis.power import pairs_needed, pairs_to_decide
-from litpeft.analysis.stats import LEVEL, ONE_SIDED
+from litpeft.analysis.stats import LEVEL, ONE_SIDED, paired_t
 from litpeft.errors import UserError
 from tests.analysis.comparison.build import write_grid, write_run
 from tests.analysis.comparison.test_benchmarks import evaluation, result
@@ -104,6 +106,32 @@ def test_the_steps_of_an_accuracy_are_those_of_its_own_rows() -> None:
     run = Run(Path("x"), {"data_summary": SUMMARY, "seed": 0}, {})
     names = ("val_accuracy", "test_accuracy", "merged_val_accuracy", "val_loss", "train_accuracy")
     assert [resolution(run, name) for name in names] == [1 / 872, 1 / 200, 1 / 872, 0.0, 0.0]
+
+
+def test_equal_methods_differ_significantly_in_f1_in_at_most_five_of_a_hundred_comparisons() -> None:
+    """F1 of a few rows has few values, so the differences of two seeds are often equal: that is no certainty."""
+    random, rows = np.random.default_rng(0), 20
+    labels = np.arange(rows) % 2
+    step = resolution(Run(Path("x"), {"data_summary": {"rows": {"val": rows}}, "seed": 0}, {}), "val_f1")
+    found = []
+    for _ in range(400):
+        wrong = random.random((2, 2, rows)) < 0.15  # (method, seed, row)
+        scores = [[f1_score(labels, labels ^ seed, average="macro") for seed in method] for method in wrong.astype(int)]
+        found.append(paired_t(*scores, step).p < LEVEL)
+    assert np.mean(found) <= LEVEL
+
+
+@pytest.mark.parametrize("name", ["f1", "binary_f1", "macro_f1", "balanced_accuracy", "recall", "matthews", "kappa"])
+def test_the_same_difference_of_two_seeds_on_few_rows_is_not_exact(tmp_path: Path, name: str) -> None:
+    small = SUMMARY | {"rows": {"val": 20}}
+    for adapter, scores in (("none", (0.7, 0.8)), ("lora", (0.75, 0.85))):
+        for seed, score in enumerate(scores):
+            others = {f"val_{name}": score} if name != "f1" else {"val_accuracy": 0.5}
+            more = {"metric_directions": {name: "higher"}} | ({"val_f1": score} if name == "f1" else {})
+            write_run(tmp_path / f"{adapter}{seed}", adapter, seed, other_metrics=others, data_summary=small, **more)
+    found = compare([tmp_path], figures=[f"val_{name}"]).groups[1].differences[f"val_{name}"]
+    error = 1 / 20 / math.sqrt(6) / math.sqrt(2)
+    assert found.p == pytest.approx(2 * stats.t.sf(0.05 / error, 1), rel=1e-6)
 
 
 def test_the_steps_of_a_benchmarks_share_are_those_of_its_own_items() -> None:

@@ -46,9 +46,8 @@ class FlopCounter(TorchFunctionMode):
         result = func(*args, **kwargs)
         products = PRODUCTS.get(getattr(func, "__name__", ""))
         if products is not None and torch.is_grad_enabled():
-            self.flops += sum(
-                2 * count * (1 + left + right) for count, left, right in products(result, *args, **kwargs)
-            )
+            given = {name: value for name, value in kwargs.items() if name != "out"}  # the result, where it is given
+            self.flops += sum(2 * count * (1 + left + right) for count, left, right in products(result, *args, **given))
         return result
 
 
@@ -65,6 +64,15 @@ def _linear(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> I
 
 def _convolution(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Iterator[Product]:
     yield out.numel() * math.prod(weight.shape[1:]), input.requires_grad, weight.requires_grad
+
+
+def _transposed_convolution(out: Tensor, input: Tensor, weight: Tensor, *_: Any, **__: Any) -> Iterator[Product]:
+    yield input.numel() * math.prod(weight.shape[1:]), input.requires_grad, weight.requires_grad
+
+
+def _tensordot(out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> Iterator[Product]:
+    """One multiply-add per combination of all indices; those that are summed over are in both factors."""
+    yield math.isqrt(out.numel() * a.numel() * b.numel()), a.requires_grad, b.requires_grad
 
 
 def _einsum(out: Tensor, equation: str, *factors: Any) -> Iterator[Product]:
@@ -96,6 +104,29 @@ def _attention(out: Any, module: Any, *tensors: Tensor, **_: Any) -> Iterator[Pr
     return _scaled_dot_product(out, *tensors)
 
 
+def _multi_head_attention(
+    out: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    size: int,
+    heads: int,
+    in_proj: Tensor | None,
+    *rest: Any,
+    **_: Any,
+) -> Iterator[Product]:
+    """Four projections and the attention of `torch.nn.MultiheadAttention`; tensors are (T, B, D) or (T, D)."""
+    trained = in_proj is None or in_proj.requires_grad
+    for each in (query, key, value):
+        yield each.numel() * size, each.requires_grad, trained
+    pairs = query.numel() // query.shape[-1] * len(key)  # of a query and a key, in all rows
+    before = [each.requires_grad or trained for each in (query, key, value)]
+    yield pairs * size, before[0], before[1]
+    yield pairs * size, before[0] or before[1], before[2]
+    last = rest[5]  # weight of the output projection
+    yield query.numel() // query.shape[-1] * size * size, any(before), last.requires_grad
+
+
 def _frozen_linear(out: Tensor, x: Tensor, *_: Any, **__: Any) -> Iterator[Product]:
     yield out.numel() * x.shape[-1], x.requires_grad, False
 
@@ -121,6 +152,10 @@ PRODUCTS: dict[
     **dict.fromkeys(("matmul", "mm", "bmm", "_grouped_mm", "grouped_mm"), _matrices),
     **dict.fromkeys(("addmm", "addmm_", "baddbmm", "baddbmm_"), _matrices),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _convolution),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _transposed_convolution),
+    **dict.fromkeys(("linalg_matmul", "inner"), _matrices),
+    "tensordot": _tensordot,
+    "multi_head_attention_forward": _multi_head_attention,
     "linear": _linear,
     "einsum": _einsum,
     "scaled_dot_product_attention": _scaled_dot_product,

@@ -359,3 +359,40 @@ def test_indices_behind_dots_broadcast(equation: str, shapes: list[tuple[int, ..
         out = torch.einsum(equation, tensors)
     summed = 4 if equation.startswith("...") else 1
     assert counter.flops == 2 * out.numel() * summed
+
+
+X, W = torch.ones(3, 5, 8, requires_grad=True), torch.ones(8, 8, requires_grad=True)
+KERNEL = torch.ones(8, 4, 3, requires_grad=True)
+KEYS = torch.ones(3, 7, 8, requires_grad=True)
+ATTENTION = nn.MultiheadAttention(8, 2, batch_first=True)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda: torch.tensordot(X, W, dims=1),
+        lambda: torch.tensordot(X, KEYS, dims=([2, 0], [2, 0])),
+        lambda: torch.inner(X, W),
+        lambda: torch.linalg.matmul(X, W),
+        lambda: nn.functional.conv_transpose1d(X.transpose(1, 2), KERNEL),
+        lambda: nn.functional.conv_transpose1d(X.transpose(1, 2), KERNEL, stride=2, padding=1),
+        # with weights, so that torch computes and counts plain products
+        lambda: ATTENTION(X, X, X, need_weights=True)[0],
+        lambda: ATTENTION(X, KEYS, KEYS, need_weights=True)[0],
+        lambda: ATTENTION(X[0], KEYS[0], KEYS[0], need_weights=True)[0],
+    ],
+)
+def test_functions_of_torch_that_multiply_are_counted_as_they_are_executed(compute: Callable[[], torch.Tensor]) -> None:
+    with FlopCounter() as counter:
+        compute()
+    with FlopCounterMode(display=False) as executed:
+        compute().sum().backward()
+    assert counter.flops == executed.get_total_flops() > 0
+
+
+def test_a_product_into_a_given_tensor_is_counted() -> None:
+    left, right, out = torch.ones(2, 3), torch.ones(3, 4), torch.empty(2, 4)
+    with FlopCounter() as counter:
+        torch.mm(left, right, out=out)
+        torch.matmul(left, right, out=out)
+    assert counter.flops == 2 * 2 * (2 * 3 * 4)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from litpeft.analysis.comparison.figures import direction, value
+from litpeft.errors import UserError
 from litpeft.sweeps.folder import Job
 
 TAIL = 400  # bytes at the end of a log that are searched for its last line
@@ -67,12 +68,13 @@ class Screen:
             return
         self.seconds[name] = record["wall_seconds"]
         found = score(record, self.metric)
-        if found is None or job.trial.values:  # a tuning run is no result
+        if found is None or found[0] is None or job.trial.values:  # a tuning run is no result
             self.scores |= {name: found} if found else {}
             return
         again, self.scores[name] = name == self.best_name, found
         if again:  # it ran again, so another may be the best now
-            results = [each for each in self.scores if not self.by_name[each].trial.values]
+            ranked = [each for each, (score, *_) in self.scores.items() if score is not None]
+            results = [each for each in ranked if not self.by_name[each].trial.values]
             self.best_name = max(results, key=lambda each: self.scores[each][0])
         elif self.best_name is None or found[0] > self.scores[self.best_name][0]:
             self.best_name = name
@@ -146,19 +148,36 @@ class Screen:
         return f"{found[1]} {found[2]:.4f}" if found else ""
 
 
-def score(record: dict[str, Any], metric: str | None) -> tuple[float, str, float] | None:
+def score(record: dict[str, Any], metric: str | None) -> tuple[float | None, str, float] | None:
     """Return (score, higher is better; name; value) of the metric of a record; None if the record does not have it.
 
-    Without `metric` it is the record's first main metric, undefined or not: another one would not compare with it.
+    Without `metric` it is the record's first main metric, undefined or not: another one would not compare with it. The
+    score is None if it is unknown whether higher or lower values of the metric are better.
     """
     names = [metric] if metric else (record.get("main_metrics") or ())[:1] or ("val_accuracy", "val_loss")
     for name in names:
         found = value(record, name)
         if found is not None:
             better = direction(name, record.get("metric_directions"))
-            lower_is_better = better == "lower" or name.endswith(("bytes", "seconds", "p50", "p95", "joules"))
-            return (-found if lower_is_better else found), name, found
+            if better is None and name.endswith(("bytes", "seconds", "p50", "p95", "joules")):
+                better = "lower"
+            return {"lower": -found, "higher": found}.get(better), name, found
     return None
+
+
+def rank(record: dict[str, Any], metric: str | None) -> tuple[float, str, float] | None:
+    """Return the `score` of a record among whose runs one is to be chosen.
+
+    Raises:
+        UserError: it is unknown whether higher or lower values of the metric are better.
+    """
+    found = score(record, metric)
+    if found and found[0] is None:
+        raise UserError(
+            f"metric {found[1]}: it is unknown whether higher or lower values are better, so none can be chosen; name "
+            "another metric, or give its class `higher_is_better`, and run the command again."
+        )
+    return found
 
 
 def _last_line(log: Path) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from litpeft.errors import UserError
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import Job
-from litpeft.sweeps.progress_table import score
+from litpeft.sweeps.progress_table import rank
 
 STORAGE = "optuna.log"  # in the sweep's folder
 REPEATS = 20  # suggestions of points that have been tried, before the first that has not is taken
@@ -176,7 +176,7 @@ def _search(
 def _mean(metric: str | None, jobs: list[Job], run: Run) -> tuple[float | None, list[str]]:
     """Run the jobs of a point; return the mean score over its seeds, None if one has no score, and their states."""
     states = run(jobs)
-    scores = [score(job.record() or {}, metric) for job in jobs]
+    scores = [rank(job.record() or {}, metric) for job in jobs]
     if set(states) != {"ok"} or None in scores:
         return None, states
     return sum(value for value, *_ in scores) / len(scores), states

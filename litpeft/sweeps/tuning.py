@@ -13,7 +13,7 @@ from litpeft.errors import UserError
 from litpeft.runs.record import FILE_NAME
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import Job
-from litpeft.sweeps.progress_table import score
+from litpeft.sweeps.progress_table import rank, score
 
 
 def kept_choices(root: Path, experiment: Experiment) -> dict[str, Tuned]:
@@ -51,6 +51,9 @@ def choose(trial: Trial, seeds: Sequence[int], jobs: Sequence[Job], metric: str 
         seeds: seeds of the tuning runs.
         jobs: the tuning jobs of the trial; none if the trial has a single candidate.
         metric: metric of the experiment; None: the main metric of the runs, else val_accuracy, else val_loss.
+
+    Raises:
+        UserError: it is unknown whether higher or lower values of the metric are better.
     """
     if len(trial.candidates) == 1:
         values = trial.candidates[0].values
@@ -67,7 +70,7 @@ def choose(trial: Trial, seeds: Sequence[int], jobs: Sequence[Job], metric: str 
             tried.append(Tried(candidate.values, None, None))
             continue
         ended = [record for record in records[candidate.name] if record["status"] == "ok"]
-        scores = [found for record in ended if metric and (found := score(record, metric))]
+        scores = [found for record in ended if metric and (found := rank(record, metric))]
         complete = len(scores) == len(seeds)
         tried.append(Tried(candidate.values, fmean(each[2] for each in scores) if complete else None, len(scores)))
         if complete and (best is None or fmean(each[0] for each in scores) > best):

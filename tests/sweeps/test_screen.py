@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from litpeft.errors import UserError
 from litpeft.runs.record import new_record, write_record
 from litpeft.sweeps import progress_table
 from litpeft.sweeps.experiment import Experiment, Trial
 from litpeft.sweeps.folder import jobs_of
 from litpeft.sweeps.progress_table import SHOWN, Screen, score
+from litpeft.sweeps.tuning import choose
 
 
 @pytest.mark.parametrize(
@@ -166,11 +169,30 @@ def test_the_table_has_the_seconds_and_the_last_output_of_each_run(
         ({"energy_joules": 7.0}, "energy_joules", (-7, "energy_joules", 7)),
         ({"other_metrics": {"val_mine": 2.0}, "metric_directions": {"mine": "lower"}}, "val_mine", (-2, "val_mine", 2)),
         ({"other_metrics": {"val_mine": 2.0}, "metric_directions": {"mine": "higher"}}, "val_mine", (2, "val_mine", 2)),
+        ({"other_metrics": {"val_mine": 2.0}}, "val_mine", (None, "val_mine", 2)),
         ({"train_tokens_per_second": 7.0}, "train_tokens_per_second", (7, "train_tokens_per_second", 7)),
     ],
 )  # fmt: skip
 def test_the_score_of_a_run(record: dict[str, Any], metric: str | None, expected: Any) -> None:
     assert score(new_record() | record, metric) == expected
+
+
+def test_no_run_is_the_best_or_chosen_if_it_is_unknown_which_values_are_better(tmp_path: Path) -> None:
+    """The highest would be chosen of a metric of which the lowest is best, such as a distance."""
+    values = {"rate": 1.0}
+    trial = Trial(
+        "t", "t", {}, (), candidates=(Trial("c", "c", {}, (), (), values), Trial("d", "d", {}, (), (), {"rate": 2.0}))
+    )
+    record = new_record() | {"status": "ok", "wall_seconds": 1.0, "other_metrics": {"val_mine": 2.0}}
+    screen = Screen(jobs_of(tmp_path, Experiment("mine", {}, [trial], [0], {})), "val_mine")
+    screen._set(screen.jobs[0], "ok", record)
+    assert screen.best() == ""
+    assert "val_mine 2.0000" in screen._score(screen.jobs[0])
+    jobs = [SimpleNamespace(trial=candidate, record=lambda: record) for candidate in trial.candidates]
+    with pytest.raises(UserError, match="metric val_mine: it is unknown whether higher or lower values are better"):
+        choose(trial, [1000], jobs, "val_mine")
+    record["metric_directions"] = {"mine": "lower"}
+    assert choose(trial, [1000], jobs, "val_mine").chosen == values
 
 
 @pytest.mark.parametrize("early", [1, 2, 3])

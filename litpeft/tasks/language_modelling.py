@@ -134,7 +134,7 @@ class LanguageModelling(FineTuner):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the sum over tokens; `scale_gradients` divides by the effective batch's number of tokens."""
-        if batch_idx % self.trainer.accumulate_grad_batches == 0:  # an interrupted run may have left some
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._tokens, self._batches = 0, 0.0
         total, tokens = self.token_loss(batch)
         self._tokens = self._tokens + self.log_train_loss(total.detach() / max(1, tokens), tokens)
@@ -150,7 +150,6 @@ class LanguageModelling(FineTuner):
         gradients = [p.grad for p in trainable(self.backbone).values() if p.grad is not None]
         weight = self._batches / self.trainer.accumulate_grad_batches if mean_rows(self.trainer) else 1.0
         torch._foreach_div_(gradients, float(max(1, self._tokens) / weight))
-        self._tokens, self._batches = 0, 0.0
 
     def token_counts(self, batch: Batch) -> dict[str, Tensor | int]:
         with_loss = (batch["labels"] != IGNORED).sum()

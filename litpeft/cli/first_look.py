@@ -89,6 +89,8 @@ def look(verb: str, arguments: Sequence[str]) -> None:
         for option, value in options:
             _check_option(option, value, classes, known)
     _check_files(verb, options)
+    if verb == "fit":
+        _check_required(options, classes, known)
 
 
 def _classes(options: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
@@ -150,3 +152,21 @@ def _check_files(verb: str, options: Sequence[tuple[str, str]]) -> None:
         is_name = Path(value).suffix and ":" not in value and not glob.has_magic(value)  # not demo:..., not part-*.csv
         if option in files and is_name and not os.path.exists(os.path.expanduser(value)):
             raise UserError(f"{option} {value}: No such file or directory.")
+
+
+def _check_required(
+    options: Sequence[tuple[str, str]], classes: Mapping[str, set[str]], known: Mapping[str, Any] | None
+) -> None:
+    """Refuse a fit without a task, a data set, or the model of a task of litpeft; a resumed run has them."""
+    names = {option for option, _ in options}
+    contents = [read_yaml(value) for option, value in options if option == "config"]
+    if names & {"resume", "print_config"} or any("." in key or key == "axes" for each in contents for key in each):
+        return  # an experiment, too, is left to the parser
+    if missing := [f"--{path}" for path in ("data", "model") if not classes[path]]:
+        raise UserError(f"required: {', '.join(missing)}.")
+    models = [content["model"] for content in contents if isinstance(content.get("model"), Mapping)]
+    given = {key for model in models for key in (*model, *(model.get("init_args") or ()))}
+    ours = known["classes"]["model"] if known else {}
+    given |= {name.rpartition(".")[2] for name in names if name.startswith("model.")}
+    if all("model_name" in ours.get(each, ()) for each in classes["model"]) and "model_name" not in given:
+        raise UserError("required: --model.model_name.")

@@ -26,6 +26,8 @@ CASES = [
     ["fit", "--config=sst2", "--config", "no/such.yaml"],
     ["predict", "--run_dir", "nowhere"],
     ["test", "--run_dir=nowhere"],
+    ["fit"],
+    ["fit", "--config", "sst2", "--trainer.max_steps", "3"],
 ]
 LORA = ["fit", "--config", "base", "--config", "sst2", "--config", "lora"]
 WITH_KNOWN_OPTIONS = [  # refused early once an earlier command has kept the options
@@ -61,8 +63,9 @@ def test_mistakes_are_refused_without_torch_in_the_words_of_the_parser(
 
 
 def before_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `look` find torch not yet imported; removing it would let a library import a second one."""
+    """Let `look` find torch not yet imported, and ask for no task; removing torch would let a library import it again."""
     monkeypatch.setattr("litpeft.cli.first_look.sys", SimpleNamespace(modules={}))
+    monkeypatch.setattr("litpeft.cli.first_look._check_required", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +85,32 @@ def test_options_of_classes_are_refused_without_torch_in_the_words_of_the_parser
     test_mistakes_are_refused_without_torch_in_the_words_of_the_parser(
         [*arguments, "--model.model_name", tiny_model], capsys
     )
+
+
+@pytest.mark.parametrize("words", [["--model", "SequenceClassification", "--data", "SST2"], ["--config", "demo"]])
+def test_a_missing_model_is_asked_for_without_torch(
+    words: list[str], kept: dict[str, Any], capsys: pytest.CaptureFixture
+) -> None:
+    test_mistakes_are_refused_without_torch_in_the_words_of_the_parser(["fit", *words], capsys)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--model", "mine.Task", "--data", "SST2"],  # a user's own task may need no name
+        ["--model", "SequenceClassification", "--data", "SST2", "--model.init_args.model_name", "x"],
+        ["--config", "demo", "--model.model_name=x"],
+        ["--run_dir", "x", "--resume"],
+        ["--config", "optimizers"],  # an experiment
+        ["--print_config"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_asked_for_that_may_be_there(
+    words: list[str], kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("litpeft.cli.first_look.sys", SimpleNamespace(modules={}))
+    look("fit", words)
 
 
 def test_every_option_that_the_parser_takes_is_taken(kept: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

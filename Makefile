@@ -27,6 +27,7 @@ $(VENV)/docs-ready: pyproject.toml | $(VENV)/ready
 docs: $(VENV)/docs-ready  ## build the documentation into site/, with the reference made from the code
 	NO_MKDOCS_2_WARNING=1 OMP_NUM_THREADS=1 $(BIN)/mkdocs build --quiet --strict && echo site/index.html
 
+# three processes, also on two cores: for a quarter of their time the tests wait for processes that they start
 # --dist worksteal: tests that share a fixture stay in one process, and none waits for the other at the end
 test: setup  ## run all tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not whole"

@@ -70,11 +70,12 @@ def look(verb: str, arguments: Sequence[str]) -> None:
         return
     # with a configuration only the parser can judge
     needs_run = verb in ("validate", "test", "predict") and not {"--config", "-c", "--model"} & set(names)
+    contents = []  # of the configurations
     for place, (word, name) in enumerate(zip(words, names, strict=True)):
         value = word.partition("=")[2] if "=" in word else next(iter(words[place + 1 : place + 2]), "")
         if name in ("--config", "-c") and not value.startswith(("{", "--")):
             find_config(value)
-            read_yaml(value)
+            contents.append(read_yaml(value))
         elif name == "--run_dir" and needs_run and not value.startswith("--"):
             saved_config(Path(value))
     for word, name in zip(words, names, strict=True) if verb not in PLANNING.values() else ():
@@ -84,17 +85,17 @@ def look(verb: str, arguments: Sequence[str]) -> None:
     options = typed_options(words)
     if any(value.startswith("{") for _, value in options):
         return  # classes may be named inside
-    classes = _classes(options)
+    classes = _classes(options, contents)
     if (known := known_options.load(verb)) is not None:
         for option, value in options:
             _check_option(option, value, classes, known)
     _check_files(verb, options)
     if verb == "fit":
-        _check_required(options, classes, known)
+        _check_required(options, contents, classes, known)
 
 
-def _classes(options: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
-    """Return the names of all classes that the options and their configurations give to each option that names one."""
+def _classes(options: Sequence[tuple[str, str]], contents: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Return the names of all classes that the options and the configurations give to each option that names one."""
     found = {path: set[str]() for path in NAMING}
 
     def add(path: str, named: Any) -> None:
@@ -105,15 +106,14 @@ def _classes(options: Sequence[tuple[str, str]]) -> dict[str, set[str]]:
     for option, value in options:
         if option.removesuffix(".class_path") in found:
             add(option.removesuffix(".class_path"), value)
-        elif option in ("config", "run_dir"):
-            file = value if option == "config" else str(Path(value) / CONFIG)
-            content = read_yaml(file) if option == "config" or Path(file).is_file() else {}
-            for path in ("model", "data"):
-                add(path, content.get(path))
-            model = content.get("model")
-            settings = model.get("init_args") if isinstance(model, Mapping) else None
-            for part in ("adapter", "scheduler"):
-                add(f"model.{part}", settings.get(part) if isinstance(settings, Mapping) else None)
+    files = [Path(value, CONFIG) for option, value in options if option == "run_dir"]
+    for content in (*contents, *(read_yaml(str(file)) for file in files if file.is_file())):
+        for path in ("model", "data"):
+            add(path, content.get(path))
+        model = content.get("model")
+        settings = model.get("init_args") if isinstance(model, Mapping) else None
+        for part in ("adapter", "scheduler"):
+            add(f"model.{part}", settings.get(part) if isinstance(settings, Mapping) else None)
     return found
 
 
@@ -155,11 +155,13 @@ def _check_files(verb: str, options: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_required(
-    options: Sequence[tuple[str, str]], classes: Mapping[str, set[str]], known: Mapping[str, Any] | None
+    options: Sequence[tuple[str, str]],
+    contents: Sequence[Mapping[str, Any]],
+    classes: Mapping[str, set[str]],
+    known: Mapping[str, Any] | None,
 ) -> None:
     """Refuse a fit without a task, a data set, or the model of a task of litpeft; a resumed run has them."""
     names = {option for option, _ in options}
-    contents = [read_yaml(value) for option, value in options if option == "config"]
     if names & {"resume", "print_config"} or any("." in key or key == "axes" for each in contents for key in each):
         return  # an experiment, too, is left to the parser
     if missing := [f"--{path}" for path in ("data", "model") if not classes[path]]:

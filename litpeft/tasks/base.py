@@ -131,7 +131,8 @@ class FineTuner(DataOfTask, L.LightningModule):
         """Build the backbone; Lightning calls this when data and device are known."""
         strategy = self.trainer.strategy
         check_dtype(self.dtype_name, device := strategy.root_device, self.kernels != "none" and not self.compile_blocks)
-        self.train_loss, fits = (TrainLoss(), True) if self.trainer.state.fn == "fit" else (self.train_loss, False)
+        if fits := self.trainer.state.fn == "fit":
+            self.train_loss = TrainLoss()  # that of an earlier run, which failed, may hold a NaN
         if self.dtype_name == "fp16" and fits and not isinstance(strategy.precision_plugin, LossScaling):
             strategy.precision_plugin = LossScaling(device.type, self.first_loss_scale)
         if self.backbone is None:
@@ -155,8 +156,7 @@ class FineTuner(DataOfTask, L.LightningModule):
         start = time.perf_counter()
         use_tf32(self.tf32, device)
         with torch.device("cpu" if weights else "meta"):
-            # base weights that train are read in fp32, not rounded to bf16 first
-            dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype
+            dtype = torch.float32 if self.adapter.trains_base else self.compute_dtype  # not rounded to bf16 first
             options = self.adapter.loading(device if weights else torch.device("meta"))
             model, head, new = self.load(data, dtype, **options)
             model = self.adapter.apply(model, head, new)

@@ -20,6 +20,7 @@ from litpeft.runs.record import read_record
 from tests.conftest import write_sentences
 from tests.forking import litpeft
 from tests.resuming import differences, run
+from tests.sampling import quick
 from tests.torture import CASES, Torture
 from tests.watching import check_extension
 
@@ -43,9 +44,7 @@ ALSO = (
 )
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=pytest.mark.whole if case in ALSO else ()) for case in CASES]
-)
+@pytest.mark.parametrize("case", quick(list(CASES), CASES.keys() - set(ALSO)))
 def test_a_run_killed_twice_resumes_bit_identically(work: Torture, case: str) -> None:
     """Compare weights, optimizer, schedule, random state, record and curves; `make torture` kills at random points."""
     work.run_reference(case, times=1)

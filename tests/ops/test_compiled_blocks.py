@@ -15,6 +15,7 @@ from litpeft.adapters.functional import adapted_linear
 from litpeft.ops.attention import use_lean_attention
 from litpeft.ops.compiled_blocks import compile_blocks
 from litpeft.ops.dropout import use_lean_dropout
+from tests.sampling import quick
 
 STRATEGIES: dict[str, type[Adapter]] = {"full": Full, "lora": LoRA, "dora": DoRA, "qlora": QLoRA, "qdora": QDoRA}
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -53,9 +54,7 @@ CASES = [("full", 0.1), ("dora", 0.1), ("qdora", 0.1), ("lora", 0.0)]  # DoRA co
 REST = [(strategy, dropout) for strategy in STRATEGIES for dropout in (0.0, 0.1) if (strategy, dropout) not in CASES]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "dropout"), [*CASES, *(pytest.param(*case, marks=pytest.mark.whole) for case in REST)]
-)
+@pytest.mark.parametrize(("strategy", "dropout"), quick([*CASES, *REST], CASES))
 def test_no_block_breaks_the_graph_or_compiles_again(strategy: str, dropout: float) -> None:
     model = llama(strategy, dropout)
     compile_blocks(model, backend="eager")
